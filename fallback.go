@@ -1,0 +1,254 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// A breaker whose storage is away goes on by itself: the same state machine on
+// its own record. What the storage is to hear later is kept. When the storage
+// is back it hears that first, and then its record counts again.
+
+// maxUnsent bounds what is kept for the storage: one report, and the ends of
+// trials that the storage knows of.
+const maxUnsent = 16
+
+// send makes a change that must not be lost. The storage may not answer: then
+// the change counts for this process, and is kept for the storage.
+func (b *Breaker) send(c Change) {
+	a := b.ask(context.Background(), c)
+	b.mu.Lock()
+	if a.err == nil {
+		b.adoptLocked(a.record)
+		b.mu.Unlock()
+		return
+	}
+	b.keep(c)
+	if b.decidesItself() {
+		b.applyOwn(c)
+	}
+	b.mu.Unlock()
+	b.failed(a.err)
+}
+
+// exchange makes a change, in the storage or, while that is away, on the
+// breaker's own record.
+func (b *Breaker) exchange(ctx context.Context, c Change) (Record, Verdict) {
+	b.mu.Lock()
+	detached := b.detached()
+	b.mu.Unlock()
+	if !detached {
+		a := b.ask(ctx, c)
+		if a.err == nil {
+			b.adopt(a.record)
+			return a.record, a.verdict
+		}
+		b.failed(a.err)
+	}
+	defer b.tell()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.decidesItself() {
+		return b.record, VerdictRefused
+	}
+	return b.applyOwn(c)
+}
+
+// decidesItself reports whether the breaker's own record counts while the
+// storage is away. b.mu is held.
+func (b *Breaker) decidesItself() bool {
+	return b.stopped || b.config.Fallback == FallbackLocal
+}
+
+func (b *Breaker) keep(c Change) {
+	if len(b.unsent) < maxUnsent {
+		b.unsent = append(b.unsent, c)
+	}
+}
+
+// applyOwn makes the change on the breaker's own record. b.mu is held.
+func (b *Breaker) applyOwn(c Change) (Record, Verdict) {
+	before := b.record
+	if c.Kind == ChangeReport && before.Generation > b.known && c.Seen.Generation == b.known {
+		c.Seen.Generation = before.Generation
+	}
+	record, verdict := before.Apply(c, time.Now())
+	if verdict == VerdictRefused {
+		return record, verdict
+	}
+	b.record = record
+	switch {
+	case record.State == StateOpen && before.State == StateClosed:
+		b.supersede(row{failures: b.config.FailMax})
+	case record.State == StateClosed && before.State != StateClosed:
+		b.supersede(row{cleared: true})
+		b.cause = nil
+	}
+	b.refresh()
+	return record, verdict
+}
+
+// supersede replaces what the storage is yet to hear of outcomes by what they
+// came to.
+func (b *Breaker) supersede(r row) {
+	b.pending = r
+	kept := b.unsent[:0]
+	for _, c := range b.unsent {
+		if c.Kind != ChangeReport {
+			kept = append(kept, c)
+		}
+	}
+	b.unsent = kept
+}
+
+// ask has the storage make the change, within StorageTimeout. A trial that is
+// granted too late is given back.
+func (b *Breaker) ask(ctx context.Context, c Change) answer {
+	return b.request(ctx, func(ctx context.Context) answer {
+		record, verdict, err := b.storage.Apply(ctx, b.name, c)
+		return answer{record, verdict, err}
+	}, func(a answer) {
+		if c.Kind == ChangeAcquire && a.err == nil && a.verdict != VerdictRefused {
+			back := Change{
+				Kind: ChangeSettle, Token: c.Token, Outcome: OutcomeIgnored, Limits: c.Limits,
+				Seen: Seen{State: StateHalfOpen, Generation: a.record.Generation},
+			}
+			_, _, _ = b.storage.Apply(context.WithoutCancel(ctx), b.name, back)
+		}
+	})
+}
+
+// load reads the record from the storage, within StorageTimeout.
+func (b *Breaker) load(ctx context.Context) answer {
+	return b.request(ctx, func(ctx context.Context) answer {
+		record, err := b.storage.Load(ctx, b.name)
+		return answer{record: record, err: err}
+	}, nil)
+}
+
+func (b *Breaker) request(ctx context.Context, request func(context.Context) answer, late func(answer)) answer {
+	if b.local() {
+		return request(ctx)
+	}
+	return b.guard.ask(ctx, b.settings().StorageTimeout, request, late)
+}
+
+// local reports whether the storage is this process's memory: it answers at
+// once, and never fails.
+func (b *Breaker) local() bool {
+	_, ok := b.storage.(*MemoryStorage)
+	return ok
+}
+
+// failed tells the guard whose trouble it is that the storage has failed.
+func (b *Breaker) failed(err error) { b.guardFor(err).fail(b, err) }
+
+// guardFor returns the storage's guard or, for a record that cannot be read,
+// the circuit's own.
+func (b *Breaker) guardFor(err error) *guard {
+	var unreadable *RecordError
+	if !errors.As(err, &unreadable) {
+		return b.guard
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.recordGuard == nil {
+		b.recordGuard = newGuard()
+		b.recordGuard.join(b)
+	}
+	return b.recordGuard
+}
+
+// detach begins a spell on the breaker's own.
+func (b *Breaker) detach(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.detached() {
+		return
+	}
+	b.away = err
+	b.events.add(storageError(b, err))
+	if b.pending != (row{}) && b.decidesItself() {
+		b.applyOwn(b.reportOf(b.pending))
+	}
+	b.refresh()
+}
+
+// reattach ends it, if the storage answers: it hears what it has missed, and
+// its record counts again. The guard that knocks is told whether the trouble
+// that it stands for is over.
+func (b *Breaker) reattach(g *guard) error {
+	b.reattaching.Lock()
+	defer b.reattaching.Unlock()
+	for {
+		b.mu.Lock()
+		if b.away == nil || b.stopped {
+			b.mu.Unlock()
+			return nil
+		}
+		c, closed := b.nextUnsent()
+		b.mu.Unlock()
+		a := b.meet(c, closed)
+		if a.err != nil {
+			if other := b.guardFor(a.err); other != g {
+				other.fail(b, a.err)
+				return nil
+			}
+			return a.err
+		}
+		if b.attach(a.record, c) {
+			b.tell()
+			return nil
+		}
+	}
+}
+
+// nextUnsent returns the next change that the storage is to hear: of the kind
+// ChangeSync when it has heard all. b.mu is held.
+func (b *Breaker) nextUnsent() (c Change, closed bool) {
+	if len(b.unsent) == 0 && b.pending != (row{}) {
+		c := b.reportOf(b.pending)
+		switch b.record.State {
+		case StateOpen:
+			c.Limits.ResetTimeout = max(time.Until(b.record.DueAt), time.Millisecond)
+		case StateHalfOpen:
+			c.Limits.ResetTimeout = time.Millisecond
+		}
+		b.pending = row{}
+		b.keep(c)
+	}
+	if len(b.unsent) > 0 {
+		return b.unsent[0], false
+	}
+	return b.change(ChangeSync), b.record.State == StateClosed
+}
+
+// meet tells the storage the change. A closed circuit without news has nothing
+// to tell.
+func (b *Breaker) meet(c Change, closed bool) answer {
+	if c.Kind == ChangeSync && closed {
+		return b.load(context.Background())
+	}
+	return b.ask(context.Background(), c)
+}
+
+// attach notes that the storage has heard the change and, if it was the last,
+// makes its record the breaker's own.
+func (b *Breaker) attach(r Record, told Change) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.unsent) > 0 && b.unsent[0].Token == told.Token {
+		b.unsent = b.unsent[1:]
+	}
+	if len(b.unsent) > 0 || b.pending != (row{}) {
+		return false
+	}
+	if b.away == nil || b.stopped {
+		return true
+	}
+	b.away = nil
+	b.replace(r)
+	b.events.add(storageError(b, nil))
+	return true
+}

@@ -1,0 +1,215 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// guard stands between breakers and a storage that may be away: it bounds how
+// long a call waits and how many goroutines wait behind the storage, and it is
+// the one who knocks while the storage is away, for all breakers together.
+//
+// There is one guard a storage. A circuit whose record cannot be read has
+// another of its own, because its trouble is not the other circuits'.
+type guard struct {
+	slots chan struct{} // one for each goroutine that waits behind the storage
+
+	mu       sync.Mutex
+	members  map[*Breaker]struct{}
+	away     error       // why the storage is away; nil while it is not
+	knocks   int         // since it went away, or since it was last back for long
+	backAt   time.Time   // when it last came back
+	knocker  *Breaker    // the one whose request failed: it knows how to tell that this works again
+	knocking *time.Timer // the next knock
+}
+
+const (
+	guardSlots = 32                    // goroutines that may hang behind a storage that hangs
+	firstKnock = 50 * time.Millisecond // the pause before the first knock; it doubles
+	lastKnock  = time.Second           // the longest pause
+	calmAfter  = 10 * time.Second      // a storage that has been back for so long starts over
+)
+
+var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
+
+func newGuard() *guard {
+	return &guard{slots: make(chan struct{}, guardSlots), members: make(map[*Breaker]struct{})}
+}
+
+// guardOf returns the guard that the users of a storage share: the storage's
+// own where it has one.
+func guardOf(s Storage) *guard {
+	if owner, ok := s.(interface{ storageGuard() *guard }); ok {
+		return owner.storageGuard()
+	}
+	return newGuard()
+}
+
+// answer is what a storage says.
+type answer struct {
+	record  Record
+	verdict Verdict
+	err     error
+}
+
+// ask runs a request aside and waits for it for at most the budget, or until
+// ctx is done: neither need stop the request. An answer that nobody waits for
+// any more goes to late, if there is one.
+func (g *guard) ask(ctx context.Context, budget time.Duration, request func(context.Context) answer, late func(answer)) answer {
+	timer := time.NewTimer(budget)
+	defer timer.Stop()
+	select {
+	case g.slots <- struct{}{}:
+	case <-timer.C:
+		return answer{err: errStorageTimeout}
+	case <-ctx.Done():
+		return answer{err: ctx.Err()}
+	}
+	var settled atomic.Bool // by whoever comes first, the answer or the end of the wait
+	answered := make(chan answer, 1)
+	go func() {
+		defer func() { <-g.slots }()
+		aside, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
+		defer cancel()
+		a := protectedRequest(aside, request)
+		if settled.CompareAndSwap(false, true) {
+			answered <- a
+		} else if late != nil {
+			late(a)
+		}
+	}()
+	err := errStorageTimeout
+	select {
+	case a := <-answered:
+		return a
+	case <-timer.C:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if settled.CompareAndSwap(false, true) {
+		return answer{err: err}
+	}
+	return <-answered
+}
+
+// protectedRequest makes a storage that panics one that fails: the panic would
+// be on a goroutine where no caller could recover it.
+func protectedRequest(ctx context.Context, request func(context.Context) answer) (a answer) {
+	defer func() {
+		if r := recover(); r != nil {
+			a = answer{err: fmt.Errorf("infuse: the storage panicked: %v", r)}
+		}
+	}()
+	return request(ctx)
+}
+
+// join makes b one whom the guard knocks for. It returns why the storage is
+// away, if it is.
+func (g *guard) join(b *Breaker) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.members[b] = struct{}{}
+	return g.away
+}
+
+func (g *guard) leave(b *Breaker) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.members, b)
+	if len(g.members) == 0 {
+		g.away = nil
+		if g.knocking != nil {
+			g.knocking.Stop()
+		}
+		return
+	}
+	if g.knocker == b {
+		for g.knocker = range g.members {
+			break
+		}
+	}
+}
+
+// fail tells the guard that b's request failed: every member goes on by itself
+// until a knock is answered. The lock is held while they are detached, so that
+// no knock can be answered in between.
+func (g *guard) fail(b *Breaker, err error) {
+	g.mu.Lock()
+	var others []*Breaker
+	if _, joined := g.members[b]; joined {
+		if g.away == nil {
+			if time.Since(g.backAt) > calmAfter {
+				g.knocks = 0
+			}
+			g.away, g.knocker = err, b
+			g.scheduleKnock()
+			others = g.others(b)
+		}
+		b.detach(err)
+	}
+	for _, other := range others {
+		other.detach(err)
+	}
+	g.mu.Unlock()
+	b.tell()
+	go func() {
+		for _, other := range others {
+			other.tell()
+		}
+	}()
+}
+
+// others returns the members but b.
+func (g *guard) others(b *Breaker) []*Breaker {
+	members := make([]*Breaker, 0, len(g.members))
+	for m := range g.members {
+		if m != b {
+			members = append(members, m)
+		}
+	}
+	return members
+}
+
+func (g *guard) scheduleKnock() {
+	pause := min(firstKnock<<min(g.knocks, 10), lastKnock)
+	g.knocks++
+	g.knocking = time.AfterFunc(jittered(pause), g.knock)
+}
+
+// knock asks again for what failed. When that works, every member meets the
+// storage again, one after the other.
+func (g *guard) knock() {
+	g.mu.Lock()
+	knocker := g.knocker
+	if g.away == nil {
+		g.mu.Unlock()
+		return
+	}
+	g.mu.Unlock()
+
+	err := knocker.reattach(g)
+
+	g.mu.Lock()
+	if g.away == nil {
+		g.mu.Unlock()
+		return
+	}
+	if err != nil {
+		g.scheduleKnock()
+		g.mu.Unlock()
+		return
+	}
+	g.away, g.backAt = nil, time.Now()
+	members := g.others(knocker)
+	g.mu.Unlock()
+	for _, m := range members {
+		if err := m.reattach(g); err != nil {
+			g.fail(m, err)
+			return
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package infuse
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// admission is what a call was let in by.
+type admission struct {
+	view       *view
+	generation int64
+	trial      string // the trial's ID; empty for a call in a closed circuit
+}
+
+// admit decides on a call for which the view says more than yes.
+func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
+	v := b.view.Load()
+	if v.settings.Strict {
+		v = b.read(ctx)
+	}
+	a, rejected := admission{view: v, generation: v.generation}, (*OpenError)(nil)
+	switch v.admits {
+	case admitsNone:
+		rejected = &v.rejection
+	case admitsAsker:
+		a, rejected = b.askForTrial(ctx)
+	}
+	if rejected != nil {
+		v.settings.tellRejected(ctx, b, rejected)
+		return a, rejected
+	}
+	v.settings.tellBeforeCall(ctx, b)
+	return a, nil
+}
+
+// read brings the view up to date from the storage: for Config.Strict.
+func (b *Breaker) read(ctx context.Context) *view {
+	b.mu.Lock()
+	detached := b.detached()
+	b.mu.Unlock()
+	if detached {
+		return b.view.Load()
+	}
+	a := b.load(context.WithoutCancel(ctx))
+	if a.err != nil {
+		b.failed(a.err)
+	} else {
+		b.adopt(a.record)
+	}
+	return b.view.Load()
+}
+
+// askForTrial asks the storage for a trial. One call of the process asks at a
+// time; the others are rejected.
+func (b *Breaker) askForTrial(ctx context.Context) (admission, *OpenError) {
+	if !b.asking.CompareAndSwap(false, true) {
+		return admission{}, &b.view.Load().rejection
+	}
+	defer b.asking.Store(false)
+	if v := b.view.Load(); v.admits != admitsAsker { // another has asked meanwhile
+		return b.admitted(v)
+	}
+	b.mu.Lock()
+	c := b.change(ChangeAcquire)
+	b.mu.Unlock()
+	c.Token = b.tokens.next()
+	record, verdict := b.exchange(context.WithoutCancel(ctx), c)
+	v := b.view.Load()
+	if verdict != VerdictRefused {
+		return admission{view: v, generation: record.Generation, trial: c.Token}, nil
+	}
+	return b.admitted(v)
+}
+
+// admitted admits to a closed circuit, and rejects from any other.
+func (b *Breaker) admitted(v *view) (admission, *OpenError) {
+	if v.admits == admitsAll {
+		return admission{view: v, generation: v.generation}, nil
+	}
+	return admission{}, &v.rejection
+}
+
+// finish classifies the error of an admitted call, and counts its outcome.
+func (b *Breaker) finish(ctx context.Context, a admission, err error) {
+	if err == nil && b.isQuiet(a.view) {
+		return
+	}
+	b.settle(ctx, a, result{outcome: b.classify(ctx, a, err), err: err})
+}
+
+// isQuiet reports whether a success of a call that v admitted is nobody's news.
+func (b *Breaker) isQuiet(v *view) bool { return v.fast && b.view.Load() == v }
+
+func (b *Breaker) classify(ctx context.Context, a admission, err error) Outcome {
+	returned := false
+	defer func() {
+		if !returned {
+			b.unwound(ctx, a, recover())
+		}
+	}()
+	outcome := a.view.settings.classify(ctx, b.name, err)
+	returned = true
+	return outcome
+}
+
+// result is how an admitted call ended.
+type result struct {
+	outcome Outcome
+	err     error         // of a failure
+	openFor time.Duration // if it opens the circuit: at least so long, as the service has asked (Retry-After)
+}
+
+// settle counts the result of an admitted call.
+func (b *Breaker) settle(ctx context.Context, a admission, r result) {
+	a.view.settings.tellOutcome(ctx, b, r)
+	if a.trial != "" {
+		b.settleTrial(a, r)
+	} else if r.outcome != OutcomeIgnored {
+		b.report(a.generation, r)
+	}
+}
+
+// unwound settles a call that did not return. The panic goes on with the stack
+// of where it began: it is still below this one.
+func (b *Breaker) unwound(ctx context.Context, a admission, panicked any) {
+	if panicked == nil { // runtime.Goexit
+		b.settle(ctx, a, result{outcome: OutcomeIgnored})
+		return
+	}
+	b.settle(ctx, a, result{outcome: OutcomeFailure, err: panicError{panicked}})
+	panic(panicked)
+}
+
+// settleTrial ends a trial, in the storage or, while that is away, in the
+// breaker's own record, and then the storage hears of it later.
+func (b *Breaker) settleTrial(a admission, r result) {
+	reason := r.cause()
+	b.mu.Lock()
+	if a.generation != b.record.Generation {
+		b.mu.Unlock()
+		return // the circuit has moved on
+	}
+	if reason != nil {
+		b.cause = reason
+	}
+	c := b.change(ChangeSettle)
+	c.Seen = Seen{State: StateHalfOpen, Generation: a.generation}
+	c.Token, c.Outcome = a.trial, r.outcome
+	c.Limits.ResetTimeout = max(c.Limits.ResetTimeout, r.openFor)
+	detached := b.detached()
+	if detached {
+		if a.generation == b.known {
+			b.keep(c)
+		}
+		if b.decidesItself() {
+			b.applyOwn(c)
+		}
+	}
+	b.mu.Unlock()
+	if !detached {
+		b.send(c)
+	}
+	b.tell()
+}
+
+// Permit is the right to make one call, from Acquire. It is a value: copies
+// are the same permit. The zero Permit is settled.
+type Permit struct {
+	breaker   *Breaker
+	ctx       context.Context
+	admission admission
+	ticket    *ticket
+	number    uint64
+}
+
+// ticket settles a permit once without an allocation for each: it is used
+// again for the next permit, under the next number.
+type ticket struct{ number atomic.Uint64 }
+
+var tickets = sync.Pool{New: func() any { return new(ticket) }}
+
+// Acquire is the first half of Call, for a call that a func cannot hold. Every
+// permit is to be settled with Done, when the call has ended; one that is not
+// frees itself: in a closed circuit at once, a trial after
+// Config.TrialTimeout. The error is an *OpenError.
+//
+// ctx is the call's: Done classifies by it.
+func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
+	v := b.view.Load()
+	a := admission{view: v, generation: v.generation}
+	if !v.fast {
+		var rejected *OpenError
+		if a, rejected = b.admit(ctx); rejected != nil {
+			return Permit{}, rejected
+		}
+	}
+	t := tickets.Get().(*ticket)
+	return Permit{breaker: b, ctx: ctx, admission: a, ticket: t, number: t.number.Load()}, nil
+}
+
+// Done classifies the call's error and counts its outcome; a failure before
+// it returns, as Call. Later calls of Done do nothing.
+func (p Permit) Done(err error) {
+	if p.ticket == nil || !p.ticket.number.CompareAndSwap(p.number, p.number+1) {
+		return
+	}
+	tickets.Put(p.ticket)
+	p.breaker.finish(p.ctx, p.admission, err)
+}

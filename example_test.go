@@ -1,0 +1,116 @@
+package infuse_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"time"
+
+	"github.com/infuse-go/infuse"
+	"github.com/redis/go-redis/v9"
+)
+
+// A sick server is called until the circuit opens, and then not any more.
+func Example() {
+	calls := 0
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		calls++
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	defer sick.Close()
+
+	client := &http.Client{Transport: &infuse.Transport{}}
+	for range 100 {
+		response, err := client.Get(sick.URL)
+		if errors.Is(err, infuse.ErrOpen) {
+			continue // failed before it was sent
+		}
+		if err == nil {
+			response.Body.Close()
+		}
+	}
+	fmt.Println("calls that reached the server:", calls)
+	// Output: calls that reached the server: 5
+}
+
+// A fleet shares its circuits through Redis.
+func ExampleNewRedisStorage() {
+	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
+	defer storage.Close()
+
+	breakers, err := infuse.NewGroup(infuse.Config{Storage: storage, ResetTimeout: 10 * time.Second})
+	if err != nil {
+		panic(err)
+	}
+	defer breakers.Stop()
+	_ = &http.Client{Transport: &infuse.Transport{Breakers: breakers}}
+}
+
+func ExampleBreaker_Call() {
+	breaker, err := infuse.New("inventory", infuse.Config{FailMax: 2})
+	if err != nil {
+		panic(err)
+	}
+	defer breaker.Stop()
+
+	sick := errors.New("inventory is sick")
+	for range 3 {
+		err := breaker.Call(context.Background(), func(context.Context) error { return sick })
+		fmt.Println(err == sick, errors.Is(err, infuse.ErrOpen), breaker.State())
+	}
+	// Output:
+	// true false closed
+	// true false open
+	// false true open
+}
+
+func ExampleDo() {
+	breaker, err := infuse.New("inventory", infuse.Config{})
+	if err != nil {
+		panic(err)
+	}
+	defer breaker.Stop()
+
+	stock, err := infuse.Do(context.Background(), breaker, func(context.Context) (int, error) {
+		return 42, nil
+	})
+	fmt.Println(stock, err)
+	// Output: 42 <nil>
+}
+
+// A call that a func cannot hold, such as a stream, has two ends.
+func ExampleBreaker_Acquire() {
+	breaker, err := infuse.New("inventory", infuse.Config{})
+	if err != nil {
+		panic(err)
+	}
+	defer breaker.Stop()
+
+	permit, err := breaker.Acquire(context.Background())
+	if err != nil {
+		fmt.Println("rejected:", err)
+		return
+	}
+	// … the stream runs, and ends …
+	permit.Done(nil)
+	fmt.Println(breaker.State())
+	// Output: closed
+}
+
+// A service that starts has its callers try it at once.
+func ExampleAnnounce() {
+	storage := infuse.NewMemoryStorage() // a RedisStorage, for a fleet
+	caller, err := infuse.New("inventory", infuse.Config{Storage: storage})
+	if err != nil {
+		panic(err)
+	}
+	defer caller.Stop()
+	_ = caller.Open(context.Background()) // the service was sick
+
+	_ = infuse.Announce(context.Background(), storage, "inventory", infuse.StateHalfOpen)
+	fmt.Println(caller.State())
+	// Output: half-open
+}

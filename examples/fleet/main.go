@@ -1,0 +1,222 @@
+// Fleet shows what the shared state is for: several processes (children of
+// this program) call one service through one circuit in Redis. The service
+// falls ill; the failures of all processes together open the circuit, and all
+// processes stop calling. When it is due, one of them runs one trial; then all
+// go on. The program checks that, and ends by itself in seconds.
+//
+//	go run ./examples/fleet                         # with a miniredis of its own
+//	go run ./examples/fleet -redis 127.0.0.1:6379   # with a real one
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/infuse-go/infuse"
+	"github.com/redis/go-redis/v9"
+)
+
+const processes = 5
+
+func main() {
+	addr := flag.String("redis", "", "the address of a Redis; a miniredis of the program's own if empty")
+	service := flag.String("service", "", "internal: run as a child that calls the service at this URL")
+	name := flag.String("name", "", "internal: the child's name")
+	flag.Parse()
+	run := func() error { return runFleet(*addr) }
+	if *service != "" {
+		run = func() error { return runChild(*name, *addr, *service) }
+	}
+	if err := run(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// runChild is one process of the fleet: it calls the service every 50 ms until
+// its standard input is closed.
+func runChild(name, redisAddr, service string) error {
+	client := redis.NewClient(&redis.Options{Addr: redisAddr})
+	defer client.Close()
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: "fleet:"})
+	defer storage.Close()
+	breaker, err := infuse.New("inventory", infuse.Config{
+		ResetTimeout: 1500 * time.Millisecond,
+		Storage:      storage,
+		Listeners: []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, from, to infuse.State) {
+			fmt.Printf("%s sees the circuit go from %s to %s\n", name, from, to)
+		}}},
+	})
+	if err != nil {
+		return err
+	}
+	defer breaker.Stop()
+
+	over := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(over)
+	}()
+	for {
+		select {
+		case <-over:
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+		err := breaker.Call(context.Background(), func(ctx context.Context) error {
+			if breaker.State() == infuse.StateHalfOpen {
+				fmt.Printf("%s runs the trial\n", name)
+			}
+			return get(ctx, service)
+		})
+		if err != nil && !errors.Is(err, infuse.ErrOpen) {
+			fmt.Printf("%s: %v\n", name, err)
+		}
+	}
+}
+
+func get(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= 500 {
+		return errors.New("the service says " + response.Status)
+	}
+	return nil
+}
+
+// runFleet starts the children and makes the service ill and well.
+func runFleet(redisAddr string) error {
+	if redisAddr == "" {
+		mini, err := miniredis.Run()
+		if err != nil {
+			return err
+		}
+		defer mini.Close()
+		redisAddr = mini.Addr()
+	}
+	var ill atomic.Bool
+	var calls, callsWhileIll atomic.Int64
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		calls.Add(1)
+		if ill.Load() {
+			callsWhileIll.Add(1)
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	defer service.Close()
+
+	stop, err := startChildren(redisAddr, service.URL)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := eventually(func() bool { return calls.Load() >= 4*processes }); err != nil {
+		return fmt.Errorf("the fleet did not start calling: %w", err)
+	}
+
+	say("the service falls ill")
+	ill.Store(true)
+	time.Sleep(time.Second)
+	say("%d calls have reached the ill service, of about %d without a breaker", callsWhileIll.Load(), 20*processes)
+
+	say("the service recovers; nobody knows until a trial finds out")
+	ill.Store(false)
+	before := calls.Load()
+	if err := eventually(func() bool { return calls.Load() >= before+4*processes }); err != nil {
+		return fmt.Errorf("the fleet did not go on after the service recovered: %w", err)
+	}
+	say("all go on")
+	return nil
+}
+
+func startChildren(redisAddr, service string) (stop func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	var ends []func()
+	stop = func() {
+		for _, end := range ends {
+			end()
+		}
+	}
+	for i := range processes {
+		end, err := startChild(exec.Command(self,
+			"-redis", redisAddr, "-service", service, "-name", fmt.Sprintf("process %d", i+1)))
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		ends = append(ends, end)
+	}
+	return stop, nil
+}
+
+// startChild starts a process of the fleet and prints its lines. end closes its
+// standard input, as the death of this program would.
+func startChild(child *exec.Cmd) (end func(), err error) {
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	child.Stderr = os.Stderr
+	if err := child.Start(); err != nil {
+		return nil, err
+	}
+	printed := make(chan struct{})
+	go func() {
+		defer close(printed)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			say("    %s", lines.Text())
+		}
+	}()
+	return func() {
+		stdin.Close()
+		<-printed
+		_ = child.Wait()
+	}, nil
+}
+
+// eventually waits for a condition, for ten seconds at most.
+func eventually(is func() bool) error {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if is() {
+			return nil
+		}
+	}
+	return errors.New("ten seconds have passed")
+}
+
+var (
+	start    = time.Now()
+	printing sync.Mutex
+)
+
+func say(format string, args ...any) {
+	printing.Lock()
+	defer printing.Unlock()
+	fmt.Printf("%5.2fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+}

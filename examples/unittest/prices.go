@@ -1,0 +1,46 @@
+// Package prices is an example of a service that can be tested without Redis:
+// it takes its breaker's storage from outside.
+package prices
+
+import (
+	"context"
+	"errors"
+
+	"github.com/infuse-go/infuse"
+)
+
+// ErrLater is returned while the price service is not to be asked.
+var ErrLater = errors.New("prices: not available now")
+
+// Lookup asks the price service.
+type Lookup func(ctx context.Context, item string) (cents int, err error)
+
+// Prices looks up prices, and spares a price service that is sick.
+type Prices struct {
+	lookup  Lookup
+	breaker *infuse.Breaker
+}
+
+// New returns Prices that keep their circuit in the storage: a RedisStorage in
+// production, a MemoryStorage in a unit test.
+func New(lookup Lookup, storage infuse.Storage) (*Prices, error) {
+	breaker, err := infuse.New("prices", infuse.Config{FailMax: 3, Storage: storage})
+	if err != nil {
+		return nil, err
+	}
+	return &Prices{lookup, breaker}, nil
+}
+
+// Price returns an item's price, or ErrLater.
+func (p *Prices) Price(ctx context.Context, item string) (cents int, err error) {
+	cents, err = infuse.Do(ctx, p.breaker, func(ctx context.Context) (int, error) {
+		return p.lookup(ctx, item)
+	})
+	if errors.Is(err, infuse.ErrOpen) {
+		return 0, ErrLater
+	}
+	return cents, err
+}
+
+// Stop lets go of the storage.
+func (p *Prices) Stop() { p.breaker.Stop() }

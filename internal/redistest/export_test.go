@@ -1,0 +1,10 @@
+package redistest
+
+// LaunchOn is Launch on a given port, with no second attempt on another.
+func LaunchOn(port int) (*Server, error) { return launchOn(port, nil) }
+
+// Port is the port that the server listens on.
+func (s *Server) Port() int { return s.port }
+
+// Dir is the directory that the server runs in.
+func (s *Server) Dir() string { return s.dir }

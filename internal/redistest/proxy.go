@@ -1,0 +1,253 @@
+package redistest
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A Proxy stands between clients and a server, to be the network at its worst.
+// Its methods are safe for concurrent use.
+type Proxy struct {
+	target   string
+	listener net.Listener
+	ctx      context.Context // done once the proxy is closed
+	stop     context.CancelFunc
+	running  sync.WaitGroup
+
+	mu      sync.Mutex // guards the rest, and the state of the links
+	links   map[*link]struct{}
+	delay   time.Duration
+	swallow bool
+	drops   int
+}
+
+// StartProxy starts a proxy on a loopback port that passes all bytes to and
+// from the target, a host:port. It is closed when the test ends.
+func StartProxy(tb testing.TB, target string) *Proxy {
+	tb.Helper()
+	listener, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
+	if err != nil {
+		tb.Fatalf("redistest: start a proxy: %v", err)
+	}
+	p := &Proxy{target: target, listener: listener, links: make(map[*link]struct{})}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.running.Go(p.accept)
+	tb.Cleanup(p.Close)
+	return p
+}
+
+// Addr is the host:port at which the proxy listens.
+func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+
+// SetDelay makes every reply late by d. What arrives on a connection while a
+// reply is held back waits for it, and then for d once more.
+func (p *Proxy) SetDelay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
+}
+
+// Swallow makes the proxy a black hole: connections stay open, new ones are
+// accepted, and what comes from either side is thrown away, a close included.
+// Swallow(false) closes the connections that lost something, so that clients
+// connect again, and leaves the others as they are.
+func (p *Proxy) Swallow(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.swallow = on
+	for l := range p.links {
+		if l.lost && !on {
+			l.cut()
+		}
+	}
+}
+
+// DropReplies throws the next n replies away and cuts their connections, so
+// that clients retry commands that have run. Those of a connection's handshake
+// pass and do not count.
+func (p *Proxy) DropReplies(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drops = n
+}
+
+// CutAll closes every connection. New ones are accepted.
+func (p *Proxy) CutAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.cut()
+	}
+}
+
+// Close stops listening, closes every connection, and returns once nothing of
+// the proxy runs any more.
+func (p *Proxy) Close() {
+	p.stop()
+	_ = p.listener.Close()
+	p.CutAll()
+	p.running.Wait()
+}
+
+func (p *Proxy) accept() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		p.running.Go(func() { p.serve(client) })
+	}
+}
+
+func (p *Proxy) serve(client net.Conn) {
+	server, err := new(net.Dialer).DialContext(p.ctx, "tcp", p.target)
+	if err != nil {
+		_ = client.Close()
+		return
+	}
+	l := &link{client: client, server: server}
+	l.ctx, l.cancel = context.WithCancel(p.ctx)
+	p.add(l)
+	var directions sync.WaitGroup
+	directions.Go(func() { p.passRequests(l) })
+	directions.Go(func() { p.passReplies(l) })
+	directions.Wait()
+	<-l.ctx.Done()
+	p.remove(l)
+}
+
+func (p *Proxy) add(l *link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.links[l] = struct{}{}
+	if p.ctx.Err() != nil {
+		l.cut() // closed meanwhile
+	}
+}
+
+func (p *Proxy) remove(l *link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.links, l)
+}
+
+func (p *Proxy) passRequests(l *link) {
+	defer p.end(l)
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := l.client.Read(buffer)
+		if err != nil {
+			return
+		}
+		if !p.passesRequest(l, buffer[:n]) {
+			continue
+		}
+		if _, err = l.server.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func (p *Proxy) passReplies(l *link) {
+	defer p.end(l)
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := l.server.Read(buffer)
+		if err != nil {
+			return
+		}
+		p.hold(l)
+		if !p.passesReply(l) {
+			continue
+		}
+		if _, err = l.client.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// hold waits for the delay, or until the link is cut.
+func (p *Proxy) hold(l *link) {
+	p.mu.Lock()
+	delay := p.delay
+	p.mu.Unlock()
+	if delay <= 0 {
+		return
+	}
+	select {
+	case <-time.After(delay):
+	case <-l.ctx.Done():
+	}
+}
+
+func (p *Proxy) passesRequest(l *link, request []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.swallow {
+		l.lost = true
+		return false
+	}
+	l.handshake = isHandshake(request)
+	return true
+}
+
+func (p *Proxy) passesReply(l *link) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.swallow {
+		l.lost = true
+		return false
+	}
+	if p.drops > 0 && !l.handshake {
+		p.drops--
+		l.cut()
+		return false
+	}
+	return true
+}
+
+// end closes the whole link when one direction has ended, except that a black
+// hole does not pass that on.
+func (p *Proxy) end(l *link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.swallow {
+		l.lost = true
+		return
+	}
+	l.cut()
+}
+
+// A link is a client's connection and its counterpart to the server.
+type link struct {
+	client, server net.Conn
+	ctx            context.Context // done once the link is cut
+	cancel         context.CancelFunc
+
+	lost      bool // bytes were swallowed
+	handshake bool // the last request was part of one
+}
+
+func (l *link) cut() {
+	l.cancel()
+	_ = l.client.Close()
+	_ = l.server.Close()
+}
+
+// isHandshake says whether a request begins with a command that clients send
+// to set up a connection.
+func isHandshake(request []byte) bool {
+	words := bytes.SplitN(bytes.ToLower(request), []byte("\r\n"), 4)
+	if len(words) < 3 {
+		return false
+	}
+	switch string(words[2]) { // after *n and $length
+	case "hello", "auth", "client", "select", "readonly":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,302 @@
+// Package redistest runs real redis-servers for tests, examples and
+// benchmarks: each on a free loopback port, with a directory of its own and no
+// persistence, stopped at the end. Only processes it started are ever
+// signalled.
+//
+// It needs a redis-server of version 7 or later in the PATH.
+package redistest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// ErrNotInstalled says that there is no redis-server in the PATH. It wraps
+// [exec.ErrNotFound].
+var ErrNotInstalled = fmt.Errorf("redistest: redis-server is not installed: %w", exec.ErrNotFound)
+
+// errEnded says that a server ended before it answered: most likely because
+// another program has its port.
+var errEnded = errors.New("redis-server ended")
+
+const (
+	loopback       = "127.0.0.1"
+	startTimeout   = 10 * time.Second
+	launchAttempts = 5
+
+	// Neither these ports nor those of the cluster bus, 10000 above, are ones
+	// that Linux, macOS or Windows hands out: so a killed server gets its port
+	// back when it restarts.
+	firstPort = 10000
+	lastPort  = 22000
+)
+
+// A Server is a redis-server. Its methods are safe for concurrent use.
+type Server struct {
+	port int
+	dir  string
+	args []string
+
+	mu      sync.Mutex // guards the rest
+	process *process
+	clients []*redis.Client
+	closed  bool
+}
+
+// Start is [Launch] for a test: the server is closed when the test ends. When
+// redis-server is not installed the test is skipped, but fails where the
+// environment says CI=true.
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	s, err := Launch(args...)
+	switch {
+	case errors.Is(err, ErrNotInstalled) && os.Getenv("CI") != "true":
+		tb.Skip("redis-server is not installed: skipped")
+	case err != nil:
+		tb.Fatal(err)
+	}
+	tb.Cleanup(s.Close)
+	return s
+}
+
+// Launch starts a redis-server and returns once it answers. The args are those
+// of redis-server, such as "--maxmemory", "1mb"; they must leave the default
+// user the right to run INFO. The caller closes the server.
+func Launch(args ...string) (*Server, error) {
+	var s *Server
+	err := errEnded
+	for attempt := 0; attempt < launchAttempts && errors.Is(err, errEnded); attempt++ {
+		s, err = launchOn(claimPort(), args)
+	}
+	return s, err
+}
+
+func launchOn(port int, args []string) (*Server, error) {
+	dir, err := os.MkdirTemp("", "redistest-")
+	if err != nil {
+		return nil, fmt.Errorf("redistest: %w", err)
+	}
+	s := &Server{port: port, dir: dir, args: args}
+	// A file, because a sentinel insists on one that it can rewrite.
+	config := fmt.Sprintf(`bind %s
+port %d
+save ""
+appendonly no
+repl-diskless-sync-delay 0
+rdb-del-sync-files yes
+`, loopback, port)
+	if err = os.WriteFile(filepath.Join(dir, "redis.conf"), []byte(config), 0o600); err == nil {
+		err = s.start()
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Addr is the host:port at which the server listens.
+func (s *Server) Addr() string {
+	return net.JoinHostPort(loopback, strconv.Itoa(s.port))
+}
+
+// Client returns a new client of the server, with go-redis' defaults but for
+// what opts change. It is closed with the server, if not before.
+func (s *Server) Client(opts ...func(*redis.Options)) *redis.Client {
+	options := &redis.Options{Addr: s.Addr()}
+	for _, opt := range opts {
+		opt(options)
+	}
+	client := redis.NewClient(options)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clients = append(s.clients, client)
+	return client
+}
+
+// Pause makes the server hang: it keeps its connections, and the kernel
+// accepts new ones for it, but nothing is answered until Resume. A server that
+// is not running stays as it is.
+func (s *Server) Pause() { s.signal(pauseSignal) }
+
+// Resume lets a paused server answer again, also what it was asked meanwhile.
+func (s *Server) Resume() { s.signal(resumeSignal) }
+
+// Kill ends the server as a crash would, and returns once it is gone.
+func (s *Server) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.process.kill()
+}
+
+// Restart kills the server, if it still runs, and starts it anew: on the same
+// port, with the same args and an empty store. Returns once it answers.
+func (s *Server) Restart() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.process.kill()
+	return s.start()
+}
+
+// Close ends the server, running, paused or killed, and closes its clients.
+func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	for _, client := range s.clients {
+		_ = client.Close() // the test may have closed it
+	}
+	s.process.kill()
+	_ = os.RemoveAll(s.dir)
+	claimed.Delete(s.port)
+}
+
+// Commands returns how many calls of each command the server has run since it
+// started, by lower-case name: "get", "evalsha", "config|set". What clients
+// send of their own accord is in it too, and the INFO of redistest itself.
+func (s *Server) Commands(ctx context.Context) (map[string]int64, error) {
+	info, err := s.do(ctx, "info", "commandstats").Text()
+	if err != nil {
+		return nil, fmt.Errorf("redistest: count commands: %w", err)
+	}
+	commands := make(map[string]int64)
+	for line := range strings.Lines(info) {
+		name, stats, ok := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
+		if !ok {
+			continue
+		}
+		calls, _, _ := strings.Cut(stats, ",")
+		if commands[name], err = strconv.ParseInt(calls, 10, 64); err != nil {
+			return nil, fmt.Errorf("redistest: count commands: %w", err)
+		}
+	}
+	return commands, nil
+}
+
+// start runs the server and waits until it answers. The caller holds the lock,
+// or has the server for itself.
+func (s *Server) start() error {
+	program, err := exec.LookPath("redis-server")
+	if err != nil {
+		return ErrNotInstalled
+	}
+	logName := filepath.Join(s.dir, "redis.log")
+	log, err := os.OpenFile(logName, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("redistest: %w", err)
+	}
+	defer log.Close()
+
+	cmd := exec.Command(program, append([]string{"redis.conf"}, s.args...)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
+	if s.process, err = startProcess(cmd); err != nil {
+		return fmt.Errorf("redistest: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(s.process.alive, startTimeout)
+	defer cancel()
+	if err = until(ctx, s.answers); err != nil {
+		s.process.kill()
+		said, _ := os.ReadFile(logName)
+		return fmt.Errorf("redistest: start redis-server: %w; it said:\n%s", err, said)
+	}
+	return nil
+}
+
+// answers checks that it is our process which answers, since the port may be
+// another server's and ours about to find that out.
+func (s *Server) answers(ctx context.Context) error {
+	info, err := s.do(ctx, "info", "server").Text()
+	if err != nil {
+		return err
+	}
+	if pid := field(info, "process_id"); pid != strconv.Itoa(s.process.child.Pid) {
+		return fmt.Errorf("process %s answers at %s instead of %d", pid, s.Addr(), s.process.child.Pid)
+	}
+	return nil
+}
+
+func (s *Server) signal(signal os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.process.signal(signal)
+}
+
+// do runs a command over a connection of its own, once.
+func (s *Server) do(ctx context.Context, args ...any) *redis.Cmd {
+	// Dialled here, since go-redis would log what fails.
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.Addr())
+	if err != nil {
+		cmd := redis.NewCmd(ctx, args...)
+		cmd.SetErr(err)
+		return cmd
+	}
+	client := redis.NewClient(&redis.Options{
+		Dialer:                func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		MaxRetries:            -1,
+		ContextTimeoutEnabled: true,
+		DisableIdentity:       true,
+		MaintNotificationsConfig: &maintnotifications.Config{
+			Mode: maintnotifications.ModeDisabled,
+		},
+	})
+	defer client.Close()
+	return client.Do(ctx, args...)
+}
+
+// field returns the value of a "name:value" line.
+func field(info, name string) string {
+	for line := range strings.Lines(info) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// until calls check until it returns nil. When ctx ends before that, the error
+// says what check last complained of.
+func until(ctx context.Context, check func(context.Context) error) error {
+	for {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// claimed holds the ports of the servers that are not closed: a killed one may
+// restart.
+var claimed sync.Map
+
+// claimPort picks a port. Whether another program has it shows when the server
+// binds to it: to look before would prove nothing.
+func claimPort() int {
+	for {
+		port := firstPort + rand.IntN(lastPort-firstPort)
+		if _, taken := claimed.LoadOrStore(port, true); !taken {
+			return port
+		}
+	}
+}

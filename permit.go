@@ -46,6 +46,13 @@ func (b *Breaker) read(ctx context.Context) *view {
 	a := b.load(context.WithoutCancel(ctx))
 	if a.err != nil {
 		b.failed(a.err)
+		return b.view.Load()
+	}
+	b.mu.Lock()
+	lost := b.knowsBetter(a.record)
+	b.mu.Unlock()
+	if lost {
+		b.putBack()
 	} else {
 		b.adopt(a.record)
 	}

@@ -55,6 +55,9 @@ func (b *Breaker) refresh() {
 	}
 	b.rearm(v, blockedUntil)
 	v.rejection.Circuit, v.rejection.State, v.rejection.Cause = b.name, v.state, b.cause
+	if b.fallsBackTo(FallbackOpen) {
+		v.rejection.Cause = b.away
+	}
 	v.fast = v.admits == admitsAll && v.failures == 0 && b.pending == row{} && !b.config.Strict &&
 		len(b.config.Listeners) == 0 && b.config.Classify == nil
 	b.view.Store(v)
@@ -121,13 +124,16 @@ func (b *Breaker) adopt(r Record) {
 }
 
 func (b *Breaker) adoptLocked(r Record) {
-	if b.stopped || b.detached() && r.Generation <= b.known {
-		return
-	}
-	if r.Generation < b.known && (r.State != StateClosed || b.record.State != StateClosed) {
+	if b.stopped || b.detached() && r.Generation <= b.known || b.knowsBetter(r) {
 		return
 	}
 	b.replace(r)
+}
+
+// knowsBetter reports whether this process has seen a newer record than r.
+// Between two closed ones there is nothing to know. b.mu is held.
+func (b *Breaker) knowsBetter(r Record) bool {
+	return r.Generation < b.known && (r.State != StateClosed || b.record.State != StateClosed)
 }
 
 // replace makes r the record, as the storage has it. b.mu is held.
@@ -153,7 +159,7 @@ func (b *Breaker) observe(r Record) {
 	switch {
 	case r.Generation > b.known || sameTrials:
 		b.adoptLocked(r)
-	case r.Generation < b.known && (r.State != StateClosed || b.record.State != StateClosed):
+	case b.knowsBetter(r):
 		// The storage has lost what this process knows: it is put back, unless
 		// somebody was faster or the loss was a race with an answer under way.
 		b.spawn(b.putBack)

@@ -247,12 +247,10 @@ func (b *Breaker) Stop() {
 
 func (b *Breaker) settings() *settings { return b.view.Load().settings }
 
-// change returns a change of the kind, with what the breaker sees. b.mu is held.
+// change returns a change of the kind, with what the breaker knows. b.mu is held.
 func (b *Breaker) change(kind ChangeKind) Change {
-	c := Change{Kind: kind, Seen: Seen{State: b.record.State, Generation: b.known}, Limits: b.config.limits()}
-	if c.Seen.State == StateOpen {
-		c.Seen.Wait = max(0, time.Until(b.record.DueAt))
-	}
+	c := Change{Kind: kind, Seen: b.record, Limits: b.config.limits()}
+	c.Seen.Generation = b.known
 	return c
 }
 

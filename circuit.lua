@@ -3,12 +3,12 @@
 -- KEYS[1]  the circuit's hash; its name is also the Pub/Sub channel
 -- ARGV     1 kind: load, sync, report, acquire, settle or move
 --          2 token
---          3 seen state, 4 seen generation, 5 seen wait
---          6 fail max, 7 reset timeout, 8 success threshold, 9 max trials, 10 trial timeout
---          11 failures, 12 cleared (0 or 1), 13 failures after   (report)
---          14 outcome (settle)
---          15 to (move)
---          16 how long a healthy record lingers, 17 how long any other outlives its deadlines
+--          3 seen: a record
+--          4 fail max, 5 reset timeout, 6 success threshold, 7 max trials, 8 trial timeout
+--          9 failures, 10 cleared (0 or 1), 11 failures after   (report)
+--          12 outcome (settle)
+--          13 to (move)
+--          14 how long a healthy record lingers, 15 how long any other outlives its deadlines
 -- Reply    verdict, now, record, tokens; or an error that starts with BADRECORD
 --
 -- Durations and times are whole milliseconds, states and outcomes the numbers
@@ -27,10 +27,9 @@ local key, kind, token = KEYS[1], ARGV[1], ARGV[2]
 local function arg(i) return tonumber(ARGV[i]) end
 local function int(n) return string.format('%.0f', n) end
 
-local seen = { state = arg(3), generation = arg(4), wait = arg(5) }
 local limits = {
-  failMax = arg(6), resetTimeout = arg(7), successThreshold = arg(8),
-  maxTrials = arg(9), trialTimeout = arg(10),
+  failMax = arg(4), resetTimeout = arg(5), successThreshold = arg(6),
+  maxTrials = arg(7), trialTimeout = arg(8),
 }
 
 local time = redis.call('TIME')
@@ -52,6 +51,24 @@ local function whole(s)
   if s and #s <= 16 and string.find(s, '^%d+$') then
     return tonumber(s)
   end
+end
+
+-- split reads trials whose deadlines are counted from since; joined writes them.
+
+local function split(trials, since)
+  local all = {}
+  for id, left in string.gmatch(trials, '([^=,]+)=(%d+)') do
+    table.insert(all, { id = id, deadline = since + tonumber(left) })
+  end
+  return all
+end
+
+local function joined(trials, since)
+  local parts = {}
+  for _, t in ipairs(trials) do
+    table.insert(parts, t.id .. '=' .. int(math.max(t.deadline - since, 0)))
+  end
+  return table.concat(parts, ',')
 end
 
 local function load()
@@ -87,21 +104,11 @@ local function load()
   if r.state > HALF_OPEN then
     return bad('has no state of that number')
   end
-  for id, deadline in string.gmatch(stored.trials, '([^=,]+)=(%d+)') do
-    table.insert(r.trials, { id = id, deadline = tonumber(deadline) })
-  end
+  r.trials = split(stored.trials, 0)
   for t in string.gmatch(stored.tokens, '[^,]+') do
     table.insert(r.tokens, t)
   end
   return r
-end
-
-local function joined(trials, since)
-  local parts = {}
-  for _, t in ipairs(trials) do
-    table.insert(parts, t.id .. '=' .. int(math.max(t.deadline - since, 0)))
-  end
-  return table.concat(parts, ',')
 end
 
 local function save(r)
@@ -113,13 +120,13 @@ local function save(r)
     'generation', int(r.generation), 'failures', int(r.failures),
     'successes', int(r.successes), 'due', int(r.due),
     'trials', joined(r.trials, 0), 'tokens', table.concat(r.tokens, ','))
-  local life = arg(16)
+  local life = arg(14)
   if r.state ~= CLOSED or r.failures > 0 then
     local last = math.max(now, r.due)
     for _, t in ipairs(r.trials) do
       last = math.max(last, t.deadline)
     end
-    life = last - now + arg(17)
+    life = last - now + arg(15)
   end
   redis.call('PEXPIRE', key, int(life))
 end
@@ -136,6 +143,22 @@ local function line(r)
   return table.concat({ int(SCHEMA), int(r.state), int(r.generation), int(r.failures),
     int(r.successes), int(wait), trials }, ' ')
 end
+
+-- parse reads what line writes.
+local function parse(text)
+  local n = {}
+  for field in string.gmatch(text, '%S+') do
+    table.insert(n, field)
+  end
+  local r = { state = tonumber(n[2]), generation = tonumber(n[3]), failures = tonumber(n[4]),
+    successes = tonumber(n[5]), due = 0, trials = split(n[7], now), tokens = {} }
+  if r.state == OPEN then
+    r.due = now + tonumber(n[6])
+  end
+  return r
+end
+
+local seen = parse(ARGV[3])
 
 -- Record.Apply. As there, a function returns the record and the verdict.
 
@@ -188,12 +211,7 @@ local function caughtUp(r)
   if seen.generation <= r.generation or (seen.state == CLOSED and r.state == CLOSED) then
     return copy(r)
   end
-  local n = zero()
-  n.state, n.generation = seen.state, seen.generation
-  if n.state == OPEN then
-    n.due = now + seen.wait
-  end
-  return n
+  return copy(seen)
 end
 
 local apply = {}
@@ -209,12 +227,12 @@ function apply.report(r)
   if has(r.tokens) then
     return r, APPLIED
   end
-  r.failures = r.failures + arg(11)
-  if r.failures < limits.failMax and arg(12) == 1 then
+  r.failures = r.failures + arg(9)
+  if r.failures < limits.failMax and arg(10) == 1 then
     r.failures, r.tokens = 0, {}
   end
   if r.failures < limits.failMax then
-    r.failures = r.failures + arg(13)
+    r.failures = r.failures + arg(11)
   end
   if r.failures >= limits.failMax then
     return transition(r, OPEN), MOVED
@@ -247,7 +265,7 @@ function apply.settle(r)
     return r, REFUSED
   end
   r.trials = filter(r.trials, isOther)
-  local outcome = arg(14)
+  local outcome = arg(12)
   if outcome == SUCCESS then
     r.successes = r.successes + 1
     if r.successes >= limits.successThreshold then
@@ -260,7 +278,7 @@ function apply.settle(r)
 end
 
 function apply.move(r)
-  local to = arg(15)
+  local to = arg(13)
   if has(r.tokens) then
     return r, APPLIED
   end

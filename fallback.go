@@ -112,7 +112,7 @@ func (b *Breaker) ask(ctx context.Context, c Change) answer {
 		if c.Kind == ChangeAcquire && a.err == nil && a.verdict != VerdictRefused {
 			back := Change{
 				Kind: ChangeSettle, Token: c.Token, Outcome: OutcomeIgnored, Limits: c.Limits,
-				Seen: Seen{State: StateHalfOpen, Generation: a.record.Generation},
+				Seen: a.record,
 			}
 			_, _, _ = b.storage.Apply(context.WithoutCancel(ctx), b.name, back)
 		}

@@ -153,7 +153,7 @@ func (b *Breaker) settleTrial(a admission, r result) {
 		b.cause = reason
 	}
 	c := b.change(ChangeSettle)
-	c.Seen = Seen{State: StateHalfOpen, Generation: a.generation}
+	c.Seen.Generation = a.generation
 	c.Token, c.Outcome = a.trial, r.outcome
 	c.Limits.ResetTimeout = max(c.Limits.ResetTimeout, r.openFor)
 	detached := b.detached()

@@ -103,7 +103,7 @@ func (b *Breaker) count(generation int64, r result, reason error) (f *flight, le
 func (b *Breaker) reportOf(w row) Change {
 	c := b.change(ChangeReport)
 	c.Token = b.tokens.next()
-	c.Seen.State = StateClosed
+	c.Seen = Record{Generation: b.known}
 	c.Failures, c.Cleared, c.FailuresAfter = w.failures, w.cleared, w.after
 	c.Limits.ResetTimeout = max(c.Limits.ResetTimeout, w.openFor)
 	return c

@@ -84,14 +84,6 @@ type Trial struct {
 // callers still meet its generation.
 func (r Record) Healthy() bool { return r.State == StateClosed && r.Failures == 0 }
 
-// Seen is the circuit as the sender of a change saw it. A storage that lost
-// its record, or fell back to an older one, catches up from it.
-type Seen struct {
-	State      State
-	Generation int64
-	Wait       time.Duration // while open: until a trial may run
-}
-
 // Limits are the settings of the sender that a change is judged by.
 // All are at least 1 (durations: a whole number of milliseconds).
 type Limits struct {
@@ -118,7 +110,7 @@ const (
 type Change struct {
 	Kind   ChangeKind
 	Token  string // of a report or a move: unique, so that a change sent twice counts once; of an acquire or a settle: the trial's ID
-	Seen   Seen   // for a report and a settle: as the call met it when it was admitted
+	Seen   Record // the circuit as the sender knows it; for a report and a settle, of the generation in which the call was admitted
 	Limits Limits
 
 	// ChangeReport: failures in a row, oldest first; then, if Cleared, a
@@ -150,7 +142,7 @@ const maxTokens = 64
 // States, counting and manual moves are pybreaker's. Generations, leases and
 // tokens are this package's.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
-	next := r.caughtUp(c.Seen, now)
+	next := r.caughtUp(c.Seen)
 	next.Trials = liveTrials(next.Trials, now)
 	verdict := VerdictApplied
 	switch c.Kind {
@@ -175,18 +167,15 @@ func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 	return next, verdict
 }
 
-// caughtUp returns the circuit as the sender saw it where that is newer than
+// caughtUp returns the circuit as the sender knows it where that is newer than
 // the record: then the storage has lost something. Between two closed states
 // there is nothing to lose.
-func (r Record) caughtUp(s Seen, now time.Time) Record {
-	if s.Generation <= r.Generation || s.State == StateClosed && r.State == StateClosed {
+func (r Record) caughtUp(seen Record) Record {
+	if seen.Generation <= r.Generation || seen.State == StateClosed && r.State == StateClosed {
 		return r
 	}
-	next := Record{State: s.State, Generation: s.Generation}
-	if s.State == StateOpen {
-		next.DueAt = now.Add(s.Wait)
-	}
-	return next
+	seen.Tokens = nil
+	return seen
 }
 
 func (r Record) report(c Change, now time.Time) (Record, Verdict) {

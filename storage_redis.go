@@ -140,7 +140,7 @@ func (s *RedisStorage) run(ctx context.Context, circuit, kind string, c Change) 
 	}
 	reply, err := circuitScript.Run(ctx, s.client, []string{s.key(circuit)},
 		kind, c.Token,
-		int(c.Seen.State), c.Seen.Generation, milliseconds(c.Seen.Wait),
+		encodeRecord(c.Seen, time.Now()),
 		c.Limits.FailMax, milliseconds(c.Limits.ResetTimeout), c.Limits.SuccessThreshold,
 		c.Limits.MaxTrials, milliseconds(c.Limits.TrialTimeout),
 		c.Failures, cleared, c.FailuresAfter,
@@ -183,8 +183,25 @@ func redisError(circuit string, err error) error {
 const (
 	recordSchema     = 1
 	maxRecordLength  = 1 << 20
-	maxRecordInteger = 1 << 53 // beyond it, Lua's numbers are not whole
+	maxRecordInteger = 1 << 52 // Lua's numbers are whole up to twice that
 )
+
+// encodeRecord writes the line that circuit.lua describes.
+func encodeRecord(r Record, now time.Time) string {
+	trials := make([]string, len(r.Trials))
+	for i, t := range r.Trials {
+		trials[i] = fmt.Sprintf("%s=%d", t.ID, milliseconds(max(0, t.Deadline.Sub(now))))
+	}
+	if len(trials) == 0 {
+		trials = []string{"-"}
+	}
+	var left int64
+	if r.State == StateOpen {
+		left = milliseconds(max(0, r.DueAt.Sub(now)))
+	}
+	return fmt.Sprintf("%d %d %d %d %d %d %s", recordSchema,
+		r.State, r.Generation, r.Failures, r.Successes, left, strings.Join(trials, ","))
+}
 
 func decodeReply(reply []any, now time.Time) (Record, Verdict, error) {
 	if len(reply) != 4 {
@@ -248,7 +265,7 @@ func decodeTrials(field string, now time.Time) ([]Trial, error) {
 	for _, part := range strings.Split(field, ",") {
 		id, left, ok := strings.Cut(part, "=")
 		n, err := decodeInteger(left)
-		if !ok || err != nil || len(trials) == maxMaxTrials {
+		if !ok || err != nil || checkToken(id) != nil || len(trials) == maxMaxTrials {
 			return nil, fmt.Errorf("has trials that cannot be read: %.80q", field)
 		}
 		trials = append(trials, Trial{id, now.Add(wait(n))})

@@ -1,0 +1,254 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Transport is an http.RoundTripper that fails a request to an unhealthy
+// service before it is sent. The zero value works, for http.DefaultTransport
+// and with a circuit a host in memory:
+//
+//	client := &http.Client{Transport: &infuse.Transport{}}
+//
+// Set the fields before the first request, and do not copy a Transport after
+// it. It is safe for concurrent use.
+//
+// A transport error and a 5xx are failures, and so is a response that breaks
+// off while its body is read; see DefaultClassify. The outcome of a request is
+// settled once: at the headers where these tell that it failed, or else when
+// the body ends, by EOF, by an error or by Close. A body that is never closed
+// holds nothing back. Only the trial of a half-open circuit ends at the headers
+// in any case, so that neither a long download nor a stream keeps the fleet
+// waiting; if its body breaks off later, that counts as a failure of the
+// circuit that it has closed.
+//
+// If such a failure is a 503 or a 429 with a Retry-After, and opens the
+// circuit, it stays open at least so long, for all processes: an hour at most.
+//
+// A request goes past the breakers when its circuit has no valid name (see
+// CheckName), or when the Group is full.
+type Transport struct {
+	// Base sends the requests: http.DefaultTransport if nil. It gets the very
+	// request that the Transport was given.
+	Base http.RoundTripper
+
+	// Breakers has the circuits: with nil, a Group of the Transport's own with
+	// the zero Config.
+	Breakers *Group
+
+	// Circuit names the circuit of a request. By default it is the host, with
+	// the port where there is one, of an http or https URL, in lower case. It
+	// should not make names of what a stranger can vary at will.
+	Circuit func(*http.Request) string
+
+	// Classify decides what a request says of the service. By default an error
+	// is classified as by Breaker.Call, by the Config of Breakers, and a
+	// response as by DefaultClassify.
+	//
+	// It is called with a response or with an error, and with both when the
+	// body of a response that was no failure breaks off. It is not asked about
+	// the error of a request that could not be sent because it is malformed,
+	// nor about a rejection by the same circuit: these are ignored.
+	Classify func(*http.Request, *http.Response, error) Outcome
+
+	// OnRejected answers a rejected request, whose body has been closed. By
+	// default the *OpenError is returned. See also ServiceUnavailable.
+	OnRejected func(*http.Request, *OpenError) (*http.Response, error)
+
+	making sync.Once
+	own    *Group // in place of Breakers
+}
+
+// RoundTrip implements http.RoundTripper. The error is Base's, or an
+// *OpenError if the request was not sent.
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	b := t.breaker(r)
+	if b == nil {
+		return t.base().RoundTrip(r)
+	}
+	a, rejected := b.enter(r.Context())
+	if rejected != nil {
+		return t.reject(r, rejected)
+	}
+	e := exchange{transport: t, breaker: b, admission: a, request: r}
+	return e.run()
+}
+
+// Unwrap returns the RoundTripper that sends the requests.
+func (t *Transport) Unwrap() http.RoundTripper { return t.base() }
+
+// CloseIdleConnections passes on what http.Client.CloseIdleConnections asks for.
+func (t *Transport) CloseIdleConnections() {
+	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok {
+		base.CloseIdleConnections()
+	}
+}
+
+type skipKey struct{}
+
+// Skip returns a context whose requests go past the breakers of every
+// Transport: they are sent whatever the state of the circuit, and count for
+// nothing. It is for a health check, say, and is Infuse's skip_breaker.
+func Skip(ctx context.Context) context.Context {
+	return context.WithValue(ctx, skipKey{}, true)
+}
+
+// ServiceUnavailable answers a rejected request with a 503 of our own in place
+// of an error, with a Retry-After: a Transport's OnRejected.
+func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, error) {
+	const status = http.StatusServiceUnavailable
+	response := &http.Response{
+		Status:        strconv.Itoa(status) + " " + http.StatusText(status),
+		StatusCode:    status,
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        make(http.Header),
+		Body:          http.NoBody,
+		ContentLength: int64(len(unavailableText)),
+		Request:       r,
+	}
+	response.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	response.Header.Set("Content-Length", strconv.Itoa(len(unavailableText)))
+	response.Header.Set("Retry-After", retryAfterHeader(rejected))
+	if r.Method != http.MethodHead {
+		response.Body = io.NopCloser(strings.NewReader(unavailableText))
+	}
+	return response, nil
+}
+
+// unavailableText says nothing of the circuit: it may end up with a stranger.
+const unavailableText = "Service Unavailable: the circuit is open\n"
+
+func (t *Transport) base() http.RoundTripper {
+	if t.Base == nil {
+		return http.DefaultTransport
+	}
+	return t.Base
+}
+
+// breaker returns the breaker of the request's circuit; nil if the request
+// goes past it.
+func (t *Transport) breaker(r *http.Request) *Breaker {
+	if r.URL == nil || r.Context().Value(skipKey{}) != nil {
+		return nil
+	}
+	b, err := t.breakers().Breaker(t.circuit(r))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+func (t *Transport) breakers() *Group {
+	if t.Breakers != nil {
+		return t.Breakers
+	}
+	t.making.Do(func() { t.own, _ = NewGroup(Config{}) }) // the zero Config is valid
+	return t.own
+}
+
+func (t *Transport) circuit(r *http.Request) string {
+	switch {
+	case t.Circuit != nil:
+		return t.Circuit(r)
+	case isHTTP(r.URL):
+		return strings.ToLower(r.URL.Host)
+	}
+	return "" // Base alone knows what it is
+}
+
+func (t *Transport) reject(r *http.Request, rejected *OpenError) (*http.Response, error) {
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
+	if t.OnRejected == nil {
+		return nil, rejected
+	}
+	response, err := eitherOr(t.OnRejected(r, rejected))
+	if err == errNeither {
+		err = rejected
+	}
+	return response, err
+}
+
+// exchange is an admitted request and its response.
+type exchange struct {
+	transport *Transport
+	breaker   *Breaker
+	admission admission
+	request   *http.Request
+}
+
+func (e *exchange) run() (*http.Response, error) {
+	returned := false
+	defer func() {
+		if !returned {
+			e.breaker.unwound(e.request.Context(), e.admission, recover())
+		}
+	}()
+	response, err := eitherOr(e.transport.base().RoundTrip(e.request))
+	outcome := e.classify(response, err)
+	returned = true
+	if outcome != OutcomeSuccess || err != nil {
+		e.settle(headersResult(outcome, response, err))
+		return response, err
+	}
+	if e.admission.trial != "" {
+		e.settle(result{})
+		e.watchAfterTrial(response)
+	} else if !e.watch(response, false) {
+		e.succeed()
+	}
+	return response, nil
+}
+
+// headersResult is the result of an exchange that ended with its headers, or
+// without any.
+func headersResult(outcome Outcome, response *http.Response, err error) result {
+	r := result{outcome: outcome, err: err}
+	if outcome == OutcomeFailure && err == nil {
+		r.err = statusError(response.StatusCode)
+		r.openFor = retryAfter(response)
+	}
+	return r
+}
+
+func (e *exchange) settle(r result) {
+	e.breaker.settle(e.request.Context(), e.admission, r)
+}
+
+func (e *exchange) succeed() {
+	if !e.breaker.isQuiet(e.admission.view) {
+		e.settle(result{})
+	}
+}
+
+var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")
+
+// eitherOr holds others to the contract: a response or an error.
+func eitherOr(response *http.Response, err error) (*http.Response, error) {
+	switch {
+	case err != nil && response != nil:
+		if response.Body != nil {
+			_ = response.Body.Close()
+		}
+		return nil, err
+	case err == nil && response == nil:
+		return nil, errNeither
+	}
+	return response, err
+}
+
+// statusError is how a response failed: a number, so that it keeps nothing alive.
+type statusError int
+
+func (e statusError) Error() string {
+	return strings.TrimSpace(strconv.Itoa(int(e)) + " " + http.StatusText(int(e)))
+}

@@ -26,7 +26,7 @@ type bodyWriterTo struct{ body }
 // 101 hands over the connection, whose further fate is not the exchange's.
 func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 	from := response.Body
-	if from == nil || from == http.NoBody || response.StatusCode == http.StatusSwitchingProtocols {
+	if e.isEmpty(response) || response.StatusCode == http.StatusSwitchingProtocols {
 		return false
 	}
 	if _, writable := from.(io.Writer); writable {
@@ -38,6 +38,13 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		response.Body = &body{exchange: *e, response: response, from: from, afterTrial: afterTrial}
 	}
 	return true
+}
+
+// isEmpty reports whether nothing can be read. HTTP/2 does not say so with
+// http.NoBody but with an empty body of its own.
+func (e *exchange) isEmpty(response *http.Response) bool {
+	return response.Body == nil || response.Body == http.NoBody ||
+		response.ProtoMajor == 2 && (response.ContentLength == 0 || e.request.Method == http.MethodHead)
 }
 
 // watchAfterTrial watches the body as one more call in the circuit that the

@@ -65,22 +65,23 @@ func New(name string, cfg Config) (*Breaker, error) {
 	if s.Storage == nil {
 		s.Storage = NewMemoryStorage()
 	}
-	return newBreaker(name, s, guardOf(s.Storage))
+	return newBreaker(name, s)
 }
 
-func newBreaker(name string, s *settings, g *guard) (*Breaker, error) {
+func newBreaker(name string, s *settings) (*Breaker, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	b := &Breaker{name: name, config: s, storage: s.Storage, guard: g, tokens: newTokenSource()}
+	b := &Breaker{name: name, config: s, storage: s.Storage, tokens: newTokenSource()}
 	b.refresh()
+	joinGuard(b)
 	b.stopWatching = b.storage.Watch(name, b.observe)
-	if away := g.join(b); away != nil {
-		b.detach(away)
-	} else if a := b.load(context.Background()); a.err == nil {
-		b.adopt(a.record)
-	} else {
-		b.failed(a.err)
+	if !b.isDetached() { // nobody waits for a storage that is known to be away
+		if a := b.load(context.Background()); a.err == nil {
+			b.adopt(a.record)
+		} else {
+			b.failed(a.err)
+		}
 	}
 	b.mu.Lock()
 	b.joined = true
@@ -250,18 +251,17 @@ func (b *Breaker) settings() *settings { return b.view.Load().settings }
 // change returns a change of the kind, with what the breaker knows. b.mu is held.
 func (b *Breaker) change(kind ChangeKind) Change {
 	c := Change{Kind: kind, Seen: b.record, Limits: b.config.limits()}
-	c.Seen.Generation = b.known
+	if b.record.Generation != b.known { // moved while the storage was away: the trials are this process's own
+		c.Seen.Generation, c.Seen.Successes, c.Seen.Trials = b.known, 0, nil
+	}
 	return c
 }
 
 // spawn runs f in the background, unless the breaker has stopped. b.mu is held.
-func (b *Breaker) spawn(f func()) {
+func (b *Breaker) spawn(f func()) (running bool) {
 	if b.stopped {
-		return
+		return false
 	}
-	b.background.Add(1)
-	go func() {
-		defer b.background.Done()
-		f()
-	}()
+	b.background.Go(f)
+	return true
 }

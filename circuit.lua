@@ -120,7 +120,9 @@ local function save(r)
     'generation', int(r.generation), 'failures', int(r.failures),
     'successes', int(r.successes), 'due', int(r.due),
     'trials', joined(r.trials, 0), 'tokens', table.concat(r.tokens, ','))
-  local life = arg(14)
+  -- A healthy record stays until it would have been due if it were still open:
+  -- until then, whoever missed that it was closed takes its absence for a loss.
+  local life = math.max(r.due - now, 0) + arg(14)
   if r.state ~= CLOSED or r.failures > 0 then
     local last = math.max(now, r.due)
     for _, t in ipairs(r.trials) do
@@ -203,6 +205,8 @@ local function transition(r, to)
   end
   if to == OPEN then
     n.due = now + limits.resetTimeout
+  else
+    n.due = r.due -- see save
   end
   return n
 end
@@ -284,7 +288,7 @@ function apply.move(r)
   end
   if r.state == CLOSED and to == CLOSED then
     local n = zero()
-    n.generation = r.generation
+    n.generation, n.due = r.generation, r.due
     return n, APPLIED
   end
   r = transition(r, to)

@@ -175,6 +175,16 @@ func (b *Breaker) detach(err error) {
 	b.refresh()
 }
 
+// probe reports whether the storage answers; what it says is another matter.
+func (b *Breaker) probe() error {
+	err := b.load(context.Background()).err
+	var unreadable *RecordError
+	if errors.As(err, &unreadable) {
+		return nil
+	}
+	return err
+}
+
 // reattach ends it, if the storage answers: it hears what it has missed, and
 // its record counts again. The guard that knocks is told whether the trouble
 // that it stands for is over.
@@ -187,9 +197,9 @@ func (b *Breaker) reattach(g *guard) error {
 			b.mu.Unlock()
 			return nil
 		}
-		c, closed := b.nextUnsent()
+		c := b.nextUnsent()
 		b.mu.Unlock()
-		a := b.meet(c, closed)
+		a := b.ask(context.Background(), c)
 		if a.err != nil {
 			if other := b.guardFor(a.err); other != g {
 				other.fail(b, a.err)
@@ -206,31 +216,20 @@ func (b *Breaker) reattach(g *guard) error {
 
 // nextUnsent returns the next change that the storage is to hear: of the kind
 // ChangeSync when it has heard all. b.mu is held.
-func (b *Breaker) nextUnsent() (c Change, closed bool) {
+func (b *Breaker) nextUnsent() Change {
 	if len(b.unsent) == 0 && b.pending != (row{}) {
-		c := b.reportOf(b.pending)
-		switch b.record.State {
-		case StateOpen:
-			c.Limits.ResetTimeout = max(time.Until(b.record.DueAt), time.Millisecond)
-		case StateHalfOpen:
-			c.Limits.ResetTimeout = time.Millisecond
-		}
+		b.keep(b.reportOf(b.pending))
 		b.pending = row{}
-		b.keep(c)
 	}
-	if len(b.unsent) > 0 {
-		return b.unsent[0], false
+	if len(b.unsent) == 0 {
+		return b.change(ChangeSync)
 	}
-	return b.change(ChangeSync), b.record.State == StateClosed
-}
-
-// meet tells the storage the change. A closed circuit without news has nothing
-// to tell.
-func (b *Breaker) meet(c Change, closed bool) answer {
-	if c.Kind == ChangeSync && closed {
-		return b.load(context.Background())
+	c := b.unsent[0]
+	if c.Kind == ChangeReport && b.record.State != StateClosed {
+		// What this process has opened stays open for as long as it has left here.
+		c.Limits.ResetTimeout = max(time.Until(b.record.DueAt), time.Millisecond)
 	}
-	return b.ask(context.Background(), c)
+	return c
 }
 
 // attach notes that the storage has heard the change and, if it was the last,

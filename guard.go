@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +17,8 @@ import (
 // There is one guard a storage. A circuit whose record cannot be read has
 // another of its own, because its trouble is not the other circuits'.
 type guard struct {
-	slots chan struct{} // one for each goroutine that waits behind the storage
+	storage Storage       // under which guards has it; nil where it is not shared
+	slots   chan struct{} // one for each goroutine that waits behind the storage
 
 	mu       sync.Mutex
 	members  map[*Breaker]struct{}
@@ -40,13 +42,35 @@ func newGuard() *guard {
 	return &guard{slots: make(chan struct{}, guardSlots), members: make(map[*Breaker]struct{})}
 }
 
-// guardOf returns the guard that the users of a storage share: the storage's
-// own where it has one.
-func guardOf(s Storage) *guard {
-	if owner, ok := s.(interface{ storageGuard() *guard }); ok {
-		return owner.storageGuard()
+// guards has the guard of every storage that a breaker uses.
+var guards = struct {
+	sync.Mutex
+	of map[Storage]*guard
+}{of: make(map[Storage]*guard)}
+
+// joinGuard gives b the guard of its storage, and makes b one whom that knocks
+// for. It detaches b if the storage is away.
+func joinGuard(b *Breaker) {
+	guards.Lock()
+	defer guards.Unlock()
+	g := guards.of[shareable(b.storage)]
+	if g == nil {
+		g = newGuard()
+		if g.storage = shareable(b.storage); g.storage != nil {
+			guards.of[g.storage] = g
+		}
 	}
-	return newGuard()
+	b.guard = g
+	g.join(b)
+}
+
+// shareable returns the storage if it can be known again, and nil if not. A
+// MemoryStorage needs no guard: it is never away.
+func shareable(s Storage) Storage {
+	if _, memory := s.(*MemoryStorage); memory || !reflect.ValueOf(s).Comparable() {
+		return nil
+	}
+	return s
 }
 
 // answer is what a storage says.
@@ -67,7 +91,7 @@ func (g *guard) ask(ctx context.Context, budget time.Duration, request func(cont
 	case <-timer.C:
 		return answer{err: errStorageTimeout}
 	case <-ctx.Done():
-		return answer{err: ctx.Err()}
+		return answer{err: endOf(ctx)}
 	}
 	var settled atomic.Bool // by whoever comes first, the answer or the end of the wait
 	answered := make(chan answer, 1)
@@ -79,7 +103,7 @@ func (g *guard) ask(ctx context.Context, budget time.Duration, request func(cont
 		if settled.CompareAndSwap(false, true) {
 			answered <- a
 		} else if late != nil {
-			late(a)
+			protectedRequest(aside, func(context.Context) answer { late(a); return a })
 		}
 	}()
 	err := errStorageTimeout
@@ -88,12 +112,26 @@ func (g *guard) ask(ctx context.Context, budget time.Duration, request func(cont
 		return a
 	case <-timer.C:
 	case <-ctx.Done():
-		err = ctx.Err()
+		err = endOf(ctx)
 	}
 	if settled.CompareAndSwap(false, true) {
 		return answer{err: err}
 	}
 	return <-answered
+}
+
+// patience returns a context for all requests that one call waits for: it ends
+// at the deadline, and not when the caller loses interest.
+func patience(ctx context.Context, deadline time.Time) (context.Context, context.CancelFunc) {
+	return context.WithDeadlineCause(context.WithoutCancel(ctx), deadline, errStorageTimeout)
+}
+
+// endOf returns why ctx has ended.
+func endOf(ctx context.Context) error {
+	if context.Cause(ctx) == errStorageTimeout {
+		return errStorageTimeout
+	}
+	return ctx.Err()
 }
 
 // protectedRequest makes a storage that panics one that fails: the panic would
@@ -107,20 +145,25 @@ func protectedRequest(ctx context.Context, request func(context.Context) answer)
 	return request(ctx)
 }
 
-// join makes b one whom the guard knocks for. It returns why the storage is
-// away, if it is.
-func (g *guard) join(b *Breaker) error {
+// join makes b a member. The lock is held while it is detached, so that no
+// knock can be answered in between.
+func (g *guard) join(b *Breaker) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.members[b] = struct{}{}
-	return g.away
+	if g.away != nil {
+		b.detach(g.away)
+	}
 }
 
 func (g *guard) leave(b *Breaker) {
+	guards.Lock()
+	defer guards.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.members, b)
 	if len(g.members) == 0 {
+		delete(guards.of, g.storage)
 		g.away = nil
 		if g.knocking != nil {
 			g.knocking.Stop()
@@ -180,8 +223,8 @@ func (g *guard) scheduleKnock() {
 	g.knocking = time.AfterFunc(jittered(pause), g.knock)
 }
 
-// knock asks again for what failed. When that works, every member meets the
-// storage again, one after the other.
+// knock asks whether the storage answers, and asks again for what failed. When
+// that works, every member meets the storage again, one after the other.
 func (g *guard) knock() {
 	g.mu.Lock()
 	knocker := g.knocker
@@ -191,7 +234,12 @@ func (g *guard) knock() {
 	}
 	g.mu.Unlock()
 
-	err := knocker.reattach(g)
+	// A read first: what hangs behind a storage may still be done when that
+	// comes back, and a change would by then be out of date.
+	err := knocker.probe()
+	if err == nil {
+		err = knocker.reattach(g)
+	}
 
 	g.mu.Lock()
 	if g.away == nil {

@@ -11,21 +11,35 @@ import (
 type admission struct {
 	view       *view
 	generation int64
-	trial      string // the trial's ID; empty for a call in a closed circuit
+	trial      string        // the trial's ID; empty for a call in a closed circuit
+	waited     time.Duration // for the storage, so far
+}
+
+// enter admits a call or rejects it.
+func (b *Breaker) enter(ctx context.Context) (admission, *OpenError) {
+	if v := b.view.Load(); v.fast {
+		return admission{view: v, generation: v.generation}, nil
+	}
+	return b.admit(ctx)
 }
 
 // admit decides on a call for which the view says more than yes.
 func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	v := b.view.Load()
+	var began time.Time
 	if v.settings.Strict {
-		v = b.read(ctx)
+		began = time.Now()
+		v = b.read(ctx, began)
 	}
 	a, rejected := admission{view: v, generation: v.generation}, (*OpenError)(nil)
 	switch v.admits {
 	case admitsNone:
 		rejected = &v.rejection
 	case admitsAsker:
-		a, rejected = b.askForTrial(ctx)
+		a, rejected = b.askForTrial(ctx, began)
+	}
+	if !began.IsZero() {
+		a.waited = time.Since(began)
 	}
 	if rejected != nil {
 		v.settings.tellRejected(ctx, b, rejected)
@@ -36,14 +50,13 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 }
 
 // read brings the view up to date from the storage: for Config.Strict.
-func (b *Breaker) read(ctx context.Context) *view {
-	b.mu.Lock()
-	detached := b.detached()
-	b.mu.Unlock()
-	if detached {
+func (b *Breaker) read(ctx context.Context, began time.Time) *view {
+	if b.isDetached() {
 		return b.view.Load()
 	}
-	a := b.load(context.WithoutCancel(ctx))
+	ctx, cancel := patience(ctx, began.Add(b.settings().StorageTimeout))
+	defer cancel()
+	a := b.load(ctx)
 	if a.err != nil {
 		b.failed(a.err)
 		return b.view.Load()
@@ -52,7 +65,7 @@ func (b *Breaker) read(ctx context.Context) *view {
 	lost := b.knowsBetter(a.record)
 	b.mu.Unlock()
 	if lost {
-		b.putBack()
+		b.putBack(ctx)
 	} else {
 		b.adopt(a.record)
 	}
@@ -60,8 +73,9 @@ func (b *Breaker) read(ctx context.Context) *view {
 }
 
 // askForTrial asks the storage for a trial. One call of the process asks at a
-// time; the others are rejected.
-func (b *Breaker) askForTrial(ctx context.Context) (admission, *OpenError) {
+// time; the others are rejected. began is when the call began to wait for the
+// storage, if it has.
+func (b *Breaker) askForTrial(ctx context.Context, began time.Time) (admission, *OpenError) {
 	if !b.asking.CompareAndSwap(false, true) {
 		return admission{}, &b.view.Load().rejection
 	}
@@ -69,14 +83,19 @@ func (b *Breaker) askForTrial(ctx context.Context) (admission, *OpenError) {
 	if v := b.view.Load(); v.admits != admitsAsker { // another has asked meanwhile
 		return b.admitted(v)
 	}
+	if began.IsZero() {
+		began = time.Now()
+	}
+	ctx, cancel := patience(ctx, began.Add(b.settings().StorageTimeout))
+	defer cancel()
 	b.mu.Lock()
 	c := b.change(ChangeAcquire)
 	b.mu.Unlock()
 	c.Token = b.tokens.next()
-	record, verdict := b.exchange(context.WithoutCancel(ctx), c)
+	record, verdict := b.exchange(ctx, c)
 	v := b.view.Load()
 	if verdict != VerdictRefused {
-		return admission{view: v, generation: record.Generation, trial: c.Token}, nil
+		return admission{view: v, generation: record.Generation, trial: c.Token, waited: time.Since(began)}, nil
 	}
 	return b.admitted(v)
 }
@@ -125,7 +144,7 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 	if a.trial != "" {
 		b.settleTrial(a, r)
 	} else if r.outcome != OutcomeIgnored {
-		b.report(a.generation, r)
+		b.report(a, r)
 	}
 }
 
@@ -167,9 +186,39 @@ func (b *Breaker) settleTrial(a admission, r result) {
 	}
 	b.mu.Unlock()
 	if !detached {
-		b.send(c)
+		b.awaited(a, func() { b.send(c) })
 	}
 	b.tell()
+}
+
+// awaited runs f, which asks the storage once. A call that has waited for the
+// storage before waits only for what is left of its patience.
+func (b *Breaker) awaited(a admission, f func()) {
+	if a.waited == 0 || b.local() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	b.mu.Lock()
+	running := b.spawn(func() {
+		defer close(done)
+		f()
+	})
+	b.mu.Unlock()
+	if running {
+		b.await(done, a)
+	}
+}
+
+// await waits until done is closed, but no longer than the call may still wait
+// for the storage.
+func (b *Breaker) await(done <-chan struct{}, a admission) {
+	timer := time.NewTimer(b.settings().StorageTimeout - a.waited)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
 }
 
 // Permit is the right to make one call, from Acquire. It is a value: copies

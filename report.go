@@ -37,14 +37,13 @@ func (w *row) add(r result, failMax int) {
 // flight is a report that is yet to be sent, or under way.
 type flight struct{ landed chan struct{} }
 
-// report counts the result of a call that was admitted in the generation.
-// After a failure it returns when the storage knows, or after StorageTimeout.
-func (b *Breaker) report(generation int64, r result) {
+// report counts the result of an admitted call. After a failure it returns when
+// the storage knows, or when the call may not wait any longer.
+func (b *Breaker) report(a admission, r result) {
 	reason := r.cause()
 	b.mu.Lock()
-	f, leads := b.count(generation, r, reason)
+	f, leads := b.count(a.generation, r, reason)
 	waits := r.outcome == OutcomeFailure || b.config.Strict || b.local()
-	budget := b.config.StorageTimeout
 	if leads && !waits {
 		b.spawn(b.sendReports)
 	}
@@ -53,18 +52,19 @@ func (b *Breaker) report(generation int64, r result) {
 	switch {
 	case f == nil || !waits:
 	case leads:
-		if b.sendReport() {
-			b.mu.Lock()
-			b.spawn(b.sendReports)
-			b.mu.Unlock()
-		}
+		b.awaited(a, b.leadReports)
 	default:
-		timer := time.NewTimer(budget)
-		defer timer.Stop()
-		select {
-		case <-f.landed:
-		case <-timer.C:
-		}
+		b.await(f.landed, a)
+	}
+}
+
+// leadReports sends the next report, and leaves what comes after it to the
+// background.
+func (b *Breaker) leadReports() {
+	if b.sendReport() {
+		b.mu.Lock()
+		b.spawn(b.sendReports)
+		b.mu.Unlock()
 	}
 }
 
@@ -139,10 +139,10 @@ func (b *Breaker) sendReport() (more bool) {
 		b.refresh()
 	}
 	b.mu.Unlock()
+	b.tell()
 	if f != nil {
 		close(f.landed)
 	}
-	b.tell()
 	return more
 }
 

@@ -2,6 +2,7 @@ package infuse
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -34,35 +35,38 @@ type memoryWatcher struct{ fn func(Record) }
 // NewMemoryStorage returns an empty storage.
 func NewMemoryStorage() *MemoryStorage { return &MemoryStorage{} }
 
-// Load implements Storage. Its error is always nil.
+// Load implements Storage. It fails for a name that CheckName refuses, only.
 func (s *MemoryStorage) Load(_ context.Context, circuit string) (Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.circuits[circuit]; c != nil {
-		return c.record, nil
+		return c.record.clone(), nil
 	}
-	return Record{}, nil
+	return Record{}, CheckName(circuit)
 }
 
-// Apply implements Storage. Its error is always nil. The watchers hear of a
-// transition before Apply returns, unless another call of Apply is telling
-// them already.
+// Apply implements Storage. It fails for a name that CheckName refuses, only.
+// The watchers hear of a transition before Apply returns, unless another call
+// of Apply is telling them already.
 func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) (Record, Verdict, error) {
+	if err := CheckName(circuit); err != nil {
+		return Record{}, VerdictRefused, err
+	}
 	s.mu.Lock()
 	now := s.now()
 	c := s.circuit(circuit)
 	record, verdict := c.record.Apply(change, now)
 	if verdict != VerdictRefused {
-		c.record = record
+		c.record = record.clone() // its trials may be the sender's
 		c.outlived = record.outlived(now)
 		if verdict == VerdictMoved && len(c.watchers) > 0 {
-			c.untold = append(c.untold, record)
+			c.untold = append(c.untold, c.record)
 		}
 	}
 	s.tidy(circuit, c, now)
 	s.tell(c)
 	s.mu.Unlock()
-	return record, verdict, nil
+	return record.clone(), verdict, nil
 }
 
 // Watch implements Storage.
@@ -100,11 +104,17 @@ func (s *MemoryStorage) tell(c *memoryCircuit) {
 		watchers := c.watchers
 		s.mu.Unlock()
 		for _, w := range watchers {
-			w.fn(record)
+			w.fn(record.clone())
 		}
 		s.mu.Lock()
 	}
 	c.telling = false
+}
+
+// clone returns a record that shares nothing with r.
+func (r Record) clone() Record {
+	r.Trials, r.Tokens = slices.Clone(r.Trials), slices.Clone(r.Tokens)
+	return r
 }
 
 func (s *MemoryStorage) circuit(name string) *memoryCircuit {

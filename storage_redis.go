@@ -25,9 +25,16 @@ type RedisOptions struct {
 	// Prefix starts the name of every key and channel: "infuse:" if empty.
 	Prefix string
 
-	// PollInterval is how often a circuit is read while Pub/Sub does not
-	// reach it: 2 s if 0. While Pub/Sub does, every circuit is still read
-	// each fifteenth time, in case a message was lost on its way.
+	// PollInterval is how often a circuit is read while Pub/Sub does not reach
+	// it, and while it is not closed: 2 s if 0, each time give or take half.
+	// So it bounds what a lost message costs, as long as Redis answers:
+	//   - where Pub/Sub is not permitted or its connection was cut, a
+	//     transition is known after one and a half intervals;
+	//   - where the connection died without a sign, that is noticed 4 s later;
+	//   - that a circuit was closed, or its record lost, is known after one and
+	//     a half intervals in any case;
+	//   - a closed circuit that Pub/Sub does reach is read each fifteenth time,
+	//     in case a message was lost all the same.
 	PollInterval time.Duration
 }
 
@@ -46,7 +53,6 @@ type RedisStorage struct {
 	prefix  string
 	linger  time.Duration
 	feed    *redisFeed
-	guard   *guard
 	invalid error // what is wrong with the settings
 }
 
@@ -62,7 +68,7 @@ func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
 	if opts.Prefix == "" {
 		opts.Prefix = "infuse:"
 	}
-	s := &RedisStorage{client: client, prefix: opts.Prefix, guard: newGuard()}
+	s := &RedisStorage{client: client, prefix: opts.Prefix}
 	if client == nil {
 		s.invalid = errors.New("infuse: NewRedisStorage: the client is nil")
 	}
@@ -73,7 +79,7 @@ func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
 		s.invalid = fmt.Errorf("infuse: RedisOptions.PollInterval is %v: must be at least 1ms, or 0 for 2s", opts.PollInterval)
 		opts.PollInterval = 2 * time.Second
 	}
-	s.linger = 2*opts.PollInterval + time.Second // two polls find it
+	s.linger = 2*opts.PollInterval + 2*pingAfter + time.Second // whoever missed that it closed has noticed by then
 	s.feed = newRedisFeed(s, opts.PollInterval)
 	return s
 }
@@ -104,8 +110,6 @@ func (s *RedisStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 // a server that hangs may hold a goroutine of go-redis's for longer. Load and
 // Apply go on to work.
 func (s *RedisStorage) Close() error { return s.feed.close() }
-
-func (s *RedisStorage) storageGuard() *guard { return s.guard }
 
 func (s *RedisStorage) invalidSettings() error { return s.invalid }
 

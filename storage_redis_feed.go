@@ -16,10 +16,11 @@ import (
 //
 // One goroutine (receive) holds the subscription and hands on what is pushed;
 // another (keep) subscribes to new circuits and loads those that may have
-// missed a message: all after every (re)subscription, and all at every poll
-// that Pub/Sub does not reach. Both end on close.
+// missed a message: all after every (re)subscription and, at every poll, those
+// that Pub/Sub does not reach or that are not closed. Both end on close.
 type redisFeed struct {
 	storage *RedisStorage
+	loads   *guard // bounds how long keep waits for one
 	poll    time.Duration
 	wake    chan struct{} // tells keep that there is something to do
 	stopped context.Context
@@ -39,23 +40,26 @@ type watchedCircuit struct {
 	asked      bool // SUBSCRIBE was sent on the present subscription
 	subscribed bool // and Redis has confirmed it
 	stale      bool // is to be loaded
+	blocked    bool // not closed, by what was told last: if Redis loses that, somebody is to find out soon
 
 	telling sync.Mutex // held while watchers are told: keeps the order
 	last    Record     // what they were told last; guarded by telling
+	told    int        // how often they were told; guarded by telling
 }
 
 type redisWatcher struct{ fn func(Record) }
 
 // How a subscription is kept up.
 const (
-	pingAfter      = 3 * time.Second        // silence on the subscription after which Redis is asked whether it lives
+	pingAfter      = 2 * time.Second        // silence on the subscription after which Redis is asked whether it lives
 	reconnectAfter = 100 * time.Millisecond // the first pause before a new subscription; it doubles
 	reconnectMost  = 2 * time.Second        // the longest pause
-	slowPoll       = 15                     // a circuit that Pub/Sub reaches is polled each so many polls
+	slowPoll       = 15                     // a closed circuit that Pub/Sub reaches is polled each so many polls
+	loadTimeout    = 2 * time.Second        // how long keep waits for one record
 )
 
 func newRedisFeed(s *RedisStorage, poll time.Duration) *redisFeed {
-	f := &redisFeed{storage: s, poll: poll, wake: make(chan struct{}, 1), watched: make(map[string]*watchedCircuit)}
+	f := &redisFeed{storage: s, loads: newGuard(), poll: poll, wake: make(chan struct{}, 1), watched: make(map[string]*watchedCircuit)}
 	f.stopped, f.stop = context.WithCancel(context.Background())
 	return f
 }
@@ -161,6 +165,11 @@ func (f *redisFeed) session() {
 	if err != nil {
 		return
 	}
+	// Connects, so that keep never waits for that.
+	if err := pubsub.Ping(f.stopped); err != nil {
+		closeBounded(pubsub)
+		return
+	}
 	f.mu.Lock()
 	if f.stopped.Err() != nil {
 		f.mu.Unlock()
@@ -254,7 +263,7 @@ func (f *redisFeed) pushed(m *redis.Message) {
 	if err != nil {
 		return // a stranger's, or a newer version's: the poll finds out
 	}
-	if !f.tell(w, record, false) {
+	if !f.tell(w, record, pushed) {
 		// Redis holds an older record than it told of before: it may have lost
 		// one. What it really holds is for keep to load.
 		f.mu.Lock()
@@ -264,16 +273,21 @@ func (f *redisFeed) pushed(m *redis.Message) {
 	}
 }
 
-// tell hands a record to the circuit's watchers, unless it is older than the
-// last one and not read afresh: then it returns false.
-func (f *redisFeed) tell(w *watchedCircuit, record Record, loaded bool) bool {
+// tell hands a record to the circuit's watchers, unless it may be older than
+// the last one: then it returns false. That is a pushed one of an older
+// generation; and one that was loaded since they had been told so often, if
+// they have been told of what is at least as new meanwhile.
+func (f *redisFeed) tell(w *watchedCircuit, record Record, since int) bool {
 	w.telling.Lock()
 	defer w.telling.Unlock()
-	if record.Generation < w.last.Generation && !loaded {
+	if since == pushed && record.Generation < w.last.Generation ||
+		since != pushed && since != w.told && record.Generation <= w.last.Generation {
 		return false
 	}
 	w.last = record
+	w.told++
 	f.mu.Lock()
+	w.blocked = record.State != StateClosed
 	watchers := make([]*redisWatcher, 0, len(w.watchers))
 	for me := range w.watchers {
 		watchers = append(watchers, me)
@@ -284,6 +298,9 @@ func (f *redisFeed) tell(w *watchedCircuit, record Record, loaded bool) bool {
 	}
 	return true
 }
+
+// pushed stands for a record that was not loaded: see tell.
+const pushed = -1
 
 // keep subscribes, unsubscribes, loads and polls.
 func (f *redisFeed) keep() {
@@ -310,7 +327,7 @@ func (f *redisFeed) markStale(all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.watched {
-		if all || !w.subscribed {
+		if all || !w.subscribed || w.blocked {
 			w.stale = true
 		}
 	}
@@ -357,19 +374,34 @@ func (f *redisFeed) loadStale() {
 		if w == nil {
 			return
 		}
-		record, err := f.storage.Load(f.stopped, w.circuit)
+		w.telling.Lock()
+		told := w.told
+		w.telling.Unlock()
+		a := f.load(w.circuit)
 		var unreadable *RecordError
-		if errors.As(err, &unreadable) {
+		if errors.As(a.err, &unreadable) {
 			continue // not the storage's trouble; the breaker finds out when it asks
 		}
-		if err != nil {
+		if a.err != nil {
 			f.mu.Lock()
 			w.stale = true
 			f.mu.Unlock()
 			return
 		}
-		f.tell(w, record, true)
+		if !f.tell(w, a.record, told) {
+			f.mu.Lock()
+			w.stale = true
+			f.mu.Unlock()
+		}
 	}
+}
+
+// load does not wait for a client that hangs.
+func (f *redisFeed) load(circuit string) answer {
+	return f.loads.ask(f.stopped, loadTimeout, func(ctx context.Context) answer {
+		record, err := f.storage.Load(ctx, circuit)
+		return answer{record: record, err: err}
+	}, nil)
 }
 
 func (f *redisFeed) nextStale() *watchedCircuit {

@@ -114,6 +114,12 @@ func (b *Breaker) fallsBackTo(f Fallback) bool {
 // detached reports whether the breaker is on its own. b.mu is held.
 func (b *Breaker) detached() bool { return b.away != nil || b.stopped }
 
+func (b *Breaker) isDetached() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.detached()
+}
+
 // adopt makes a record that the storage answered with the breaker's own,
 // unless a newer one is known already.
 func (b *Breaker) adopt(r Record) {
@@ -162,7 +168,7 @@ func (b *Breaker) observe(r Record) {
 	case b.knowsBetter(r):
 		// The storage has lost what this process knows: it is put back, unless
 		// somebody was faster or the loss was a race with an answer under way.
-		b.spawn(b.putBack)
+		b.spawn(func() { b.putBack(context.Background()) })
 	}
 	if b.local() {
 		b.mu.Unlock()
@@ -173,12 +179,12 @@ func (b *Breaker) observe(r Record) {
 	b.mu.Unlock()
 }
 
-func (b *Breaker) putBack() {
+func (b *Breaker) putBack(ctx context.Context) {
 	b.mu.Lock()
 	c, detached := b.change(ChangeSync), b.detached()
 	b.mu.Unlock()
 	if !detached {
-		b.exchange(context.Background(), c)
+		b.exchange(ctx, c)
 	}
 }
 

@@ -1,0 +1,350 @@
+package infuse_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+func TestTheZeroConfigIsPybreakers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "prices", infuse.Config{})
+		require.Equal(t, "prices", b.Name())
+		for i := range 5 {
+			requireState(t, infuse.StateClosed, b)
+			require.Equal(t, i, b.Failures())
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+		}
+		require.Equal(t, time.Minute, requireRejected(t, b).RetryAfter())
+		waitUntilDue(t, b)
+
+		hung := requireTrial(t, b) // no second one beside it
+		rejection := requireRejected(t, b)
+		require.Equal(t, infuse.StateHalfOpen, rejection.State)
+		require.Zero(t, rejection.RetryAfter(), "the end of another's trial cannot be known")
+		time.Sleep(30 * time.Second)
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		requireState(t, infuse.StateClosed, b)
+		require.Zero(t, b.Failures())
+		hung.Done(nil)
+	})
+}
+
+func TestCallReturnsWhatItsFuncReturnsAndHandsItTheContext(t *testing.T) {
+	type key struct{}
+	ctx := context.WithValue(t.Context(), key{}, "value")
+	for listening, listeners := range map[string][]*infuse.Listener{"unheard": nil, "heard": {{}}} {
+		t.Run(listening, func(t *testing.T) {
+			b := startBreaker(t, "prices", infuse.Config{Listeners: listeners})
+			wrapped := fmt.Errorf("wrapped: %w", errIll)
+			for _, want := range []error{nil, errIll, wrapped, nil} {
+				ran := 0
+				require.Equal(t, want, b.Call(ctx, func(got context.Context) error {
+					ran++
+					require.Equal(t, ctx, got)
+					return want
+				}))
+				require.Equal(t, 1, ran)
+			}
+		})
+	}
+}
+
+func TestDoReturnsTheValueAndTheZeroValueOnRejection(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{FailMax: 1})
+	price, err := infuse.Do(t.Context(), b, func(context.Context) (int, error) { return 250, nil })
+	require.NoError(t, err)
+	require.Equal(t, 250, price)
+	price, err = infuse.Do(t.Context(), b, func(context.Context) (int, error) { return 7, errIll })
+	require.Equal(t, errIll, err)
+	require.Equal(t, 7, price, "a value beside an error goes through, too")
+
+	ran := func(context.Context) (int, error) {
+		t.Error("a rejected call ran")
+		return 1, nil
+	}
+	price, err = infuse.Do(t.Context(), b, ran)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Zero(t, price)
+}
+
+// Contexts: a caller who gives up says nothing about the service; a deadline
+// that has passed does.
+
+func TestACallThatItsCallerCancelledIsIgnored(t *testing.T) {
+	gone := errors.New("the user has gone")
+	for how, cancelled := range map[string]func() context.Context{
+		"cancelled": func() context.Context {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			return ctx
+		},
+		"cancelled with a cause": func() context.Context {
+			ctx, cancel := context.WithCancelCause(context.Background())
+			cancel(gone)
+			return ctx
+		},
+		"cancelled before its deadline": func() context.Context {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			cancel()
+			return ctx
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			b := startBreaker(t, "prices", infuse.Config{FailMax: 2})
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			for _, err := range []error{context.Canceled, gone, errIll, fmt.Errorf("get: %w", context.Canceled)} {
+				require.Equal(t, err, b.Call(cancelled(), func(context.Context) error { return err }))
+				require.Equal(t, 1, b.Failures(), "neither a failure nor a success")
+			}
+			require.NoError(t, b.Call(cancelled(), succeeds))
+			require.Zero(t, b.Failures(), "what has succeeded has succeeded")
+		})
+	}
+}
+
+func TestADeadlineThatHasPassedIsAFailure(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{FailMax: 10})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+	defer cancel()
+	require.ErrorIs(t, b.Call(ctx, func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}), context.DeadlineExceeded)
+	require.Equal(t, 1, b.Failures(), "the caller's own")
+
+	require.ErrorIs(t, b.Call(t.Context(), func(context.Context) error { return context.DeadlineExceeded }), context.DeadlineExceeded)
+	require.Equal(t, 2, b.Failures(), "one beneath the call")
+
+	require.ErrorIs(t, b.Call(t.Context(), func(ctx context.Context) error {
+		inner, cancel := context.WithCancel(ctx)
+		cancel()
+		return inner.Err()
+	}), context.Canceled)
+	require.Equal(t, 3, b.Failures(), "a cancellation that is not the caller's")
+}
+
+// Moves by hand.
+
+func TestEveryStateMovesToEveryOther(t *testing.T) {
+	moves := map[infuse.State]func(*infuse.Breaker, context.Context) error{
+		infuse.StateClosed:   (*infuse.Breaker).Close,
+		infuse.StateOpen:     (*infuse.Breaker).Open,
+		infuse.StateHalfOpen: (*infuse.Breaker).HalfOpen,
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for from, begin := range moves {
+			for to, move := range moves {
+				b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Minute})
+				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.NoError(t, begin(b, t.Context()))
+				time.Sleep(10 * time.Second)
+				before := recordOf(t, b)
+
+				require.NoError(t, move(b, t.Context()))
+				requireState(t, to, b)
+				after := recordOf(t, b)
+				require.Equal(t, to, after.State)
+				if from != infuse.StateClosed || to != infuse.StateClosed {
+					require.Greater(t, after.Generation, before.Generation, "%v to %v", from, to)
+				}
+				switch to {
+				case infuse.StateClosed:
+					require.Zero(t, b.Failures())
+					require.NoError(t, b.Call(t.Context(), succeeds))
+				case infuse.StateOpen:
+					require.Equal(t, time.Minute, requireRejected(t, b).RetryAfter(), "from %v: the open time starts anew", from)
+				case infuse.StateHalfOpen:
+					requireTrial(t, b).Done(nil)
+					requireState(t, infuse.StateClosed, b)
+				}
+			}
+		}
+	})
+}
+
+func TestAnnounceHasCallersTryAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		caller := startBreaker(t, "prices", infuse.Config{Storage: storage})
+		trip(t, caller)
+		requireRejected(t, caller)
+		require.NoError(t, infuse.Announce(t.Context(), storage, "prices", infuse.StateHalfOpen))
+		require.NoError(t, caller.Call(t.Context(), succeeds))
+		requireState(t, infuse.StateClosed, caller)
+
+		require.NoError(t, infuse.Announce(t.Context(), storage, "prices", infuse.StateOpen))
+		require.Equal(t, time.Minute, requireRejected(t, caller).RetryAfter())
+		require.NoError(t, infuse.Announce(t.Context(), storage, "prices", infuse.StateClosed))
+		require.NoError(t, caller.Call(t.Context(), succeeds))
+	})
+}
+
+// Configure changes the limits without losing state.
+
+func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 10, ResetTimeout: time.Minute})
+		for range 4 {
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+		}
+		require.NoError(t, b.Configure(infuse.Config{FailMax: 6, ResetTimeout: time.Hour}))
+		require.Equal(t, 4, b.Failures())
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		requireState(t, infuse.StateClosed, b)
+		require.NoError(t, b.Configure(infuse.Config{FailMax: 2, ResetTimeout: time.Hour}))
+		requireState(t, infuse.StateClosed, b)
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, time.Hour, requireRejected(t, b).RetryAfter())
+
+		require.NoError(t, b.Configure(infuse.Config{ResetTimeout: time.Second, MaxTrials: 2, SuccessThreshold: 2}))
+		require.Equal(t, time.Hour, requireRejected(t, b).RetryAfter(), "what is open stays so until the time that was set")
+		waitUntilDue(t, b)
+		one, two := requireTrial(t, b), requireTrial(t, b)
+		requireRejected(t, b)
+		require.NoError(t, b.Configure(infuse.Config{MaxTrials: 3, SuccessThreshold: 2}))
+		three := requireTrial(t, b)
+		one.Done(nil)
+		requireState(t, infuse.StateHalfOpen, b)
+		two.Done(nil)
+		requireState(t, infuse.StateClosed, b)
+		three.Done(errIll)
+		require.Zero(t, b.Failures())
+	})
+}
+
+func TestConfigureChangesTheListenersAndTheClasses(t *testing.T) {
+	var before, after stateLog
+	b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Listeners: []*infuse.Listener{before.listener()}})
+	require.NoError(t, b.Open(t.Context()))
+	require.NoError(t, b.Configure(infuse.Config{
+		FailMax:   1,
+		Listeners: []*infuse.Listener{after.listener()},
+		Exclude:   []func(error) bool{func(err error) bool { return err == errIll }},
+	}))
+	require.NoError(t, b.Close(t.Context()))
+	require.Equal(t, []string{"closed>open"}, before.all())
+	require.Equal(t, []string{"open>closed"}, after.all())
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	requireState(t, infuse.StateClosed, b)
+}
+
+// Stop.
+
+func TestAStoppedBreakerWorksOnForThisProcessAlone(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			var heard stateLog
+			cfg := patiently(infuse.Config{ResetTimeout: 50 * time.Millisecond, Storage: storage})
+			other := startBreaker(t, "prices", cfg)
+			cfg.Listeners = []*infuse.Listener{heard.listener()}
+			b := startBreaker(t, "prices", cfg)
+			b.Stop()
+
+			require.NoError(t, b.Call(t.Context(), succeeds))
+			trip(t, b)
+			require.Zero(t, recordOf(t, other).Failures)
+			requireState(t, infuse.StateClosed, other)
+			require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
+			requireState(t, infuse.StateClosed, b)
+
+			require.NoError(t, b.Open(t.Context()))
+			requireState(t, infuse.StateOpen, b)
+			require.NoError(t, b.HalfOpen(t.Context()))
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			requireState(t, infuse.StateOpen, b)
+			require.NoError(t, b.Close(t.Context()))
+			require.True(t, recordOf(t, other).Healthy())
+			require.Equal(t, []string{
+				"closed>open", "open>half-open", "half-open>closed",
+				"closed>open", "open>half-open", "half-open>open", "open>closed",
+			}, heard.all())
+
+			require.NoError(t, other.Open(t.Context()))
+			require.NoError(t, b.Call(t.Context(), succeeds), "it does not hear of the others")
+			require.NoError(t, other.Close(t.Context()))
+		})
+	}
+}
+
+func TestStopWhileManyCallsRun(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 2, ResetTimeout: time.Millisecond, Storage: storage}))
+			var all sync.WaitGroup
+			for i := range 16 {
+				all.Go(func() {
+					for n := range 200 {
+						want := []error{nil, errIll}[(i+n)%2]
+						err := b.Call(context.Background(), func(context.Context) error { return want })
+						if !errors.Is(err, infuse.ErrOpen) && err != want {
+							t.Errorf("returned %v, not %v", err, want)
+						}
+					}
+				})
+			}
+			all.Go(b.Stop)
+			all.Wait()
+			require.NoError(t, b.Close(t.Context()))
+			require.NoError(t, b.Call(t.Context(), succeeds))
+		})
+	}
+}
+
+// Strict trades round trips for exactness: nothing needs to be pushed.
+func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
+	server, deaf := redistest.Start(t), redistest.Start(t)
+	hearsNothing := func() infuse.Storage {
+		storage := infuse.NewRedisStorage(split{server.Client(), deaf.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
+		t.Cleanup(func() { require.NoError(t, storage.Close()) })
+		return storage
+	}
+	cfg := patiently(infuse.Config{FailMax: 3, SuccessThreshold: 2, ResetTimeout: time.Hour})
+	breaker := func(strict bool) *infuse.Breaker {
+		cfg.Storage, cfg.Strict = hearsNothing(), strict
+		return startBreaker(t, "prices", cfg)
+	}
+	one, two, lax := breaker(true), breaker(true), breaker(false)
+
+	require.Equal(t, errIll, one.Call(t.Context(), fails))
+	require.Equal(t, errIll, two.Call(t.Context(), fails))
+	require.Equal(t, 2, two.Failures())
+	require.NoError(t, one.Call(t.Context(), succeeds))
+	require.Zero(t, recordOf(t, two).Failures, "a success is counted before the call returns")
+	trip(t, one)
+	requireRejected(t, two)
+	require.NoError(t, lax.Call(t.Context(), succeeds), "this is what Strict is for")
+
+	require.NoError(t, one.HalfOpen(t.Context()))
+	require.NoError(t, two.Call(t.Context(), succeeds))
+	require.NoError(t, one.Call(t.Context(), succeeds))
+	require.NoError(t, two.Call(t.Context(), succeeds))
+	requireState(t, infuse.StateClosed, one, two)
+}
+
+func TestBreakersOfOneNameShareTheirCircuit(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			cfg := patiently(infuse.Config{FailMax: 4, ResetTimeout: time.Hour, Storage: storage})
+			one, two, other := startBreaker(t, "prices", cfg), startBreaker(t, "prices", cfg), startBreaker(t, "rates", cfg)
+			for range 2 {
+				require.Equal(t, errIll, one.Call(t.Context(), fails))
+				require.Equal(t, errIll, two.Call(t.Context(), fails))
+			}
+			requireState(t, infuse.StateOpen, two)
+			eventuallyState(t, infuse.StateOpen, one)
+			requireState(t, infuse.StateClosed, other)
+			require.NoError(t, one.Close(t.Context()))
+			eventuallyState(t, infuse.StateClosed, two)
+		})
+	}
+}

@@ -1,0 +1,194 @@
+package infuse_test
+
+import (
+	"context"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// What a call costs: commands to Redis, and allocations.
+
+// commands returns how often the server has run each command since it started,
+// but for those that clients send of their own accord, and the test itself.
+func commands(t *testing.T, s *redistest.Server) map[string]int64 {
+	t.Helper()
+	counts, err := s.Commands(t.Context())
+	require.NoError(t, err)
+	for _, name := range []string{"info", "hello", "ping", "client", "client|setinfo", "client|maint_notifications", "client|setname"} {
+		delete(counts, name)
+	}
+	return counts
+}
+
+// costOf returns the commands that the server has run meanwhile.
+func costOf(t *testing.T, s *redistest.Server, do func()) map[string]int64 {
+	t.Helper()
+	before := commands(t, s)
+	do()
+	cost := commands(t, s)
+	for name, n := range before {
+		cost[name] -= n
+	}
+	maps.DeleteFunc(cost, func(_ string, n int64) bool { return n == 0 })
+	return cost
+}
+
+// runsOf counts the runs of the script: what a breaker sends.
+func runsOf(cost map[string]int64) int64 { return cost["evalsha"] + cost["eval"] }
+
+// rarelyPolled is a storage whose breakers hear by push, and only so.
+func rarelyPolled(t *testing.T, s *redistest.Server) *infuse.RedisStorage {
+	t.Helper()
+	storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: time.Hour})
+	t.Cleanup(func() { require.NoError(t, storage.Close()) })
+	return storage
+}
+
+// startQuietBreaker starts a breaker and waits until it has nothing more to
+// say: it has read its circuit, subscribed, and read it again.
+func startQuietBreaker(t *testing.T, s *redistest.Server, cfg infuse.Config) *infuse.Breaker {
+	t.Helper()
+	cfg.Storage = rarelyPolled(t, s)
+	b := startBreaker(t, "prices", patiently(cfg))
+	require.Eventually(t, func() bool {
+		return commands(t, s)["hmget"] >= 2 // which the script runs; it may be sent more often, until it is known
+	}, patience, pace)
+	return b
+}
+
+func TestAMillionSuccessfulCallsSendNothing(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{})
+	ctx := t.Context()
+	require.Empty(t, costOf(t, server, func() {
+		for range 1_000_000 {
+			if b.Call(ctx, succeeds) != nil {
+				t.Fatal("a call was rejected")
+			}
+		}
+	}))
+}
+
+func TestAHundredThousandRejectionsSendNothing(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{ResetTimeout: time.Hour})
+	trip(t, b)
+	ctx := t.Context()
+	require.Empty(t, costOf(t, server, func() {
+		for range 100_000 {
+			if b.Call(ctx, succeeds) == nil {
+				t.Fatal("a call ran")
+			}
+		}
+	}))
+}
+
+func TestAFailingCallSendsOneCommand(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{FailMax: 5, ResetTimeout: time.Hour})
+	for range 5 { // the fifth opens the circuit, and costs no more
+		cost := costOf(t, server, func() {
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+		})
+		require.EqualValues(t, 1, runsOf(cost))
+		for name := range cost {
+			require.Contains(t, []string{"eval", "evalsha", "time", "hmget", "exists", "hset", "pexpire", "publish"}, name,
+				"the script and what it runs, and nothing else")
+		}
+	}
+	requireState(t, infuse.StateOpen, b)
+}
+
+// An outage costs a handful of round trips, not one a call: what fails while
+// a report is under way goes together in the next.
+func TestManyFailuresAtOnceShareTheirReports(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{FailMax: 1000})
+	cost := costOf(t, server, func() {
+		server.Pause()
+		done := make(chan answer, 1)
+		go func() { done <- failAtOnce(b, 500) }()
+		require.Never(t, func() bool { return len(done) > 0 }, 100*time.Millisecond, pace,
+			"a failing call returns when its failure is counted")
+		server.Resume()
+		require.Equal(t, 500, (<-done).Ran)
+	})
+	require.LessOrEqual(t, runsOf(cost), int64(50))
+	require.Equal(t, 500, recordOf(t, b).Failures)
+}
+
+// A success after failures says that the row is broken, but its caller does
+// not wait for that.
+func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{})
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+
+	server.Pause()
+	began := time.Now()
+	require.NoError(t, b.Call(t.Context(), succeeds))
+	require.Less(t, time.Since(began), time.Second, "it is not to wait for Redis, which hangs")
+	server.Resume()
+	require.Eventually(t, func() bool { return recordOf(t, b).Failures == 0 }, patience, pace)
+	require.Eventually(t, func() bool { return b.Failures() == 0 }, patience, pace)
+	require.Empty(t, costOf(t, server, func() {
+		require.NoError(t, b.Call(t.Context(), succeeds))
+	}), "the circuit is quiet again")
+}
+
+func TestStrictReadsTheRecordBeforeEveryCall(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{Strict: true, ResetTimeout: time.Hour})
+	cost := costOf(t, server, func() {
+		for range 10 {
+			require.NoError(t, b.Call(t.Context(), succeeds))
+		}
+	})
+	require.EqualValues(t, 10, runsOf(cost))
+	require.Zero(t, cost["hset"], "to read is not to move")
+
+	trip(t, b)
+	cost = costOf(t, server, func() {
+		for range 10 {
+			requireRejected(t, b)
+		}
+	})
+	require.EqualValues(t, 10, runsOf(cost))
+}
+
+func TestTheHotPathsDoNotAllocate(t *testing.T) {
+	if underRace {
+		t.Skip("sync.Pool allocates under the race detector")
+	}
+	ctx := context.Background()
+	server := redistest.Start(t)
+	for name, storage := range map[string]infuse.Storage{
+		"memory": infuse.NewMemoryStorage(),
+		"redis":  rarelyPolled(t, server),
+	} {
+		b := startBreaker(t, "prices", patiently(infuse.Config{Storage: storage, ResetTimeout: time.Hour}))
+		for what, call := range map[string]func(){
+			"a successful call": func() { _ = b.Call(ctx, succeeds) },
+			"Acquire and Done": func() {
+				p, _ := b.Acquire(ctx)
+				p.Done(nil)
+			},
+		} {
+			require.Zero(t, testing.AllocsPerRun(1000, call), "%s, with %s", what, name)
+		}
+		trip(t, b)
+		for what, call := range map[string]func(){
+			"a rejected call":    func() { _ = b.Call(ctx, succeeds) },
+			"a rejected Acquire": func() { _, _ = b.Acquire(ctx) },
+			"State":              func() { _, _ = b.State(), b.Failures() },
+		} {
+			require.Zero(t, testing.AllocsPerRun(1000, call), "%s, with %s", what, name)
+		}
+	}
+}

@@ -1,0 +1,8 @@
+package infuse
+
+// What only tests outside the package may use.
+var (
+	EncodeRecord = encodeRecord
+	DecodeRecord = decodeRecord
+	DecodeReply  = decodeReply
+)

@@ -1,0 +1,226 @@
+package infuse_test
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// startFault starts a server for a fault, and a client for each of two
+// processes and for a newcomer.
+func startFault(t *testing.T, opts ...func(*redis.Options)) (s *redistest.Server, clients [2]infuse.RedisClient, newcomer infuse.RedisClient) {
+	t.Helper()
+	t.Parallel()
+	quietRedis()
+	s = redistest.Start(t)
+	return s, [2]infuse.RedisClient{s.Client(opts...), s.Client(opts...)}, s.Client(opts...)
+}
+
+// Scenario 25, and so are all that follow. Redis is down when the processes
+// start: they start all the same, and share what they found out on their own.
+func TestRedisIsDownAtStart(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	s.Kill()
+	tr := &traffic{t: t}
+	for i := range tr.fleet {
+		tr.fleet[i] = startProcess(t, clients[i])
+		t.Logf("started within %v", tr.fleet[i].startedWithin.Round(time.Millisecond))
+		require.Less(t, tr.fleet[i].startedWithin, storageTimeout+faultMargin)
+	}
+	for _, p := range tr.fleet {
+		trip(t, p.held)
+	}
+	tr.start()
+	time.Sleep(500 * time.Millisecond)
+	require.NoError(t, s.Restart())
+	shared := tr.awaitShared()
+	tr.requireHeld(newcomer)
+	tr.finish(shared)
+}
+
+// gobreaker's shared mode ran no request, each after 1.7 s.
+func TestRedisIsKilled(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	tr := endure(t, clients, newcomer, func(tr *traffic) {
+		s.Kill()
+		tr.awaitAway()
+		time.Sleep(2 * time.Second)
+		require.NoError(t, s.Restart())
+	})
+	tr.requireToldOnce()
+}
+
+// requireToldOnce is for faults that are one outage.
+func (tr *traffic) requireToldOnce() {
+	tr.t.Helper()
+	for _, p := range tr.fleet {
+		for _, heard := range p.edges {
+			heard.require(tr.t, 1, 1)
+		}
+	}
+}
+
+// gobreaker's shared mode ran no request, each after 10 s, and one hung for
+// five minutes.
+func TestRedisIsStoppedForThreeSeconds(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	tr := endure(t, clients, newcomer, func(tr *traffic) {
+		s.Pause()
+		time.Sleep(3 * time.Second)
+		s.Resume()
+	})
+	tr.requireToldOnce()
+}
+
+// What was open is put back, by those who hold it open.
+func TestRedisRestartsEmpty(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	endure(t, clients, newcomer, func(*traffic) { require.NoError(t, s.Restart()) })
+}
+
+// Scenario 20. pybreaker forgot that the circuit was open.
+func TestRedisIsFlushed(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	tr := endure(t, clients, newcomer, func(*traffic) {
+		require.NoError(t, s.Client().FlushAll(t.Context()).Err())
+	})
+	for _, p := range tr.fleet {
+		for _, heard := range p.edges {
+			heard.require(t, 0, 0)
+		}
+	}
+}
+
+// Scenario 23. Stoplight 5 stayed green until the process was restarted.
+func TestRedisForgetsItsScripts(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	tr := endure(t, clients, newcomer, func(*traffic) {
+		for range 20 {
+			require.NoError(t, s.Client().ScriptFlush(t.Context()).Err())
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	for _, p := range tr.fleet {
+		for _, heard := range p.edges {
+			heard.require(t, 0, 0)
+		}
+	}
+}
+
+// Redis answers, reads even, but takes no change.
+func TestRedisIsOutOfMemory(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	admin := s.Client()
+	tr := endure(t, clients, newcomer, func(tr *traffic) {
+		require.NoError(t, admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
+		tr.awaitAway()
+		time.Sleep(2 * time.Second)
+		require.NoError(t, admin.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	})
+	tr.requireToldOnce()
+}
+
+// After a failover, a client may go on talking to what has become a replica.
+func TestRedisIsReadOnly(t *testing.T) {
+	s, clients, newcomer := startFault(t)
+	master := redistest.Start(t)
+	admin := s.Client()
+	tr := endure(t, clients, newcomer, func(tr *traffic) {
+		host, port, err := net.SplitHostPort(master.Addr())
+		require.NoError(t, err)
+		require.NoError(t, admin.SlaveOf(t.Context(), host, port).Err())
+		tr.awaitAway()
+		time.Sleep(2 * time.Second)
+		require.NoError(t, admin.SlaveOf(t.Context(), "NO", "ONE").Err())
+	})
+	tr.requireToldOnce()
+}
+
+// The password is changed, and all are thrown out; then it is changed back.
+func TestRedisHasAnotherPassword(t *testing.T) {
+	s, _, _ := startFault(t)
+	admin := s.Client()
+	setPassword := func(password string) {
+		require.NoError(t, admin.Do(t.Context(), "acl", "setuser", "app", "reset", "on", ">"+password, "~*", "&*", "+@all").Err())
+		require.NoError(t, admin.Do(t.Context(), "client", "kill", "user", "app").Err())
+	}
+	setPassword("old")
+	app := func(o *redis.Options) { o.Username, o.Password = "app", "old" }
+	tr := endure(t, [2]infuse.RedisClient{s.Client(app), s.Client(app)}, s.Client(app), func(tr *traffic) {
+		setPassword("new")
+		tr.awaitAway()
+		time.Sleep(2 * time.Second)
+		setPassword("old")
+	})
+	tr.requireToldOnce()
+}
+
+// Every answer comes, but too late for any call.
+func TestRedisIsSlow(t *testing.T) {
+	s, _, _ := startFault(t)
+	proxy := redistest.StartProxy(t, s.Addr())
+	through := func(o *redis.Options) { o.Addr = proxy.Addr() }
+	tr := endure(t, [2]infuse.RedisClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
+		proxy.SetDelay(200 * time.Millisecond)
+		tr.awaitAway()
+		time.Sleep(2 * time.Second)
+		proxy.SetDelay(0)
+	})
+	tr.requireToldOnce()
+}
+
+// The network swallows what is sent, without a reset: go-redis by itself would
+// hold every command for 20 s.
+func TestTheNetworkSwallowsEverything(t *testing.T) {
+	s, _, _ := startFault(t)
+	proxy := redistest.StartProxy(t, s.Addr())
+	through := func(o *redis.Options) { o.Addr = proxy.Addr() }
+	tr := endure(t, [2]infuse.RedisClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
+		proxy.Swallow(true)
+		tr.awaitAway()
+		time.Sleep(3 * time.Second)
+		proxy.Swallow(false)
+	})
+	tr.requireToldOnce()
+}
+
+// Scenario 22. Somebody writes garbage to the keys: of another type, half of
+// the fields, a newer schema. It is the trouble of those circuits alone.
+func TestTheKeysHoldGarbage(t *testing.T) {
+	for name, write := range map[string]func(ctx context.Context, c *redis.Client, key string) error{
+		"of another type": func(ctx context.Context, c *redis.Client, key string) error {
+			return c.Set(ctx, key, "garbage", 0).Err()
+		},
+		"half its fields": func(ctx context.Context, c *redis.Client, key string) error {
+			return c.HDel(ctx, key, "generation", "due").Err()
+		},
+		"a newer schema": func(ctx context.Context, c *redis.Client, key string) error {
+			return c.HSet(ctx, key, "schema", "2").Err()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, clients, newcomer := startFault(t)
+			admin := s.Client()
+			keys := []string{"infuse:{busy}", "infuse:{held}", "infuse:{ill}"}
+			tr := endure(t, clients, newcomer, func(*traffic) {
+				for range 20 {
+					for _, key := range keys {
+						require.NoError(t, write(t.Context(), admin, key))
+					}
+					time.Sleep(50 * time.Millisecond)
+				}
+				require.NoError(t, admin.Del(t.Context(), keys...).Err())
+			})
+			for _, p := range tr.fleet {
+				p.edges[p.signal].require(t, 0, 0)
+			}
+		})
+	}
+}

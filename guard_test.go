@@ -1,0 +1,739 @@
+package infuse_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// What holds while the storage is away holds for any storage: here for a
+// stranger's that fails, hangs or panics on demand, in fake time, so that every
+// wait is exact.
+
+var errAway = errors.New("the storage is away")
+
+const storageTimeout = 100 * time.Millisecond
+
+// remote is somebody's storage: it keeps its records in memory, which its
+// breakers cannot know, and lets every request meet its trouble first.
+type remote struct {
+	infuse.Storage
+
+	mu      sync.Mutex
+	trouble func() error
+	cured   chan struct{} // closed when the trouble is over
+	asked   []time.Time
+	within  int // requests that are under way
+	most    int // of them at a time
+}
+
+func newRemote() *remote {
+	return &remote{Storage: infuse.NewMemoryStorage(), cured: make(chan struct{})}
+}
+
+func (r *remote) Load(ctx context.Context, circuit string) (infuse.Record, error) {
+	if err := r.meet(); err != nil {
+		return infuse.Record{}, err
+	}
+	defer r.leave()
+	return r.Storage.Load(ctx, circuit)
+}
+
+func (r *remote) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
+	if err := r.meet(); err != nil {
+		return infuse.Record{}, infuse.VerdictRefused, err
+	}
+	defer r.leave()
+	return r.Storage.Apply(ctx, circuit, c)
+}
+
+func (r *remote) meet() (err error) {
+	r.mu.Lock()
+	r.asked = append(r.asked, time.Now())
+	r.within++
+	r.most = max(r.most, r.within)
+	trouble := r.trouble
+	r.mu.Unlock()
+	healthy := false
+	defer func() {
+		if !healthy {
+			r.leave()
+		}
+	}()
+	if trouble != nil {
+		err = trouble()
+	}
+	healthy = err == nil
+	return err
+}
+
+func (r *remote) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.within--
+}
+
+func (r *remote) suffer(trouble func() error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.trouble = trouble
+}
+
+// recover ends the trouble, also for the requests that hang in it.
+func (r *remote) recover() {
+	r.suffer(nil)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.cured)
+	r.cured = make(chan struct{})
+}
+
+// hang waits until the trouble is over.
+func (r *remote) hang() error {
+	r.mu.Lock()
+	cured := r.cured
+	r.mu.Unlock()
+	<-cured
+	return nil
+}
+
+// requests returns when it was asked since the last time that it was asked this.
+func (r *remote) requests() []time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	asked := r.asked
+	r.asked = nil
+	return asked
+}
+
+func (r *remote) underWay() (now, most int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.within, r.most
+}
+
+func isAway() error { return errAway }
+
+// troubles are the ways of a storage to be away.
+func (r *remote) troubles() map[string]func() error {
+	return map[string]func() error{
+		"fails":             isAway,
+		"panics":            func() error { panic("the storage is beside itself") },
+		"hangs":             r.hang,
+		"hangs, then fails": func() error { return errors.Join(r.hang(), errAway) },
+	}
+}
+
+// inFakeTime runs the test, and lets the storage end what it is at when all
+// breakers have stopped.
+func inFakeTime(t *testing.T, test func(t *testing.T)) {
+	synctest.Test(t, func(t *testing.T) {
+		t.Cleanup(func() { time.Sleep(time.Hour) }) // in no real time
+		test(t)
+	})
+}
+
+// inEveryTrouble runs the test with a storage that is healthy, and with each
+// trouble for it to get into.
+func inEveryTrouble(t *testing.T, test func(t *testing.T, r *remote, trouble func() error)) {
+	for name := range newRemote().troubles() {
+		t.Run(name, func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				r := newRemote()
+				defer r.recover()
+				test(t, r, r.troubles()[name])
+			})
+		})
+	}
+}
+
+// waitOf returns how long a call takes whose own work takes no time.
+func waitOf(b *infuse.Breaker, fn func(context.Context) error) (time.Duration, error) {
+	began := time.Now()
+	err := b.Call(context.Background(), fn)
+	return time.Since(began), err
+}
+
+// edges counts what listeners hear of the storage.
+type edges struct{ away, back atomic.Int32 }
+
+func (e *edges) listener() *infuse.Listener {
+	return &infuse.Listener{StorageError: func(_ *infuse.Breaker, err error) {
+		if err != nil {
+			e.away.Add(1)
+		} else {
+			e.back.Add(1)
+		}
+	}}
+}
+
+func (e *edges) require(t *testing.T, away, back int32) {
+	t.Helper()
+	require.Equal(t, [2]int32{away, back}, [2]int32{e.away.Load(), e.back.Load()}, "told that it is away, and back")
+}
+
+// Scenario 25. gobreaker's shared mode ran no request while its storage was
+// down. With FallbackLocal the process has a whole breaker of its own: it
+// opens, runs one trial at a time, and closes.
+func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
+	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
+		var heard edges
+		b := startBreaker(t, "prices", infuse.Config{
+			FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()},
+		})
+		r.suffer(trouble)
+		for i := range 3 {
+			waited, err := waitOf(b, fails)
+			require.Equal(t, errIll, err)
+			if i > 0 {
+				require.Zero(t, waited, "known to be away, it is not waited for")
+			}
+			require.LessOrEqual(t, waited, storageTimeout)
+		}
+		rejection := requireRejected(t, b)
+		require.Equal(t, time.Minute, rejection.RetryAfter().Round(time.Second))
+
+		time.Sleep(time.Minute)
+		trial := requireTrial(t, b)
+		requireRejected(t, b)
+		trial.Done(errIll)
+		requireState(t, infuse.StateOpen, b)
+
+		time.Sleep(time.Minute)
+		trial = requireTrial(t, b)
+		requireRejected(t, b)
+		trial.Done(nil)
+		requireState(t, infuse.StateClosed, b)
+		waited, err := waitOf(b, succeeds)
+		require.NoError(t, err)
+		require.Zero(t, waited)
+		heard.require(t, 1, 0)
+	})
+}
+
+func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
+	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Fallback: infuse.FallbackClosed})
+		trip(t, b)
+		time.Sleep(time.Minute)
+		r.suffer(trouble)
+		waited, err := waitOf(b, fails) // would be the trial
+		require.Equal(t, errIll, err)
+		require.LessOrEqual(t, waited, storageTimeout)
+		for range 10 {
+			waited, err = waitOf(b, fails)
+			require.Equal(t, errIll, err)
+			require.Zero(t, waited)
+		}
+		requireState(t, infuse.StateClosed, b)
+
+		r.recover()
+		time.Sleep(time.Minute)
+		require.NotEqual(t, infuse.StateClosed, recordOf(t, b).State)
+		requireTrial(t, b).Done(nil)
+		requireState(t, infuse.StateClosed, b)
+	})
+}
+
+func TestFallbackOpenRejectsEveryCall(t *testing.T) {
+	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Fallback: infuse.FallbackOpen})
+		r.suffer(trouble)
+		waited, err := waitOf(b, fails)
+		require.Equal(t, errIll, err, "it was admitted while the storage was there")
+		require.LessOrEqual(t, waited, storageTimeout)
+		requireState(t, infuse.StateOpen, b)
+		for range 10 {
+			require.Error(t, requireRejected(t, b).Cause)
+		}
+
+		r.recover()
+		time.Sleep(time.Minute)
+		requireState(t, infuse.StateClosed, b)
+		require.Equal(t, 1, recordOf(t, b).Failures, "the storage has heard of the failure")
+	})
+}
+
+// Scenario 25. One timeout a call is still an outage: a call that needs the
+// storage twice has no more patience than one that needs it once, and what the
+// storage is to know reaches it all the same.
+func TestACallWaitsNoLongerThanStorageTimeoutInAll(t *testing.T) {
+	const delay = 80 * time.Millisecond
+	for _, strict := range []bool{false, true} {
+		t.Run(fmt.Sprintf("strict %v", strict), func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				var heard edges
+				r := newRemote()
+				b := startBreaker(t, "prices", infuse.Config{
+					FailMax: 1, Storage: r, Strict: strict, Listeners: []*infuse.Listener{heard.listener()},
+				})
+				r.suffer(func() error {
+					time.Sleep(delay)
+					return nil
+				})
+				waited, err := waitOf(b, fails)
+				require.Equal(t, errIll, err)
+				require.GreaterOrEqual(t, waited, delay)
+				require.LessOrEqual(t, waited, storageTimeout)
+				time.Sleep(delay)
+				require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+
+				time.Sleep(time.Minute)
+				waited, err = waitOf(b, succeeds)
+				require.NoError(t, err)
+				require.LessOrEqual(t, waited, storageTimeout)
+				if !strict { // there it waits for a read and a trial, which is too long
+					time.Sleep(delay)
+					require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
+					heard.require(t, 0, 0)
+				}
+			})
+		})
+	}
+}
+
+// Scenario 25. 1,000 goroutines fail at once at a storage that hangs: each
+// waits once, a few dozen of them behind the storage, and nothing is left of
+// them when it is back.
+func TestAThousandFailuresAtOnceWaitOnceBehindAStorageThatHangs(t *testing.T) {
+	for _, circuits := range []int{1, 1000} {
+		t.Run(fmt.Sprintf("%d circuits", circuits), func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				r := newRemote()
+				breakers := make([]*infuse.Breaker, circuits)
+				for i := range breakers {
+					breakers[i] = startBreaker(t, fmt.Sprint("circuit ", i), infuse.Config{FailMax: 5000, Storage: r})
+				}
+				r.suffer(r.hang)
+				var all sync.WaitGroup
+				var worst atomic.Int64
+				for i := range 1000 {
+					all.Go(func() {
+						waited, err := waitOf(breakers[i%circuits], fails)
+						assert.Equal(t, errIll, err)
+						for seen := worst.Load(); int64(waited) > seen && !worst.CompareAndSwap(seen, int64(waited)); seen = worst.Load() {
+						}
+					})
+				}
+				all.Wait()
+				require.LessOrEqual(t, time.Duration(worst.Load()), storageTimeout)
+				time.Sleep(time.Hour)
+				now, most := r.underWay()
+				t.Logf("worst extra wait %v, at most %d requests under way, %d after an hour", time.Duration(worst.Load()), most, now)
+				require.LessOrEqual(t, most, 32)
+
+				r.recover()
+				time.Sleep(time.Minute)
+				now, _ = r.underWay()
+				require.Zero(t, now)
+				failures := 0
+				for _, b := range breakers {
+					failures += recordOf(t, b).Failures
+				}
+				require.Equal(t, 1000, failures, "the storage hears of every one, once")
+			})
+		})
+	}
+}
+
+// A caller that loses interest does not keep the storage from hearing what its
+// call has found out, and does not make it a storage that is away.
+func TestACancelledCallStillReports(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		var heard edges
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{
+			FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heard.listener()},
+			Classify: func(_ context.Context, err error) infuse.Outcome {
+				if err != nil {
+					return infuse.OutcomeFailure
+				}
+				return infuse.OutcomeSuccess
+			},
+		})
+		r.suffer(func() error {
+			time.Sleep(storageTimeout / 2)
+			return nil
+		})
+		for range 2 {
+			ctx, cancel := context.WithCancel(t.Context())
+			require.Equal(t, errIll, b.Call(ctx, func(context.Context) error {
+				cancel()
+				return errIll
+			}))
+		}
+		require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+
+		time.Sleep(time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.NoError(t, b.Call(ctx, succeeds))
+		require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
+		heard.require(t, 0, 0)
+	})
+}
+
+// A trial that the storage grants when nobody waits for it any more is given
+// back, so that it does not hold its place for a whole lease.
+func TestATrialGrantedTooLateIsGivenBack(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, TrialTimeout: time.Hour, Storage: r})
+		trip(t, b)
+		time.Sleep(time.Minute)
+		r.suffer(func() error {
+			time.Sleep(3 * storageTimeout)
+			return nil
+		})
+		p, err := b.Acquire(t.Context())
+		require.NoError(t, err, "its own trial")
+		time.Sleep(10 * storageTimeout)
+		record, err := r.Storage.Load(t.Context(), "prices")
+		require.NoError(t, err)
+		require.Equal(t, infuse.StateHalfOpen, record.State)
+		require.Empty(t, record.Trials)
+		p.Done(nil)
+	})
+}
+
+// The storage panics when it is given back a trial that came too late: on a
+// goroutine of ours, where nobody else could recover it.
+func TestAStorageThatPanicsBehindACallEndsNothing(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: r})
+		trip(t, b)
+		time.Sleep(time.Minute)
+		var asked atomic.Int32
+		r.suffer(func() error {
+			time.Sleep(3 * storageTimeout)
+			if asked.Add(1) > 1 {
+				panic("the storage is beside itself")
+			}
+			return nil
+		})
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		time.Sleep(time.Minute)
+		require.Greater(t, asked.Load(), int32(1))
+	})
+}
+
+// Scenario 27. A circuit opened while cut off is offered to the fleet when the
+// storage is back, for as long as it has left and not for longer.
+func TestACircuitOpenedWhileCutOffIsOffered(t *testing.T) {
+	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
+		var heard edges
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
+		r.suffer(trouble)
+		trip(t, b)
+		opened := time.Now()
+		time.Sleep(40 * time.Second)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		record := recordOf(t, b)
+		require.Equal(t, infuse.StateOpen, record.State)
+		require.WithinDuration(t, opened.Add(time.Minute), record.DueAt, 10*time.Millisecond)
+		other := startBreaker(t, "prices", infuse.Config{Storage: r})
+		requireState(t, infuse.StateOpen, b, other)
+		heard.require(t, 1, 1)
+
+		// Truly one circuit again: the trial of one closes that of both.
+		time.Sleep(time.Minute)
+		requireTrial(t, other).Done(nil)
+		synctest.Wait()
+		requireState(t, infuse.StateClosed, b, other)
+	})
+}
+
+// A local trial has failed meanwhile: what is offered is the open time as it
+// is now, not as it was when the outage began.
+func TestACircuitOpenedTwiceWhileCutOffIsOfferedAsItIsNow(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r})
+		r.suffer(isAway)
+		trip(t, b)
+		time.Sleep(90 * time.Second)
+		requireTrial(t, b).Done(errIll)
+		opened := time.Now()
+		time.Sleep(10 * time.Second)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		record := recordOf(t, b)
+		require.Equal(t, infuse.StateOpen, record.State)
+		require.WithinDuration(t, opened.Add(time.Minute), record.DueAt, 10*time.Millisecond)
+	})
+}
+
+// A process that starts while the storage is away is protected at once, waits
+// for nothing, and is shared once the storage is there.
+func TestAProcessMayStartWithoutItsStorage(t *testing.T) {
+	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
+		r.suffer(trouble)
+		began := time.Now()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r})
+		require.LessOrEqual(t, time.Since(began), storageTimeout)
+		began = time.Now()
+		second := startBreaker(t, "stock", infuse.Config{FailMax: 3, Storage: r})
+		require.Zero(t, time.Since(began), "known to be away, it is not waited for")
+		trip(t, b)
+		trip(t, second)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+		require.Equal(t, infuse.StateOpen, recordOf(t, second).State)
+	})
+}
+
+// Scenario 27. The fleet opened the circuit while this process was cut off: it
+// adopts that, and then the count is truly the fleet's.
+func TestACircuitThatTheFleetOpenedMeanwhileIsAdopted(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		fleet := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage})
+		deaf := silent{r}
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: deaf})
+		r.suffer(isAway)
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		trip(t, fleet)
+		requireState(t, infuse.StateClosed, b)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		requireState(t, infuse.StateOpen, b)
+		require.Equal(t, recordOf(t, fleet), recordOf(t, b))
+	})
+}
+
+// silent is a storage that never tells its watchers.
+type silent struct{ infuse.Storage }
+
+func (silent) Watch(string, func(infuse.Record)) (stop func()) { return func() {} }
+
+// Failures that did not open the circuit count once the storage is back, and
+// those that the storage has counted already, though its answer came too late,
+// do not count twice.
+func TestWhatTheStorageHasMissedCountsOnce(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 10, Storage: r})
+		r.suffer(func() error {
+			time.Sleep(2 * storageTimeout) // counted, but too late
+			return nil
+		})
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		time.Sleep(10 * time.Second)
+		r.suffer(isAway)
+		time.Sleep(10 * time.Second)
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, 2, b.Failures())
+		r.recover()
+		time.Sleep(5 * time.Second)
+		require.Equal(t, 2, recordOf(t, b).Failures)
+		require.Equal(t, 2, b.Failures())
+	})
+}
+
+// The end of a trial that the storage granted, and then was away for, reaches
+// it later.
+func TestATrialThatEndsWhileCutOffIsSettledLater(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, TrialTimeout: time.Hour, Storage: r})
+		trip(t, b)
+		time.Sleep(time.Minute)
+		trial := requireTrial(t, b)
+		r.suffer(isAway)
+		trial.Done(nil)
+		requireState(t, infuse.StateClosed, b)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
+		requireState(t, infuse.StateClosed, b)
+	})
+}
+
+// A trial of the process's own, granted while it was cut off, is not the
+// fleet's: it must not take the place of one there.
+func TestATrialOfOnesOwnTakesNoPlaceInTheFleet(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, TrialTimeout: time.Hour, Storage: r})
+		trip(t, b)
+		r.suffer(isAway)
+		time.Sleep(time.Minute)
+		trial := requireTrial(t, b)
+		r.mu.Lock()
+		r.Storage = infuse.NewMemoryStorage() // it comes back empty
+		r.mu.Unlock()
+		r.recover()
+		time.Sleep(5 * time.Second)
+		other := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: r})
+		requireTrial(t, other).Done(nil)
+		require.Equal(t, infuse.StateClosed, recordOf(t, other).State)
+		trial.Done(errIll)
+		require.Equal(t, infuse.StateClosed, recordOf(t, other).State, "a late result of an older generation")
+	})
+}
+
+// A hundred circuits of a process do not knock a hundred times: the pauses
+// between attempts grow, differ, and are the storage's, also where breakers
+// are made one by one and in groups.
+func TestAHundredCircuitsKnockAsOne(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		var heard edges
+		r := newRemote()
+		cfg := infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}}
+		group, err := infuse.NewGroup(cfg)
+		require.NoError(t, err)
+		defer group.Stop()
+		var breakers []*infuse.Breaker
+		for i := range 50 {
+			b, err := group.Breaker(fmt.Sprint("group ", i))
+			require.NoError(t, err)
+			breakers = append(breakers, b, startBreaker(t, fmt.Sprint("single ", i), cfg))
+		}
+		r.requests()
+		r.suffer(isAway)
+		began := time.Now()
+		for range 10 {
+			for _, b := range breakers {
+				_ = b.Call(t.Context(), fails)
+			}
+		}
+		require.Len(t, r.requests(), 1, "one call found out for all")
+		time.Sleep(time.Minute)
+		knocks := r.requests()
+		require.Less(t, len(knocks), 130, "of a minute, with a second and less between them")
+		require.Greater(t, len(knocks), 40)
+		var pauses []time.Duration
+		different := map[time.Duration]bool{}
+		for i, at := range knocks {
+			pauses = append(pauses, at.Sub(began))
+			different[pauses[i]] = true
+			began = at
+		}
+		t.Logf("%d knocks in a minute, the first pauses: %v", len(knocks), pauses[:8])
+		require.Less(t, pauses[0], 100*time.Millisecond)
+		require.Greater(t, pauses[len(pauses)-1], 400*time.Millisecond)
+		require.Greater(t, len(different), len(pauses)/2, "jittered")
+
+		heard.require(t, 100, 0)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		heard.require(t, 100, 100)
+		for _, b := range breakers {
+			require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+		}
+	})
+}
+
+// A storage that is away and back again and again is knocked at less and less
+// eagerly, until it has been calm for a while.
+func TestAStorageThatComesAndGoesIsTriedLessAndLess(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 1000, Storage: r})
+		firstPause := func() time.Duration {
+			r.suffer(isAway)
+			_ = b.Call(t.Context(), fails)
+			r.requests()
+			began := time.Now()
+			r.recover()
+			time.Sleep(2 * time.Second)
+			return r.requests()[0].Sub(began)
+		}
+		require.LessOrEqual(t, firstPause(), 76*time.Millisecond)
+		for range 6 {
+			firstPause()
+		}
+		require.GreaterOrEqual(t, firstPause(), 500*time.Millisecond)
+		time.Sleep(time.Minute)
+		require.LessOrEqual(t, firstPause(), 76*time.Millisecond)
+	})
+}
+
+// Scenario 25. The log says which circuit runs on its own and since when, once,
+// and once when it is shared again.
+func TestTheLogSaysWhichCircuitRunsOnItsOwnAndSinceWhen(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{
+			Storage:   r,
+			Listeners: []*infuse.Listener{infuse.LogListener(slog.New(slog.NewTextHandler(&log, nil)))},
+		})
+		r.suffer(isAway)
+		since := time.Now()
+		for range 3 {
+			_ = b.Call(t.Context(), fails)
+		}
+		time.Sleep(10 * time.Second)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		b.Stop()
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		require.Len(t, lines, 2, log.String())
+		for i, text := range []string{"runs on its own", "shared again"} {
+			require.Contains(t, lines[i], text)
+			require.Contains(t, lines[i], "circuit=prices")
+			require.Contains(t, lines[i], "since="+since.Format("2006-01-02T15:04:05.000"))
+		}
+		require.Contains(t, lines[0], errAway.Error())
+	})
+}
+
+// A record that cannot be read is that circuit's trouble alone.
+func TestARecordThatCannotBeReadIsNotTheStoragesTrouble(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		var heard, heardBad edges
+		r := newRemote()
+		good := startBreaker(t, "good", infuse.Config{FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
+		bad := startBreaker(t, "bad", infuse.Config{FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heardBad.listener()}})
+		r.suffer(func() error { return &infuse.RecordError{Circuit: "bad", Reason: "is garbage"} })
+		trip(t, bad)
+		r.recover()
+		trip(t, good)
+		heard.require(t, 0, 0)
+		time.Sleep(5 * time.Second)
+		heardBad.require(t, 1, 1)
+		require.Equal(t, infuse.StateOpen, recordOf(t, bad).State)
+	})
+}
+
+// Stopping breakers while the storage is away, the one that knocks among them,
+// leaves the others with one that does, and in the end nobody.
+func TestBreakersMayStopWhileTheStorageIsAway(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		first := startBreaker(t, "first", infuse.Config{FailMax: 1, Storage: r})
+		second := startBreaker(t, "second", infuse.Config{FailMax: 1, Storage: r})
+		r.suffer(isAway)
+		trip(t, first)
+		trip(t, second)
+		first.Stop()
+		time.Sleep(10 * time.Second)
+		r.recover()
+		time.Sleep(5 * time.Second)
+		require.Equal(t, infuse.StateOpen, recordOf(t, second).State)
+		r.suffer(isAway)
+		_, err := second.Record(t.Context())
+		require.ErrorIs(t, err, errAway)
+		second.Stop()
+		r.requests()
+		time.Sleep(time.Minute)
+		require.Empty(t, r.requests())
+	})
+}

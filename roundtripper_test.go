@@ -1,0 +1,739 @@
+package infuse_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// Scenario 32: a rejection left the request's body open, or both a response
+// and an error came back.
+func TestARejectionClosesTheBodyAndReturnsItsErrorAlone(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startWebClient(t, s, infuse.Config{})
+		require.NoError(t, c.breaker.Open(t.Context()))
+
+		body := &closeCounter{Reader: strings.NewReader("order")}
+		for _, r := range []*http.Request{
+			newRequest(t, http.MethodPost, s.URL, body),
+			newRequest(t, http.MethodGet, s.URL, nil),
+			newRequest(t, http.MethodGet, s.URL, http.NoBody),
+		} {
+			response, err := c.transport.RoundTrip(r)
+			require.Nil(t, response)
+			require.ErrorIs(t, err, infuse.ErrOpen)
+		}
+		require.Equal(t, int64(1), body.closed.Load())
+
+		_, err := c.Post(s.URL, "text/plain", strings.NewReader("order"))
+		var wrapped *url.Error
+		require.ErrorAs(t, err, &wrapped)
+		var rejection *infuse.OpenError
+		require.ErrorAs(t, err, &rejection)
+		require.Equal(t, s.circuit(), rejection.Circuit)
+		require.Positive(t, rejection.RetryAfter())
+		require.Zero(t, s.calls.Load())
+	})
+}
+
+func TestTheVeryRequestIsHandedOnAndNeverModified(t *testing.T) {
+	var got *http.Request
+	transport := &infuse.Transport{Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+		got = r
+		return always(http.StatusOK, "well")(r)
+	})}
+	r := newRequest(t, http.MethodPost, "http://Inventory.test/items?q=1", strings.NewReader("order"))
+	r.Header.Set("X-Order", "7")
+	r.Host = "Virtual.test"
+	body, want := r.Body, r.Clone(r.Context())
+
+	response, err := transport.RoundTrip(r)
+	require.NoError(t, err)
+	require.Same(t, r, got)
+	require.Equal(t, body, r.Body)
+	_, err = readAll(response)
+	require.NoError(t, err)
+	r.GetBody, want.GetBody = nil, nil // funcs cannot be compared
+	require.Equal(t, want, r)
+}
+
+func TestTheRequestsBodyReachesTheServer(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+		c := startWebClient(t, s, infuse.Config{})
+		order := strings.Repeat("order", 100_000)
+		response, err := c.Post(s.URL, "text/plain", strings.NewReader(order))
+		require.NoError(t, err)
+		echo, err := readAll(response)
+		require.NoError(t, err)
+		require.Equal(t, order, echo)
+	})
+}
+
+func TestA5xxIsAResponseAndItsErrorIsNil(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(answers(http.StatusBadGateway, "ill"))
+		c := startWebClient(t, s, infuse.Config{FailMax: 3})
+		for range 3 {
+			response, err := c.Get(s.URL)
+			require.NoError(t, err)
+			require.Equal(t, http.StatusBadGateway, response.StatusCode)
+			text, err := readAll(response)
+			require.NoError(t, err)
+			require.Equal(t, "ill", text)
+		}
+		_, err := c.get()
+		var rejection *infuse.OpenError
+		require.ErrorAs(t, err, &rejection)
+		require.EqualError(t, rejection.Cause, "502 Bad Gateway")
+		require.Equal(t, int64(3), s.calls.Load())
+	})
+}
+
+func TestTheZeroTransportWorks(t *testing.T) {
+	s := startWeb(t, "HTTP/1.1")
+	first, second := &infuse.Transport{}, &infuse.Transport{}
+	require.Same(t, http.DefaultTransport, first.Unwrap())
+	client := http.Client{Transport: first}
+	defer client.CloseIdleConnections()
+
+	s.does(answers(http.StatusInternalServerError, "ill"))
+	var calls sync.WaitGroup
+	for range 50 {
+		calls.Go(func() {
+			if response, err := client.Get(s.URL); err == nil {
+				_, _ = readAll(response)
+			} else {
+				assert.ErrorIs(t, err, infuse.ErrOpen)
+			}
+		})
+	}
+	calls.Wait()
+	_, err := client.Get(s.URL)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+
+	other := http.Client{Transport: second}
+	defer other.CloseIdleConnections()
+	response, err := other.Get(s.URL)
+	require.NoError(t, err, "another Transport has circuits of its own")
+	_, _ = readAll(response)
+}
+
+func TestUnwrapAndCloseIdleConnectionsGoThrough(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startWebClient(t, s, infuse.Config{})
+		require.Same(t, s.Server.Client().Transport, c.transport.Unwrap())
+
+		reused := func() bool {
+			var reused bool
+			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+				GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+			})
+			r := newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx)
+			response, err := c.Do(r)
+			require.NoError(t, err)
+			_, err = readAll(response)
+			require.NoError(t, err)
+			return reused
+		}
+		require.True(t, reused(), "reading to the end gives the connection back")
+		require.Eventually(t, func() bool {
+			c.CloseIdleConnections()
+			return !reused()
+		}, patience, pace)
+	})
+	(&infuse.Transport{Base: always(http.StatusOK, "")}).CloseIdleConnections() // has none to close
+}
+
+func TestWhatCountsByDefault(t *testing.T) {
+	closed := startWeb(t, "HTTP/1.1")
+	closed.Server.Close()
+	for _, test := range []struct {
+		name     string
+		status   int
+		failures int
+	}{
+		{"a 200 is a success", 200, 0},
+		{"a 204 is a success", 204, 0},
+		{"a 304 is a success", 304, 0},
+		{"a 404 is a success", 404, 0},
+		{"a 429 is a success", 429, 0},
+		{"a 500 is a failure", 500, 2},
+		{"a 503 is a failure", 503, 2},
+		{"a 599 is a failure", 599, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			overBoth(t, func(t *testing.T, s *webServer) {
+				s.does(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(test.status) })
+				c := startFailedClient(t, s)
+				_, err := c.get()
+				require.NoError(t, err)
+				require.Equal(t, test.failures, c.breaker.Failures())
+			})
+		})
+	}
+	t.Run("a refused connection is a failure", func(t *testing.T) {
+		s := startWeb(t, "HTTP/1.1")
+		c := startFailedClient(t, s)
+		s.Server.Close()
+		_, err := c.get()
+		require.Error(t, err)
+		require.Equal(t, 2, c.breaker.Failures())
+	})
+	t.Run("an answer that is no HTTP is a failure", func(t *testing.T) {
+		s := startWeb(t, "HTTP/1.1")
+		s.does(func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			assert.NoError(t, err)
+			_, _ = io.WriteString(conn, "hello\r\n\r\n")
+			_ = conn.Close()
+		})
+		c := startFailedClient(t, s)
+		_, err := c.get()
+		require.Error(t, err)
+		require.Equal(t, 2, c.breaker.Failures())
+	})
+}
+
+// Scenario 33: a caller cancelled with a cause of its own. The error is that
+// cause, so that only the context tells that it was the caller.
+func TestACancelledRequestIsIgnoredWhateverTheCause(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(s.stalls)
+		c := startFailedClient(t, s)
+		enough := errors.New("I have seen enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() {
+			assert.Eventually(t, func() bool { return s.calls.Load() == 1 }, patience, pace)
+			cancel(enough)
+		}()
+		_, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.Error(t, err)
+		if !s.EnableHTTP2 { // over HTTP/2 it is context.Canceled
+			require.NotErrorIs(t, err, context.Canceled)
+			require.ErrorIs(t, err, enough)
+		}
+		require.Equal(t, 1, c.breaker.Failures(), "neither a failure nor a success")
+	})
+}
+
+// Scenario 34: the server stalls beyond ResponseHeaderTimeout. The error looks
+// like the caller's deadline, and the context has none.
+func TestAServerThatStallsBeyondResponseHeaderTimeoutIsAFailure(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.Server.Client().Transport.(*http.Transport).ResponseHeaderTimeout = 20 * time.Millisecond
+		s.does(s.stalls)
+		c := startFailedClient(t, s)
+		r := newRequest(t, http.MethodGet, s.URL, nil)
+		_, err := c.Do(r)
+		var timeout net.Error
+		require.ErrorAs(t, err, &timeout)
+		require.True(t, timeout.Timeout())
+		require.NoError(t, r.Context().Err())
+		require.Equal(t, 2, c.breaker.Failures())
+	})
+}
+
+func TestACallersOwnDeadlineIsAFailure(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(s.stalls)
+		c := startFailedClient(t, s)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		_, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 2, c.breaker.Failures())
+	})
+}
+
+func TestClientTimeoutIsAFailure(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(s.stalls)
+		c := startFailedClient(t, s)
+		for i := range 20 { // it ends the request in two ways at once: either may be first
+			c.Timeout = 10 * time.Millisecond
+			_, err := c.get()
+			var timeout net.Error
+			require.ErrorAs(t, err, &timeout)
+			require.True(t, timeout.Timeout())
+			require.Equal(t, 2+i, c.breaker.Failures())
+		}
+	})
+}
+
+// Scenario 36: one client follows a redirect from a healthy host to a sick
+// one. Each hop meets the circuit of its own host.
+func TestARedirectToAnotherHostMeetsThatHostsCircuit(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		protocol := "HTTP/1.1"
+		if s.EnableHTTP2 {
+			protocol = "HTTP/2.0"
+		}
+		sick := startWeb(t, protocol)
+		sick.does(answers(http.StatusInternalServerError, "ill"))
+		s.does(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, sick.URL, http.StatusFound) })
+		c := startWebClient(t, s, infuse.Config{FailMax: 2})
+		for range 2 {
+			text, err := c.get()
+			require.NoError(t, err)
+			require.Equal(t, "ill", text)
+		}
+
+		_, err := c.get()
+		var rejection *infuse.OpenError
+		require.ErrorAs(t, err, &rejection)
+		require.Equal(t, sick.circuit(), rejection.Circuit)
+		require.Equal(t, int64(2), sick.calls.Load())
+		require.Equal(t, int64(3), s.calls.Load(), "the first host was asked all the same")
+		requireState(t, infuse.StateClosed, c.breaker)
+
+		_, err = c.Get(sick.URL)
+		require.ErrorIs(t, err, infuse.ErrOpen)
+	})
+}
+
+func TestARedirectedPostIsSentAgainByItsOwnMeans(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/there" {
+				http.Redirect(w, r, "/there", http.StatusTemporaryRedirect)
+				return
+			}
+			_, _ = io.Copy(w, r.Body)
+		})
+		c := startWebClient(t, s, infuse.Config{})
+		response, err := c.Post(s.URL, "text/plain", strings.NewReader("order"))
+		require.NoError(t, err)
+		text, err := readAll(response)
+		require.NoError(t, err)
+		require.Equal(t, "order", text)
+	})
+}
+
+func TestAMalformedRequestIsIgnored(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startFailedClient(t, s)
+		for name, spoil := range map[string]func(*http.Request){
+			"nil URL":             func(r *http.Request) { r.URL = nil },
+			"nil Header":          func(r *http.Request) { r.Header = nil },
+			"no host":             func(r *http.Request) { r.URL.Host = "" },
+			"method":              func(r *http.Request) { r.Method = "GET IT" },
+			"header name":         func(r *http.Request) { r.Header["a b"] = []string{"c"} },
+			"empty header name":   func(r *http.Request) { r.Header[""] = []string{"c"} },
+			"header value":        func(r *http.Request) { r.Header["A"] = []string{"fine", "b\r\nc"} },
+			"trailer":             func(r *http.Request) { r.Trailer = http.Header{"A": {"\x00"}} },
+			"length without body": func(r *http.Request) { r.Body, r.ContentLength = nil, 7 },
+			"scheme":              func(r *http.Request) { r.URL.Scheme = "gopher" },
+			"no scheme":           func(r *http.Request) { r.URL.Scheme = "" },
+		} {
+			t.Run(name, func(t *testing.T) {
+				body := &closeCounter{Reader: strings.NewReader("order")}
+				r := newRequest(t, http.MethodPost, s.URL, body)
+				spoil(r)
+				sent, want := s.Server.Client().Transport.RoundTrip(r)
+				if want == nil {
+					_, _ = readAll(sent)
+					t.Skip("HTTP/2 sends it all the same")
+				}
+				response, err := c.transport.RoundTrip(r)
+				require.Nil(t, response)
+				require.EqualError(t, err, want.Error(), "as the Base reports it")
+				require.Equal(t, 1, c.breaker.Failures())
+			})
+		}
+
+		// Nor does one take the trial's place for good.
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		r := newRequest(t, http.MethodGet, s.URL, nil)
+		r.Header["a b"] = []string{"c"}
+		_, err := c.transport.RoundTrip(r)
+		require.Error(t, err)
+		require.NotErrorIs(t, err, infuse.ErrOpen)
+		requireState(t, infuse.StateHalfOpen, c.breaker)
+		_, err = c.get()
+		require.NoError(t, err)
+		requireState(t, infuse.StateClosed, c.breaker)
+	})
+}
+
+func TestSkipGoesPastTheBreaker(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(answers(http.StatusInternalServerError, "ill"))
+		c := startFailedClient(t, s)
+		ctx := infuse.Skip(t.Context())
+		response, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.NoError(t, err)
+		_, _ = readAll(response)
+		require.Equal(t, 1, c.breaker.Failures(), "it counts for nothing")
+
+		require.NoError(t, c.breaker.Open(t.Context()))
+		response, err = c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.NoError(t, err, "it is sent though the circuit is open")
+		_, _ = readAll(response)
+		require.Equal(t, int64(2), s.calls.Load())
+	})
+}
+
+func TestServiceUnavailableAnswersInPlaceOfTheService(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
+		c.transport.OnRejected = infuse.ServiceUnavailable
+		require.NoError(t, c.breaker.Open(t.Context()))
+
+		response, err := c.Get(s.URL)
+		require.NoError(t, err)
+		require.Equal(t, "503 Service Unavailable", response.Status)
+		require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
+		require.Equal(t, "HTTP/1.1", response.Proto)
+		require.True(t, response.ProtoAtLeast(1, 1))
+		require.Equal(t, "3600", response.Header.Get("Retry-After"))
+		require.Equal(t, s.URL, response.Request.URL.String())
+		text, err := readAll(response)
+		require.NoError(t, err)
+		require.Equal(t, response.ContentLength, int64(len(text)))
+		require.NotEmpty(t, text)
+
+		response, err = c.Head(s.URL)
+		require.NoError(t, err)
+		require.Equal(t, http.NoBody, response.Body)
+		require.Zero(t, s.calls.Load())
+
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		_, err = c.breaker.Acquire(t.Context()) // the trial
+		require.NoError(t, err)
+		response, err = c.Get(s.URL)
+		require.NoError(t, err)
+		require.Equal(t, "1", response.Header.Get("Retry-After"), "never an invitation to come again at once")
+	})
+}
+
+func TestOnRejectedIsHeldToTheContract(t *testing.T) {
+	var left *closeCounter
+	transport := &infuse.Transport{Breakers: startGroup(t, infuse.Config{})}
+	b, err := transport.Breakers.Breaker("inventory.test")
+	require.NoError(t, err)
+	require.NoError(t, b.Open(t.Context()))
+	body := &closeCounter{Reader: strings.NewReader("order")}
+	r := newRequest(t, http.MethodPost, "http://inventory.test", body)
+
+	transport.OnRejected = func(*http.Request, *infuse.OpenError) (*http.Response, error) {
+		require.Equal(t, int64(1), body.closed.Load(), "the body has been closed")
+		return nil, nil
+	}
+	response, err := transport.RoundTrip(r)
+	require.Nil(t, response)
+	require.ErrorIs(t, err, infuse.ErrOpen, "no answer: the rejection it is")
+
+	transport.OnRejected = func(*http.Request, *infuse.OpenError) (*http.Response, error) {
+		left = &closeCounter{Reader: strings.NewReader("stale")}
+		return &http.Response{Body: left}, errIll
+	}
+	response, err = transport.RoundTrip(r)
+	require.Nil(t, response)
+	require.Equal(t, errIll, err)
+	require.Equal(t, int64(1), left.closed.Load())
+}
+
+func TestABaseIsHeldToTheContract(t *testing.T) {
+	body := &closeCounter{Reader: strings.NewReader("half")}
+	both := baseFunc(func(*http.Request) (*http.Response, error) { return &http.Response{Body: body}, errIll })
+	neither := baseFunc(func(*http.Request) (*http.Response, error) { return nil, nil })
+	r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
+
+	response, err := (&infuse.Transport{Base: both}).RoundTrip(r)
+	require.Nil(t, response)
+	require.Equal(t, errIll, err)
+	require.Equal(t, int64(1), body.closed.Load())
+
+	response, err = (&infuse.Transport{Base: neither}).RoundTrip(r)
+	require.Nil(t, response)
+	require.ErrorContains(t, err, "neither a response nor an error")
+}
+
+func TestABaseThatPanicsFailsAndThePanicGoesOn(t *testing.T) {
+	transport := &infuse.Transport{Breakers: startGroup(t, infuse.Config{FailMax: 2})}
+	b, err := transport.Breakers.Breaker("inventory.test")
+	require.NoError(t, err)
+	r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
+	roundTrip := func() { _, _ = transport.RoundTrip(r) }
+
+	transport.Base = baseFunc(func(*http.Request) (*http.Response, error) { panic("base") })
+	require.NoError(t, b.HalfOpen(t.Context()))
+	require.PanicsWithValue(t, "base", roundTrip)
+	requireState(t, infuse.StateOpen, b)
+
+	transport.Base = always(http.StatusOK, "well")
+	transport.Classify = func(*http.Request, *http.Response, error) infuse.Outcome { panic("classify") }
+	require.NoError(t, b.HalfOpen(t.Context()))
+	require.PanicsWithValue(t, "classify", roundTrip)
+	requireState(t, infuse.StateOpen, b)
+
+	transport.Base = baseFunc(func(*http.Request) (*http.Response, error) { runtime.Goexit(); return nil, nil })
+	require.NoError(t, b.HalfOpen(t.Context()))
+	var ended sync.WaitGroup
+	ended.Go(roundTrip)
+	ended.Wait()
+	requireTrial(t, b).Done(nil)
+	requireState(t, infuse.StateClosed, b)
+}
+
+// tagging is a RoundTripper of somebody else's, which sends a copy.
+type tagging struct {
+	base http.RoundTripper
+	ran  atomic.Int64
+}
+
+func (g *tagging) RoundTrip(r *http.Request) (*http.Response, error) {
+	g.ran.Add(1)
+	r = r.Clone(r.Context())
+	r.Header.Set("X-Tag", "seen")
+	return g.base.RoundTrip(r)
+}
+
+func TestInsideAndOutsideOfAnotherRoundTripper(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-Tag") != "seen" {
+				http.Error(w, "untagged", http.StatusBadRequest)
+			} else {
+				http.Error(w, "ill", http.StatusInternalServerError)
+			}
+		})
+		inside := startWebClient(t, s, infuse.Config{FailMax: 2})
+		outer := &tagging{base: inside.transport}
+		inside.Transport = outer
+		outside := startWebClient(t, s, infuse.Config{FailMax: 2})
+		inner := &tagging{base: outside.transport.Base}
+		outside.transport.Base = inner
+
+		for _, c := range []*webClient{inside, outside} {
+			for range 2 {
+				text, err := c.get()
+				require.NoError(t, err)
+				require.Equal(t, "ill\n", text)
+			}
+			_, err := c.get()
+			require.ErrorIs(t, err, infuse.ErrOpen)
+		}
+		require.Equal(t, int64(3), outer.ran.Load())
+		require.Equal(t, int64(2), inner.ran.Load(), "a rejection does not reach what is inside")
+	})
+}
+
+// Scenario 15 over HTTP: a Transport under another one for the same circuit.
+// The rejections of the inner one are no failures for the outer one.
+func TestARejectionByTheSameCircuitIsIgnored(t *testing.T) {
+	group, inner := startGroup(t, infuse.Config{}), startGroup(t, infuse.Config{})
+	outside, err := group.Breaker("inventory.test")
+	require.NoError(t, err)
+	inside, err := inner.Breaker("inventory.test")
+	require.NoError(t, err)
+	require.NoError(t, inside.Open(t.Context()))
+	r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
+	for _, classify := range []func(*http.Request, *http.Response, error) infuse.Outcome{nil, infuse.DefaultClassify} {
+		transport := &infuse.Transport{Base: &infuse.Transport{Breakers: inner}, Breakers: group, Classify: classify}
+		_, err := transport.RoundTrip(r)
+		require.ErrorIs(t, err, infuse.ErrOpen)
+		require.Zero(t, outside.Failures())
+	}
+
+	other := &infuse.Transport{
+		Base: &infuse.Transport{Breakers: inner}, Breakers: group,
+		Circuit: func(*http.Request) string { return "shop" },
+	}
+	_, err = other.RoundTrip(r)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	shop, err := group.Breaker("shop")
+	require.NoError(t, err)
+	require.Equal(t, 1, shop.Failures(), "a circuit that the service depends on is another matter")
+}
+
+func TestATrialEndsAtTheHeaders(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		goOn := make(chan struct{})
+		s.does(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/download" {
+				sendHalf(w)
+				<-goOn
+				panic(http.ErrAbortHandler)
+			}
+		})
+		c := startWebClient(t, s, infuse.Config{})
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+
+		download, err := c.Get(s.URL + "/download")
+		require.NoError(t, err)
+		requireState(t, infuse.StateClosed, c.breaker)
+		_, err = c.get()
+		require.NoError(t, err, "a long download holds nobody back")
+
+		close(goOn)
+		text, err := readAll(download)
+		require.Error(t, err)
+		require.Equal(t, "half", text)
+		require.Equal(t, 1, c.breaker.Failures(), "that it broke off is known, too")
+	})
+}
+
+func TestATrialCountsOnceForTheListeners(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		var heard stateLog
+		c := startWebClient(t, s, infuse.Config{Listeners: []*infuse.Listener{{
+			Success: func(context.Context, *infuse.Breaker) { heard.add("success") },
+			Failure: func(_ context.Context, _ *infuse.Breaker, err error) { heard.add(err.Error()) },
+		}}})
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		_, err := c.get()
+		require.NoError(t, err)
+		require.Equal(t, []string{"success"}, heard.all())
+
+		s.does(answers(http.StatusServiceUnavailable, "ill"))
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		_, err = c.get()
+		require.NoError(t, err)
+		require.Equal(t, []string{"success", "503 Service Unavailable"}, heard.all())
+		requireState(t, infuse.StateOpen, c.breaker)
+	})
+}
+
+func TestOneTrialOfManyRequestsRuns(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		arrived, goOn := make(chan struct{}), make(chan struct{})
+		s.does(func(http.ResponseWriter, *http.Request) {
+			close(arrived) // a second one would panic
+			<-goOn
+		})
+		c := startWebClient(t, s, infuse.Config{})
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		trial := make(chan error)
+		go func() {
+			_, err := c.get()
+			trial <- err
+		}()
+		<-arrived
+		for range 20 {
+			_, err := c.get()
+			require.ErrorIs(t, err, infuse.ErrOpen)
+		}
+		close(goOn)
+		require.NoError(t, <-trial)
+		requireState(t, infuse.StateClosed, c.breaker)
+		require.Equal(t, int64(1), s.calls.Load())
+	})
+}
+
+func TestASwitchOfProtocolsHandsOverTheConnection(t *testing.T) {
+	s := startWeb(t, "HTTP/1.1")
+	s.does(func(w http.ResponseWriter, _ *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer conn.Close()
+		_, _ = rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		_ = rw.Flush()
+		line, _ := rw.ReadString('\n')
+		_, _ = rw.WriteString(line)
+		_ = rw.Flush()
+	})
+	c := startFailedClient(t, s)
+	r := newRequest(t, http.MethodGet, s.URL, nil)
+	r.Header.Set("Connection", "Upgrade")
+	r.Header.Set("Upgrade", "echo")
+	response, err := c.Do(r)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusSwitchingProtocols, response.StatusCode)
+	require.Zero(t, c.breaker.Failures(), "it is a success from the headers on")
+
+	conn, ok := response.Body.(io.ReadWriteCloser)
+	require.True(t, ok)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "hello\n")
+	require.NoError(t, err)
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "hello\n", line)
+	_, err = conn.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.Zero(t, c.breaker.Failures(), "how the connection ends is not the request's")
+}
+
+func TestAResponseWithoutBodyIsLeftAlone(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead {
+				w.Header().Set("Content-Length", "8")
+			} else {
+				w.WriteHeader(http.StatusNoContent)
+			}
+		})
+		for _, method := range []string{http.MethodHead, http.MethodDelete} {
+			c := startFailedClient(t, s)
+			response, err := c.Do(newRequest(t, method, s.URL, nil))
+			require.NoError(t, err)
+			require.Zero(t, c.breaker.Failures(), "it is a success before its body is closed")
+			require.NotContains(t, fmt.Sprintf("%T", response.Body), "infuse")
+			require.NoError(t, response.Body.Close())
+		}
+	})
+	none := &infuse.Transport{Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusOK, Request: r}, nil
+	})}
+	response, err := none.RoundTrip(newRequest(t, http.MethodGet, "http://inventory.test", nil))
+	require.NoError(t, err)
+	require.Nil(t, response.Body)
+}
+
+// Scenario 30 over HTTP: the cause of a trip kept the response that it came
+// with, and the request, alive as long as the circuit was open.
+func TestTheCauseKeepsNoRequestAlive(t *testing.T) {
+	freed := make(chan string, 2)
+	transport := &infuse.Transport{
+		Breakers: startGroup(t, infuse.Config{FailMax: 1}),
+		Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host == "prices.test" {
+				return nil, &url.Error{Op: "Get", URL: r.URL.String(), Err: fmt.Errorf("of %p: %w", r, &holder{r})}
+			}
+			return always(http.StatusBadGateway, "ill")(r)
+		}),
+	}
+	for _, host := range []string{"inventory.test", "prices.test"} {
+		func() {
+			r := newRequest(t, http.MethodGet, "http://"+host, nil)
+			runtime.AddCleanup(r, func(host string) { freed <- host }, host)
+			_, _ = transport.RoundTrip(r)
+		}()
+		_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
+		var rejection *infuse.OpenError
+		require.ErrorAs(t, err, &rejection)
+		require.Error(t, rejection.Cause)
+		require.Eventually(t, func() bool {
+			runtime.GC()
+			return len(freed) > 0
+		}, patience, pace)
+		require.Equal(t, host, <-freed)
+		runtime.KeepAlive(rejection)
+	}
+}
+
+// holder is an error that holds a request.
+type holder struct{ r *http.Request }
+
+func (h *holder) Error() string { return "no answer from " + h.r.URL.Host }

@@ -1,0 +1,12 @@
+package storagetest_test
+
+import (
+	"testing"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/storagetest"
+)
+
+func TestMemory(t *testing.T) {
+	storagetest.Run(t, func(*testing.T) infuse.Storage { return infuse.NewMemoryStorage() })
+}

@@ -1,0 +1,55 @@
+package storagetest_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+	"github.com/infuse-go/infuse/storagetest"
+)
+
+func TestRedis(t *testing.T) {
+	runOnRedis(t, redistest.Start(t).Client())
+}
+
+func TestRedisByPollingAlone(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	// A user that may not use Pub/Sub.
+	rule := []any{"acl", "setuser", "default", "resetchannels"}
+	require.NoError(t, client.Do(t.Context(), rule...).Err())
+	runOnRedis(t, client)
+}
+
+func TestRedisCluster(t *testing.T) {
+	runOnRedis(t, redistest.StartCluster(t, 3).Client())
+}
+
+func TestRedisBehindSentinel(t *testing.T) {
+	runOnRedis(t, redistest.StartSentinel(t).Client())
+}
+
+// TestMiniredis has what examples and unit tests of users run on.
+func TestMiniredis(t *testing.T) {
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+	t.Cleanup(func() { _ = client.Close() })
+	runOnRedis(t, client)
+}
+
+// runOnRedis has each test meet keys of its own.
+func runOnRedis(t *testing.T, client infuse.RedisClient) {
+	var storages atomic.Int64
+	storagetest.Run(t, func(t *testing.T) infuse.Storage {
+		prefix := fmt.Sprintf("test %d:", storages.Add(1))
+		storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: prefix, PollInterval: 100 * time.Millisecond})
+		t.Cleanup(func() { require.NoError(t, storage.Close()) })
+		return storage
+	})
+}

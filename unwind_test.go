@@ -1,0 +1,174 @@
+package infuse_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// Calls that do not return: they panic, or end their goroutine.
+
+//go:noinline
+func explodes(value any) { panic(value) }
+
+// unwind runs do and returns what it panicked with, and the stack as whoever
+// recovers sees it.
+func unwind(do func()) (value any, stack string) {
+	defer func() {
+		value, stack = recover(), string(debug.Stack())
+	}()
+	do()
+	return nil, ""
+}
+
+func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
+	ctx := context.Background()
+	exploding := func(context.Context) error {
+		explodes(errIll)
+		return nil
+	}
+	for where, c := range map[string]struct {
+		config infuse.Config
+		use    func(b *infuse.Breaker)
+	}{
+		"Call": {use: func(b *infuse.Breaker) { _ = b.Call(ctx, exploding) }},
+		"Do": {use: func(b *infuse.Breaker) {
+			_, _ = infuse.Do(ctx, b, func(ctx context.Context) (int, error) { return 1, exploding(ctx) })
+		}},
+		"Call, heard": {
+			config: infuse.Config{Listeners: []*infuse.Listener{{}}},
+			use:    func(b *infuse.Breaker) { _ = b.Call(ctx, exploding) },
+		},
+		"Classify": {
+			config: infuse.Config{Classify: func(context.Context, error) infuse.Outcome {
+				explodes(errIll)
+				return infuse.OutcomeSuccess
+			}},
+			use: func(b *infuse.Breaker) { _ = b.Call(ctx, succeeds) },
+		},
+		"Exclude": {
+			config: infuse.Config{Exclude: []func(error) bool{func(error) bool {
+				explodes(errIll)
+				return true
+			}}},
+			use: func(b *infuse.Breaker) { _ = b.Call(ctx, fails) },
+		},
+		"Done": {
+			config: infuse.Config{Classify: func(context.Context, error) infuse.Outcome {
+				explodes(errIll)
+				return infuse.OutcomeSuccess
+			}},
+			use: func(b *infuse.Breaker) {
+				p, err := b.Acquire(ctx)
+				require.NoError(t, err)
+				p.Done(nil)
+			},
+		},
+	} {
+		t.Run(where, func(t *testing.T) {
+			cfg := c.config
+			cfg.FailMax = 2
+			b := startBreaker(t, "prices", cfg)
+			for failures := 1; failures <= 2; failures++ { // closed
+				value, stack := unwind(func() { c.use(b) })
+				require.Equal(t, errIll, value)
+				require.Contains(t, stack, "infuse_test.explodes(")
+				require.Equal(t, failures, recordOf(t, b).Failures)
+			}
+			requireState(t, infuse.StateOpen, b)
+			require.EqualError(t, requireRejected(t, b).Cause, "panic: "+errIll.Error())
+
+			require.NoError(t, b.HalfOpen(ctx))
+			value, stack := unwind(func() { c.use(b) })
+			require.Equal(t, errIll, value)
+			require.Contains(t, stack, "infuse_test.explodes(")
+			requireState(t, infuse.StateOpen, b)
+			require.Empty(t, recordOf(t, b).Trials)
+		})
+	}
+}
+
+func TestAPanicWithNilIsAPanic(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{})
+	value, _ := unwind(func() {
+		_ = b.Call(t.Context(), func(context.Context) error { panic(nil) })
+	})
+	require.IsType(t, &runtime.PanicNilError{}, value)
+	require.Equal(t, 1, b.Failures())
+}
+
+// A panic that the func recovers itself is its own business.
+func TestARecoveredPanicIsAResult(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{})
+	require.Equal(t, errIll, b.Call(t.Context(), func(context.Context) (err error) {
+		defer func() { err = recover().(error) }()
+		panic(errIll)
+	}))
+	require.Equal(t, 1, b.Failures())
+}
+
+func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
+	exits := func(context.Context) error {
+		runtime.Goexit()
+		return nil
+	}
+	for where, c := range map[string]struct {
+		config infuse.Config
+		use    func(b *infuse.Breaker)
+	}{
+		"Call": {use: func(b *infuse.Breaker) { _ = b.Call(context.Background(), exits) }},
+		"Do": {use: func(b *infuse.Breaker) {
+			_, _ = infuse.Do(context.Background(), b, func(ctx context.Context) (int, error) { return 1, exits(ctx) })
+		}},
+		"Classify": {
+			config: infuse.Config{Classify: func(_ context.Context, err error) infuse.Outcome {
+				if errors.Is(err, errIll) {
+					return infuse.OutcomeFailure
+				}
+				runtime.Goexit()
+				return infuse.OutcomeFailure
+			}},
+			use: func(b *infuse.Breaker) { _ = b.Call(context.Background(), succeeds) },
+		},
+	} {
+		t.Run(where, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := startBreaker(t, "prices", c.config)
+				exit := func() {
+					ended, wentOn := make(chan struct{}), false
+					go func() {
+						defer close(ended)
+						c.use(b)
+						wentOn = true
+					}()
+					<-ended
+					require.False(t, wentOn)
+				}
+				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				exit()
+				require.Equal(t, 1, b.Failures(), "neither a failure nor a success")
+
+				require.NoError(t, b.HalfOpen(t.Context()))
+				exit()
+				requireState(t, infuse.StateHalfOpen, b)
+				require.Empty(t, recordOf(t, b).Trials, "its place is free")
+			})
+		})
+	}
+}
+
+func TestAnOutcomeThatDoesNotExistIsNoOutcome(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{Classify: func(context.Context, error) infuse.Outcome { return 9 }})
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Call(t.Context(), succeeds))
+	require.NotEqual(t, infuse.StateClosed, b.State(), "nobody said that it was a success")
+	require.Empty(t, recordOf(t, b).Trials)
+}

@@ -23,6 +23,7 @@ import (
 //
 // All methods are safe for concurrent use. Make one with New.
 type Breaker struct {
+	// What every call reads comes first, on a cache line that is hardly written.
 	view    atomic.Pointer[view] // what calls meet
 	asking  atomic.Bool          // a call of this process asks for a trial
 	name    string
@@ -43,9 +44,9 @@ type Breaker struct {
 	away        error  // why the storage is away; nil while it is not
 	recordGuard *guard // while away for the reason that this circuit's record cannot be read
 	unsent      []Change
-	pending     row     // outcomes that no report holds yet
-	flight      *flight // the report that will hold them
-	reporting   bool    // somebody is sending reports
+	pending     row           // outcomes that no report holds yet
+	landing     chan struct{} // closed when the report that will hold them has arrived; nil while nobody waits for it
+	reporting   bool          // somebody is sending reports
 	timer       *time.Timer
 	joined      bool
 	stopped     bool
@@ -99,16 +100,42 @@ func (b *Breaker) Name() string { return b.name }
 // A failure is counted before Call returns. A panic of fn, or of
 // Config.Classify, counts as a failure and goes on to the caller; if fn ends
 // the goroutine (runtime.Goexit), the outcome is ignored.
-func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) error {
-	// The hot path is one load of the view before fn and one after it: as long
-	// as the view is the same and fast, a success is nobody's news.
+func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err error) {
+	// Just small enough to be inlined: a rejection is a load and a branch. The
+	// view holds the error as an interface, so that none is made here.
+	if err = b.view.Load().rejects; err != nil {
+		return err
+	}
+	return b.run(ctx, fn)
+}
+
+// run is the hot path: a load of the view before fn, and one after it. As long
+// as the view is the same and fast, a success is nobody's news.
+func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
-	a := admission{view: v, generation: v.generation}
 	if !v.fast {
-		var rejected *OpenError
-		if a, rejected = b.admit(ctx); rejected != nil {
-			return rejected
+		return b.runAdmitted(ctx, fn) // apart, so that the defer below holds on to the view alone, and not to an admission
+	}
+	returned := false // and not recover() == nil, which a Goexit has too
+	defer func() {
+		if !returned {
+			b.unwound(ctx, v.admission(), recover())
 		}
+	}()
+	err := fn(ctx)
+	returned = true
+	if err == nil && b.view.Load() == v {
+		return nil
+	}
+	b.finish(ctx, v.admission(), err)
+	return err
+}
+
+// runAdmitted is run where the view does not say yes to every call.
+func (b *Breaker) runAdmitted(ctx context.Context, fn func(context.Context) error) error {
+	a, rejected := b.admit(ctx)
+	if rejected != nil {
+		return rejected
 	}
 	returned := false
 	defer func() {
@@ -225,7 +252,7 @@ func (b *Breaker) Stop() {
 		return
 	}
 	b.stopped = true
-	b.dropFlight()
+	b.dropLanding()
 	b.refresh()
 	recordGuard := b.recordGuard
 	b.mu.Unlock()

@@ -142,6 +142,27 @@ func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 	}), "the circuit is quiet again")
 }
 
+// However many calls meet a circuit that is due, a process asks for one trial.
+func TestOneCallOfAProcessAsksForATrialAtATime(t *testing.T) {
+	server := redistest.Start(t)
+	b := startQuietBreaker(t, server, infuse.Config{})
+	require.NoError(t, b.HalfOpen(t.Context()))
+	cost := costOf(t, server, func() {
+		server.Pause()
+		results := make(chan error, 50)
+		for range cap(results) {
+			go func() { results <- b.Call(context.Background(), succeeds) }()
+		}
+		for range cap(results) - 1 {
+			require.ErrorIs(t, <-results, infuse.ErrOpen, "rejected while the one waits for Redis")
+		}
+		server.Resume()
+		require.NoError(t, <-results)
+	})
+	require.EqualValues(t, 2, runsOf(cost), "to ask, and to settle")
+	requireState(t, infuse.StateClosed, b)
+}
+
 func TestStrictReadsTheRecordBeforeEveryCall(t *testing.T) {
 	server := redistest.Start(t)
 	b := startQuietBreaker(t, server, infuse.Config{Strict: true, ResetTimeout: time.Hour})

@@ -120,6 +120,22 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	require.Greater(t, r.Generation, generation)
 }
 
+// A report goes out although the context of its call has ended.
+func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
+	server := redistest.Start(t)
+	b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 3, ResetTimeout: time.Hour, Storage: host(t, server)}))
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	for range 3 {
+		require.ErrorIs(t, b.Call(ctx, func(ctx context.Context) error { return ctx.Err() }), context.DeadlineExceeded)
+	}
+	require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+
+	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Call(ctx, succeeds), "a trial is asked for and settled, too")
+	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
+}
+
 // Scenario 15. Rejections were reported like failures, so that a breaker
 // which rejected kept itself open.
 func TestRejectionsCountForNothing(t *testing.T) {
@@ -162,15 +178,12 @@ func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T)
 				return nil
 			}
 		}
-		for range 10 {
-			require.ErrorIs(t, outer.Call(t.Context(), func(ctx context.Context) error {
-				require.NoError(t, inner.Open(ctx))
-				err := calls(inner)(ctx)
-				require.NoError(t, inner.Close(ctx))
-				return err
-			}), infuse.ErrOpen)
-			require.Zero(t, outer.Failures())
+		require.NoError(t, outer.HalfOpen(t.Context()))
+		for range 10 { // the outer call is the trial that turns the inner one away
+			require.ErrorIs(t, outer.Call(t.Context(), calls(inner)), infuse.ErrOpen)
+			requireState(t, infuse.StateHalfOpen, outer, inner)
 		}
+		require.NoError(t, outer.Call(t.Context(), succeeds))
 
 		require.NoError(t, other.Open(t.Context()))
 		require.ErrorIs(t, outer.Call(t.Context(), calls(other)), infuse.ErrOpen)

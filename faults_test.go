@@ -40,6 +40,7 @@ type traffic struct {
 	mu    sync.Mutex
 	calls int
 	worst time.Duration // extra wait
+	where string        // the circuit at which that was
 	wrong []string
 }
 
@@ -138,7 +139,9 @@ func (tr *traffic) call(b *infuse.Breaker, want error) (ran bool, err error) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	tr.calls++
-	tr.worst = max(tr.worst, waited)
+	if waited > tr.worst {
+		tr.worst, tr.where = waited, b.Name()
+	}
 	return ran, err
 }
 
@@ -220,6 +223,8 @@ func (p *process) isShared() bool {
 // and to a process that starts now.
 func (tr *traffic) requireHeld(client infuse.RedisClient) {
 	tr.t.Helper()
+	began := time.Now()
+	defer func() { tr.t.Logf("open in Redis after %v more", time.Since(began).Round(time.Millisecond)) }()
 	require.Eventually(tr.t, func() bool {
 		r, err := tr.fleet[0].held.Record(context.Background())
 		return err == nil && r.State == infuse.StateOpen && time.Until(r.DueAt) > 30*time.Minute
@@ -235,13 +240,13 @@ func (tr *traffic) finish(shared time.Duration) {
 	tr.all.Wait()
 	outages := int32(0)
 	for _, p := range tr.fleet {
-		for b, heard := range p.edges {
+		require.Eventually(tr.t, p.isShared, patience, pace)
+		for _, heard := range p.edges {
 			outages = max(outages, heard.away.Load())
-			require.Equal(tr.t, heard.away.Load(), heard.back.Load(), "%s: told that it is away, and back", b.Name())
 		}
 	}
-	tr.t.Logf("%d calls, worst extra wait %v, ended wrongly %d, told of %d outages, shared again after %v",
-		tr.calls, tr.worst.Round(time.Millisecond), len(tr.wrong), outages, shared.Round(time.Millisecond))
+	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v",
+		tr.calls, tr.worst.Round(time.Millisecond), tr.where, len(tr.wrong), outages, shared.Round(time.Millisecond))
 	require.Empty(tr.t, tr.wrong)
 	require.Less(tr.t, tr.worst, storageTimeout+faultMargin)
 }

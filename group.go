@@ -68,6 +68,12 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	e.made.Do(func() {
 		b, _ := newBreaker(name, g.config) // it fails for a bad name alone
 		e.breaker.Store(b)
+		g.mu.RLock()
+		stopped := g.stopped
+		g.mu.RUnlock()
+		if stopped { // while it was made
+			b.Stop()
+		}
 	})
 	return e.breaker.Load(), nil
 }

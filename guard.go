@@ -30,10 +30,11 @@ type guard struct {
 }
 
 const (
-	guardSlots = 32                    // goroutines that may hang behind a storage that hangs
-	firstKnock = 50 * time.Millisecond // the pause before the first knock; it doubles
-	lastKnock  = time.Second           // the longest pause
-	calmAfter  = 10 * time.Second      // a storage that has been back for so long starts over
+	guardSlots     = 32                    // goroutines that may hang behind a storage that hangs
+	requestTimeout = 5 * time.Second       // a request goes on without those who waited: a client may need that to connect, or to find a new master
+	firstKnock     = 50 * time.Millisecond // the pause before the first knock; it doubles
+	lastKnock      = time.Second           // the longest pause
+	calmAfter      = 10 * time.Second      // a storage that has been back for so long starts over
 )
 
 var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
@@ -97,7 +98,7 @@ func (g *guard) ask(ctx context.Context, budget time.Duration, request func(cont
 	answered := make(chan answer, 1)
 	go func() {
 		defer func() { <-g.slots }()
-		aside, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
+		aside, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(budget, requestTimeout))
 		defer cancel()
 		a := protectedRequest(aside, request)
 		if settled.CompareAndSwap(false, true) {

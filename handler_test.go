@@ -108,6 +108,7 @@ func TestAnAnswerThatHasBegunIsLeftAlone(t *testing.T) {
 		"by WriteHeader": func(w http.ResponseWriter) { w.WriteHeader(http.StatusAccepted) },
 		"by Write":       func(w http.ResponseWriter) { _, _ = w.Write([]byte("half")) },
 		"by io.Copy":     func(w http.ResponseWriter) { _, _ = io.Copy(w, strings.NewReader("half")) },
+		"by ReadFrom":    func(w http.ResponseWriter) { _, _ = io.Copy(w, io.LimitReader(strings.NewReader("half"), 9)) },
 		"by Flush":       func(w http.ResponseWriter) { w.(http.Flusher).Flush() },
 		"by the ResponseController": func(w http.ResponseWriter) {
 			require.NoError(t, http.NewResponseController(w).Flush())
@@ -139,7 +140,8 @@ func TestAnInterimResponseIsNoAnswer(t *testing.T) {
 		rejection := rejectionFor(t, time.Hour)
 		s.does(infuse.Handler(func(w http.ResponseWriter, _ *http.Request) error {
 			w.WriteHeader(http.StatusEarlyHints)
-			_, _ = io.Copy(w, strings.NewReader(""))
+			_, _ = io.Copy(w, io.LimitReader(strings.NewReader(""), 9))
+			assert.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience)), "what else it can do is there")
 			return rejection
 		}, nil).ServeHTTP)
 		response, err := s.Server.Client().Get(s.URL)

@@ -71,6 +71,8 @@ func FuzzLuaAgainstGo(f *testing.F) {
 	}
 	lua := newMiniLuaSide(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
+		lua.mini.FlushAll()
+		data = data[:min(len(data), 1<<12)] // some hundred steps
 		w := newTwin(lua, bytesAsDice(&data))
 		for len(data) > 0 {
 			if err := w.step(); err != nil {

@@ -15,10 +15,13 @@ type admission struct {
 	waited     time.Duration // for the storage, so far
 }
 
+// admission is what lets in a call that the view alone decides on.
+func (v *view) admission() admission { return admission{view: v, generation: v.generation} }
+
 // enter admits a call or rejects it.
 func (b *Breaker) enter(ctx context.Context) (admission, *OpenError) {
 	if v := b.view.Load(); v.fast {
-		return admission{view: v, generation: v.generation}, nil
+		return v.admission(), nil
 	}
 	return b.admit(ctx)
 }
@@ -31,7 +34,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 		began = time.Now()
 		v = b.read(ctx, began)
 	}
-	a, rejected := admission{view: v, generation: v.generation}, (*OpenError)(nil)
+	a, rejected := v.admission(), (*OpenError)(nil)
 	switch v.admits {
 	case admitsNone:
 		rejected = &v.rejection
@@ -103,7 +106,7 @@ func (b *Breaker) askForTrial(ctx context.Context, began time.Time) (admission, 
 // admitted admits to a closed circuit, and rejects from any other.
 func (b *Breaker) admitted(v *view) (admission, *OpenError) {
 	if v.admits == admitsAll {
-		return admission{view: v, generation: v.generation}, nil
+		return v.admission(), nil
 	}
 	return admission{}, &v.rejection
 }
@@ -244,13 +247,12 @@ var tickets = sync.Pool{New: func() any { return new(ticket) }}
 //
 // ctx is the call's: Done classifies by it.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
-	v := b.view.Load()
-	a := admission{view: v, generation: v.generation}
-	if !v.fast {
-		var rejected *OpenError
-		if a, rejected = b.admit(ctx); rejected != nil {
-			return Permit{}, rejected
-		}
+	if err := b.view.Load().rejects; err != nil {
+		return Permit{}, err
+	}
+	a, rejected := b.enter(ctx)
+	if rejected != nil {
+		return Permit{}, rejected
 	}
 	t := tickets.Get().(*ticket)
 	return Permit{breaker: b, ctx: ctx, admission: a, ticket: t, number: t.number.Load()}, nil

@@ -94,6 +94,39 @@ func TestARecordLostUnderCallsLeavesNoErrorAndNothingStuck(t *testing.T) {
 	require.Zero(t, away.Load(), "to have lost a record is no error")
 }
 
+// A process that has not heard of the transitions yet reports what it knows:
+// results of calls that were admitted before them.
+func TestLateResultsOfAProcessThatHasNotHeardChangeNothing(t *testing.T) {
+	server, deaf := redistest.Start(t), redistest.Start(t)
+	storage := infuse.NewRedisStorage(split{server.Client(), deaf.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
+	t.Cleanup(func() { require.NoError(t, storage.Close()) })
+	cfg := patiently(infuse.Config{FailMax: 2, ResetTimeout: time.Hour, Storage: storage})
+	var late []*infuse.Breaker // each sends what it knows once, and learns from the answer
+	for range 3 {
+		late = append(late, startBreaker(t, "prices", cfg))
+	}
+	cfg.Storage = host(t, server)
+	b := startBreaker(t, "prices", cfg)
+
+	trip(t, b)
+	opened := recordOf(t, b)
+	require.Equal(t, errIll, late[0].Call(t.Context(), fails))
+	require.Equal(t, opened.Generation, recordOf(t, b).Generation)
+	requireState(t, infuse.StateOpen, late[0])
+
+	require.NoError(t, b.HalfOpen(t.Context()))
+	trial := requireTrial(t, b)
+	require.Equal(t, errIll, late[1].Call(t.Context(), fails))
+	require.Len(t, recordOf(t, b).Trials, 1)
+	trial.Done(nil)
+
+	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
+	require.Equal(t, errIll, late[2].Call(t.Context(), fails))
+	require.Zero(t, recordOf(t, b).Failures)
+	require.Equal(t, errIll, late[2].Call(t.Context(), fails))
+	require.Equal(t, 1, recordOf(t, b).Failures, "now it has heard")
+}
+
 // Scenario 21. The key's life was shorter than the open time, and the circuit
 // closed when it ended; or a key that was made anew had no end at all.
 func TestTheKeyOutlivesItsDeadlinesAndNeverLivesForEver(t *testing.T) {

@@ -34,27 +34,27 @@ func (w *row) add(r result, failMax int) {
 	}
 }
 
-// flight is a report that is yet to be sent, or under way.
-type flight struct{ landed chan struct{} }
-
 // report counts the result of an admitted call. After a failure it returns when
 // the storage knows, or when the call may not wait any longer.
 func (b *Breaker) report(a admission, r result) {
 	reason := r.cause()
 	b.mu.Lock()
-	f, leads := b.count(a.generation, r, reason)
-	waits := r.outcome == OutcomeFailure || b.config.Strict || b.local()
-	if leads && !waits {
+	counted, leads := b.count(a.generation, r, reason)
+	waits := counted && (r.outcome == OutcomeFailure || b.config.Strict || b.local())
+	var landed <-chan struct{}
+	switch {
+	case waits && !leads:
+		landed = b.nextLanding()
+	case leads && !waits:
 		b.spawn(b.sendReports)
 	}
 	b.mu.Unlock()
 	b.tell()
 	switch {
-	case f == nil || !waits:
-	case leads:
+	case landed != nil:
+		b.await(landed, a)
+	case waits:
 		b.awaited(a, b.leadReports)
-	default:
-		b.await(f.landed, a)
 	}
 }
 
@@ -68,35 +68,40 @@ func (b *Breaker) leadReports() {
 	}
 }
 
-// count adds the result to the next report, and returns that report's flight:
-// nil if there is nothing to send. leads tells that the caller is to see to
-// it that it is sent. b.mu is held.
-func (b *Breaker) count(generation int64, r result, reason error) (f *flight, leads bool) {
+// count adds the result to the next report, unless it is nobody's news. leads
+// tells that the caller is to see to it that the report is sent. b.mu is held.
+func (b *Breaker) count(generation int64, r result, reason error) (counted, leads bool) {
 	if b.record.State != StateClosed || generation != b.record.Generation || b.fallsBackTo(FallbackClosed) || b.fallsBackTo(FallbackOpen) {
-		return nil, false
+		return false, false
 	}
 	if r.outcome == OutcomeFailure {
 		b.cause = reason
 	} else if b.record.Failures == 0 && b.pending == (row{}) && !b.reporting {
-		return nil, false
+		return false, false
 	}
 	if b.detached() {
 		one := row{}
 		one.add(r, b.config.FailMax)
 		b.pending.add(r, b.config.FailMax)
 		b.applyOwn(b.reportOf(one))
-		return nil, false
+		return false, false
 	}
 	b.pending.add(r, b.config.FailMax)
 	if b.view.Load().fast {
 		b.refresh()
 	}
-	if b.flight == nil {
-		b.flight = &flight{make(chan struct{})}
-	}
 	leads = !b.reporting
 	b.reporting = true
-	return b.flight, leads
+	return true, leads
+}
+
+// nextLanding is closed when the report that is pending has arrived. It is
+// made for those who wait, and so not where nobody does. b.mu is held.
+func (b *Breaker) nextLanding() <-chan struct{} {
+	if b.landing == nil {
+		b.landing = make(chan struct{})
+	}
+	return b.landing
 }
 
 // reportOf returns the row as a change. b.mu is held.
@@ -119,9 +124,9 @@ func (b *Breaker) sendReports() {
 // meanwhile; if not, reporting has ended.
 func (b *Breaker) sendReport() (more bool) {
 	b.mu.Lock()
-	f, c := b.flight, b.reportOf(b.pending)
+	landing, c := b.landing, b.reportOf(b.pending)
 	empty := b.pending == row{} || b.detached()
-	b.flight = nil
+	b.landing = nil
 	if !empty {
 		b.pending = row{}
 	}
@@ -130,26 +135,29 @@ func (b *Breaker) sendReport() (more bool) {
 		b.send(c)
 	}
 	b.mu.Lock()
-	if b.detached() {
-		b.dropFlight()
-	}
-	more = b.flight != nil
+	more = b.pending != row{} && !b.detached()
 	b.reporting = more
 	if !more {
-		b.refresh()
+		b.dropLanding()
+		if v := b.view.Load(); !v.fast && v.failures == 0 {
+			b.refresh() // it may have been slow for the report's sake alone
+		}
 	}
 	b.mu.Unlock()
 	b.tell()
-	if f != nil {
-		close(f.landed)
-	}
+	land(landing)
 	return more
 }
 
-// dropFlight lets go those who wait for a report that will not be sent now.
-func (b *Breaker) dropFlight() {
-	if b.flight != nil {
-		close(b.flight.landed)
-		b.flight = nil
+// dropLanding lets go those who wait for a report that will not be sent now.
+// b.mu is held.
+func (b *Breaker) dropLanding() {
+	land(b.landing)
+	b.landing = nil
+}
+
+func land(landing chan struct{}) {
+	if landing != nil {
+		close(landing)
 	}
 }

@@ -178,3 +178,31 @@ func TestRetryAfterIsOverWhenItIsOver(t *testing.T) {
 		}, patience, pace)
 	})
 }
+
+// Whatever a stranger writes there: a circuit opens for its reset timeout at
+// least, and for an hour at most.
+func FuzzRetryAfter(f *testing.F) {
+	for _, value := range []string{"1200", "-1", "9223372036854775808", "Fri, 31 Dec 9999 23:59:59 GMT", "\x00"} {
+		f.Add(value, "Mon, 01 Jan 1900 00:00:00 GMT")
+	}
+	f.Fuzz(func(t *testing.T, value, date string) {
+		const reset = 5 * time.Minute
+		transport := &infuse.Transport{
+			Breakers: startGroup(t, infuse.Config{FailMax: 1, ResetTimeout: reset}),
+			Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+				response, _ := always(http.StatusServiceUnavailable, "")(r)
+				response.Header.Set("Retry-After", value)
+				response.Header.Set("Date", date)
+				return response, nil
+			}),
+		}
+		r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
+		_, err := transport.RoundTrip(r)
+		require.NoError(t, err)
+		_, err = transport.RoundTrip(r)
+		var rejection *infuse.OpenError
+		require.ErrorAs(t, err, &rejection)
+		require.Greater(t, rejection.RetryAfter(), reset-time.Minute)
+		require.LessOrEqual(t, rejection.RetryAfter(), time.Hour)
+	})
+}

@@ -592,6 +592,47 @@ func TestATrialEndsAtTheHeaders(t *testing.T) {
 	})
 }
 
+func TestATrialWhoseCallerCancelsLeavesItsPlaceToTheNext(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(s.stalls)
+		c := startWebClient(t, s, infuse.Config{TrialTimeout: time.Hour})
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			assert.Eventually(t, func() bool { return s.calls.Load() == 1 }, patience, pace)
+			cancel()
+		}()
+		_, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.ErrorIs(t, err, context.Canceled)
+		requireState(t, infuse.StateHalfOpen, c.breaker)
+
+		s.does(answers(http.StatusOK, "well"))
+		_, err = c.get()
+		require.NoError(t, err)
+		requireState(t, infuse.StateClosed, c.breaker)
+	})
+}
+
+// As long as more trials are needed, each is judged by its headers alone: its
+// body may end when others have been judged.
+func TestEveryTrialOfManyEndsAtTheHeaders(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(breaksOff)
+		c := startWebClient(t, s, infuse.Config{SuccessThreshold: 3})
+		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		for range 2 {
+			_, err := c.get()
+			require.Error(t, err)
+			require.NotErrorIs(t, err, infuse.ErrOpen)
+			requireState(t, infuse.StateHalfOpen, c.breaker)
+		}
+		_, err := c.get()
+		require.Error(t, err)
+		requireState(t, infuse.StateClosed, c.breaker)
+		require.Equal(t, 1, c.breaker.Failures(), "the body after the last trial")
+	})
+}
+
 func TestATrialCountsOnceForTheListeners(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		var heard stateLog

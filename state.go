@@ -109,7 +109,7 @@ const (
 // kind set; Seen and Limits belong to every kind.
 type Change struct {
 	Kind   ChangeKind
-	Token  string // of a report or a move: unique, so that a change sent twice counts once; of an acquire or a settle: the trial's ID
+	Token  string // of a report or a move: unique, so that a change sent twice counts once; of an acquire or a settle: the trial's ID; at most 64 letters, digits and the like, no space, comma or equals sign
 	Seen   Record // the circuit as the sender knows it; for a report and a settle, of the generation in which the call was admitted
 	Limits Limits
 

@@ -18,7 +18,9 @@ import (
 // every storage must pass.
 //
 // All methods are safe for concurrent use. A circuit's name is any text that
-// CheckName accepts: it is a stranger's, a storage encodes it as it needs.
+// CheckName accepts: it is a stranger's, a storage encodes it as it needs. Any
+// other name is an error. The slices of a record are whose it was handed to: a
+// storage shares them with nobody.
 // A storage need not bound how long it takes, and need not heed ctx: a
 // Breaker stops waiting by itself.
 type Storage interface {
@@ -125,4 +127,7 @@ func newTokenSource() *tokenSource {
 	return &tokenSource{prefix: strconv.FormatUint(rand.Uint64(), 36) + "."}
 }
 
-func (s *tokenSource) next() string { return s.prefix + strconv.FormatUint(s.count.Add(1), 36) }
+func (s *tokenSource) next() string {
+	var buffer [32]byte // so that the token is the only allocation
+	return string(strconv.AppendUint(append(buffer[:0], s.prefix...), s.count.Add(1), 36))
+}

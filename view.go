@@ -8,7 +8,8 @@ import (
 // view is what a breaker knows of its circuit, in the form in which calls need
 // it. It never changes: whatever happens makes a new one. See Breaker.refresh.
 type view struct {
-	fast       bool // every call runs, and a success needs no word: nothing to report, nobody to tell
+	rejects    error // the rejection of every call, where nobody is to be told of it; nil otherwise
+	fast       bool  // every call runs, and a success needs no word: nothing to report, nobody to tell
 	admits     admits
 	generation int64 // of the calls that it admits
 	settings   *settings
@@ -60,6 +61,9 @@ func (b *Breaker) refresh() {
 	}
 	v.fast = v.admits == admitsAll && v.failures == 0 && b.pending == row{} && !b.config.Strict &&
 		len(b.config.Listeners) == 0 && b.config.Classify == nil
+	if v.admits == admitsNone && !b.config.Strict && len(b.config.Listeners) == 0 {
+		v.rejects = &v.rejection
+	}
 	b.view.Store(v)
 	if old != nil && b.joined && old.state != v.state {
 		b.events.add(stateChange(b, old.state, v.state))

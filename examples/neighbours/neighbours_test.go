@@ -1,0 +1,140 @@
+package neighbours_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/examples/neighbours"
+)
+
+// server is ill as long as it is told to be.
+type server struct {
+	*httptest.Server
+	ill    atomic.Bool
+	calls  atomic.Int64
+	bodies atomic.Int64 // bytes of requests' bodies
+}
+
+func start(t *testing.T) (*server, *infuse.Transport, *infuse.Breaker) {
+	t.Helper()
+	s := &server{}
+	s.ill.Store(true)
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.calls.Add(1)
+		n, _ := io.Copy(io.Discard, r.Body)
+		s.bodies.Add(n)
+		if s.ill.Load() {
+			http.Error(w, "ill", http.StatusBadGateway)
+			return
+		}
+		_, _ = io.WriteString(w, "well")
+	}))
+	t.Cleanup(s.Close)
+	group, err := infuse.NewGroup(infuse.Config{FailMax: 3, ResetTimeout: time.Hour})
+	require.NoError(t, err)
+	t.Cleanup(group.Stop)
+	breaker, err := group.Breaker(s.Listener.Addr().String())
+	require.NoError(t, err)
+	return s, &infuse.Transport{Base: s.Client().Transport, Breakers: group}, breaker
+}
+
+func TestGoRetryablehttp(t *testing.T) {
+	s, transport, breaker := start(t)
+	client := neighbours.NewRetryableClient(transport)
+	client.RetryMax = 10
+	client.RetryWaitMin, client.RetryWaitMax = time.Millisecond, time.Millisecond
+	client.Logger = slog.New(slog.DiscardHandler)
+
+	_, err := client.Post(s.URL, "text/plain", strings.NewReader("order"))
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
+	require.Equal(t, int64(3*len("order")), s.bodies.Load(), "every attempt sent its body")
+
+	_, err = client.Get(s.URL)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(3), s.calls.Load())
+
+	s.ill.Store(false)
+	require.NoError(t, breaker.HalfOpen(t.Context()))
+	response, err := client.Get(s.URL)
+	require.NoError(t, err)
+	requireWell(t, response.Body)
+	require.Equal(t, infuse.StateClosed, breaker.State())
+}
+
+func TestOtelhttp(t *testing.T) {
+	s, transport, breaker := start(t)
+	spans := tracetest.NewSpanRecorder()
+	tracer := trace.NewTracerProvider(trace.WithSpanProcessor(spans))
+	t.Cleanup(func() { require.NoError(t, tracer.Shutdown(context.Background())) })
+	client := neighbours.NewTracedClient(transport, otelhttp.WithTracerProvider(tracer))
+
+	for range 3 {
+		response, err := client.Get(s.URL)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+	}
+	_, err := client.Get(s.URL)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(3), s.calls.Load())
+
+	ended := spans.Ended()
+	require.Len(t, ended, 4, "the rejected request has a span, too")
+	rejected := ended[3].Status()
+	require.Equal(t, codes.Error, rejected.Code)
+	require.Contains(t, rejected.Description, breaker.Name())
+	require.Contains(t, rejected.Description, "is open")
+	require.Contains(t, rejected.Description, "502 Bad Gateway", "why it is open")
+
+	s.ill.Store(false)
+	require.NoError(t, breaker.HalfOpen(t.Context()))
+	response, err := client.Get(s.URL)
+	require.NoError(t, err)
+	requireWell(t, response.Body)
+	require.Equal(t, infuse.StateClosed, breaker.State())
+}
+
+func TestResty(t *testing.T) {
+	s, transport, breaker := start(t)
+	client := neighbours.NewRestyClient(transport).
+		SetRetryCount(10).
+		SetRetryWaitTime(time.Millisecond).
+		SetRetryMaxWaitTime(time.Millisecond)
+
+	_, err := client.R().SetBody("order").Post(s.URL)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
+
+	_, err = client.R().Get(s.URL)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(3), s.calls.Load())
+
+	s.ill.Store(false)
+	require.NoError(t, breaker.HalfOpen(t.Context()))
+	response, err := client.R().Get(s.URL)
+	require.NoError(t, err)
+	require.Equal(t, "well", response.String())
+	require.Equal(t, infuse.StateClosed, breaker.State())
+}
+
+func requireWell(t *testing.T, body io.ReadCloser) {
+	t.Helper()
+	text, err := io.ReadAll(body)
+	require.NoError(t, err)
+	require.NoError(t, body.Close())
+	require.Equal(t, "well", string(text))
+}

@@ -1,0 +1,14 @@
+package neighbours
+
+import (
+	"net/http"
+
+	"github.com/infuse-go/infuse"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+)
+
+// NewTracedClient traces outside of the breaker: a rejected request has a span,
+// too, which tells the circuit and its state.
+func NewTracedClient(transport *infuse.Transport, options ...otelhttp.Option) *http.Client {
+	return &http.Client{Transport: otelhttp.NewTransport(transport, options...)}
+}

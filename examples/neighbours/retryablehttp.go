@@ -1,0 +1,26 @@
+// Package neighbours shows Infuse's Transport beside other people's clients
+// and wrappers, and in which order they go.
+package neighbours
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/hashicorp/go-retryablehttp"
+	"github.com/infuse-go/infuse"
+)
+
+// NewRetryableClient retries outside of the breaker: every attempt meets the
+// circuit and counts, and an open circuit is not retried.
+func NewRetryableClient(transport *infuse.Transport) *retryablehttp.Client {
+	client := retryablehttp.NewClient()
+	client.HTTPClient = &http.Client{Transport: transport}
+	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
+		if errors.Is(err, infuse.ErrOpen) {
+			return false, err
+		}
+		return retryablehttp.DefaultRetryPolicy(ctx, response, err)
+	}
+	return client
+}

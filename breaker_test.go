@@ -303,15 +303,10 @@ func TestStopWhileManyCallsRun(t *testing.T) {
 // Strict trades round trips for exactness: nothing needs to be pushed.
 func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 	server, deaf := redistest.Start(t), redistest.Start(t)
-	hearsNothing := func() infuse.Storage {
-		storage := infuse.NewRedisStorage(split{server.Client(), deaf.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
-		t.Cleanup(func() { require.NoError(t, storage.Close()) })
-		return storage
-	}
-	cfg := patiently(infuse.Config{FailMax: 3, SuccessThreshold: 2, ResetTimeout: time.Hour})
+	cfg := infuse.Config{FailMax: 3, SuccessThreshold: 2, ResetTimeout: time.Hour}
 	breaker := func(strict bool) *infuse.Breaker {
-		cfg.Storage, cfg.Strict = hearsNothing(), strict
-		return startBreaker(t, "prices", cfg)
+		cfg.Strict = strict
+		return startDeafBreaker(t, server, deaf, cfg)
 	}
 	one, two, lax := breaker(true), breaker(true), breaker(false)
 

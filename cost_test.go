@@ -50,15 +50,33 @@ func rarelyPolled(t *testing.T, s *redistest.Server) *infuse.RedisStorage {
 	return storage
 }
 
-// startQuietBreaker starts a breaker and waits until it has nothing more to
-// say: it has read its circuit, subscribed, and read it again.
+// startQuietBreaker starts a breaker that has nothing more to say, and hears
+// by push alone.
 func startQuietBreaker(t *testing.T, s *redistest.Server, cfg infuse.Config) *infuse.Breaker {
 	t.Helper()
 	cfg.Storage = rarelyPolled(t, s)
+	return startQuietly(t, s, cfg)
+}
+
+// startDeafBreaker starts a breaker that hears nothing: its Pub/Sub goes to
+// another server.
+func startDeafBreaker(t *testing.T, s, other *redistest.Server, cfg infuse.Config) *infuse.Breaker {
+	t.Helper()
+	storage := infuse.NewRedisStorage(split{s.Client(), other.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
+	t.Cleanup(func() { require.NoError(t, storage.Close()) })
+	cfg.Storage = storage
+	return startQuietly(t, s, cfg)
+}
+
+// startQuietly waits until the breaker has read its circuit, subscribed, and
+// read it again. Nobody else may use the server meanwhile.
+func startQuietly(t *testing.T, s *redistest.Server, cfg infuse.Config) *infuse.Breaker {
+	t.Helper()
+	reads := func() int64 { return commands(t, s)["hmget"] } // by the script, which is sent more often until it is known
+	before := reads()
 	b := startBreaker(t, "prices", patiently(cfg))
-	require.Eventually(t, func() bool {
-		return commands(t, s)["hmget"] >= 2 // which the script runs; it may be sent more often, until it is known
-	}, patience, pace)
+	require.Eventually(t, func() bool { return reads() >= before+2 }, patience, pace)
+	recordOf(t, b) // not before what is under way has been answered, if there is one connection
 	return b
 }
 

@@ -290,11 +290,14 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			}
 			var ill atomic.Bool
 			var all sync.WaitGroup
-			end := time.Now().Add(500 * time.Millisecond)
+			end := time.Now().Add(patience)
+			seenEnough := func() bool {
+				return trials.Load() > 50 && rejected.Load() > 100 && transitions.Load() > 100 || time.Now().After(end)
+			}
 			for _, b := range fleet {
 				for range 8 {
 					all.Go(func() {
-						for time.Now().Before(end) {
+						for !seenEnough() {
 							var want error
 							if ill.Load() {
 								want = errIll
@@ -322,16 +325,16 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 				}
 			}
 			all.Go(func() {
-				for time.Now().Before(end) {
+				for !seenEnough() {
 					ill.Store(!ill.Load())
-					time.Sleep(20 * time.Millisecond)
+					time.Sleep(10 * time.Millisecond)
 				}
 				ill.Store(false)
 			})
 			all.Wait()
-			require.Greater(t, trials.Load(), int64(5))
-			require.Greater(t, rejected.Load(), int64(50))
-			require.Greater(t, transitions.Load(), int64(10))
+			require.Greater(t, trials.Load(), int64(50))
+			require.Greater(t, rejected.Load(), int64(100))
+			require.Greater(t, transitions.Load(), int64(100))
 
 			require.Eventually(t, func() bool {
 				for _, b := range fleet {

@@ -98,12 +98,10 @@ func TestARecordLostUnderCallsLeavesNoErrorAndNothingStuck(t *testing.T) {
 // results of calls that were admitted before them.
 func TestLateResultsOfAProcessThatHasNotHeardChangeNothing(t *testing.T) {
 	server, deaf := redistest.Start(t), redistest.Start(t)
-	storage := infuse.NewRedisStorage(split{server.Client(), deaf.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
-	t.Cleanup(func() { require.NoError(t, storage.Close()) })
-	cfg := patiently(infuse.Config{FailMax: 2, ResetTimeout: time.Hour, Storage: storage})
+	cfg := patiently(infuse.Config{FailMax: 2, ResetTimeout: time.Hour})
 	var late []*infuse.Breaker // each sends what it knows once, and learns from the answer
 	for range 3 {
-		late = append(late, startBreaker(t, "prices", cfg))
+		late = append(late, startDeafBreaker(t, server, deaf, cfg))
 	}
 	cfg.Storage = host(t, server)
 	b := startBreaker(t, "prices", cfg)

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
@@ -95,6 +96,11 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	if int(c.Kind) >= len(changeNames) {
 		return Record{}, VerdictRefused, fmt.Errorf("infuse: a change has the unknown kind %d", c.Kind)
 	}
+	if c.Kind != ChangeSync {
+		if err := checkToken(c.Token); err != nil {
+			return Record{}, VerdictRefused, err
+		}
+	}
 	return s.run(ctx, circuit, changeNames[c.Kind], c)
 }
 
@@ -135,9 +141,6 @@ func (s *RedisStorage) run(ctx context.Context, circuit, kind string, c Change) 
 	if err := s.check(circuit); err != nil {
 		return Record{}, VerdictRefused, err
 	}
-	if err := checkToken(c.Token); err != nil {
-		return Record{}, VerdictRefused, err
-	}
 	cleared := 0
 	if c.Cleared {
 		cleared = 1
@@ -152,6 +155,7 @@ func (s *RedisStorage) run(ctx context.Context, circuit, kind string, c Change) 
 		milliseconds(s.linger), milliseconds(idleLife),
 	).Slice()
 	if err != nil {
+		s.findMaster(ctx)
 		return Record{}, VerdictRefused, redisError(circuit, err)
 	}
 	record, verdict, err := decodeReply(reply, time.Now())
@@ -161,10 +165,19 @@ func (s *RedisStorage) run(ctx context.Context, circuit, kind string, c Change) 
 	return record, verdict, err
 }
 
+// findMaster has the client of a Cluster look, in the background, which master
+// has which slot. By itself it does so once a minute, or when another master
+// tells: a dead one does not.
+func (s *RedisStorage) findMaster(ctx context.Context) {
+	if cluster, ok := s.client.(interface{ ReloadState(context.Context) }); ok {
+		cluster.ReloadState(ctx)
+	}
+}
+
 // checkToken keeps what separates tokens out of them: see circuit.lua.
 func checkToken(token string) error {
-	if len(token) > 64 || strings.ContainsAny(token, "=, \r\n") {
-		return fmt.Errorf("infuse: the token %.80q has more than 64 bytes, or one of space, comma, equals sign", token)
+	if token == "" || len(token) > 64 || strings.ContainsAny(token, "=, \r\n") {
+		return fmt.Errorf("infuse: the token %.80q is empty, has more than 64 bytes, or one of space, comma, equals sign", token)
 	}
 	return nil
 }
@@ -246,6 +259,9 @@ func decodeRecord(line string, now time.Time) (Record, error) {
 	}
 	if numbers[0] > int64(StateHalfOpen) {
 		return Record{}, fmt.Errorf("has no state of the number %d", numbers[0])
+	}
+	if max(numbers[2], numbers[3]) > math.MaxInt32 {
+		return Record{}, errors.New("has counts beyond any limit")
 	}
 	record := Record{
 		State:      State(numbers[0]),

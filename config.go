@@ -2,6 +2,7 @@ package infuse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -104,6 +105,10 @@ type settings struct{ Config }
 
 func newSettings(cfg Config) (*settings, error) {
 	s := &settings{cfg}
+	var invalid []error
+	reject := func(format string, args ...any) {
+		invalid = append(invalid, fmt.Errorf("infuse: Config."+format, args...))
+	}
 	for _, n := range []struct {
 		field        string
 		value        *int
@@ -115,7 +120,7 @@ func newSettings(cfg Config) (*settings, error) {
 		{"MaxCircuits", &s.MaxCircuits, 1024, math.MaxInt32},
 	} {
 		if *n.value < 0 || *n.value > n.most {
-			return nil, fmt.Errorf("infuse: Config.%s is %d: must be from 1 to %d, or 0 for %d", n.field, *n.value, n.most, n.preset)
+			reject("%s is %d: must be from 1 to %d, or 0 for %d", n.field, *n.value, n.most, n.preset)
 		}
 		if *n.value == 0 {
 			*n.value = n.preset
@@ -134,25 +139,28 @@ func newSettings(cfg Config) (*settings, error) {
 			*d.value = d.preset
 		}
 		if *d.value < time.Millisecond || *d.value > maxTimeout {
-			return nil, fmt.Errorf("infuse: Config.%s is %v: must be from 1ms to %v, or 0 for %v", d.field, *d.value, maxTimeout, d.preset)
+			reject("%s is %v: must be from 1ms to %v, or 0 for %v", d.field, *d.value, maxTimeout, d.preset)
 		}
 		*d.value = time.Duration(milliseconds(*d.value)) * time.Millisecond
 	}
 	for i, exclude := range s.Exclude {
 		if exclude == nil {
-			return nil, fmt.Errorf("infuse: Config.Exclude[%d] is nil", i)
+			reject("Exclude[%d] is nil", i)
 		}
 	}
 	for i, listener := range s.Listeners {
 		if listener == nil {
-			return nil, fmt.Errorf("infuse: Config.Listeners[%d] is nil", i)
+			reject("Listeners[%d] is nil", i)
 		}
 	}
 	if s.Fallback > FallbackOpen {
-		return nil, fmt.Errorf("infuse: Config.Fallback is %v: must be FallbackLocal, FallbackClosed or FallbackOpen", s.Fallback)
+		reject("Fallback is %v: must be FallbackLocal, FallbackClosed or FallbackOpen", s.Fallback)
 	}
 	if checked, ok := s.Storage.(interface{ invalidSettings() error }); ok && checked.invalidSettings() != nil {
-		return nil, fmt.Errorf("infuse: Config.Storage: %w", checked.invalidSettings())
+		reject("Storage: %w", checked.invalidSettings())
+	}
+	if invalid != nil {
+		return nil, errors.Join(invalid...)
 	}
 	return s, nil
 }

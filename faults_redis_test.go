@@ -2,11 +2,17 @@ package infuse_test
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -215,4 +221,109 @@ func TestTheKeysHoldGarbage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// 1,000 goroutines fail at once at a server that hangs: each waits once, a few
+// dozen goroutines stay behind it, and they are gone when it is back. Not a
+// parallel test: it counts goroutines.
+func TestAThousandFailuresAtOnceAtARedisThatHangs(t *testing.T) {
+	quietRedis()
+	s := redistest.Start(t)
+	storage := host(t, s)
+	breakers := make([]*infuse.Breaker, 100)
+	for i := range breakers {
+		breakers[i] = startBreaker(t, fmt.Sprint("circuit ", i), infuse.Config{FailMax: 1 << 20, Storage: storage})
+	}
+	s.Pause()
+	var all sync.WaitGroup
+	waits := make([]time.Duration, 1000)
+	for i := range waits {
+		all.Go(func() {
+			var err error
+			waits[i], err = waitOf(breakers[i%len(breakers)], fails)
+			assert.Equal(t, errIll, err)
+		})
+	}
+	all.Wait()
+	behind := goroutinesBehindTheStorage()
+	t.Logf("worst extra wait %v, %d goroutines behind the server", slices.Max(waits).Round(time.Millisecond), behind)
+	require.Less(t, slices.Max(waits), storageTimeout+faultMargin)
+	require.LessOrEqual(t, behind, 34) // and the one that keeps the subscription
+
+	began := time.Now()
+	for _, b := range breakers {
+		for range 100 {
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+		}
+	}
+	t.Logf("10,000 calls while it is known to be away: %v in all", time.Since(began).Round(time.Millisecond))
+	require.Less(t, time.Since(began), 5*time.Second)
+
+	s.Resume()
+	require.Eventually(t, func() bool { return goroutinesBehindTheStorage() == 0 }, patience, pace)
+	failures := 0
+	require.Eventually(t, func() bool {
+		failures = 0
+		for _, b := range breakers {
+			r, err := b.Record(t.Context())
+			if err != nil {
+				return false
+			}
+			failures += r.Failures
+		}
+		return failures >= 11_000
+	}, patience, 10*pace)
+	require.Equal(t, 11_000, failures, "every failure counts, and counts once")
+}
+
+// goroutinesBehindTheStorage counts those that guards have sent there.
+func goroutinesBehindTheStorage() (n int) {
+	for _, stack := range goroutines() {
+		if strings.Contains(stack, "created by github.com/infuse-go/infuse.(*guard).ask") {
+			n++
+		}
+	}
+	return n
+}
+
+// A Redis that is down is dialled by a process with a hundred circuits about
+// as often as by one with a single circuit, and less and less.
+func TestAHundredCircuitsDialAsOne(t *testing.T) {
+	t.Parallel()
+	quietRedis()
+	s := redistest.Start(t)
+	dials := func(circuits int) (early, late int64) {
+		var n atomic.Int64
+		storage := hostOn(t, s.Client(func(o *redis.Options) {
+			o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				n.Add(1)
+				return new(net.Dialer).DialContext(ctx, network, addr)
+			}
+			o.MaxRetries, o.DialerRetries = -1, 1 // so that what is counted is what the storage wants
+		}))
+		group, err := infuse.NewGroup(infuse.Config{Storage: storage})
+		require.NoError(t, err)
+		defer group.Stop()
+		var breakers []*infuse.Breaker
+		for i := range circuits {
+			b, err := group.Breaker(fmt.Sprint("circuit ", i))
+			require.NoError(t, err)
+			breakers = append(breakers, b)
+		}
+		s.Kill()
+		defer func() { require.NoError(t, s.Restart()) }()
+		n.Store(0)
+		for _, b := range breakers {
+			_ = b.Call(t.Context(), fails)
+		}
+		time.Sleep(2 * time.Second)
+		early = n.Swap(0)
+		time.Sleep(2 * time.Second)
+		return early, n.Load()
+	}
+	early1, late1 := dials(1)
+	early100, late100 := dials(100)
+	t.Logf("dials in the first 2 s and in the next 2 s: with one circuit %d and %d, with a hundred %d and %d", early1, late1, early100, late100)
+	require.Less(t, early100, int64(60))
+	require.Less(t, late100, int64(60))
 }

@@ -175,3 +175,10 @@ func TestTheNumbersPrintAsWords(t *testing.T) {
 	require.Equal(t, "local closed open Fallback(3)", fmt.Sprint(
 		infuse.FallbackLocal, infuse.FallbackClosed, infuse.FallbackOpen, infuse.Fallback(3)))
 }
+
+func TestEveryInvalidFieldIsNamedAtOnce(t *testing.T) {
+	_, err := infuse.New("inventory", infuse.Config{FailMax: -1, ResetTimeout: -time.Second, Fallback: 9})
+	require.ErrorContains(t, err, "Config.FailMax is -1")
+	require.ErrorContains(t, err, "Config.ResetTimeout is -1s")
+	require.ErrorContains(t, err, "Config.Fallback is Fallback(9)")
+}

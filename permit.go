@@ -143,7 +143,11 @@ type result struct {
 
 // settle counts the result of an admitted call.
 func (b *Breaker) settle(ctx context.Context, a admission, r result) {
+	defer b.count(a, r) // also if a listener ends the goroutine
 	a.view.settings.tellOutcome(ctx, b, r)
+}
+
+func (b *Breaker) count(a admission, r result) {
 	if a.trial != "" {
 		b.settleTrial(a, r)
 	} else if r.outcome != OutcomeIgnored {

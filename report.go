@@ -39,7 +39,7 @@ func (w *row) add(r result, failMax int) {
 func (b *Breaker) report(a admission, r result) {
 	reason := r.cause()
 	b.mu.Lock()
-	counted, leads := b.count(a.generation, r, reason)
+	counted, leads := b.enqueue(a.generation, r, reason)
 	waits := counted && (r.outcome == OutcomeFailure || b.config.Strict || b.local())
 	var landed <-chan struct{}
 	switch {
@@ -68,9 +68,9 @@ func (b *Breaker) leadReports() {
 	}
 }
 
-// count adds the result to the next report, unless it is nobody's news. leads
+// enqueue adds the result to the next report, unless it is nobody's news. leads
 // tells that the caller is to see to it that the report is sent. b.mu is held.
-func (b *Breaker) count(generation int64, r result, reason error) (counted, leads bool) {
+func (b *Breaker) enqueue(generation int64, r result, reason error) (counted, leads bool) {
 	if b.record.State != StateClosed || generation != b.record.Generation || b.fallsBackTo(FallbackClosed) || b.fallsBackTo(FallbackOpen) {
 		return false, false
 	}

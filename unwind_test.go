@@ -172,3 +172,21 @@ func TestAnOutcomeThatDoesNotExistIsNoOutcome(t *testing.T) {
 	require.NotEqual(t, infuse.StateClosed, b.State(), "nobody said that it was a success")
 	require.Empty(t, recordOf(t, b).Trials)
 }
+
+// A listener that ends the goroutine, as a test's FailNow does, must not keep
+// the trial.
+func TestATrialIsSettledThoughAListenerEndsTheGoroutine(t *testing.T) {
+	b, err := infuse.New("inventory", infuse.Config{Listeners: []*infuse.Listener{{
+		Success: func(context.Context, *infuse.Breaker) { runtime.Goexit() },
+	}}})
+	require.NoError(t, err)
+	defer b.Stop()
+	require.NoError(t, b.HalfOpen(t.Context()))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = b.Call(t.Context(), func(context.Context) error { return nil })
+	}()
+	<-done
+	require.Equal(t, infuse.StateClosed, b.State())
+}

@@ -47,5 +47,5 @@ func moveWall(t *time.Time, d time.Duration) {
 // TrialOf returns the generation that the permit's trial belongs to; ok is
 // false if the permit is for a call in a closed circuit.
 func TrialOf(p Permit) (generation int64, ok bool) {
-	return p.admission.generation, p.admission.trial != ""
+	return p.ticket.admission.generation, p.ticket.admission.trial != ""
 }

@@ -64,14 +64,16 @@ func (b *Breaker) read(ctx context.Context, began time.Time) *view {
 		b.failed(a.err)
 		return b.view.Load()
 	}
+	defer b.tell()
 	b.mu.Lock()
-	lost := b.knowsBetter(a.record)
-	b.mu.Unlock()
-	if lost {
-		b.putBack(ctx)
-	} else {
-		b.adopt(a.record)
+	if !b.knowsBetter(a.record) {
+		// The view of this very record: news that are under way may be older.
+		defer b.mu.Unlock()
+		b.adoptLocked(a.record)
+		return b.view.Load()
 	}
+	b.mu.Unlock()
+	b.putBack(ctx)
 	return b.view.Load()
 }
 
@@ -83,7 +85,7 @@ func (b *Breaker) askForTrial(ctx context.Context, began time.Time) (admission, 
 		return admission{}, &b.view.Load().rejection
 	}
 	defer b.asking.Store(false)
-	if v := b.view.Load(); v.admits != admitsAsker { // another has asked meanwhile
+	if v := b.view.Load(); v.admits != admitsAsker && !v.settings.Strict { // another has asked meanwhile
 		return b.admitted(v)
 	}
 	if began.IsZero() {
@@ -99,6 +101,15 @@ func (b *Breaker) askForTrial(ctx context.Context, began time.Time) (admission, 
 	v := b.view.Load()
 	if verdict != VerdictRefused {
 		return admission{view: v, generation: record.Generation, trial: c.Token, waited: time.Since(began)}, nil
+	}
+	b.mu.Lock()
+	movedOn := b.away == nil && v.generation != record.Generation
+	b.mu.Unlock()
+	if movedOn { // since the storage answered: the answer counts
+		if record.State == StateClosed {
+			return admission{view: v, generation: record.Generation, waited: time.Since(began)}, nil
+		}
+		return admission{}, &OpenError{Circuit: b.name, State: record.State, Cause: v.rejection.Cause, dueAt: record.DueAt}
 	}
 	return b.admitted(v)
 }
@@ -231,16 +242,20 @@ func (b *Breaker) await(done <-chan struct{}, a admission) {
 // Permit is the right to make one call, from Acquire. It is a value: copies
 // are the same permit. The zero Permit is settled.
 type Permit struct {
-	breaker   *Breaker
-	ctx       context.Context
-	admission admission
-	ticket    *ticket
-	number    uint64
+	ticket *ticket
+	number uint64
 }
 
 // ticket settles a permit once without an allocation for each: it is used
-// again for the next permit, under the next number.
-type ticket struct{ number atomic.Uint64 }
+// again for the next permit, under the next number. It holds what the permit
+// stands for, so that a permit is small enough to be handed around.
+type ticket struct {
+	number    atomic.Uint64
+	breaker   *Breaker
+	ctx       context.Context
+	admission admission
+	_         [64]byte // keeps another processor's ticket off its cache line
+}
 
 var tickets = sync.Pool{New: func() any { return new(ticket) }}
 
@@ -251,23 +266,31 @@ var tickets = sync.Pool{New: func() any { return new(ticket) }}
 //
 // ctx is the call's: Done classifies by it.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
-	if err := b.view.Load().rejects; err != nil {
-		return Permit{}, err
+	v := b.view.Load()
+	if v.rejects != nil {
+		return Permit{}, v.rejects
 	}
-	a, rejected := b.enter(ctx)
-	if rejected != nil {
-		return Permit{}, rejected
+	a := v.admission()
+	if !v.fast {
+		var rejected *OpenError
+		if a, rejected = b.admit(ctx); rejected != nil {
+			return Permit{}, rejected
+		}
 	}
 	t := tickets.Get().(*ticket)
-	return Permit{breaker: b, ctx: ctx, admission: a, ticket: t, number: t.number.Load()}, nil
+	t.breaker, t.ctx, t.admission = b, ctx, a
+	return Permit{ticket: t, number: t.number.Load()}, nil
 }
 
 // Done classifies the call's error and counts its outcome; a failure before
 // it returns, as Call. Later calls of Done do nothing.
 func (p Permit) Done(err error) {
-	if p.ticket == nil || !p.ticket.number.CompareAndSwap(p.number, p.number+1) {
+	t := p.ticket
+	if t == nil || !t.number.CompareAndSwap(p.number, p.number+1) {
 		return
 	}
-	tickets.Put(p.ticket)
-	p.breaker.finish(p.ctx, p.admission, err)
+	b, ctx, a := t.breaker, t.ctx, t.admission
+	t.ctx = nil // the pool is not to keep anybody's request alive
+	tickets.Put(t)
+	b.finish(ctx, a, err)
 }

@@ -36,20 +36,21 @@ type Breaker struct {
 	reattaching  sync.Mutex     // held over reattach
 	background   sync.WaitGroup // what spawn has started
 
-	mu          sync.Mutex
-	config      *settings
-	record      Record // the storage's as last known or, while that is away, moved on by this process
-	known       int64  // the generation of the storage's record as last known
-	cause       error  // of the last failure since the circuit was closed
-	away        error  // why the storage is away; nil while it is not
-	recordGuard *guard // while away for the reason that this circuit's record cannot be read
-	unsent      []Change
-	pending     row           // outcomes that no report holds yet
-	landing     chan struct{} // closed when the report that will hold them has arrived; nil while nobody waits for it
-	reporting   bool          // somebody is sending reports
-	timer       *time.Timer
-	joined      bool
-	stopped     bool
+	mu        sync.Mutex
+	config    *settings
+	record    Record // the storage's as last known or, while that is away, moved on by this process
+	known     int64  // the generation of the storage's record as last known
+	cause     error  // of the last failure since the circuit was closed
+	away      error  // why the storage is away; nil while it is not
+	awaySince time.Time
+	ownGuard  *guard // for trouble that is this circuit's alone; nil until there was any
+	unsent    []Change
+	pending   row           // outcomes that no report holds yet
+	landing   chan struct{} // closed when the report that will hold them has arrived; nil while nobody waits for it
+	reporting bool          // somebody is sending reports
+	timer     *time.Timer
+	joined    bool
+	stopped   bool
 }
 
 // New returns a breaker for the named circuit. It reads the circuit's record,
@@ -66,19 +67,29 @@ func New(name string, cfg Config) (*Breaker, error) {
 	if s.Storage == nil {
 		s.Storage = NewMemoryStorage()
 	}
-	return newBreaker(name, s)
+	b, err := newBreaker(name, s, guardOf(s.Storage))
+	if err != nil {
+		return nil, err
+	}
+	b.events.start()
+	b.tell()
+	return b, nil
 }
 
-func newBreaker(name string, s *settings) (*Breaker, error) {
+// newBreaker returns a breaker whose listeners hear nothing until its events
+// are started.
+func newBreaker(name string, s *settings, g *guard) (*Breaker, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	b := &Breaker{name: name, config: s, storage: s.Storage, tokens: newTokenSource()}
+	b := &Breaker{name: name, config: s, storage: s.Storage, guard: g, tokens: newTokenSource()}
 	b.refresh()
-	joinGuard(b)
+	g.join(b)
 	b.stopWatching = b.storage.Watch(name, b.observe)
 	if !b.isDetached() { // nobody waits for a storage that is known to be away
-		if a := b.load(context.Background()); a.err == nil {
+		ctx, cancel := patience(context.Background(), time.Now().Add(s.StorageTimeout))
+		defer cancel()
+		if a := b.load(ctx); a.err == nil {
 			b.adopt(a.record)
 		} else {
 			b.failed(a.err)
@@ -87,7 +98,6 @@ func newBreaker(name string, s *settings) (*Breaker, error) {
 	b.mu.Lock()
 	b.joined = true
 	b.mu.Unlock()
-	b.tell()
 	return b, nil
 }
 
@@ -172,6 +182,8 @@ func (b *Breaker) Failures() int { return b.view.Load().failures }
 // Record reads the circuit's record from the storage, in one round trip, and
 // waits at most Config.StorageTimeout for it.
 func (b *Breaker) Record(ctx context.Context) (Record, error) {
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
 	a := b.load(ctx)
 	if a.err != nil {
 		b.notice(ctx, a.err)
@@ -182,42 +194,49 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 
 // Open opens the circuit by hand, for all processes: calls are rejected for
 // Config.ResetTimeout from now. It waits at most Config.StorageTimeout. Where
-// it returns an error, the circuit was opened for this process only.
+// it returns an error, the storage was not told: the circuit is open for this
+// process and, as after failures, for the others once the storage is back.
 func (b *Breaker) Open(ctx context.Context) error { return b.move(ctx, StateOpen) }
 
 // HalfOpen makes the circuit half-open by hand, so that the next call becomes
-// a trial. It waits and fails as Open does.
+// a trial. It waits as Open does. Where it returns an error, this holds for
+// this process, and until the storage is back.
 func (b *Breaker) HalfOpen(ctx context.Context) error { return b.move(ctx, StateHalfOpen) }
 
 // Close closes the circuit by hand and forgets its failures. It waits and
-// fails as Open does. It does not end the breaker: that is Stop.
+// fails as HalfOpen does. It does not end the breaker: that is Stop.
 func (b *Breaker) Close(ctx context.Context) error { return b.move(ctx, StateClosed) }
 
 func (b *Breaker) move(ctx context.Context, to State) error {
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
 	b.mu.Lock()
-	c, stopped := b.change(ChangeMove), b.stopped
+	c := b.change(ChangeMove)
 	b.mu.Unlock()
 	c.To, c.Token = to, b.tokens.next()
-	defer b.tell()
-	var err error
-	if !stopped {
-		a := b.ask(ctx, c)
-		if a.err == nil {
-			b.adopt(a.record)
-			return nil
-		}
-		b.notice(ctx, a.err)
-		err = fmt.Errorf("infuse: circuit %q is %v for this process only: %w", b.name, to, a.err)
+	a := b.ask(ctx, c)
+	if a.err == nil {
+		b.adopt(a.record)
+		return nil
 	}
+	b.notice(ctx, a.err)
+	defer b.tell()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.applyOwn(c)
-	return err
+	if b.detached() {
+		b.applyOwn(c)
+	}
+	return fmt.Errorf("infuse: moving circuit %q to %v: the storage was not told: %w", b.name, to, a.err)
+}
+
+// bounded returns a context for one request that a caller has asked for.
+func (b *Breaker) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, b.settings().StorageTimeout, errStorageTimeout)
 }
 
 // notice takes the storage to be away after an error that is not the caller's own.
 func (b *Breaker) notice(ctx context.Context, err error) {
-	if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+	if err == errStorageTimeout || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 		b.failed(err)
 	}
 }
@@ -242,9 +261,11 @@ func (b *Breaker) Configure(cfg Config) error {
 	return nil
 }
 
-// Stop ends the watching and lets go of the storage. It waits for what is
-// under way, for Config.StorageTimeout at most. A stopped breaker still works,
-// from its own view and for this process alone.
+// Stop ends the watching. It waits for the reports that are under way, for
+// Config.StorageTimeout at most. A stopped breaker still works, from its own
+// view: it does not hear of other processes any more, but the storage still
+// hears of its calls, and so of those that were under way. Once the storage has
+// failed it, it goes on for this process alone.
 func (b *Breaker) Stop() {
 	b.mu.Lock()
 	if b.stopped {
@@ -252,14 +273,13 @@ func (b *Breaker) Stop() {
 		return
 	}
 	b.stopped = true
-	b.dropLanding()
 	b.refresh()
-	recordGuard := b.recordGuard
+	ownGuard := b.ownGuard
 	b.mu.Unlock()
 	b.stopWatching()
 	b.guard.leave(b)
-	if recordGuard != nil {
-		recordGuard.leave(b)
+	if ownGuard != nil {
+		ownGuard.leave(b)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -284,7 +304,8 @@ func (b *Breaker) change(kind ChangeKind) Change {
 	return c
 }
 
-// spawn runs f in the background, unless the breaker has stopped. b.mu is held.
+// spawn runs f in the background, unless the breaker has stopped: then nothing
+// goes on without a caller. b.mu is held.
 func (b *Breaker) spawn(f func()) (running bool) {
 	if b.stopped {
 		return false

@@ -240,7 +240,7 @@ func TestConfigureChangesTheListenersAndTheClasses(t *testing.T) {
 
 // Stop.
 
-func TestAStoppedBreakerWorksOnForThisProcessAlone(t *testing.T) {
+func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {
 			var heard stateLog
@@ -252,16 +252,13 @@ func TestAStoppedBreakerWorksOnForThisProcessAlone(t *testing.T) {
 
 			require.NoError(t, b.Call(t.Context(), succeeds))
 			trip(t, b)
-			require.Zero(t, recordOf(t, other).Failures)
-			requireState(t, infuse.StateClosed, other)
+			require.Equal(t, infuse.StateOpen, recordOf(t, other).State, "the storage still hears of its calls")
 			require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
 			requireState(t, infuse.StateClosed, b)
 
 			require.NoError(t, b.Open(t.Context()))
-			requireState(t, infuse.StateOpen, b)
 			require.NoError(t, b.HalfOpen(t.Context()))
 			require.Equal(t, errIll, b.Call(t.Context(), fails))
-			requireState(t, infuse.StateOpen, b)
 			require.NoError(t, b.Close(t.Context()))
 			require.True(t, recordOf(t, other).Healthy())
 			require.Equal(t, []string{
@@ -272,6 +269,42 @@ func TestAStoppedBreakerWorksOnForThisProcessAlone(t *testing.T) {
 			require.NoError(t, other.Open(t.Context()))
 			require.NoError(t, b.Call(t.Context(), succeeds), "it does not hear of the others")
 			require.NoError(t, other.Close(t.Context()))
+		})
+	}
+}
+
+// A process that shuts down in its trial gives the trial back: the fleet does
+// not wait for the lease.
+func TestATrialThatEndsAfterStopIsSettled(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			cfg := patiently(infuse.Config{Storage: storage})
+			other := startBreaker(t, "stock", cfg)
+			b := startBreaker(t, "stock", cfg)
+			require.NoError(t, b.HalfOpen(t.Context()))
+			permit, err := b.Acquire(t.Context())
+			require.NoError(t, err)
+			b.Stop()
+			permit.Done(nil)
+			require.Equal(t, infuse.StateClosed, recordOf(t, other).State)
+		})
+	}
+}
+
+// A process that lives for one call breaks the row of failures all the same.
+func TestStopWaitsForTheReportUnderWay(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			cfg := patiently(infuse.Config{Storage: storage})
+			other := startBreaker(t, "orders", cfg)
+			for range 10 {
+				require.Equal(t, errIll, other.Call(t.Context(), fails))
+				b, err := infuse.New("orders", cfg)
+				require.NoError(t, err)
+				require.NoError(t, b.Call(t.Context(), succeeds))
+				b.Stop()
+				require.Zero(t, recordOf(t, other).Failures)
+			}
 		})
 	}
 }

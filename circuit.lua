@@ -20,7 +20,8 @@ local SCHEMA = 1
 local CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 local SUCCESS, FAILURE = 0, 1
 local REFUSED, APPLIED, MOVED = 0, 1, 2
-local MAX_TOKENS = 64
+local MAX_TOKENS = 256
+local MAX_LENGTH = 65536
 
 local key, kind, token = KEYS[1], ARGV[1], ARGV[2]
 
@@ -72,6 +73,15 @@ local function joined(trials, since)
 end
 
 local function load()
+  for _, name in ipairs({ 'trials', 'tokens' }) do
+    local length = redis.pcall('HSTRLEN', key, name)
+    if type(length) ~= 'number' then
+      return bad('is not a hash')
+    end
+    if length > MAX_LENGTH then
+      return bad('has ' .. int(length) .. ' bytes of ' .. name)
+    end
+  end
   local values = redis.pcall('HMGET', key, unpack(FIELDS))
   if values.err then
     return bad('is not a hash')
@@ -105,6 +115,11 @@ local function load()
     return bad('has no state of that number')
   end
   r.trials = split(stored.trials, 0)
+  for _, t in ipairs(r.trials) do
+    if not whole(int(t.deadline)) then
+      return bad('has a trial without a deadline')
+    end
+  end
   for t in string.gmatch(stored.tokens, '[^,]+') do
     table.insert(r.tokens, t)
   end

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -53,7 +54,8 @@ type Config struct {
 	// Strict has every call read the circuit from the storage first, one round
 	// trip, and wait until its outcome is known there. Without it a call
 	// decides from what this process knows, which may be behind by as long as
-	// the storage takes to tell.
+	// the storage takes to tell. A success that met no failures on record when
+	// it began is not sent, here as there.
 	Strict bool
 
 	// StorageTimeout is the most that one call ever waits for the storage:
@@ -105,6 +107,7 @@ type settings struct{ Config }
 
 func newSettings(cfg Config) (*settings, error) {
 	s := &settings{cfg}
+	s.Exclude, s.Listeners = slices.Clone(cfg.Exclude), slices.Clone(cfg.Listeners)
 	var invalid []error
 	reject := func(format string, args ...any) {
 		invalid = append(invalid, fmt.Errorf("infuse: Config."+format, args...))

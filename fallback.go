@@ -16,43 +16,57 @@ const maxUnsent = 16
 
 // send makes a change that must not be lost. The storage may not answer: then
 // the change counts for this process, and is kept for the storage.
-func (b *Breaker) send(c Change) {
-	a := b.ask(context.Background(), c)
+func (b *Breaker) send(ctx context.Context, c Change) {
+	a := b.ask(ctx, c)
 	b.mu.Lock()
-	if a.err == nil {
+	switch {
+	case a.err == nil:
 		b.adoptLocked(a.record)
-		b.mu.Unlock()
-		return
-	}
-	b.keep(c)
-	if b.decidesItself() {
-		b.applyOwn(c)
+	case a.err == errBusy:
+		b.keep(c) // its turn comes: see sendReport
+	default:
+		b.keep(c)
+		if b.decidesItself() {
+			b.applyOwn(c)
+		}
 	}
 	b.mu.Unlock()
-	b.failed(a.err)
+	if a.err != nil {
+		b.failed(a.err)
+	}
 }
 
 // exchange makes a change, in the storage or, while that is away, on the
-// breaker's own record.
+// breaker's own record. The caller is to tell the listeners.
 func (b *Breaker) exchange(ctx context.Context, c Change) (Record, Verdict) {
 	b.mu.Lock()
 	detached := b.detached()
 	b.mu.Unlock()
 	if !detached {
 		a := b.ask(ctx, c)
-		if a.err == nil {
-			b.adopt(a.record)
+		switch a.err {
+		case nil:
+			b.mu.Lock()
+			b.adoptLocked(a.record)
+			b.mu.Unlock()
 			return a.record, a.verdict
+		case errBusy:
+			return b.ownRecord(), VerdictRefused
 		}
 		b.failed(a.err)
 	}
-	defer b.tell()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.decidesItself() {
 		return b.record, VerdictRefused
 	}
 	return b.applyOwn(c)
+}
+
+func (b *Breaker) ownRecord() Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.record
 }
 
 // decidesItself reports whether the breaker's own record counts while the
@@ -150,22 +164,40 @@ func (b *Breaker) local() bool {
 }
 
 // failed tells the guard whose trouble it is that the storage has failed.
-func (b *Breaker) failed(err error) { b.guardFor(err).fail(b, err) }
+func (b *Breaker) failed(err error) {
+	switch {
+	case err == errBusy:
+	case isUnreadable(err):
+		b.isolate(err)
+	default:
+		b.guard.fail(b, err)
+	}
+}
 
-// guardFor returns the storage's guard or, for a record that cannot be read,
-// the circuit's own.
-func (b *Breaker) guardFor(err error) *guard {
+func isUnreadable(err error) bool {
 	var unreadable *RecordError
-	if !errors.As(err, &unreadable) {
-		return b.guard
-	}
+	return errors.As(err, &unreadable)
+}
+
+// isolate leaves the breaker to a guard of its own: the storage answers others.
+func (b *Breaker) isolate(err error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.recordGuard == nil {
-		b.recordGuard = newGuard()
-		b.recordGuard.join(b)
+	if b.ownGuard == nil {
+		b.ownGuard = newGuard()
+		if !b.stopped {
+			b.ownGuard.join(b)
+		}
 	}
-	return b.recordGuard
+	own := b.ownGuard
+	b.mu.Unlock()
+	own.fail(b, err)
+}
+
+func (b *Breaker) isIsolated() bool {
+	b.mu.Lock()
+	own := b.ownGuard
+	b.mu.Unlock()
+	return own != nil && own.isAway()
 }
 
 // detach begins a spell on the breaker's own.
@@ -175,7 +207,7 @@ func (b *Breaker) detach(err error) {
 	if b.detached() {
 		return
 	}
-	b.away = err
+	b.away, b.awaySince = err, time.Now()
 	b.events.add(storageError(b, err))
 	if b.pending != (row{}) && b.decidesItself() {
 		b.applyOwn(b.reportOf(b.pending))
@@ -186,8 +218,7 @@ func (b *Breaker) detach(err error) {
 // probe reports whether the storage answers; what it says is another matter.
 func (b *Breaker) probe() error {
 	err := b.load(context.Background()).err
-	var unreadable *RecordError
-	if errors.As(err, &unreadable) {
+	if isUnreadable(err) {
 		return nil
 	}
 	return err
@@ -199,7 +230,7 @@ func (b *Breaker) probe() error {
 func (b *Breaker) reattach(g *guard) error {
 	b.reattaching.Lock()
 	defer b.reattaching.Unlock()
-	for {
+	for range 2 * maxUnsent { // more than it can ever take, but for a storage that makes no sense
 		b.mu.Lock()
 		if b.away == nil || b.stopped {
 			b.mu.Unlock()
@@ -208,18 +239,19 @@ func (b *Breaker) reattach(g *guard) error {
 		c := b.nextUnsent()
 		b.mu.Unlock()
 		a := b.ask(context.Background(), c)
+		if isUnreadable(a.err) && g == b.guard {
+			b.isolate(a.err)
+			return nil
+		}
 		if a.err != nil {
-			if other := b.guardFor(a.err); other != g {
-				other.fail(b, a.err)
-				return nil
-			}
 			return a.err
 		}
 		if b.attach(a.record, c) {
-			b.tell()
+			go b.tell() // a slow listener must not hold back the other circuits
 			return nil
 		}
 	}
+	return errors.New("infuse: the storage answers with older records again and again")
 }
 
 // nextUnsent returns the next change that the storage is to hear: of the kind
@@ -234,7 +266,9 @@ func (b *Breaker) nextUnsent() Change {
 	}
 	c := b.unsent[0]
 	if c.Kind == ChangeReport && b.record.State != StateClosed {
-		// What this process has opened stays open for as long as it has left here.
+		// What this process has opened opens by today's settings, and stays open
+		// for as long as it has left here.
+		c.Limits, c.Failures = b.config.limits(), b.config.FailMax
 		c.Limits.ResetTimeout = max(time.Until(b.record.DueAt), time.Millisecond)
 	}
 	return c
@@ -248,7 +282,7 @@ func (b *Breaker) attach(r Record, told Change) bool {
 	if len(b.unsent) > 0 && b.unsent[0].Token == told.Token {
 		b.unsent = b.unsent[1:]
 	}
-	if len(b.unsent) > 0 || b.pending != (row{}) {
+	if len(b.unsent) > 0 || b.pending != (row{}) || b.knowsBetter(r) {
 		return false
 	}
 	if b.away == nil || b.stopped {

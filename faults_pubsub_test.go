@@ -142,6 +142,7 @@ func TestAManualCloseIsMissedByAProcessCutOffForLong(t *testing.T) {
 	require.Error(t, err, "it has found out that it is cut off")
 	require.NoError(t, other.Close(t.Context()))
 	generation := recordOf(t, other).Generation
+	other.Stop() // so that nobody else can set it right
 	time.Sleep(6 * time.Second)
 	requireState(t, infuse.StateOpen, b)
 	proxy.Swallow(false)
@@ -155,12 +156,15 @@ func TestALostRecordIsPutBack(t *testing.T) {
 	for name, reset := range map[string]time.Duration{"not yet due": time.Hour, "due": time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			s, _, _ := startFault(t)
-			b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 1, ResetTimeout: reset, Storage: host(t, s)}))
+			storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: time.Second})
+			t.Cleanup(func() { require.NoError(t, storage.Close()) })
+			b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 1, ResetTimeout: reset, Storage: storage}))
 			trip(t, b)
 			held := recordOf(t, b)
 			require.NoError(t, s.Client().FlushAll(t.Context()).Err())
 			began := time.Now()
-			require.Eventually(t, func() bool { return recordOf(t, b).State == infuse.StateOpen }, patience, pace)
+			// Within one and a half intervals; a closed one would take seven at least.
+			require.Eventually(t, func() bool { return recordOf(t, b).State == infuse.StateOpen }, 6*time.Second, pace)
 			t.Logf("put back after %v", time.Since(began).Round(time.Millisecond))
 			back := recordOf(t, b)
 			require.Equal(t, held.Generation, back.Generation)

@@ -16,6 +16,7 @@ import (
 // closed never makes room.
 type Group struct {
 	config *settings
+	guard  *guard
 	clock  atomic.Int64 // counts uses
 
 	mu       sync.RWMutex
@@ -30,7 +31,7 @@ type groupEntry struct {
 }
 
 // ErrGroupFull is returned by Group.Breaker when Config.MaxCircuits circuits
-// are kept, and none of them is closed.
+// are kept, and none of them is closed (or all are only being made).
 var ErrGroupFull = errors.New("infuse: the group is full")
 
 var errGroupStopped = errors.New("infuse: the group is stopped")
@@ -46,7 +47,7 @@ func NewGroup(cfg Config) (*Group, error) {
 	if s.Storage == nil {
 		s.Storage = NewMemoryStorage()
 	}
-	return &Group{config: s, breakers: make(map[string]*groupEntry)}, nil
+	return &Group{config: s, guard: guardOf(s.Storage), breakers: make(map[string]*groupEntry)}, nil
 }
 
 // Breaker returns the breaker of that name. The first time it does what New
@@ -65,17 +66,29 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	if now := g.clock.Load(); e.used.Load() != now {
 		e.used.Store(g.clock.Add(1)) // not written while the same circuit is used again and again
 	}
+	made := false
 	e.made.Do(func() {
-		b, _ := newBreaker(name, g.config) // it fails for a bad name alone
+		b, _ := newBreaker(name, g.config, g.guard) // it fails for a bad name alone
 		e.breaker.Store(b)
-		g.mu.RLock()
-		stopped := g.stopped
-		g.mu.RUnlock()
-		if stopped { // while it was made
-			b.Stop()
-		}
+		made = true
 	})
-	return e.breaker.Load(), nil
+	b := e.breaker.Load()
+	if made {
+		g.begin(b)
+	}
+	return b, nil
+}
+
+// begin lets a new breaker's listeners be told, who may use the group again.
+func (g *Group) begin(b *Breaker) {
+	g.mu.RLock()
+	stopped := g.stopped
+	g.mu.RUnlock()
+	if stopped { // while it was made
+		b.Stop()
+	}
+	b.events.start()
+	b.tell()
 }
 
 func (g *Group) add(name string) (*groupEntry, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,13 +13,15 @@ import (
 // long a call waits and how many goroutines wait behind the storage, and it is
 // the one who knocks while the storage is away, for all breakers together.
 //
-// There is one guard a storage. A circuit whose record cannot be read has
-// another of its own, because its trouble is not the other circuits'.
+// A RedisStorage has one guard, and so has a Group; a lone breaker on another
+// storage has one to itself. A circuit whose trouble is not the others' (its
+// record cannot be read, its key is forbidden, its slot of a Cluster has no
+// master) goes on under another guard, of its own.
 type guard struct {
-	storage Storage       // under which guards has it; nil where it is not shared
-	slots   chan struct{} // one for each goroutine that waits behind the storage
+	slots chan struct{} // one for each goroutine that waits behind the storage
 
 	mu       sync.Mutex
+	answered time.Time // when the storage last did
 	members  map[*Breaker]struct{}
 	away     error       // why the storage is away; nil while it is not
 	knocks   int         // since it went away, or since it was last back for long
@@ -30,12 +31,15 @@ type guard struct {
 }
 
 const (
-	guardSlots     = 32                    // goroutines that may hang behind a storage that hangs
+	guardSlots     = 64                    // goroutines that may hang behind a storage that hangs
 	requestTimeout = 5 * time.Second       // a request goes on without those who waited: a client may need that to connect, or to find a new master
 	firstKnock     = 50 * time.Millisecond // the pause before the first knock; it doubles
 	lastKnock      = time.Second           // the longest pause
 	calmAfter      = 10 * time.Second      // a storage that has been back for so long starts over
 )
+
+// errBusy is no verdict on the storage: it answers, but others were first.
+var errBusy = errors.New("infuse: too many requests wait for the storage")
 
 var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
 
@@ -43,35 +47,12 @@ func newGuard() *guard {
 	return &guard{slots: make(chan struct{}, guardSlots), members: make(map[*Breaker]struct{})}
 }
 
-// guards has the guard of every storage that a breaker uses.
-var guards = struct {
-	sync.Mutex
-	of map[Storage]*guard
-}{of: make(map[Storage]*guard)}
-
-// joinGuard gives b the guard of its storage, and makes b one whom that knocks
-// for. It detaches b if the storage is away.
-func joinGuard(b *Breaker) {
-	guards.Lock()
-	defer guards.Unlock()
-	g := guards.of[shareable(b.storage)]
-	if g == nil {
-		g = newGuard()
-		if g.storage = shareable(b.storage); g.storage != nil {
-			guards.of[g.storage] = g
-		}
+// guardOf returns the storage's guard: the storage's own where it has one.
+func guardOf(s Storage) *guard {
+	if owner, ok := s.(interface{ storageGuard() *guard }); ok {
+		return owner.storageGuard()
 	}
-	b.guard = g
-	g.join(b)
-}
-
-// shareable returns the storage if it can be known again, and nil if not. A
-// MemoryStorage needs no guard: it is never away.
-func shareable(s Storage) Storage {
-	if _, memory := s.(*MemoryStorage); memory || !reflect.ValueOf(s).Comparable() {
-		return nil
-	}
-	return s
+	return newGuard()
 }
 
 // answer is what a storage says.
@@ -85,15 +66,11 @@ type answer struct {
 // ctx is done: neither need stop the request. An answer that nobody waits for
 // any more goes to late, if there is one.
 func (g *guard) ask(ctx context.Context, budget time.Duration, request func(context.Context) answer, late func(answer)) answer {
+	if err := g.takeSlot(ctx, budget); err != nil {
+		return answer{err: err}
+	}
 	timer := time.NewTimer(budget)
 	defer timer.Stop()
-	select {
-	case g.slots <- struct{}{}:
-	case <-timer.C:
-		return answer{err: errStorageTimeout}
-	case <-ctx.Done():
-		return answer{err: endOf(ctx)}
-	}
 	var settled atomic.Bool // by whoever comes first, the answer or the end of the wait
 	answered := make(chan answer, 1)
 	go func() {
@@ -101,6 +78,7 @@ func (g *guard) ask(ctx context.Context, budget time.Duration, request func(cont
 		aside, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(budget, requestTimeout))
 		defer cancel()
 		a := protectedRequest(aside, request)
+		g.note(a)
 		if settled.CompareAndSwap(false, true) {
 			answered <- a
 		} else if late != nil {
@@ -119,6 +97,49 @@ func (g *guard) ask(ctx context.Context, budget time.Duration, request func(cont
 		return answer{err: err}
 	}
 	return <-answered
+}
+
+// takeSlot waits until a request may be made: for the budget, and on as long as
+// the storage answers others.
+func (g *guard) takeSlot(ctx context.Context, budget time.Duration) error {
+	select {
+	case g.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(budget)
+	defer timer.Stop()
+	for {
+		var err error
+		select {
+		case g.slots <- struct{}{}:
+			return nil
+		case <-timer.C:
+			err = errStorageTimeout
+		case <-ctx.Done():
+			err = endOf(ctx)
+		}
+		g.mu.Lock()
+		answers := time.Since(g.answered) < budget
+		g.mu.Unlock()
+		switch {
+		case !answers || err != errStorageTimeout:
+			return err
+		case ctx.Err() != nil:
+			return errBusy
+		}
+		timer.Reset(budget)
+	}
+}
+
+// note takes notice of what the storage has answered.
+func (g *guard) note(a answer) {
+	if a.err != nil {
+		return
+	}
+	g.mu.Lock()
+	g.answered = time.Now()
+	g.mu.Unlock()
 }
 
 // patience returns a context for all requests that one call waits for: it ends
@@ -158,13 +179,10 @@ func (g *guard) join(b *Breaker) {
 }
 
 func (g *guard) leave(b *Breaker) {
-	guards.Lock()
-	defer guards.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.members, b)
 	if len(g.members) == 0 {
-		delete(guards.of, g.storage)
 		g.away = nil
 		if g.knocking != nil {
 			g.knocking.Stop()
@@ -193,18 +211,32 @@ func (g *guard) fail(b *Breaker, err error) {
 			g.scheduleKnock()
 			others = g.others(b)
 		}
-		b.detach(err)
 	}
+	b.detach(err)
 	for _, other := range others {
 		other.detach(err)
 	}
 	g.mu.Unlock()
-	b.tell()
-	go func() {
-		for _, other := range others {
-			other.tell()
+	for _, m := range append(others, b) {
+		go m.tell() // a slow listener must hold back neither the call nor the others
+	}
+}
+
+func (g *guard) isAway() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.away != nil
+}
+
+// another returns a member that is not in trouble of its own, other than b if
+// there is one.
+func (g *guard) another(b *Breaker) *Breaker {
+	for m := range g.members {
+		if m != b && !m.isIsolated() {
+			return m
 		}
-	}()
+	}
+	return b
 }
 
 // others returns the members but b.
@@ -228,17 +260,25 @@ func (g *guard) scheduleKnock() {
 // that works, every member meets the storage again, one after the other.
 func (g *guard) knock() {
 	g.mu.Lock()
-	knocker := g.knocker
-	if g.away == nil {
-		g.mu.Unlock()
-		return
+	knocker, away := g.knocker, g.away != nil
+	prober := knocker
+	if g.knocks%2 == 0 { // in turns with another, in case the trouble is the knocker's alone
+		prober = g.another(knocker)
 	}
 	g.mu.Unlock()
+	if !away {
+		return
+	}
 
 	// A read first: what hangs behind a storage may still be done when that
 	// comes back, and a change would by then be out of date.
-	err := knocker.probe()
-	if err == nil {
+	err := prober.probe()
+	if err == nil && prober != knocker {
+		if own := knocker.probe(); own != nil {
+			knocker.isolate(own)
+		}
+	}
+	if err == nil && !knocker.isIsolated() {
 		err = knocker.reattach(g)
 	}
 
@@ -253,9 +293,12 @@ func (g *guard) knock() {
 		return
 	}
 	g.away, g.backAt = nil, time.Now()
-	members := g.others(knocker)
+	members := append(g.others(knocker), knocker) // who may have failed again since
 	g.mu.Unlock()
 	for _, m := range members {
+		if m.isIsolated() {
+			continue
+		}
 		if err := m.reattach(g); err != nil {
 			g.fail(m, err)
 			return

@@ -313,11 +313,13 @@ func TestAThousandFailuresAtOnceWaitOnceBehindAStorageThatHangs(t *testing.T) {
 		t.Run(fmt.Sprintf("%d circuits", circuits), func(t *testing.T) {
 			inFakeTime(t, func(t *testing.T) {
 				r := newRemote()
+				breaker := breakersOf(t, infuse.Config{FailMax: 5000, Storage: r})
 				breakers := make([]*infuse.Breaker, circuits)
 				for i := range breakers {
-					breakers[i] = startBreaker(t, fmt.Sprint("circuit ", i), infuse.Config{FailMax: 5000, Storage: r})
+					breakers[i] = breaker(fmt.Sprint("circuit ", i))
 				}
 				r.suffer(r.hang)
+				defer r.recover()
 				var all sync.WaitGroup
 				var worst atomic.Int64
 				for i := range 1000 {
@@ -333,7 +335,7 @@ func TestAThousandFailuresAtOnceWaitOnceBehindAStorageThatHangs(t *testing.T) {
 				time.Sleep(time.Hour)
 				now, most := r.underWay()
 				t.Logf("worst extra wait %v, at most %d requests under way, %d after an hour", time.Duration(worst.Load()), most, now)
-				require.LessOrEqual(t, most, 32)
+				require.LessOrEqual(t, most, 64)
 
 				r.recover()
 				time.Sleep(time.Minute)
@@ -483,11 +485,12 @@ func TestACircuitOpenedTwiceWhileCutOffIsOfferedAsItIsNow(t *testing.T) {
 func TestAProcessMayStartWithoutItsStorage(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		r.suffer(trouble)
+		breaker := breakersOf(t, infuse.Config{FailMax: 3, Storage: r})
 		began := time.Now()
-		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r})
+		b := breaker("prices")
 		require.LessOrEqual(t, time.Since(began), storageTimeout)
 		began = time.Now()
-		second := startBreaker(t, "stock", infuse.Config{FailMax: 3, Storage: r})
+		second := breaker("stock")
 		require.Zero(t, time.Since(began), "known to be away, it is not waited for")
 		trip(t, b)
 		trip(t, second)
@@ -589,21 +592,15 @@ func TestATrialOfOnesOwnTakesNoPlaceInTheFleet(t *testing.T) {
 }
 
 // A hundred circuits of a process do not knock a hundred times: the pauses
-// between attempts grow, differ, and are the storage's, also where breakers
-// are made one by one and in groups.
+// between attempts grow, differ, and are the storage's.
 func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
 		r := newRemote()
-		cfg := infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}}
-		group, err := infuse.NewGroup(cfg)
-		require.NoError(t, err)
-		defer group.Stop()
+		breaker := breakersOf(t, infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
 		var breakers []*infuse.Breaker
-		for i := range 50 {
-			b, err := group.Breaker(fmt.Sprint("group ", i))
-			require.NoError(t, err)
-			breakers = append(breakers, b, startBreaker(t, fmt.Sprint("single ", i), cfg))
+		for i := range 100 {
+			breakers = append(breakers, breaker(fmt.Sprint("circuit ", i)))
 		}
 		r.requests()
 		r.suffer(isAway)

@@ -29,7 +29,6 @@ func LogListener(logger *slog.Logger) *Listener {
 	if logger == nil {
 		logger = slog.Default()
 	}
-	var since sync.Map // *Breaker to time.Time: those whose storage is away
 	return &Listener{
 		StateChange: func(b *Breaker, from, to State) {
 			level := slog.LevelInfo
@@ -40,17 +39,16 @@ func LogListener(logger *slog.Logger) *Listener {
 				"circuit", b.Name(), "from", from.String(), "to", to.String())
 		},
 		StorageError: func(b *Breaker, err error) {
+			b.mu.Lock()
+			since := b.awaySince
+			b.mu.Unlock()
 			if err != nil {
-				now := time.Now()
-				since.Store(b, now)
 				logger.Warn("circuit runs on its own: its storage is away",
-					"circuit", b.Name(), "since", now, "fallback", b.settings().Fallback.String(), "error", err)
+					"circuit", b.Name(), "since", since, "fallback", b.settings().Fallback.String(), "error", err)
 				return
 			}
-			if began, ok := since.LoadAndDelete(b); ok {
-				logger.Info("circuit is shared again: its storage is back",
-					"circuit", b.Name(), "since", began, "for", time.Since(began.(time.Time)))
-			}
+			logger.Info("circuit is shared again: its storage is back",
+				"circuit", b.Name(), "since", since, "for", time.Since(since))
 		},
 	}
 }
@@ -106,7 +104,15 @@ func storageError(b *Breaker, err error) event {
 type events struct {
 	mu      sync.Mutex
 	queue   []event
+	started bool
 	telling bool
+}
+
+// start lets listeners be told. Before it, events are kept.
+func (e *events) start() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.started = true
 }
 
 func (e *events) add(ev event) {
@@ -142,7 +148,7 @@ func (e *events) tell(listeners []*Listener) {
 func (e *events) begin() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.telling || len(e.queue) == 0 {
+	if !e.started || e.telling || len(e.queue) == 0 {
 		return false
 	}
 	e.telling = true

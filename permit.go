@@ -44,12 +44,20 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	if !began.IsZero() {
 		a.waited = time.Since(began)
 	}
+	told := false
+	defer func() {
+		if !told && a.trial != "" { // a listener has ended the goroutine
+			b.count(a, result{outcome: OutcomeIgnored})
+		}
+	}()
+	b.tell()
 	if rejected != nil {
 		v.settings.tellRejected(ctx, b, rejected)
-		return a, rejected
+	} else {
+		v.settings.tellBeforeCall(ctx, b)
 	}
-	v.settings.tellBeforeCall(ctx, b)
-	return a, nil
+	told = true
+	return a, rejected
 }
 
 // read brings the view up to date from the storage: for Config.Strict.
@@ -82,7 +90,7 @@ func (b *Breaker) read(ctx context.Context, began time.Time) *view {
 // storage, if it has.
 func (b *Breaker) askForTrial(ctx context.Context, began time.Time) (admission, *OpenError) {
 	if !b.asking.CompareAndSwap(false, true) {
-		return admission{}, &b.view.Load().rejection
+		return b.admitted(b.view.Load())
 	}
 	defer b.asking.Store(false)
 	if v := b.view.Load(); v.admits != admitsAsker && !v.settings.Strict { // another has asked meanwhile
@@ -204,28 +212,42 @@ func (b *Breaker) settleTrial(a admission, r result) {
 	}
 	b.mu.Unlock()
 	if !detached {
-		b.awaited(a, func() { b.send(c) })
+		b.awaited(a, func(ctx context.Context) { b.send(ctx, c) })
+		b.mu.Lock()
+		if len(b.unsent) > 0 && !b.reporting && !b.detached() {
+			b.sendOn() // it had to wait
+		}
+		b.mu.Unlock()
 	}
 	b.tell()
 }
 
-// awaited runs f, which asks the storage once. A call that has waited for the
-// storage before waits only for what is left of its patience.
-func (b *Breaker) awaited(a admission, f func()) {
-	if a.waited == 0 || b.local() {
-		f()
+// awaited runs f, which asks the storage, and waits for it as long as the call
+// may. For a call that has waited before, f has its full time all the same:
+// what is left of the call's is no measure of the storage.
+func (b *Breaker) awaited(a admission, f func(context.Context)) {
+	if b.local() {
+		f(context.Background())
+		return
+	}
+	if a.waited == 0 {
+		ctx, cancel := patience(context.Background(), time.Now().Add(b.settings().StorageTimeout))
+		defer cancel()
+		f(ctx)
 		return
 	}
 	done := make(chan struct{})
 	b.mu.Lock()
 	running := b.spawn(func() {
 		defer close(done)
-		f()
+		f(context.Background())
 	})
 	b.mu.Unlock()
-	if running {
-		b.await(done, a)
+	if !running {
+		f(context.Background())
+		return
 	}
+	b.await(done, a)
 }
 
 // await waits until done is closed, but no longer than the call may still wait

@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"context"
 	"time"
 )
 
@@ -40,13 +41,13 @@ func (b *Breaker) report(a admission, r result) {
 	reason := r.cause()
 	b.mu.Lock()
 	counted, leads := b.enqueue(a.generation, r, reason)
-	waits := counted && (r.outcome == OutcomeFailure || b.config.Strict || b.local())
+	waits := counted && (r.outcome == OutcomeFailure || b.config.Strict || b.local() || b.stopped)
 	var landed <-chan struct{}
 	switch {
 	case waits && !leads:
 		landed = b.nextLanding()
 	case leads && !waits:
-		b.spawn(b.sendReports)
+		b.sendOn()
 	}
 	b.mu.Unlock()
 	b.tell()
@@ -60,12 +61,17 @@ func (b *Breaker) report(a admission, r result) {
 
 // leadReports sends the next report, and leaves what comes after it to the
 // background.
-func (b *Breaker) leadReports() {
-	if b.sendReport() {
+func (b *Breaker) leadReports(ctx context.Context) {
+	if b.sendReport(ctx) {
 		b.mu.Lock()
-		b.spawn(b.sendReports)
+		b.sendOn()
 		b.mu.Unlock()
 	}
+}
+
+// sendOn has what is left to send sent in the background. b.mu is held.
+func (b *Breaker) sendOn() {
+	b.reporting = b.spawn(b.sendReports)
 }
 
 // enqueue adds the result to the next report, unless it is nobody's news. leads
@@ -116,26 +122,23 @@ func (b *Breaker) reportOf(w row) Change {
 
 // sendReports sends until nothing is left to send.
 func (b *Breaker) sendReports() {
-	for b.sendReport() {
+	for b.sendReport(context.Background()) {
 	}
 }
 
 // sendReport sends what is pending. It returns whether more has come
 // meanwhile; if not, reporting has ended.
-func (b *Breaker) sendReport() (more bool) {
+func (b *Breaker) sendReport(ctx context.Context) (more bool) {
 	b.mu.Lock()
-	landing, c := b.landing, b.reportOf(b.pending)
-	empty := b.pending == row{} || b.detached()
+	landing := b.landing
 	b.landing = nil
-	if !empty {
-		b.pending = row{}
-	}
+	c, some := b.nextReport()
 	b.mu.Unlock()
-	if !empty {
-		b.send(c)
+	if some {
+		b.send(ctx, c)
 	}
 	b.mu.Lock()
-	more = b.pending != row{} && !b.detached()
+	more = !b.detached() && (b.pending != row{} || len(b.unsent) > 0)
 	b.reporting = more
 	if !more {
 		b.dropLanding()
@@ -144,9 +147,33 @@ func (b *Breaker) sendReport() (more bool) {
 		}
 	}
 	b.mu.Unlock()
+	told := false
+	defer func() {
+		land(landing)
+		if more && !told { // a listener has ended the goroutine
+			b.mu.Lock()
+			b.sendOn()
+			b.mu.Unlock()
+		}
+	}()
 	b.tell()
-	land(landing)
+	told = true
 	return more
+}
+
+// nextReport takes what is to be sent next: first what had to wait. b.mu is held.
+func (b *Breaker) nextReport() (c Change, some bool) {
+	switch {
+	case b.detached():
+		return c, false
+	case len(b.unsent) > 0:
+		c, b.unsent = b.unsent[0], b.unsent[1:]
+	case b.pending != row{}:
+		c, b.pending = b.reportOf(b.pending), row{}
+	default:
+		return c, false
+	}
+	return c, true
 }
 
 // dropLanding lets go those who wait for a report that will not be sent now.

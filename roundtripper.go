@@ -187,13 +187,18 @@ type exchange struct {
 }
 
 func (e *exchange) run() (*http.Response, error) {
+	var response *http.Response
 	returned := false
 	defer func() {
 		if !returned {
+			if response != nil && response.Body != nil { // Classify panicked
+				_ = response.Body.Close()
+			}
 			e.breaker.unwound(e.request.Context(), e.admission, recover())
 		}
 	}()
-	response, err := eitherOr(e.transport.base().RoundTrip(e.request))
+	var err error
+	response, err = eitherOr(e.transport.base().RoundTrip(e.request))
 	outcome := e.classify(response, err)
 	returned = true
 	if outcome != OutcomeSuccess || err != nil {

@@ -133,7 +133,7 @@ const (
 )
 
 // maxTokens bounds what a record remembers of the changes it has counted.
-const maxTokens = 64
+const maxTokens = 256
 
 // Apply returns the record after the change, and what became of the change.
 // It is pure: now is the storage's present time, on the clock that the
@@ -187,7 +187,7 @@ func (r Record) report(c Change, now time.Time) (Record, Verdict) {
 	}
 	r.Failures += c.Failures
 	if r.Failures < c.Limits.FailMax && c.Cleared {
-		r.Failures, r.Tokens = 0, nil
+		r.Failures, r.Tokens = 0, nil // a healthy record may be forgotten, and its tokens with it
 	}
 	if r.Failures < c.Limits.FailMax {
 		r.Failures += c.FailuresAfter

@@ -73,25 +73,25 @@ func TestARowOfOutcomesCountsAsIfEachHadBeenSentByItself(t *testing.T) {
 	}
 }
 
-func TestSixtyFourTokensAreRemembered(t *testing.T) {
+func TestOnlySoManyTokensAreRemembered(t *testing.T) {
 	limits := threeEach
 	limits.FailMax = 1000
 	report := func(i int) infuse.Change {
 		return infuse.Change{Kind: infuse.ChangeReport, Token: fmt.Sprint(i), Limits: limits, Failures: 1}
 	}
 	var r infuse.Record
-	for i := range 100 {
+	for i := range 300 {
 		r, _ = r.Apply(report(i), noon)
 	}
-	require.Equal(t, 100, r.Failures)
-	require.Len(t, r.Tokens, 64)
-	for i := range 100 {
+	require.Equal(t, 300, r.Failures)
+	require.Len(t, r.Tokens, 256)
+	for i := range 300 {
 		next, verdict := r.Apply(report(i), noon)
 		assert.Equal(t, infuse.VerdictApplied, verdict)
-		if i >= 36 {
+		if i >= 44 {
 			assert.Equal(t, r, next, "the %dth once more", i)
 		} else {
-			assert.Equal(t, 101, next.Failures, "the %dth, forgotten", i)
+			assert.Equal(t, 301, next.Failures, "the %dth, forgotten", i)
 		}
 	}
 }

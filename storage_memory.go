@@ -53,6 +53,7 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 		return Record{}, VerdictRefused, err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := s.now()
 	c := s.circuit(circuit)
 	record, verdict := c.record.Apply(change, now)
@@ -65,7 +66,6 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 	}
 	s.tidy(circuit, c, now)
 	s.tell(c)
-	s.mu.Unlock()
 	return record.clone(), verdict, nil
 }
 
@@ -98,17 +98,24 @@ func (s *MemoryStorage) tell(c *memoryCircuit) {
 		return
 	}
 	c.telling = true
+	defer func() { c.telling = false }()
 	for len(c.untold) > 0 {
-		record := c.untold[0]
+		record, watchers := c.untold[0], c.watchers
 		c.untold = c.untold[1:]
-		watchers := c.watchers
-		s.mu.Unlock()
-		for _, w := range watchers {
-			w.fn(record.clone())
-		}
-		s.mu.Lock()
+		s.withoutLock(func() {
+			for _, w := range watchers {
+				w.fn(record.clone())
+			}
+		})
 	}
-	c.telling = false
+}
+
+// withoutLock gives the lock back while f runs, and also where f ends the
+// goroutine.
+func (s *MemoryStorage) withoutLock(f func()) {
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	f()
 }
 
 // clone returns a record that shares nothing with r.

@@ -54,6 +54,7 @@ type RedisStorage struct {
 	prefix  string
 	linger  time.Duration
 	feed    *redisFeed
+	guard   *guard
 	invalid error // what is wrong with the settings
 }
 
@@ -69,7 +70,7 @@ func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
 	if opts.Prefix == "" {
 		opts.Prefix = "infuse:"
 	}
-	s := &RedisStorage{client: client, prefix: opts.Prefix}
+	s := &RedisStorage{client: client, prefix: opts.Prefix, guard: newGuard()}
 	if client == nil {
 		s.invalid = errors.New("infuse: NewRedisStorage: the client is nil")
 	}
@@ -116,6 +117,8 @@ func (s *RedisStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 // a server that hangs may hold a goroutine of go-redis's for longer. Load and
 // Apply go on to work.
 func (s *RedisStorage) Close() error { return s.feed.close() }
+
+func (s *RedisStorage) storageGuard() *guard { return s.guard }
 
 func (s *RedisStorage) invalidSettings() error { return s.invalid }
 
@@ -259,6 +262,11 @@ func decodeRecord(line string, now time.Time) (Record, error) {
 	}
 	if numbers[0] > int64(StateHalfOpen) {
 		return Record{}, fmt.Errorf("has no state of the number %d", numbers[0])
+	}
+	if numbers[1] > now.AddDate(100, 0, 0).UnixMilli() {
+		// It follows the storage's clock. One that a stranger made up would
+		// stand above all to come.
+		return Record{}, fmt.Errorf("has the generation %d, of the far future", numbers[1])
 	}
 	if max(numbers[2], numbers[3]) > math.MaxInt32 {
 		return Record{}, errors.New("has counts beyond any limit")

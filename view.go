@@ -2,6 +2,7 @@ package infuse
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -116,7 +117,7 @@ func (b *Breaker) fallsBackTo(f Fallback) bool {
 }
 
 // detached reports whether the breaker is on its own. b.mu is held.
-func (b *Breaker) detached() bool { return b.away != nil || b.stopped }
+func (b *Breaker) detached() bool { return b.away != nil }
 
 func (b *Breaker) isDetached() bool {
 	b.mu.Lock()
@@ -134,7 +135,7 @@ func (b *Breaker) adopt(r Record) {
 }
 
 func (b *Breaker) adoptLocked(r Record) {
-	if b.stopped || b.detached() && r.Generation <= b.known || b.knowsBetter(r) {
+	if b.detached() && r.Generation <= b.known || b.knowsBetter(r) {
 		return
 	}
 	b.replace(r)
@@ -165,6 +166,11 @@ func (b *Breaker) replace(r Record) {
 // observe is what Storage.Watch calls.
 func (b *Breaker) observe(r Record) {
 	b.mu.Lock()
+	if b.stopped {
+		b.mu.Unlock()
+		return
+	}
+	r = r.within(b.config, time.Now())
 	sameTrials := r.State == StateHalfOpen && r.Generation == b.record.Generation
 	switch {
 	case r.Generation > b.known || sameTrials:
@@ -183,12 +189,29 @@ func (b *Breaker) observe(r Record) {
 	b.mu.Unlock()
 }
 
+// within bounds what a record that somebody has sent can make calls wait for:
+// an hour, or what the breaker's own settings ask for.
+func (r Record) within(s *settings, now time.Time) Record {
+	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter)); r.DueAt.After(latest) {
+		r.DueAt = latest
+	}
+	latest := now.Add(max(s.TrialTimeout, maxRetryAfter))
+	for i, t := range r.Trials {
+		if t.Deadline.After(latest) {
+			r.Trials = slices.Clone(r.Trials)
+			r.Trials[i].Deadline = latest
+		}
+	}
+	return r
+}
+
 func (b *Breaker) putBack(ctx context.Context) {
 	b.mu.Lock()
 	c, detached := b.change(ChangeSync), b.detached()
 	b.mu.Unlock()
 	if !detached {
 		b.exchange(ctx, c)
+		b.tell()
 	}
 }
 

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// BenchmarkProcess is section 1 for benchstat and the profiler; go run . takes
+// all in turns instead.
+func BenchmarkProcess(b *testing.B) {
+	storage := newStorage(b)
+	for _, sc := range scenarios {
+		for _, s := range append(subjects(storage), webSubjects()...) {
+			if !sc.has(s) {
+				continue
+			}
+			run, err := sc.prepare(s)
+			require.NoError(b, err)
+			b.Run(sc.name+"/serial/"+s.name, func(b *testing.B) {
+				b.ReportAllocs()
+				run.serial(b.N)
+			})
+			b.Run(sc.name+"/parallel/"+s.name, func(b *testing.B) {
+				b.ReportAllocs()
+				run.parallel(b.N)
+			})
+			run.stop()
+		}
+	}
+}
+
+// A benchmark that measured something else than it says would be worse than none.
+func TestEverySubjectDoesWhatItIsMeasuredFor(t *testing.T) {
+	storage := newStorage(t)
+	for _, sc := range scenarios {
+		for _, s := range append(subjects(storage), webSubjects()...) {
+			if !sc.has(s) {
+				continue
+			}
+			t.Run(sc.name+"/"+s.name, func(t *testing.T) {
+				run, err := sc.prepare(s)
+				require.NoError(t, err)
+				defer run.stop()
+				run.serial(100)
+				run.parallel(100)
+				rejected := run.rejected()
+				switch {
+				case s.name == goZeroName && sc.name != closedName:
+					require.Positive(t, rejected) // at random
+				case sc.name == openName:
+					require.Equal(t, 1.0, rejected)
+				default:
+					require.Zero(t, rejected)
+				}
+			})
+		}
+	}
+}
+
+// The one command, in small: every section has its tables, and every table a
+// row for each that is compared.
+func TestAQuickRunWritesTheReport(t *testing.T) {
+	redistest.Start(t).Close() // skips where there is no redis-server
+	out := filepath.Join(t.TempDir(), "RESULTS.md")
+	require.NoError(t, run(quick, "go run . -quick", out))
+	written, err := os.ReadFile(out)
+	require.NoError(t, err)
+	report := string(written)
+	for _, title := range []string{
+		"## 1. One process", "### Closed, the call succeeds", "### Open, the call is rejected", "### Closed, half the calls fail",
+		"### HTTP: closed, the call succeeds", "### HTTP: open, the call is rejected", "### HTTP: closed, half the calls fail",
+		"## 2. A fleet on a real Redis", "### In health", "### Failures that all report at once",
+		"### From the last counted failure until a breaker rejects", "### An outage",
+		"## 3. Memory", "### In a process", "### In Redis",
+	} {
+		require.Contains(t, report, title+"\n")
+	}
+	require.NotContains(t, report, "NaN")
+	require.NotContains(t, report, "Inf ")
+	for _, s := range subjects(nil)[1:] {
+		require.GreaterOrEqual(t, strings.Count(report, "| "+s.name), 3, s.name)
+	}
+}
+
+func TestNumbersAreReadable(t *testing.T) {
+	for x, want := range map[float64]string{0: "0", 0.123: "0.12", 9.876: "9.88", 12.34: "12.3", 999.6: "1,000", 1234567: "1,234,567"} {
+		require.Equal(t, want, number(x))
+	}
+	require.Equal(t, 2.5, median([]float64{4, 1, 3, 2}))
+	require.Equal(t, 3.0, median([]float64{5, 3, 1}))
+}
+
+func newStorage(tb testing.TB) infuse.Storage {
+	storage := infuse.NewRedisStorage(redistest.Start(tb).Client(), infuse.RedisOptions{})
+	tb.Cleanup(func() { _ = storage.Close() })
+	return storage
+}

@@ -67,7 +67,7 @@ func New(name string, cfg Config) (*Breaker, error) {
 	if s.Storage == nil {
 		s.Storage = NewMemoryStorage()
 	}
-	b, err := newBreaker(name, s, guardOf(s.Storage))
+	b, err := newBreaker(name, s)
 	if err != nil {
 		return nil, err
 	}
@@ -78,13 +78,13 @@ func New(name string, cfg Config) (*Breaker, error) {
 
 // newBreaker returns a breaker whose listeners hear nothing until its events
 // are started.
-func newBreaker(name string, s *settings, g *guard) (*Breaker, error) {
+func newBreaker(name string, s *settings) (*Breaker, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	b := &Breaker{name: name, config: s, storage: s.Storage, guard: g, tokens: newTokenSource()}
+	b := &Breaker{name: name, config: s, storage: s.Storage, guard: guardOf(s.Storage), tokens: newTokenSource()}
 	b.refresh()
-	g.join(b)
+	b.guard.join(b)
 	b.stopWatching = b.storage.Watch(name, b.observe)
 	if !b.isDetached() { // nobody waits for a storage that is known to be away
 		ctx, cancel := patience(context.Background(), time.Now().Add(s.StorageTimeout))

@@ -133,10 +133,10 @@ func TestRedisIsReadOnly(t *testing.T) {
 	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		host, port, err := net.SplitHostPort(master.Addr())
 		require.NoError(t, err)
-		require.NoError(t, admin.SlaveOf(t.Context(), host, port).Err())
+		require.NoError(t, admin.ReplicaOf(t.Context(), host, port).Err())
 		tr.awaitAway()
 		time.Sleep(2 * time.Second)
-		require.NoError(t, admin.SlaveOf(t.Context(), "NO", "ONE").Err())
+		require.NoError(t, admin.ReplicaOf(t.Context(), "NO", "ONE").Err())
 	})
 	tr.requireToldOnce()
 }

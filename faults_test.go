@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/stretchr/testify/require"
 
@@ -265,7 +264,3 @@ func endure(t *testing.T, clients [2]infuse.RedisClient, newcomer infuse.RedisCl
 
 // quietRedis keeps go-redis from logging every connection that a fault costs.
 var quietRedis = sync.OnceFunc(logging.Disable)
-
-// impatient has go-redis notice sooner than after 20 s that a connection leads
-// nowhere, for the sake of the time that a test takes.
-func impatient(o *redis.Options) { o.ReadTimeout, o.PoolTimeout = time.Second, time.Second }

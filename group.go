@@ -16,7 +16,6 @@ import (
 // closed never makes room.
 type Group struct {
 	config *settings
-	guard  *guard
 	clock  atomic.Int64 // counts uses
 
 	mu       sync.RWMutex
@@ -47,7 +46,7 @@ func NewGroup(cfg Config) (*Group, error) {
 	if s.Storage == nil {
 		s.Storage = NewMemoryStorage()
 	}
-	return &Group{config: s, guard: guardOf(s.Storage), breakers: make(map[string]*groupEntry)}, nil
+	return &Group{config: s, breakers: make(map[string]*groupEntry)}, nil
 }
 
 // Breaker returns the breaker of that name. The first time it does what New
@@ -68,7 +67,7 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	}
 	made := false
 	e.made.Do(func() {
-		b, _ := newBreaker(name, g.config, g.guard) // it fails for a bad name alone
+		b, _ := newBreaker(name, g.config) // it fails for a bad name alone
 		e.breaker.Store(b)
 		made = true
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,12 +14,12 @@ import (
 // long a call waits and how many goroutines wait behind the storage, and it is
 // the one who knocks while the storage is away, for all breakers together.
 //
-// A RedisStorage has one guard, and so has a Group; a lone breaker on another
-// storage has one to itself. A circuit whose trouble is not the others' (its
+// There is one guard a storage. A circuit whose trouble is not the others' (its
 // record cannot be read, its key is forbidden, its slot of a Cluster has no
 // master) goes on under another guard, of its own.
 type guard struct {
-	slots chan struct{} // one for each goroutine that waits behind the storage
+	slots  chan struct{} // one for each goroutine that waits behind the storage
+	forget func()        // called when nobody uses it any more; nil where the storage keeps it
 
 	mu       sync.Mutex
 	answered time.Time // when the storage last did
@@ -47,12 +48,36 @@ func newGuard() *guard {
 	return &guard{slots: make(chan struct{}, guardSlots), members: make(map[*Breaker]struct{})}
 }
 
-// guardOf returns the storage's guard: the storage's own where it has one.
+// guards has the guards of the storages that bring none of their own, each for
+// as long as a breaker uses it. It is package-wide because nothing else knows
+// two breakers of a stranger's storage as such, and a guard for each breaker
+// would bound nothing.
+var guards = struct {
+	sync.Mutex
+	of map[Storage]*guard
+}{of: make(map[Storage]*guard)}
+
+// guardOf returns the storage's guard.
 func guardOf(s Storage) *guard {
 	if owner, ok := s.(interface{ storageGuard() *guard }); ok {
 		return owner.storageGuard()
 	}
-	return newGuard()
+	if _, memory := s.(*MemoryStorage); memory || !reflect.ValueOf(s).Comparable() {
+		return newGuard() // memory is never away; the others cannot be known again
+	}
+	guards.Lock()
+	defer guards.Unlock()
+	g := guards.of[s]
+	if g == nil {
+		g = newGuard()
+		g.forget = func() {
+			guards.Lock()
+			defer guards.Unlock()
+			delete(guards.of, s)
+		}
+		guards.of[s] = g
+	}
+	return g
 }
 
 // answer is what a storage says.
@@ -183,6 +208,9 @@ func (g *guard) leave(b *Breaker) {
 	defer g.mu.Unlock()
 	delete(g.members, b)
 	if len(g.members) == 0 {
+		if g.forget != nil {
+			g.forget()
+		}
 		g.away = nil
 		if g.knocking != nil {
 			g.knocking.Stop()

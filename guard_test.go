@@ -313,10 +313,9 @@ func TestAThousandFailuresAtOnceWaitOnceBehindAStorageThatHangs(t *testing.T) {
 		t.Run(fmt.Sprintf("%d circuits", circuits), func(t *testing.T) {
 			inFakeTime(t, func(t *testing.T) {
 				r := newRemote()
-				breaker := breakersOf(t, infuse.Config{FailMax: 5000, Storage: r})
 				breakers := make([]*infuse.Breaker, circuits)
 				for i := range breakers {
-					breakers[i] = breaker(fmt.Sprint("circuit ", i))
+					breakers[i] = startBreaker(t, fmt.Sprint("circuit ", i), infuse.Config{FailMax: 5000, Storage: r})
 				}
 				r.suffer(r.hang)
 				defer r.recover()
@@ -485,12 +484,11 @@ func TestACircuitOpenedTwiceWhileCutOffIsOfferedAsItIsNow(t *testing.T) {
 func TestAProcessMayStartWithoutItsStorage(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		r.suffer(trouble)
-		breaker := breakersOf(t, infuse.Config{FailMax: 3, Storage: r})
 		began := time.Now()
-		b := breaker("prices")
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r})
 		require.LessOrEqual(t, time.Since(began), storageTimeout)
 		began = time.Now()
-		second := breaker("stock")
+		second := startBreaker(t, "stock", infuse.Config{FailMax: 3, Storage: r})
 		require.Zero(t, time.Since(began), "known to be away, it is not waited for")
 		trip(t, b)
 		trip(t, second)
@@ -592,15 +590,21 @@ func TestATrialOfOnesOwnTakesNoPlaceInTheFleet(t *testing.T) {
 }
 
 // A hundred circuits of a process do not knock a hundred times: the pauses
-// between attempts grow, differ, and are the storage's.
+// between attempts grow, differ, and are the storage's, also where breakers
+// are made one by one and in groups.
 func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
 		r := newRemote()
-		breaker := breakersOf(t, infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
+		cfg := infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}}
+		group, err := infuse.NewGroup(cfg)
+		require.NoError(t, err)
+		defer group.Stop()
 		var breakers []*infuse.Breaker
-		for i := range 100 {
-			breakers = append(breakers, breaker(fmt.Sprint("circuit ", i)))
+		for i := range 50 {
+			b, err := group.Breaker(fmt.Sprint("group ", i))
+			require.NoError(t, err)
+			breakers = append(breakers, b, startBreaker(t, fmt.Sprint("single ", i), cfg))
 		}
 		r.requests()
 		r.suffer(isAway)

@@ -32,20 +32,6 @@ func startBreaker(t testing.TB, name string, cfg infuse.Config) *infuse.Breaker 
 	return b
 }
 
-// breakersOf returns how to get the breakers of a group: they share what they
-// know of a storage that does not know it itself.
-func breakersOf(t testing.TB, cfg infuse.Config) (breaker func(name string) *infuse.Breaker) {
-	t.Helper()
-	group, err := infuse.NewGroup(cfg)
-	require.NoError(t, err)
-	t.Cleanup(group.Stop)
-	return func(name string) *infuse.Breaker {
-		b, err := group.Breaker(name)
-		require.NoError(t, err)
-		return b
-	}
-}
-
 // host is a storage on a server with a client of its own, as another process
 // would have it. A call waits for it as long as it takes: see patiently.
 func host(t testing.TB, s *redistest.Server) *infuse.RedisStorage {

@@ -79,12 +79,11 @@ func testMoves(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	require.Equal(t, infuse.VerdictApplied, c.move(infuse.StateClosed), "it is closed")
 	c.fail(2)
-	generation := c.seen.Generation
 	states := []infuse.State{infuse.StateOpen, infuse.StateHalfOpen, infuse.StateClosed}
 	for _, from := range states {
 		for _, to := range states {
 			c.move(from)
-			generation = c.seen.Generation
+			generation := c.seen.Generation
 			c.move(to)
 			record := c.load()
 			require.Equal(t, to, record.State)

@@ -47,8 +47,13 @@ type RedisOptions struct {
 // circuit is watched, and stops them on Close. The client stays its caller's.
 //
 // A circuit's record is the hash <Prefix>{<circuit>}, the name in the form of
-// url.QueryEscape. A healthy circuit has none, once a few seconds have passed
-// since it closed. Redis's own clock is the only one that counts.
+// url.QueryEscape. A healthy circuit has none; one that has just closed keeps
+// its record for some seconds, and until it would have been due, so that who
+// missed the closing does not take it for a loss. Redis's own clock is the only
+// one that counts.
+//
+// Whoever may write these keys, or publish on these channels, can move the
+// circuits. A message alone can do so for an hour at most.
 type RedisStorage struct {
 	client  RedisClient
 	prefix  string

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -321,7 +322,7 @@ func abuse(t *testing.T, s *redistest.Server, roll *rand.Rand, d time.Duration) 
 			time.Sleep(upTo(3 * time.Second))
 			s.Resume()
 		}},
-		{"flushed", func() { require.NoError(t, s.Client().FlushAll(t.Context()).Err()) }},
+		{"flushed", func() { require.NoError(t, adminOf(s).FlushAll(t.Context()).Err()) }},
 		{"restarted", func() { require.NoError(t, s.Restart()) }},
 	}
 	for end := time.Now().Add(d); time.Now().Before(end); {
@@ -434,20 +435,30 @@ func lastMove(t *testing.T, children []*soakChild) (last time.Time) {
 	return last
 }
 
+// adminOf returns a client of the test's own, known by its name.
+func adminOf(s *redistest.Server) *redis.Client {
+	return s.Client(func(o *redis.Options) { o.ClientName, o.PoolSize = "admin", 1 })
+}
+
 // requireNoConnection fails the test unless the children, which have closed
 // their storages and clients but still run, have no connection to the server.
 func requireNoConnection(t *testing.T, s *redistest.Server) {
 	t.Helper()
-	admin := s.Client(func(o *redis.Options) { o.ClientName, o.PoolSize = "admin", 1 })
+	admin := adminOf(s)
 	var others []string
-	require.Eventually(t, func() bool {
+	assert.Eventually(t, func() bool {
 		list, err := admin.ClientList(t.Context()).Result()
+		if err != nil {
+			others = []string{err.Error()}
+			return false
+		}
 		others = nil
 		for _, client := range strings.Split(strings.TrimSpace(list), "\n") {
 			if !strings.Contains(client, "name=admin") {
 				others = append(others, client)
 			}
 		}
-		return err == nil && len(others) == 0
-	}, patience, pace, "connections are left: %v", others)
+		return len(others) == 0
+	}, patience, pace)
+	require.Empty(t, others, "connections are left")
 }

@@ -19,7 +19,10 @@ type body struct {
 
 // bodyWriterTo is a body whose original has WriteTo: io.Copy then needs no
 // buffer of its own.
-type bodyWriterTo struct{ body }
+type bodyWriterTo struct {
+	body
+	to destination
+}
 
 // watch has the exchange settled when the response's body ends. It returns
 // whether there is a body to end. One that can be written to is no download: a
@@ -33,7 +36,7 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		return false
 	}
 	if _, ok := from.(io.WriterTo); ok {
-		response.Body = &bodyWriterTo{body{exchange: *e, response: response, from: from, afterTrial: afterTrial}}
+		response.Body = &bodyWriterTo{body: body{exchange: *e, response: response, from: from, afterTrial: afterTrial}}
 	} else {
 		response.Body = &body{exchange: *e, response: response, from: from, afterTrial: afterTrial}
 	}
@@ -79,12 +82,12 @@ func (b *body) Close() error {
 
 // WriteTo implements io.WriterTo. An error of the writer is not the service's.
 func (b *bodyWriterTo) WriteTo(w io.Writer) (int64, error) {
-	to := &destination{Writer: w}
-	n, err := b.from.(io.WriterTo).WriteTo(to)
+	b.to = destination{Writer: w}
+	n, err := b.from.(io.WriterTo).WriteTo(&b.to)
 	switch {
 	case err == nil:
 		b.end(io.EOF)
-	case !to.failed:
+	case !b.to.failed:
 		b.end(err)
 	}
 	return n, err
@@ -98,8 +101,19 @@ type destination struct {
 
 func (d *destination) Write(p []byte) (int, error) {
 	n, err := d.Writer.Write(p)
-	d.failed = d.failed || err != nil || n < len(p)
+	d.note(n, len(p), err)
 	return n, err
+}
+
+// WriteString spares a body that is a string a copy.
+func (d *destination) WriteString(s string) (int, error) {
+	n, err := io.WriteString(d.Writer, s)
+	d.note(n, len(s), err)
+	return n, err
+}
+
+func (d *destination) note(written, given int, err error) {
+	d.failed = d.failed || err != nil || written < given
 }
 
 // end settles the exchange by the error that has ended the body, once.

@@ -28,6 +28,14 @@ type endless struct{}
 func (endless) Read([]byte) (int, error) { return 0, io.EOF }
 func (endless) Close() error             { return nil }
 
+// endlessText writes itself as a string, as a strings.Reader does.
+type endlessText struct{ endless }
+
+func (endlessText) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.WriteString(w, "text")
+	return int64(n), err
+}
+
 // cheapRequests are the requests whose cost is promised.
 func cheapRequests(tb testing.TB) []cheapRequest {
 	transport := func(status int, body io.ReadCloser) *infuse.Transport {
@@ -43,6 +51,7 @@ func cheapRequests(tb testing.TB) []cheapRequest {
 	return []cheapRequest{
 		{"success without body", 0, transport(http.StatusOK, http.NoBody)},
 		{"success with body", 1, transport(http.StatusOK, endless{})},
+		{"success with a body that has WriteTo", 1, transport(http.StatusOK, endlessText{})},
 		{"rejection", 0, rejecting},
 	}
 }
@@ -56,7 +65,11 @@ type cheapRequest struct {
 func (c *cheapRequest) send(r *http.Request, buffer []byte) {
 	response, err := c.transport.RoundTrip(r)
 	if err == nil {
-		_, _ = response.Body.Read(buffer)
+		if to, ok := response.Body.(io.WriterTo); ok {
+			_, _ = to.WriteTo(io.Discard)
+		} else {
+			_, _ = response.Body.Read(buffer)
+		}
 		_ = response.Body.Close()
 	}
 }

@@ -65,6 +65,7 @@ func TestArgsReachTheServer(t *testing.T) {
 }
 
 func TestAnArgThatTheServerRefusesIsAnErrorWithItsWords(t *testing.T) {
+	redistest.Require(t)
 	t.Parallel()
 	_, err := redistest.Launch("--nonsense", "1")
 	require.ErrorContains(t, err, "Bad directive")
@@ -80,6 +81,7 @@ func TestAPortTakenByAnotherServerIsAnError(t *testing.T) {
 }
 
 func TestServersStartedAtOnceAreApart(t *testing.T) {
+	redistest.Require(t)
 	t.Parallel()
 	servers := make([]*redistest.Server, 8)
 	var starts sync.WaitGroup
@@ -164,6 +166,7 @@ func TestAReplicaRestartsEmptyToo(t *testing.T) {
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
+	redistest.Require(t)
 	t.Parallel()
 	states := map[string]func(*redistest.Server){
 		"running": func(*redistest.Server) {},
@@ -229,6 +232,7 @@ func TestCommandsOfAKilledServerIsAnError(t *testing.T) {
 }
 
 func TestTheServerDiesWithAParentThatIsKilled(t *testing.T) {
+	redistest.Require(t)
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux can")

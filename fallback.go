@@ -39,10 +39,7 @@ func (b *Breaker) send(ctx context.Context, c Change) {
 // exchange makes a change, in the storage or, while that is away, on the
 // breaker's own record. The caller is to tell the listeners.
 func (b *Breaker) exchange(ctx context.Context, c Change) (Record, Verdict) {
-	b.mu.Lock()
-	detached := b.detached()
-	b.mu.Unlock()
-	if !detached {
+	if !b.isDetached() {
 		a := b.ask(ctx, c)
 		switch a.err {
 		case nil:

@@ -77,7 +77,7 @@ func (b *Breaker) sendOn() {
 // enqueue adds the result to the next report, unless it is nobody's news. leads
 // tells that the caller is to see to it that the report is sent. b.mu is held.
 func (b *Breaker) enqueue(generation int64, r result, reason error) (counted, leads bool) {
-	if b.record.State != StateClosed || generation != b.record.Generation || b.fallsBackTo(FallbackClosed) || b.fallsBackTo(FallbackOpen) {
+	if b.record.State != StateClosed || generation != b.record.Generation || b.detached() && !b.decidesItself() {
 		return false, false
 	}
 	if r.outcome == OutcomeFailure {

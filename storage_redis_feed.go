@@ -266,9 +266,7 @@ func (f *redisFeed) pushed(m *redis.Message) {
 	if !f.tell(w, record, pushed) {
 		// Redis holds an older record than it told of before: it may have lost
 		// one. What it really holds is for keep to load.
-		f.mu.Lock()
-		w.stale = true
-		f.mu.Unlock()
+		f.reload(w)
 		f.nudge()
 	}
 }
@@ -378,22 +376,24 @@ func (f *redisFeed) loadStale() {
 		told := w.told
 		w.telling.Unlock()
 		a := f.load(w.circuit)
-		var unreadable *RecordError
-		if errors.As(a.err, &unreadable) {
+		if isUnreadable(a.err) {
 			continue // not the storage's trouble; the breaker finds out when it asks
 		}
 		if a.err != nil {
-			f.mu.Lock()
-			w.stale = true
-			f.mu.Unlock()
+			f.reload(w)
 			return
 		}
 		if !f.tell(w, a.record, told) {
-			f.mu.Lock()
-			w.stale = true
-			f.mu.Unlock()
+			f.reload(w)
 		}
 	}
+}
+
+// reload has keep load the circuit's record, once more if it just did.
+func (f *redisFeed) reload(w *watchedCircuit) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w.stale = true
 }
 
 // load does not wait for a client that hangs.

@@ -206,13 +206,14 @@ func (r Record) within(s *settings, now time.Time) Record {
 }
 
 func (b *Breaker) putBack(ctx context.Context) {
-	b.mu.Lock()
-	c, detached := b.change(ChangeSync), b.detached()
-	b.mu.Unlock()
-	if !detached {
-		b.exchange(ctx, c)
-		b.tell()
+	if b.isDetached() {
+		return // reattach does it
 	}
+	b.mu.Lock()
+	c := b.change(ChangeSync)
+	b.mu.Unlock()
+	b.exchange(ctx, c)
+	b.tell()
 }
 
 // tell tells the listeners what they are yet to hear. No lock is held.

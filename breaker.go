@@ -5,57 +5,34 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Breaker is a circuit breaker for one circuit: the calls to one service. Its
-// state is its Storage's, and so is shared with all other breakers of the same
-// name on that storage, also in other processes.
+// Breaker is a circuit breaker for one circuit: the calls to one service. A
+// call runs if both the circuit of this process and the fleet's, which all
+// breakers of that name on one Storage share, let it.
 //
 // A Breaker decides from its view of the circuit, which it keeps up to date in
 // the background. A call in a closed circuit that succeeds does no I/O, takes
-// no lock, reads no clock and allocates nothing; nor does a rejection. What a
-// call waits for the storage, where it does, is bounded by
-// Config.StorageTimeout, and no error of the storage ever reaches the caller
-// of Call, Do or Acquire.
+// no lock, reads no clock and allocates nothing, unless a Listener or a
+// Classify asks for each call; nor does a rejection. What a call waits for the
+// storage, where it does, is bounded by Config.StorageTimeout, and no error of
+// the storage ever reaches the caller of Call, Do or Acquire.
 //
-// All methods are safe for concurrent use. Make one with New.
+// Most callers want Call, or Do for a call with a value. All methods are safe
+// for concurrent use. Make a Breaker with New. One that nothing refers to any
+// more is stopped in time.
 type Breaker struct {
-	// What every call reads comes first, on a cache line that is hardly written.
-	view    atomic.Pointer[view] // what calls meet
-	asking  atomic.Bool          // a call of this process asks for a trial
-	name    string
-	storage Storage
-	guard   *guard // the storage's
-	tokens  *tokenSource
-	events  events
-
-	stopWatching func()
-	reattaching  sync.Mutex     // held over reattach
-	background   sync.WaitGroup // what spawn has started
-
-	mu        sync.Mutex
-	config    *settings
-	record    Record // the storage's as last known or, while that is away, moved on by this process
-	known     int64  // the generation of the storage's record as last known
-	cause     error  // of the last failure since the circuit was closed
-	away      error  // why the storage is away; nil while it is not
-	awaySince time.Time
-	ownGuard  *guard // for trouble that is this circuit's alone; nil until there was any
-	unsent    []Change
-	pending   row           // outcomes that no report holds yet
-	landing   chan struct{} // closed when the report that will hold them has arrived; nil while nobody waits for it
-	reporting bool          // somebody is sending reports
-	timer     *time.Timer
-	joined    bool
-	stopped   bool
+	circuit *circuit
+	view    *atomic.Pointer[view] // the circuit's
 }
 
-// New returns a breaker for the named circuit. It reads the circuit's record,
-// which is one round trip, and waits at most Config.StorageTimeout for it. The
-// breaker watches its circuit until Stop.
+// New returns a breaker for the named circuit. With a Storage it reads the
+// circuit's record, which is one round trip, and waits at most
+// Config.StorageTimeout for it. The breaker watches its circuit until Stop.
 //
 // The error names what is wrong with the name or with a field of the Config; a
 // storage that is away is not an error.
@@ -64,45 +41,25 @@ func New(name string, cfg Config) (*Breaker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Storage == nil {
-		s.Storage = NewMemoryStorage()
-	}
-	b, err := newBreaker(name, s)
-	if err != nil {
-		return nil, err
-	}
-	b.events.start()
-	b.tell()
-	return b, nil
-}
-
-// newBreaker returns a breaker whose listeners hear nothing until its events
-// are started.
-func newBreaker(name string, s *settings) (*Breaker, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	b := &Breaker{name: name, config: s, storage: s.Storage, guard: guardOf(s.Storage), tokens: newTokenSource()}
-	b.refresh()
-	b.guard.join(b)
-	b.stopWatching = b.storage.Watch(name, b.observe)
-	if !b.isDetached() { // nobody waits for a storage that is known to be away
-		ctx, cancel := patience(context.Background(), time.Now().Add(s.StorageTimeout))
-		defer cancel()
-		if a := b.load(ctx); a.err == nil {
-			b.adopt(a.record)
-		} else {
-			b.failed(a.err)
-		}
-	}
-	b.mu.Lock()
-	b.joined = true
-	b.mu.Unlock()
+	b := newBreaker(name, s, linkTo(s.Storage))
+	b.circuit.start(b)
 	return b, nil
 }
 
+// newBreaker returns a breaker whose listeners hear nothing until its circuit
+// is started.
+func newBreaker(name string, s *settings, l *link) *Breaker {
+	c := newCircuit(name, s, l)
+	b := &Breaker{circuit: c, view: &c.view}
+	runtime.AddCleanup(b, func(c *circuit) { go c.abandon() }, c)
+	return b
+}
+
 // Name returns the circuit's name.
-func (b *Breaker) Name() string { return b.name }
+func (b *Breaker) Name() string { return b.circuit.name }
 
 // Call runs fn, if the circuit lets it, and counts its outcome. It returns
 // fn's error as it is, or an *OpenError if fn did not run.
@@ -120,7 +77,7 @@ func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err
 }
 
 // run is the hot path: a load of the view before fn, and one after it. As long
-// as the view is the same and fast, a success is nobody's news.
+// as the view is the same and fast, a success need not be counted.
 func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
 	if !v.fast {
@@ -170,75 +127,82 @@ func Do[T any](ctx context.Context, b *Breaker, fn func(context.Context) (T, err
 	return value, err
 }
 
-// State returns the circuit's state as this process knows it. It does no I/O,
-// and never moves the circuit: an open circuit stays open until a call becomes
-// its trial. While the storage is away it is the state by Config.Fallback.
+// State returns the circuit's state as this process knows it: open where
+// either the fleet's circuit or that of this process is. It does no I/O, and
+// never moves the circuit: an open circuit stays open until a call becomes its
+// trial. While the storage is away it is the state by Config.Fallback.
 func (b *Breaker) State() State { return b.view.Load().state }
 
 // Failures returns the failures in a row as this process knows them
-// (pybreaker's fail_counter). It does no I/O.
-func (b *Breaker) Failures() int { return b.view.Load().failures }
+// (pybreaker's fail_counter): its own or, where those are more, the fleet's.
+// It does no I/O.
+func (b *Breaker) Failures() int { return b.Stats().Failures }
 
-// Record reads the circuit's record from the storage, in one round trip, and
-// waits at most Config.StorageTimeout for it.
-func (b *Breaker) Record(ctx context.Context) (Record, error) {
-	ctx, cancel := b.bounded(ctx)
-	defer cancel()
-	a := b.load(ctx)
-	if a.err != nil {
-		b.notice(ctx, a.err)
-		return Record{}, fmt.Errorf("infuse: reading circuit %q: %w", b.name, a.err)
-	}
-	return a.record, nil
+// Stats are what this process knows of a circuit. Fields may be added.
+type Stats struct {
+	State    State
+	Local    bool      // the circuit of this process alone is not closed
+	Failures int       // in a row: of this process or, if those are more, of the fleet
+	Since    time.Time // when the storage went away; zero while it is not
+	Away     error     // why the storage is away; nil while it is not
 }
 
-// Open opens the circuit by hand, for all processes: calls are rejected for
-// Config.ResetTimeout from now. It waits at most Config.StorageTimeout. Where
-// it returns an error, the storage was not told: the circuit is open for this
-// process and, as after failures, for the others once the storage is back.
-func (b *Breaker) Open(ctx context.Context) error { return b.move(ctx, StateOpen) }
+// Stats returns what this process knows of the circuit. It does no I/O.
+func (b *Breaker) Stats() Stats {
+	v := b.view.Load()
+	s := Stats{State: v.state, Local: v.local}
+	b.circuit.look(func(r *replica) {
+		s.Failures = max(r.own.Failures, r.shared.Failures)
+		if r.trouble != nil {
+			s.Away, s.Since = r.trouble, r.since
+		}
+	})
+	return s
+}
 
-// HalfOpen makes the circuit half-open by hand, so that the next call becomes
-// a trial. It waits as Open does. Where it returns an error, this holds for
-// this process, and until the storage is back.
-func (b *Breaker) HalfOpen(ctx context.Context) error { return b.move(ctx, StateHalfOpen) }
-
-// Close closes the circuit by hand and forgets its failures. It waits and
-// fails as HalfOpen does. It does not end the breaker: that is Stop.
-func (b *Breaker) Close(ctx context.Context) error { return b.move(ctx, StateClosed) }
-
-func (b *Breaker) move(ctx context.Context, to State) error {
+// Record reads the fleet's record of the circuit from the storage, in one
+// round trip, and waits at most Config.StorageTimeout for it. Without a storage
+// it is the record of this process, and there is no I/O.
+func (b *Breaker) Record(ctx context.Context) (Record, error) {
+	c := b.circuit
+	if c.link == nil {
+		var own Record
+		c.look(func(r *replica) { own = r.own.At(time.Now()).clone() })
+		return own, nil
+	}
 	ctx, cancel := b.bounded(ctx)
 	defer cancel()
-	b.mu.Lock()
-	c := b.change(ChangeMove)
-	b.mu.Unlock()
-	c.To, c.Token = to, b.tokens.next()
-	a := b.ask(ctx, c)
-	if a.err == nil {
-		b.adopt(a.record)
-		return nil
+	r, err := c.link.read(ctx, c)
+	if err != nil {
+		return Record{}, fmt.Errorf("infuse: reading circuit %q: %w", b.Name(), err)
 	}
-	b.notice(ctx, a.err)
-	defer b.tell()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.detached() {
-		b.applyOwn(c)
+	return r, nil
+}
+
+// Move moves the circuit by hand, for all processes, and clears the circuit
+// that each process has of its own. Open rejects calls for Config.ResetTimeout
+// from now; half-open lets the next call be a trial; closed forgets all
+// failures. It waits at most Config.StorageTimeout.
+//
+// A done context is refused, and nothing moves. Any other error means that the
+// storage has not confirmed the move. The circuit has then moved for this
+// process; the error says whether the others may still hear of it.
+func (b *Breaker) Move(ctx context.Context, to State) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("infuse: moving circuit %q to %v: nothing was done: %w", b.Name(), to, err)
 	}
-	return fmt.Errorf("infuse: moving circuit %q to %v: the storage was not told: %w", b.name, to, a.err)
+	if to > StateHalfOpen {
+		return fmt.Errorf("infuse: moving circuit %q: %v is not a state", b.Name(), to)
+	}
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
+	defer b.circuit.tell()
+	return b.circuit.moves(ctx, to)
 }
 
 // bounded returns a context for one request that a caller has asked for.
 func (b *Breaker) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, b.settings().StorageTimeout, errStorageTimeout)
-}
-
-// notice takes the storage to be away after an error that is not the caller's own.
-func (b *Breaker) notice(ctx context.Context, err error) {
-	if err == errStorageTimeout || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
-		b.failed(err)
-	}
 }
 
 // Configure changes the settings and keeps the circuit as it is; what is open
@@ -249,15 +213,19 @@ func (b *Breaker) Configure(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if s.Storage != nil && !(reflect.TypeOf(s.Storage).Comparable() && s.Storage == b.storage) {
+	if err := s.keep(b.settings().Storage); err != nil {
+		return err
+	}
+	b.circuit.configured(s)
+	return nil
+}
+
+// keep refuses another storage than the one that is in use.
+func (s *settings) keep(storage Storage) error {
+	if s.Storage != nil && !(reflect.ValueOf(s.Storage).Comparable() && s.Storage == storage) {
 		return fmt.Errorf("infuse: Config.Storage is another %T: a breaker keeps the storage that it was made with", s.Storage)
 	}
-	s.Storage = b.storage
-	b.mu.Lock()
-	b.config = s
-	b.refresh()
-	b.mu.Unlock()
-	b.tell()
+	s.Storage = storage
 	return nil
 }
 
@@ -266,50 +234,233 @@ func (b *Breaker) Configure(cfg Config) error {
 // view: it does not hear of other processes any more, but the storage still
 // hears of its calls, and so of those that were under way. Once the storage has
 // failed it, it goes on for this process alone.
-func (b *Breaker) Stop() {
-	b.mu.Lock()
-	if b.stopped {
-		b.mu.Unlock()
-		return
-	}
-	b.stopped = true
-	b.refresh()
-	ownGuard := b.ownGuard
-	b.mu.Unlock()
-	b.stopWatching()
-	b.guard.leave(b)
-	if ownGuard != nil {
-		ownGuard.leave(b)
-	}
-	done := make(chan struct{})
-	go func() {
-		b.background.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-time.After(b.settings().StorageTimeout):
-	}
-	b.tell()
-}
+func (b *Breaker) Stop() { b.circuit.stop() }
 
 func (b *Breaker) settings() *settings { return b.view.Load().settings }
 
-// change returns a change of the kind, with what the breaker knows. b.mu is held.
-func (b *Breaker) change(kind ChangeKind) Change {
-	c := Change{Kind: kind, Seen: b.record, Limits: b.config.limits()}
-	if b.record.Generation != b.known { // moved while the storage was away: the trials are this process's own
-		c.Seen.Generation, c.Seen.Successes, c.Seen.Trials = b.known, 0, nil
+// Admission and outcome.
+
+// admission is what lets in a call that the view alone decides on.
+func (v *view) admission() admission { return admission{view: v, own: v.own, shared: v.shared} }
+
+// enter admits a call or rejects it.
+func (b *Breaker) enter(ctx context.Context) (admission, *OpenError) {
+	if v := b.view.Load(); v.fast {
+		return v.admission(), nil
 	}
-	return c
+	return b.admit(ctx)
 }
 
-// spawn runs f in the background, unless the breaker has stopped: then nothing
-// goes on without a caller. b.mu is held.
-func (b *Breaker) spawn(f func()) (running bool) {
-	if b.stopped {
-		return false
+// admit decides on a call that the view cannot admit by itself.
+func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
+	a, rejected := b.decide(ctx)
+	told := false
+	defer func() {
+		if !told && rejected == nil { // a listener has ended the goroutine
+			b.settle(ctx, a, result{outcome: OutcomeIgnored})
+		}
+	}()
+	b.circuit.tell()
+	if rejected != nil {
+		b.settings().tellRejected(ctx, b, rejected)
+	} else {
+		a.view.settings.tellBeforeCall(ctx, b)
 	}
-	b.background.Go(f)
-	return true
+	told = true
+	return a, rejected
+}
+
+func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
+	v := b.view.Load()
+	var began time.Time
+	if v.settings.Strict || v.admits == admitsAsker {
+		began = time.Now()
+		var cancel context.CancelFunc
+		ctx, cancel = b.circuit.patience(ctx, began)
+		defer cancel()
+	}
+	if v.settings.Strict && v.admits != admitsAsker && b.circuit.attached() { // who asks is answered with what there is
+		_ = b.circuit.read(ctx) // whatever it says is in the view
+		v = b.view.Load()
+	}
+	a, admitted := v.admission(), v.admits == admitsAll
+	if v.admits == admitsAsker {
+		a, admitted = b.circuit.asks(ctx)
+	}
+	if !admitted {
+		return a, b.rejection()
+	}
+	if !began.IsZero() {
+		a.waited = time.Since(began)
+	}
+	return a, nil
+}
+
+// rejection is what a call is told that was not admitted.
+func (b *Breaker) rejection() *OpenError {
+	v := b.view.Load()
+	if v.admits == admitsAll { // it was open or half-open a moment ago
+		return &OpenError{Circuit: b.Name(), State: StateHalfOpen}
+	}
+	return v.rejection
+}
+
+// finish classifies the error of an admitted call, and counts its outcome.
+func (b *Breaker) finish(ctx context.Context, a admission, err error) {
+	if err == nil && b.isQuiet(a) && a.view.fast {
+		return
+	}
+	b.settle(ctx, a, result{outcome: b.classify(ctx, a, err), err: err})
+}
+
+// isQuiet reports whether a success of the call need not be counted.
+func (b *Breaker) isQuiet(a admission) bool {
+	return a.view.quiet && a.trial == "" && b.view.Load() == a.view
+}
+
+func (b *Breaker) classify(ctx context.Context, a admission, err error) Outcome {
+	returned := false
+	defer func() {
+		if !returned {
+			b.unwound(ctx, a, recover())
+		}
+	}()
+	outcome := a.view.settings.classify(ctx, b.Name(), err)
+	returned = true
+	return outcome
+}
+
+// settle counts the result of an admitted call.
+func (b *Breaker) settle(ctx context.Context, a admission, r result) {
+	if r.outcome > OutcomeIgnored {
+		r.outcome = OutcomeIgnored // no outcome that there is
+	}
+	defer func() { // also if a listener ends the goroutine
+		if r.outcome != OutcomeSuccess || !b.isQuiet(a) {
+			b.circuit.ended(&a, &r)
+			b.circuit.tell()
+		}
+	}()
+	a.view.settings.tellOutcome(ctx, b, r)
+}
+
+// unwound settles a call that did not return. The panic goes on with the stack
+// of where it began: it is still below this one.
+func (b *Breaker) unwound(ctx context.Context, a admission, panicked any) {
+	if panicked == nil { // runtime.Goexit
+		b.settle(ctx, a, result{outcome: OutcomeIgnored})
+		return
+	}
+	b.settle(ctx, a, result{outcome: OutcomeFailure, err: panicError{panicked}})
+	panic(panicked)
+}
+
+// Permit is the right to make one call, from Acquire. It is a value: copies
+// are the same permit. The zero Permit is settled.
+type Permit struct {
+	ticket *ticket
+	number uint64
+}
+
+// ticket settles a permit once without an allocation for each: it is used
+// again for the next permit, under the next number. It holds what the permit
+// stands for, so that a permit is small enough to be handed around.
+type ticket struct {
+	number    atomic.Uint64
+	breaker   *Breaker
+	ctx       context.Context
+	admission admission
+	_         [64]byte // keeps another processor's ticket off its cache line
+}
+
+var tickets = sync.Pool{New: func() any { return new(ticket) }}
+
+// Acquire is the first half of Call, for a call that a func cannot hold. Every
+// permit is to be settled with Done or Settle, when the call has ended; one
+// that is not frees itself: in a closed circuit at once, a trial after
+// Config.TrialTimeout. The error is an *OpenError.
+//
+// ctx is the call's: Done classifies by it.
+func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
+	v := b.view.Load()
+	if v.rejects != nil {
+		return Permit{}, v.rejects
+	}
+	a := v.admission()
+	if !v.fast {
+		var rejected *OpenError
+		if a, rejected = b.admit(ctx); rejected != nil {
+			return Permit{}, rejected
+		}
+	}
+	t := tickets.Get().(*ticket)
+	t.breaker, t.ctx, t.admission = b, ctx, a
+	return Permit{ticket: t, number: t.number.Load()}, nil
+}
+
+// Done classifies the call's error and counts its outcome; a failure before
+// it returns, as Call. Once a permit is settled, Done and Settle do nothing.
+func (p Permit) Done(err error) {
+	if b, ctx, a, ok := p.take(); ok {
+		b.finish(ctx, a, err)
+	}
+}
+
+// Settle is Done for a caller with a verdict of its own, in place of
+// Config.Classify: for a call whose outcome is no error.
+func (p Permit) Settle(o Outcome) {
+	b, ctx, a, ok := p.take()
+	if !ok || o == OutcomeSuccess && a.view.fast && b.isQuiet(a) {
+		return
+	}
+	r := result{outcome: o}
+	if o == OutcomeFailure {
+		r.err = errSettled
+	}
+	b.settle(ctx, a, r)
+}
+
+var errSettled = errors.New("infuse: settled as a failure")
+
+// take returns what the permit stands for, once.
+func (p Permit) take() (*Breaker, context.Context, admission, bool) {
+	t := p.ticket
+	if t == nil || !t.number.CompareAndSwap(p.number, p.number+1) {
+		return nil, nil, admission{}, false
+	}
+	b, ctx, a := t.breaker, t.ctx, t.admission
+	t.ctx, t.breaker = nil, nil // the pool is not to keep anybody's request alive
+	tickets.Put(t)
+	return b, ctx, a, true
+}
+
+// Announce sets the circuit of a service that starts to the given state, in
+// the manner of Infuse's initial state: a service that has just come up moves
+// its own circuit to half-open (or closed), so that its callers try it at
+// once instead of waiting out the reset timeout. StateOpen keeps callers away
+// for the default ResetTimeout. It does one or two round trips to the storage,
+// and waits for them until ctx is done.
+func Announce(ctx context.Context, s Storage, circuit string, to State) error {
+	if s == nil {
+		return errors.New("infuse: Announce needs a storage that the callers share, not nil")
+	}
+	if err := CheckName(circuit); err != nil {
+		return err
+	}
+	if to > StateHalfOpen {
+		return fmt.Errorf("infuse: Announce: %v is not a state", to)
+	}
+	defaults, err := newSettings(Config{})
+	if err != nil {
+		return err
+	}
+	change := Change{Source: newSource(), Number: 1, Limits: defaults.limits, By: defaults.Instance, Move: &Move{to}}
+	done := make(chan answer, 1)
+	go newLink(s).ask(circuit, &change, func(a answer) { done <- a })
+	select {
+	case a := <-done:
+		return a.err
+	case <-ctx.Done():
+		return fmt.Errorf("infuse: Announce: the storage has not confirmed it: %w", context.Cause(ctx))
+	}
 }

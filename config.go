@@ -5,16 +5,28 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
+	"strconv"
 	"time"
+	"unicode/utf8"
 )
 
 // Config are the settings of a Breaker, or of all breakers of a Group. The
 // zero value is ready to use: pybreaker's defaults, in memory.
 type Config struct {
-	// FailMax is how many failures in a row, over all processes, open the
-	// circuit: 5 if 0.
+	// FailMax is how many failures in a row open the circuit: 5 if 0. In this
+	// process, every success that is counted breaks the row. Over the fleet, a
+	// row of FailMax makes the circuit suspect (see Suspicion): what a process
+	// has not failed itself it does not know to break.
 	FailMax int
+
+	// Suspicion is the least time for which the fleet is asked before its
+	// circuit opens: 50 ms if 0. It lasts up to three times as long as the row
+	// of failures took to come about, and half of ResetTimeout at most. Each
+	// failure that is reported meanwhile stands against four fifths of the
+	// calls: a circuit opens if more than four in five fail.
+	Suspicion time.Duration
 
 	// ResetTimeout is how long the circuit stays open before a trial may run:
 	// 60 s if 0. At least a millisecond; a fraction of one is rounded up.
@@ -30,11 +42,12 @@ type Config struct {
 
 	// TrialTimeout is the lease of a trial: a trial that has not ended by then
 	// counts for nothing, and another may run: 30 s if 0. It should be longer
-	// than the longest call, and is what a process costs that dies in a trial.
+	// than the longest call: if a process dies during a trial, recovery waits
+	// this long.
 	TrialTimeout time.Duration
 
-	// Exclude has errors that count as a success, as in pybreaker: those with
-	// which a healthy service answers. A call with such an error still
+	// Exclude reports errors that count as successes, as in pybreaker: those
+	// with which a healthy service answers. A call with such an error still
 	// returns it.
 	Exclude []func(error) bool
 
@@ -47,15 +60,15 @@ type Config struct {
 	// also that of a deadline of the caller's own.
 	Classify func(ctx context.Context, err error) Outcome
 
-	// Storage keeps the circuit. nil: a MemoryStorage of the breaker's (or the
-	// group's) own.
+	// Storage keeps the circuit of the fleet. nil: there is no fleet, and the
+	// circuit is this process's alone.
 	Storage Storage
 
-	// Strict has every call read the circuit from the storage first, one round
-	// trip, and wait until its outcome is known there. Without it a call
-	// decides from what this process knows, which may be behind by as long as
-	// the storage takes to tell. A success that met no failures on record when
-	// it began is not sent, here as there.
+	// Strict has every call read the fleet's circuit from the storage first,
+	// one round trip, and wait until its outcome is known there. Without it a
+	// call decides from what this process knows, which may be behind by as long
+	// as the storage takes to tell. A success that met no failures on record
+	// when it began is not sent, here as there.
 	Strict bool
 
 	// StorageTimeout is the most that one call ever waits for the storage:
@@ -68,6 +81,10 @@ type Config struct {
 	// Listeners are told what happens, in this order.
 	Listeners []*Listener
 
+	// Instance names this process in records, errors and events: its host and
+	// process ID if empty. At most 200 bytes.
+	Instance string
+
 	// MaxCircuits is how many breakers a Group keeps: 1024 if 0. New ignores it.
 	MaxCircuits int
 }
@@ -76,7 +93,7 @@ type Config struct {
 type Fallback uint8
 
 const (
-	FallbackLocal  Fallback = iota // a full circuit of this process's own
+	FallbackLocal  Fallback = iota // the circuit of this process decides alone
 	FallbackClosed                 // every call runs, nothing is counted
 	FallbackOpen                   // every call is rejected
 )
@@ -95,7 +112,7 @@ func (f Fallback) String() string {
 }
 
 // The largest settings that are not taken for a mistake. maxMaxTrials also
-// bounds a record, maxTimeout also what a stranger's record can ask for.
+// bounds a record, maxTimeout also what a record from outside can ask for.
 const (
 	maxFailMax   = math.MaxInt32
 	maxMaxTrials = 1024
@@ -103,10 +120,16 @@ const (
 )
 
 // settings is a valid Config with its defaults filled in. It never changes.
-type settings struct{ Config }
+type settings struct {
+	Config
+	limits  Limits // of the fleet's circuit
+	own     Limits // of the circuit of this process: it opens at once
+	perCall bool   // a listener asks for each call
+	rejects bool   // a listener asks for each rejection
+}
 
 func newSettings(cfg Config) (*settings, error) {
-	s := &settings{cfg}
+	s := &settings{Config: cfg}
 	s.Exclude, s.Listeners = slices.Clone(cfg.Exclude), slices.Clone(cfg.Listeners)
 	var invalid []error
 	reject := func(format string, args ...any) {
@@ -137,6 +160,7 @@ func newSettings(cfg Config) (*settings, error) {
 		{"ResetTimeout", &s.ResetTimeout, time.Minute},
 		{"TrialTimeout", &s.TrialTimeout, 30 * time.Second},
 		{"StorageTimeout", &s.StorageTimeout, 100 * time.Millisecond},
+		{"Suspicion", &s.Suspicion, 50 * time.Millisecond},
 	} {
 		if *d.value == 0 {
 			*d.value = d.preset
@@ -162,15 +186,33 @@ func newSettings(cfg Config) (*settings, error) {
 	if checked, ok := s.Storage.(interface{ invalidSettings() error }); ok && checked.invalidSettings() != nil {
 		reject("Storage: %w", checked.invalidSettings())
 	}
+	if len(s.Instance) > maxTextLength || !utf8.ValidString(s.Instance) {
+		reject("Instance is %.80q: must be at most %d bytes of UTF-8", s.Instance, maxTextLength)
+	}
 	if invalid != nil {
 		return nil, errors.Join(invalid...)
 	}
+	s.derive()
 	return s, nil
 }
 
-func (s *settings) limits() Limits {
-	return Limits{s.FailMax, s.ResetTimeout, s.SuccessThreshold, s.MaxTrials, s.TrialTimeout}
+// derive fills in what follows from the fields of the Config.
+func (s *settings) derive() {
+	if s.Instance == "" {
+		host, _ := os.Hostname()
+		s.Instance = clip(host, maxTextLength-20) + ":" + strconv.Itoa(os.Getpid())
+	}
+	s.own = Limits{FailMax: s.FailMax, ResetTimeout: s.ResetTimeout, SuccessThreshold: s.SuccessThreshold, MaxTrials: s.MaxTrials, TrialTimeout: s.TrialTimeout}
+	s.limits = s.own
+	s.limits.Suspicion = s.Suspicion
+	for _, l := range s.Listeners {
+		s.perCall = s.perCall || l.BeforeCall != nil || l.Success != nil || l.Failure != nil || l.Ignored != nil
+		s.rejects = s.rejects || l.Rejected != nil
+	}
 }
+
+// hooked reports whether every call has something to do beside running.
+func (s *settings) hooked() bool { return s.Strict || s.perCall || s.Classify != nil }
 
 // classify is what the error of a call on the named circuit says.
 func (s *settings) classify(ctx context.Context, circuit string, err error) Outcome {
@@ -180,7 +222,7 @@ func (s *settings) classify(ctx context.Context, circuit string, err error) Outc
 	if err == nil {
 		return OutcomeSuccess
 	}
-	if ctx.Err() == context.Canceled || isRejectionBy(circuit, err) {
+	if isCancelled(ctx) || isRejectionBy(circuit, err) {
 		return OutcomeIgnored
 	}
 	for _, exclude := range s.Exclude {
@@ -190,3 +232,7 @@ func (s *settings) classify(ctx context.Context, circuit string, err error) Outc
 	}
 	return OutcomeFailure
 }
+
+// isCancelled reports whether a call's own context was cancelled by its caller,
+// whatever the cause. A deadline that has passed is no such thing.
+func isCancelled(ctx context.Context) bool { return ctx.Err() == context.Canceled }

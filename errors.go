@@ -4,39 +4,50 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // ErrOpen is what every rejection is: errors.Is(err, ErrOpen).
 var ErrOpen = errors.New("infuse: circuit open")
 
-// OpenError tells that a call was rejected and ran nothing. Rejections of the
-// same spell of an open circuit may share one OpenError: do not change it.
+// OpenError tells that a call was rejected and ran nothing. While a circuit
+// stays open, rejections may share one OpenError: do not change it.
+//
+// It wraps nothing: errors.As does not see through it to the Cause, which is
+// an earlier call's.
 type OpenError struct {
 	Circuit string
-	State   State // open, or half-open while others' trials run
-	Cause   error // what opened it, where this process knows; nil otherwise
-
-	dueAt time.Time // zero: due
+	State   State     // open, or half-open while others' trials run
+	Local   bool      // it is the circuit of this process alone: the fleet's is closed
+	Cause   error     // what opened it, as text where another process saw it; nil if that is not known. It is not part of Error()
+	By      string    // the instance that opened it, or that began the trials; empty if that is not known
+	Reason  string    // of an override
+	DueAt   time.Time // when a trial may run; zero: one is due, or another's trial runs
 }
 
 // RetryAfter returns how long it is until a trial may run: 0 when one is due,
 // or when another's trial runs and so its end cannot be known.
 func (e *OpenError) RetryAfter() time.Duration {
-	if e.dueAt.IsZero() {
+	if e.DueAt.IsZero() {
 		return 0
 	}
-	return max(0, time.Until(e.dueAt))
+	return max(0, time.Until(e.DueAt))
 }
 
-// Error names the circuit, its state, how long until a trial, and the cause.
+// Error names the circuit, its state, and how long it is until a trial. It
+// does not name the cause: retriers match on words of it.
 func (e *OpenError) Error() string {
 	text := fmt.Sprintf("infuse: circuit %q is %v", e.Circuit, e.State)
+	if e.Local {
+		text += " in this process alone"
+	}
 	if left := e.RetryAfter(); left > 0 {
 		text += fmt.Sprintf(", a trial may run in %v", left.Round(time.Millisecond))
 	}
-	if e.Cause != nil {
-		text += ": " + e.Cause.Error()
+	if e.Reason != "" {
+		text += fmt.Sprintf(": %q", e.Reason)
 	}
 	return text
 }
@@ -44,8 +55,23 @@ func (e *OpenError) Error() string {
 // Is makes errors.Is(err, ErrOpen) true.
 func (e *OpenError) Is(target error) bool { return target == ErrOpen }
 
+// RetryableError is false: the AWS SDK for Go asks.
+func (e *OpenError) RetryableError() bool { return false }
+
+// NonRetriable marks the error for the Azure SDK for Go.
+func (e *OpenError) NonRetriable() {}
+
+// Retryable reports whether a retry policy may try again after err: false for
+// nil and for a rejection, also a wrapped one. It says nothing else of err.
+func Retryable(err error) bool { return err != nil && !errors.Is(err, ErrOpen) }
+
 // isRejectionBy reports whether err comes from a rejection by the circuit itself.
 func isRejectionBy(circuit string, err error) bool {
+	switch err.(type) {
+	case *OpenError, interface{ Unwrap() error }, interface{ Unwrap() []error }, interface{ As(any) bool }:
+	default:
+		return false // errors.As would come to the same, at ten times the price
+	}
 	var open *OpenError
 	return errors.As(err, &open) && open.Circuit == circuit
 }
@@ -58,17 +84,14 @@ type cause struct {
 	root error
 }
 
-// cause is what a rejection may say of the failure; nil for any other result.
-func (r result) cause() error {
-	if r.outcome != OutcomeFailure || r.err == nil {
+func (c *cause) Error() string { return c.text }
+func (c *cause) Unwrap() error { return c.root }
+
+// causeOf returns what may be kept of an error.
+func causeOf(err error) error {
+	if err == nil {
 		return nil
 	}
-	return causeOf(r.err)
-}
-
-const maxCauseLength = 1024
-
-func causeOf(err error) error {
 	root := err
 	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
 		root = next
@@ -78,12 +101,32 @@ func causeOf(err error) error {
 	} else if root == err {
 		return err
 	}
-	text := err.Error()
-	return &cause{text[:min(len(text), maxCauseLength)], root}
+	return &cause{clip(err.Error(), maxCauseLength), root}
 }
 
-func (c *cause) Error() string { return c.text }
-func (c *cause) Unwrap() error { return c.root }
+const maxCauseLength = 1024
+
+// textOf returns the cause as records have it.
+func textOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	return clip(err.Error(), maxTextLength)
+}
+
+// clip returns the first bytes of s that are valid UTF-8, as many as are allowed.
+func clip(s string, most int) string {
+	if len(s) > most {
+		s = s[:most]
+		for s != "" && !utf8.RuneStart(s[len(s)-1]) {
+			s = s[:len(s)-1]
+		}
+		if r, size := utf8.DecodeLastRuneInString(s); r == utf8.RuneError && size == 1 {
+			s = s[:len(s)-1]
+		}
+	}
+	return strings.ToValidUTF8(s, "?")
+}
 
 var sentinelType = reflect.TypeOf(ErrOpen)
 
@@ -91,7 +134,7 @@ var sentinelType = reflect.TypeOf(ErrOpen)
 // such as syscall.ECONNREFUSED.
 func isSentinel(err error) bool {
 	t := reflect.TypeOf(err)
-	return t == sentinelType || t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64
+	return t == sentinelType || t.Kind() >= reflect.Int && t.Kind() <= reflect.Uintptr
 }
 
 // panicError is the cause where a call has panicked.

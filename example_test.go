@@ -8,8 +8,9 @@ import (
 	"net/http/httptest"
 	"time"
 
-	"github.com/infuse-go/infuse"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/infuse-go/infuse"
 )
 
 // A sick server is called until the circuit opens, and then not any more.
@@ -108,9 +109,78 @@ func ExampleAnnounce() {
 		panic(err)
 	}
 	defer caller.Stop()
-	_ = caller.Open(context.Background()) // the service was sick
+	_ = caller.Move(context.Background(), infuse.StateOpen) // the service was sick
 
 	_ = infuse.Announce(context.Background(), storage, "inventory", infuse.StateHalfOpen)
 	fmt.Println(caller.State())
 	// Output: half-open
+}
+
+// A call's outcome need not be an error: here a slow answer is a failure, too.
+func ExamplePermit_Settle() {
+	breaker, err := infuse.New("search", infuse.Config{FailMax: 1})
+	if err != nil {
+		panic(err)
+	}
+	defer breaker.Stop()
+
+	permit, err := breaker.Acquire(context.Background())
+	if err != nil {
+		panic(err)
+	}
+	hits, took := 17, 8*time.Second // … what the search came to …
+	if took > 5*time.Second {
+		permit.Settle(infuse.OutcomeFailure)
+	} else {
+		permit.Settle(infuse.OutcomeSuccess)
+	}
+	fmt.Println(hits, breaker.State())
+	// Output: 17 open
+}
+
+// An operator takes a service out by hand, for the whole fleet.
+func ExampleBreaker_Move() {
+	breaker, err := infuse.New("inventory", infuse.Config{ResetTimeout: time.Hour})
+	if err != nil {
+		panic(err)
+	}
+	defer breaker.Stop()
+
+	if err := breaker.Move(context.Background(), infuse.StateOpen); err != nil {
+		fmt.Println(err) // the storage has not confirmed it
+	}
+	err = breaker.Call(context.Background(), func(context.Context) error { return nil })
+	fmt.Println(errors.Is(err, infuse.ErrOpen), infuse.Retryable(err))
+	// Output: true false
+}
+
+// Some services deserve settings of their own.
+func ExampleNewGroupFunc() {
+	breakers, err := infuse.NewGroupFunc(func(circuit string) infuse.Config {
+		cfg := infuse.Config{FailMax: 10}
+		if circuit == "payments" {
+			cfg.FailMax = 2
+		}
+		return cfg
+	})
+	if err != nil {
+		panic(err)
+	}
+	defer breakers.Stop()
+
+	for _, name := range []string{"payments", "search"} {
+		breaker, err := breakers.Breaker(name)
+		if err != nil {
+			panic(err)
+		}
+		for range 5 {
+			_ = breaker.Call(context.Background(), func(context.Context) error { return errors.New("sick") })
+		}
+	}
+	states := make(map[string]infuse.State)
+	for breaker := range breakers.All() {
+		states[breaker.Name()] = breaker.State()
+	}
+	fmt.Println(states)
+	// Output: map[payments:open search:closed]
 }

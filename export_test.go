@@ -1,8 +1,7 @@
 package infuse
 
-// What only tests outside the package may use.
-var (
-	EncodeRecord = encodeRecord
-	DecodeRecord = decodeRecord
-	DecodeReply  = decodeReply
-)
+// IsFast reports whether a success takes neither a lock nor a look at the clock.
+func IsFast(b *Breaker) bool { return b.view.Load().fast }
+
+// RejectsAtOnce reports whether a rejection is a load and a branch.
+func RejectsAtOnce(b *Breaker) bool { return b.view.Load().rejects != nil }

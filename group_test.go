@@ -2,31 +2,21 @@ package infuse_test
 
 import (
 	"fmt"
+	"net/http"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
-
-func groupOf(t testing.TB, cfg infuse.Config) *infuse.Group {
-	t.Helper()
-	g, err := infuse.NewGroup(cfg)
-	require.NoError(t, err)
-	t.Cleanup(g.Stop)
-	return g
-}
-
-func breakerOf(t testing.TB, g *infuse.Group, name string) *infuse.Breaker {
-	t.Helper()
-	b, err := g.Breaker(name)
-	require.NoError(t, err)
-	require.Equal(t, name, b.Name())
-	return b
-}
 
 func TestAGroupHasOneBreakerAName(t *testing.T) {
 	g := groupOf(t, infuse.Config{FailMax: 1})
@@ -39,7 +29,7 @@ func TestAGroupHasOneBreakerAName(t *testing.T) {
 	requireState(t, infuse.StateOpen, rates)
 }
 
-func TestManyWhoAskAGroupAtOnceGetTheSameBreaker(t *testing.T) {
+func TestAGroupGivesAllThatAskTheSameBreaker(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {
 			g := groupOf(t, patiently(infuse.Config{Storage: storage}))
@@ -50,9 +40,7 @@ func TestManyWhoAskAGroupAtOnceGetTheSameBreaker(t *testing.T) {
 				all.Go(func() {
 					for n := range names {
 						b, err := g.Breaker(fmt.Sprint("service-", (i+n)%names))
-						if err != nil {
-							t.Error(err)
-						}
+						assert.NoError(t, err)
 						got[i][(i+n)%names] = b
 					}
 				})
@@ -67,82 +55,6 @@ func TestManyWhoAskAGroupAtOnceGetTheSameBreaker(t *testing.T) {
 	}
 }
 
-// At its bound, a group lets go of a circuit that it can find again: healthy,
-// and not used for the longest time.
-func TestAFullGroupLetsGoOfTheLeastRecentlyUsedHealthyCircuit(t *testing.T) {
-	g := groupOf(t, infuse.Config{FailMax: 3, ResetTimeout: time.Hour, MaxCircuits: 4})
-	open, failing, old, young := breakerOf(t, g, "open"), breakerOf(t, g, "failing"), breakerOf(t, g, "old"), breakerOf(t, g, "young")
-	trip(t, open)
-	require.Equal(t, errIll, failing.Call(t.Context(), fails))
-	breakerOf(t, g, "young")
-
-	breakerOf(t, g, "new")
-	require.Same(t, open, breakerOf(t, g, "open"))
-	require.Same(t, failing, breakerOf(t, g, "failing"))
-	require.Same(t, young, breakerOf(t, g, "young"))
-	require.NotSame(t, old, breakerOf(t, g, "old"), "it has made room, and been made anew")
-}
-
-func TestAFullGroupKeepsWhatIsNotClosed(t *testing.T) {
-	g := groupOf(t, infuse.Config{FailMax: 1, ResetTimeout: time.Hour, MaxCircuits: 10})
-	for i := range 10 {
-		trip(t, breakerOf(t, g, fmt.Sprint(i)))
-	}
-	_, err := g.Breaker("one too many")
-	require.ErrorIs(t, err, infuse.ErrGroupFull)
-	require.ErrorContains(t, err, "10")
-	require.NoError(t, breakerOf(t, g, "7").Close(t.Context()))
-	breakerOf(t, g, "room for one more")
-	for _, i := range []int{0, 1, 2, 3, 4, 5, 6, 8, 9} {
-		requireRejected(t, breakerOf(t, g, fmt.Sprint(i)))
-	}
-}
-
-// What a group has let go of is not forgotten: the storage still has it.
-func TestACircuitThatMadeRoomIsFoundAgain(t *testing.T) {
-	for kind, storage := range storages(t) {
-		t.Run(kind, func(t *testing.T) {
-			g := groupOf(t, patiently(infuse.Config{FailMax: 10, MaxCircuits: 2, Storage: storage}))
-			for range 3 {
-				require.Equal(t, errIll, breakerOf(t, g, "failing").Call(t.Context(), fails))
-			}
-			breakerOf(t, g, "b")
-			breakerOf(t, g, "c")
-			breakerOf(t, g, "d")
-			require.Equal(t, 3, breakerOf(t, g, "failing").Failures())
-		})
-	}
-}
-
-func TestTenThousandCircuitsStayWithinTheBound(t *testing.T) {
-	server := redistest.Start(t)
-	for kind, storage := range map[string]infuse.Storage{"memory": nil, "redis": host(t, server)} {
-		t.Run(kind, func(t *testing.T) {
-			circuits := 10_000
-			if kind == "redis" {
-				circuits = 500
-			}
-			g := groupOf(t, patiently(infuse.Config{FailMax: 1, ResetTimeout: time.Hour, MaxCircuits: 50, Storage: storage}))
-			trip(t, breakerOf(t, g, "open"))
-			made := make(map[*infuse.Breaker]bool)
-			for i := range circuits {
-				b := breakerOf(t, g, fmt.Sprint(i))
-				require.NoError(t, b.Call(t.Context(), succeeds))
-				made[b] = true
-			}
-			require.Len(t, made, circuits)
-			kept := 0
-			for i := circuits - 49; i < circuits; i++ {
-				if made[breakerOf(t, g, fmt.Sprint(i))] {
-					kept++
-				}
-			}
-			require.Equal(t, 49, kept, "the most recently used are the same as before")
-			requireRejected(t, breakerOf(t, g, "open"))
-		})
-	}
-}
-
 func TestAStoppedGroupMakesNoMoreBreakers(t *testing.T) {
 	g := groupOf(t, infuse.Config{})
 	b := breakerOf(t, g, "prices")
@@ -152,4 +64,433 @@ func TestAStoppedGroupMakesNoMoreBreakers(t *testing.T) {
 	require.NoError(t, b.Call(t.Context(), succeeds))
 	_, err := g.Breaker("rates")
 	require.ErrorContains(t, err, "stopped")
+}
+
+// Making room.
+
+// At its bound a group evicts the circuit that is missed least: first a healthy
+// one, the least recently used; then one that is due; then one that fails; at
+// last the open one that is due next.
+func TestAFullGroupEvictsWhatIsMissedLeast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := groupOf(t, infuse.Config{FailMax: 2, ResetTimeout: time.Hour, MaxCircuits: 6})
+		due := breakerOf(t, g, "due")
+		trip(t, due)
+		time.Sleep(time.Hour)
+		first := breakerOf(t, g, "opened first")
+		trip(t, first)
+		time.Sleep(time.Minute)
+		second := breakerOf(t, g, "opened second")
+		trip(t, second)
+		failing := breakerOf(t, g, "failing")
+		require.Equal(t, errIll, failing.Call(t.Context(), fails))
+		old, young := breakerOf(t, g, "old"), breakerOf(t, g, "young")
+		breakerOf(t, g, "old")
+
+		kept := []*infuse.Breaker{due, first, second, failing, old, young}
+		for i, evicted := range []*infuse.Breaker{young, old, due, failing, first, second} {
+			newcomer := breakerOf(t, g, fmt.Sprint("newcomer ", i))
+			trip(t, newcomer) // it is due after all others
+			kept = append(slices.DeleteFunc(kept, func(b *infuse.Breaker) bool { return b == evicted }), newcomer)
+			require.ElementsMatch(t, kept, slices.Collect(g.All()), "%q goes next", evicted.Name())
+		}
+	})
+}
+
+// Hosts that died and were never called again filled a group for good: nothing
+// protected any further host.
+func TestDeadHostsDoNotFillTheGroupForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bound = 64
+		sent := 0
+		transport := &infuse.Transport{
+			Breakers: groupOf(t, infuse.Config{MaxCircuits: bound}),
+			Base: baseFunc(func(*http.Request) (*http.Response, error) {
+				sent++
+				return nil, errIll
+			}),
+		}
+		get := func(host string, times int) {
+			for range times {
+				_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
+				require.Error(t, err)
+			}
+		}
+		for i := range bound {
+			get(fmt.Sprintf("dead-%d.test", i), 5)
+		}
+		sent = 0
+		get("ill.test", 100)
+		require.Equal(t, 5, sent, "it is protected at once")
+		time.Sleep(7 * 24 * time.Hour)
+		for i := range bound {
+			sent = 0
+			get(fmt.Sprintf("also-ill-%d.test", i), 100)
+			require.Equal(t, 5, sent)
+		}
+	})
+}
+
+// FallbackOpen rejected every call, but those that found the group full.
+func TestFallbackOpenRejectsBeyondMaxCircuits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &troubled{Storage: infuse.NewMemoryStorage()}
+		sent := 0
+		transport := &infuse.Transport{
+			Breakers: groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 2, Fallback: infuse.FallbackOpen}),
+			Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+				sent++
+				return always(http.StatusOK, "")(r)
+			}),
+		}
+		get := func(host string) error {
+			_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
+			return err
+		}
+		require.NoError(t, get("a.test"))
+		require.NoError(t, get("b.test"))
+		storage.ill.Store(true)
+		_, err := breakerOf(t, transport.Breakers, "a.test").Record(t.Context())
+		require.ErrorIs(t, err, errAwayStorage)
+		synctest.Wait()
+		sent = 0
+		for _, host := range []string{"a.test", "b.test", "c.test", "d.test", "a.test"} {
+			require.ErrorIs(t, get(host), infuse.ErrOpen, host)
+		}
+		require.Zero(t, sent)
+	})
+}
+
+// A breaker that somebody kept was stopped when it made room: it said "closed"
+// for ever, whatever became of the circuit.
+func TestABreakerKeptFromAGroupHears(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		g := groupOf(t, infuse.Config{FailMax: 2, Storage: storage, MaxCircuits: 1})
+		kept := breakerOf(t, g, "prices")
+		breakerOf(t, g, "rates") // in its place
+		other := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage})
+		require.NotSame(t, kept, breakerOf(t, g, "prices"))
+
+		require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+		synctest.Wait()
+		requireState(t, infuse.StateOpen, kept)
+		require.NoError(t, other.Move(t.Context(), infuse.StateClosed))
+		synctest.Wait()
+		requireState(t, infuse.StateClosed, kept)
+
+		trip(t, kept)
+		passSuspicion()
+		requireState(t, infuse.StateOpen, kept, other)
+		kept.Stop()
+	})
+}
+
+// What was under way when a breaker made room was lost to the storage.
+func TestACallOfAnEvictedBreakerIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		g := groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 1})
+		var permits []infuse.Permit
+		for range 3 {
+			p, err := breakerOf(t, g, "prices").Acquire(t.Context())
+			require.NoError(t, err)
+			permits = append(permits, p)
+		}
+		breakerOf(t, g, "rates")
+		for _, p := range permits {
+			p.Done(errIll)
+		}
+		require.Equal(t, 3, breakerOf(t, g, "prices").Failures())
+	})
+}
+
+// A breaker that nothing refers to any more stops watching in time.
+func TestAnEvictedBreakerThatNobodyHoldsIsStopped(t *testing.T) {
+	storage := &watchedStorage{Storage: infuse.NewMemoryStorage()}
+	g := groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 2})
+	for i := range 100 {
+		require.NoError(t, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), succeeds))
+	}
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return storage.watched.Load() == 2
+	}, patience, pace)
+	require.Len(t, slices.Collect(g.All()), 2)
+}
+
+// What a group has evicted is not forgotten: the storage still has it.
+func TestACircuitThatMadeRoomIsFoundAgain(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			g := groupOf(t, patiently(infuse.Config{FailMax: 10, MaxCircuits: 2, Storage: storage}))
+			for range 3 {
+				require.Equal(t, errIll, breakerOf(t, g, "failing").Call(t.Context(), fails))
+			}
+			for _, name := range []string{"b", "c"} {
+				require.Equal(t, errIll, breakerOf(t, g, name).Call(t.Context(), fails))
+			}
+			require.NotContains(t, namesOf(g), "failing")
+			require.Equal(t, 3, breakerOf(t, g, "failing").Failures())
+		})
+	}
+}
+
+// What more hosts than circuits cost, as the comment of Group says: a read for
+// each time that a circuit is made anew, and none for those that are kept.
+func TestMoreHostsThanCircuitsCostAReadEach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &troubled{Storage: infuse.NewMemoryStorage()}
+		g := groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 10})
+		visit := func(hosts, rounds int) int64 {
+			before := storage.loads.Load()
+			for range rounds {
+				for i := range hosts {
+					require.NoError(t, breakerOf(t, g, fmt.Sprint("host-", i)).Call(t.Context(), succeeds))
+				}
+			}
+			return storage.loads.Load() - before
+		}
+		require.Equal(t, int64(10), visit(10, 100))
+		require.Equal(t, int64(11*100-10), visit(11, 100), "one host too many, visited in turn: each is made anew")
+	})
+}
+
+func TestTenThousandCircuitsStayWithinTheBound(t *testing.T) {
+	for kind, storage := range storages(t) {
+		t.Run(kind, func(t *testing.T) {
+			circuits := 10_000
+			if kind == "redis" {
+				circuits = 500
+			}
+			g := groupOf(t, patiently(infuse.Config{FailMax: 1, ResetTimeout: time.Hour, MaxCircuits: 50, Storage: storage}))
+			trip(t, breakerOf(t, g, "open"))
+			var want []string
+			for i := range circuits {
+				require.NoError(t, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), succeeds))
+				if i >= circuits-49 {
+					want = append(want, fmt.Sprint(i))
+				}
+			}
+			require.ElementsMatch(t, append(want, "open"), namesOf(g), "those that were used last, and the open one")
+			requireRejected(t, breakerOf(t, g, "open"))
+		})
+	}
+}
+
+func namesOf(g *infuse.Group) (names []string) {
+	for b := range g.All() {
+		names = append(names, b.Name())
+	}
+	return names
+}
+
+// All, Configure, and settings by name.
+
+func TestAllReturnsTheBreakersOfTheGroup(t *testing.T) {
+	g := groupOf(t, infuse.Config{MaxCircuits: 3})
+	require.Empty(t, namesOf(g))
+	a, b, c := breakerOf(t, g, "a"), breakerOf(t, g, "b"), breakerOf(t, g, "c")
+	all := g.All()
+	require.ElementsMatch(t, []*infuse.Breaker{a, b, c}, slices.Collect(all))
+	for range all {
+		break // and not all of them
+	}
+	for x := range all {
+		breakerOf(t, g, x.Name()+" anew") // the group may be used meanwhile
+	}
+	require.ElementsMatch(t, []*infuse.Breaker{a, b, c}, slices.Collect(all), "those of when it was called")
+	require.ElementsMatch(t, []string{"a anew", "b anew", "c anew"}, namesOf(g))
+}
+
+// An exporter that reads all circuits every few seconds must not change which
+// one was used least recently.
+func TestAllIsNoUseOfABreaker(t *testing.T) {
+	g := groupOf(t, infuse.Config{MaxCircuits: 2})
+	breakerOf(t, g, "old")
+	breakerOf(t, g, "young")
+	_ = slices.Collect(g.All())
+	breakerOf(t, g, "new")
+	require.ElementsMatch(t, []string{"young", "new"}, namesOf(g))
+}
+
+func TestConfigureChangesAGroupAndItsBreakers(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	g := groupOf(t, infuse.Config{FailMax: 5, MaxCircuits: 2, Storage: storage})
+	b := breakerOf(t, g, "prices")
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	for _, same := range []infuse.Storage{nil, storage} {
+		require.NoError(t, g.Configure(infuse.Config{FailMax: 2, MaxCircuits: 3, Storage: same}))
+	}
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	requireState(t, infuse.StateOpen, b)
+	trip(t, breakerOf(t, g, "rates"))
+	breakerOf(t, g, "stock")
+	require.Len(t, namesOf(g), 3)
+	require.Equal(t, 2, breakerOf(t, g, "rates").Failures(), "a new one has them, too")
+
+	require.ErrorContains(t, g.Configure(infuse.Config{FailMax: -1}), "Config.FailMax is -1")
+	require.ErrorContains(t, g.Configure(infuse.Config{Storage: infuse.NewMemoryStorage()}), "Config.Storage is another")
+	require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	requireState(t, infuse.StateOpen, b)
+}
+
+// tagged is a storage whose type can be compared and whose value cannot.
+type tagged struct {
+	infuse.Storage
+	tags any
+}
+
+// Configure panicked for it: the type alone was looked at.
+func TestConfigureWithAnUncomparableStorage(t *testing.T) {
+	storage := tagged{infuse.NewMemoryStorage(), []string{"eu"}}
+	b := startBreaker(t, "prices", infuse.Config{Storage: storage})
+	g := groupOf(t, infuse.Config{Storage: storage})
+	breakerOf(t, g, "prices")
+	for _, configure := range []func(infuse.Config) error{b.Configure, g.Configure} {
+		require.ErrorContains(t, configure(infuse.Config{Storage: storage}), "Config.Storage is another infuse_test.tagged")
+		require.NoError(t, configure(infuse.Config{}))
+	}
+}
+
+func TestAGroupHasSettingsByName(t *testing.T) {
+	var limit atomic.Int64
+	limit.Store(3)
+	g, err := infuse.NewGroupFunc(func(circuit string) infuse.Config {
+		switch circuit {
+		case "": // the group's
+			return infuse.Config{MaxCircuits: 4}
+		case "payments":
+			return infuse.Config{FailMax: 1}
+		case "wrong":
+			return infuse.Config{FailMax: -1, MaxTrials: -1}
+		}
+		return infuse.Config{FailMax: int(limit.Load())}
+	})
+	require.NoError(t, err)
+	defer g.Stop()
+	failuresUntilOpen := func(name string) int {
+		b := breakerOf(t, g, name)
+		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+		trip(t, b)
+		return b.Failures()
+	}
+	require.Equal(t, 1, failuresUntilOpen("payments"))
+	require.Equal(t, 3, failuresUntilOpen("prices"))
+
+	for range 2 { // it is not remembered as one that failed
+		_, err = g.Breaker("wrong")
+		require.ErrorContains(t, err, `the settings of circuit "wrong"`)
+		require.ErrorContains(t, err, "Config.FailMax is -1")
+		require.ErrorContains(t, err, "Config.MaxTrials is -1")
+	}
+
+	limit.Store(2)
+	require.NoError(t, g.Configure(infuse.Config{MaxCircuits: 1}))
+	require.Equal(t, 1, failuresUntilOpen("payments"))
+	require.Equal(t, 2, failuresUntilOpen("prices"), "its func was asked again")
+	limit.Store(-2)
+	require.ErrorContains(t, g.Configure(infuse.Config{}), "Config.FailMax is -2")
+	require.Equal(t, 2, failuresUntilOpen("prices"), "it keeps what it has")
+}
+
+func TestAGroupOfNoSettingsIsRefused(t *testing.T) {
+	_, err := infuse.NewGroup(infuse.Config{MaxCircuits: -1})
+	require.ErrorContains(t, err, "Config.MaxCircuits is -1")
+	_, err = infuse.NewGroupFunc(nil)
+	require.ErrorContains(t, err, "the func is nil")
+	_, err = infuse.NewGroupFunc(func(string) infuse.Config { return infuse.Config{ResetTimeout: -1} })
+	require.ErrorContains(t, err, "Config.ResetTimeout is -1ns")
+}
+
+// A group shares the storage of the empty name with circuits that have none.
+func TestSettingsByNameShareTheGroupsStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared, apart := infuse.NewMemoryStorage(), infuse.NewMemoryStorage()
+		g, err := infuse.NewGroupFunc(func(circuit string) infuse.Config {
+			switch circuit {
+			case "":
+				return infuse.Config{Storage: shared}
+			case "apart":
+				return infuse.Config{Storage: apart}
+			}
+			return infuse.Config{}
+		})
+		require.NoError(t, err)
+		defer g.Stop()
+		for _, name := range []string{"prices", "apart"} {
+			require.Equal(t, errIll, breakerOf(t, g, name).Call(t.Context(), fails))
+		}
+		failures := func(s infuse.Storage, name string) int {
+			r, err := s.Load(t.Context(), name)
+			require.NoError(t, err)
+			return r.Failures
+		}
+		require.Equal(t, 1, failures(shared, "prices"))
+		require.Equal(t, 0, failures(shared, "apart"))
+		require.Equal(t, 1, failures(apart, "apart"))
+	})
+}
+
+// firstWatchPanics is a storage that panics once.
+type firstWatchPanics struct {
+	infuse.Storage
+	once sync.Once
+}
+
+func (s *firstWatchPanics) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
+	s.once.Do(func() { panic("no more connections") })
+	return s.Storage.Watch(circuit, fn)
+}
+
+// A group remembered a breaker whose making had panicked: it answered with
+// neither a breaker nor an error ever after.
+func TestAGroupTriesAgainAfterAPanic(t *testing.T) {
+	g := groupOf(t, infuse.Config{Storage: &firstWatchPanics{Storage: infuse.NewMemoryStorage()}})
+	require.PanicsWithValue(t, "no more connections", func() { _, _ = g.Breaker("prices") })
+	require.NoError(t, breakerOf(t, g, "prices").Call(t.Context(), succeeds))
+}
+
+// Those who wait for a breaker whose making panics get an error.
+func TestAPanicWhileMakingIsAnErrorForTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan struct{})
+		g, err := infuse.NewGroupFunc(func(circuit string) infuse.Config {
+			if circuit != "" {
+				<-goOn
+				panic("no such file")
+			}
+			return infuse.Config{}
+		})
+		require.NoError(t, err)
+		defer g.Stop()
+		var all sync.WaitGroup
+		all.Go(func() { assert.Panics(t, func() { _, _ = g.Breaker("prices") }) })
+		synctest.Wait()
+		for range 3 {
+			all.Go(func() {
+				b, err := g.Breaker("prices")
+				assert.Nil(t, b)
+				assert.ErrorContains(t, err, `the breaker of "prices" could not be made`)
+			})
+		}
+		synctest.Wait()
+		close(goOn)
+		all.Wait()
+	})
+}
+
+// A group on Redis stops with all that it has said.
+func TestAGroupOnRedisStops(t *testing.T) {
+	server := redistest.Start(t)
+	g := groupOf(t, patiently(infuse.Config{Storage: host(t, server)}))
+	for i := range 20 {
+		require.Equal(t, errIll, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), fails))
+	}
+	g.Stop()
+	for b := range g.All() {
+		require.Equal(t, 1, b.Failures())
+	}
 }

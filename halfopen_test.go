@@ -20,7 +20,7 @@ import (
 func startDue(t *testing.T, cfg infuse.Config) *infuse.Breaker {
 	t.Helper()
 	b := startBreaker(t, "prices", cfg)
-	trip(t, b)
+	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
 	waitUntilDue(t, b)
 	return b
 }
@@ -32,7 +32,7 @@ func waitUntilDue(t *testing.T, b *infuse.Breaker) {
 	synctest.Wait()
 }
 
-// Scenario 1. A last trial that was ignored kept its place, and no call was
+// A last trial that was ignored kept its place, and no call was
 // ever admitted again.
 func TestATrialThatIsIgnoredLeavesItsPlaceToTheNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestATrialThatIsIgnoredLeavesItsPlaceToTheNext(t *testing.T) {
 	})
 }
 
-// Scenario 2. A panic in a trial, or in the func that judges it, left the
+// A panic in a trial, or in the func that judges it, left the
 // breaker half-open for ever, or was swallowed.
 func TestATrialThatPanicsIsSettledAndThePanicGoesOn(t *testing.T) {
 	panics := func(error) bool { panic("bang") }
@@ -69,7 +69,7 @@ func TestATrialThatPanicsIsSettledAndThePanicGoesOn(t *testing.T) {
 		t.Run(where, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := startBreaker(t, "prices", c.config)
-				require.NoError(t, b.HalfOpen(t.Context()))
+				require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 				require.PanicsWithValue(t, "bang", func() { _ = b.Call(t.Context(), c.call) })
 				requireState(t, infuse.StateOpen, b)
 
@@ -82,7 +82,7 @@ func TestATrialThatPanicsIsSettledAndThePanicGoesOn(t *testing.T) {
 	}
 }
 
-// Scenario 3. A trial that ended its goroutine, as a test's FailNow does, was
+// A trial that ended its goroutine, as a test's FailNow does, was
 // never settled: recover saw nil.
 func TestATrialThatEndsItsGoroutineLeavesItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestATrialThatEndsItsGoroutineLeavesItsPlace(t *testing.T) {
 	})
 }
 
-// Scenario 4. A trial that hung kept all others out; and when its result came
+// A trial that hung kept all others out; and when its result came
 // at last, it decided over a circuit that had moved on.
 func TestATrialThatHangsPastItsLeaseIsReplacedAndItsResultDropped(t *testing.T) {
 	for late, result := range map[string]error{"a failure": errIll, "a success": nil} {
@@ -147,7 +147,7 @@ func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 		requireState(t, infuse.StateClosed, b)
 		require.Zero(t, b.Failures())
 
-		require.NoError(t, b.HalfOpen(t.Context()))
+		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 		first = requireTrial(t, b)
 		time.Sleep(time.Second)
 		second = requireTrial(t, b)
@@ -160,7 +160,7 @@ func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 	})
 }
 
-// Scenario 5. A call from before the trip, or from an earlier half-open, ended
+// A call from before the trip, or from an earlier half-open, ended
 // in the next half-open, and its result was taken for the trial's.
 func TestACallOfAnEarlierGenerationIsNoTrial(t *testing.T) {
 	for result, err := range map[string]error{"a success": nil, "a failure": errIll} {
@@ -172,7 +172,7 @@ func TestACallOfAnEarlierGenerationIsNoTrial(t *testing.T) {
 				trip(t, b)
 				waitUntilDue(t, b)
 				earlier := requireTrial(t, b)
-				require.NoError(t, b.Open(t.Context()))
+				require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
 				waitUntilDue(t, b)
 
 				trial := requireTrial(t, b)
@@ -188,7 +188,7 @@ func TestACallOfAnEarlierGenerationIsNoTrial(t *testing.T) {
 	}
 }
 
-// Scenario 6. A permit that was settled twice freed a place that it did not
+// A permit that was settled twice freed a place that it did not
 // have; one that never was settled kept its place for ever.
 func TestATrialSettledTwiceCountsOnceAndOneNeverSettledFreesItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestATrialSettledTwiceCountsOnceAndOneNeverSettledFreesItself(t *testing.T)
 	})
 }
 
-// Scenario 9. To ask for the state took the only trial; and a process that
+// To ask for the state took the only trial; and a process that
 // noticed the transition cleared the successes of the others.
 func TestSeeingIsNotMoving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestSeeingIsNotMoving(t *testing.T) {
 	})
 }
 
-// Scenario 10. N trials were to run and N+1 did; and each that ended raised
+// N trials were to run and N+1 did; and each that ended raised
 // the limit by one.
 func TestMaxTrialsLetsSoManyRunAndNotOneMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

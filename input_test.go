@@ -139,7 +139,7 @@ func TestStrangeNamesHearOnlyOfThemselves(t *testing.T) {
 	}
 	for i, name := range strangeNames {
 		moved := startBreaker(t, name, patiently(infuse.Config{Storage: there}))
-		require.NoError(t, moved.Open(t.Context()))
+		require.NoError(t, moved.Move(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, watching[i])
 		requireState(t, infuse.StateClosed, watching[i+1:]...)
 	}

@@ -3,7 +3,6 @@ package infuse
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 )
 
@@ -11,16 +10,29 @@ import (
 // called without any lock held: it may use the breaker. One that panics is
 // stopped there and logged with slog.Error; the call goes on.
 //
-// BeforeCall, Success, Failure and Rejected are called by the goroutine that
-// makes the call; StateChange and StorageError in order, by one goroutine at a
-// time, whichever has found out. They should be quick.
+// BeforeCall, Success, Failure, Ignored and Rejected are called by the
+// goroutine that makes the call, and cost every call; a breaker without them
+// keeps its full speed. The others are called in order, by one goroutine at a
+// time. All should be quick.
 type Listener struct {
-	BeforeCall   func(ctx context.Context, b *Breaker)                 // a call was admitted, and is about to run
-	Success      func(ctx context.Context, b *Breaker)                 // it counted as a success
-	Failure      func(ctx context.Context, b *Breaker, err error)      // it counted as a failure
-	Rejected     func(ctx context.Context, b *Breaker, err *OpenError) // it was rejected, and did not run
-	StateChange  func(b *Breaker, from, to State)                      // also when another process moved the circuit
-	StorageError func(b *Breaker, err error)                           // once when the storage goes away; nil once when it is back
+	BeforeCall func(ctx context.Context, b *Breaker)                 // a call was admitted, and is about to run
+	Success    func(ctx context.Context, b *Breaker)                 // it counted as a success
+	Failure    func(ctx context.Context, b *Breaker, err error)      // it counted as a failure
+	Ignored    func(ctx context.Context, b *Breaker, err error)      // it counted for nothing. Every BeforeCall is followed by one of these three, once the call, the body or the permit has ended
+	Rejected   func(ctx context.Context, b *Breaker, err *OpenError) // a call was rejected, and did not run
+
+	StateChange func(b *Breaker, t Transition)          // what State returns has changed, whichever process caused it
+	StorageAway func(b *Breaker, err error)             // the storage went away: once
+	StorageBack func(b *Breaker, awayFor time.Duration) // the circuit is shared again: once
+}
+
+// Transition is a change of what Breaker.State returns. Fields may be added.
+type Transition struct {
+	From, To State
+	Local    bool   // of the circuit of this process alone, not of the fleet's
+	Origin   string // the instance that caused it: Config.Instance where it was this process; empty if that is not known
+	Cause    string // what opened the circuit; empty otherwise
+	At       time.Time
 }
 
 // LogListener logs transitions, and which circuit runs on its own and since
@@ -30,26 +42,48 @@ func LogListener(logger *slog.Logger) *Listener {
 		logger = slog.Default()
 	}
 	return &Listener{
-		StateChange: func(b *Breaker, from, to State) {
+		StateChange: func(b *Breaker, t Transition) {
 			level := slog.LevelInfo
-			if to == StateOpen {
+			if t.To == StateOpen {
 				level = slog.LevelWarn
 			}
-			logger.Log(context.Background(), level, "circuit moved",
-				"circuit", b.Name(), "from", from.String(), "to", to.String())
+			logger.Log(context.Background(), level, "circuit moved", "circuit", b.Name(),
+				"from", t.From.String(), "to", t.To.String(), "local", t.Local, "origin", t.Origin, "cause", t.Cause)
 		},
-		StorageError: func(b *Breaker, err error) {
-			b.mu.Lock()
-			since := b.awaySince
-			b.mu.Unlock()
-			if err != nil {
-				logger.Warn("circuit runs on its own: its storage is away",
-					"circuit", b.Name(), "since", since, "fallback", b.settings().Fallback.String(), "error", err)
-				return
-			}
-			logger.Info("circuit is shared again: its storage is back",
-				"circuit", b.Name(), "since", since, "for", time.Since(since))
+		StorageAway: func(b *Breaker, err error) {
+			logger.Warn("circuit runs on its own: its storage is away",
+				"circuit", b.Name(), "fallback", b.settings().Fallback.String(), "error", err)
 		},
+		StorageBack: func(b *Breaker, awayFor time.Duration) {
+			logger.Info("circuit is shared again: its storage is back", "circuit", b.Name(), "away", awayFor)
+		},
+	}
+}
+
+// event is something that listeners hear of in order.
+type event func(l *Listener, b *Breaker)
+
+func stateChanged(t Transition) event {
+	return func(l *Listener, b *Breaker) {
+		if l.StateChange != nil {
+			l.StateChange(b, t)
+		}
+	}
+}
+
+func storageAway(err error) event {
+	return func(l *Listener, b *Breaker) {
+		if l.StorageAway != nil {
+			l.StorageAway(b, err)
+		}
+	}
+}
+
+func storageBack(awayFor time.Duration) event {
+	return func(l *Listener, b *Breaker) {
+		if l.StorageBack != nil {
+			l.StorageBack(b, awayFor)
+		}
 	}
 }
 
@@ -76,97 +110,10 @@ func (s *settings) tellOutcome(ctx context.Context, b *Breaker, r result) {
 			protected(func() { l.Success(ctx, b) })
 		case r.outcome == OutcomeFailure && l.Failure != nil:
 			protected(func() { l.Failure(ctx, b, r.err) })
+		case r.outcome != OutcomeSuccess && r.outcome != OutcomeFailure && l.Ignored != nil:
+			protected(func() { l.Ignored(ctx, b, r.err) })
 		}
 	}
-}
-
-// event is something that listeners hear of in order.
-type event func(l *Listener)
-
-func stateChange(b *Breaker, from, to State) event {
-	return func(l *Listener) {
-		if l.StateChange != nil {
-			l.StateChange(b, from, to)
-		}
-	}
-}
-
-func storageError(b *Breaker, err error) event {
-	return func(l *Listener) {
-		if l.StorageError != nil {
-			l.StorageError(b, err)
-		}
-	}
-}
-
-// events is a queue that whoever finds it idle empties, so that listeners are
-// told in order and without a lock, and may cause events themselves.
-type events struct {
-	mu      sync.Mutex
-	queue   []event
-	started bool
-	telling bool
-}
-
-// start lets listeners be told. Before it, events are kept.
-func (e *events) start() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.started = true
-}
-
-func (e *events) add(ev event) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.queue = append(e.queue, ev)
-}
-
-func (e *events) tell(listeners []*Listener) {
-	if !e.begin() {
-		return
-	}
-	ended := false
-	defer func() {
-		if !ended { // a listener has ended the goroutine
-			e.mu.Lock()
-			e.telling = false
-			e.mu.Unlock()
-		}
-	}()
-	for {
-		ev := e.next()
-		if ev == nil {
-			ended = true
-			return
-		}
-		for _, l := range listeners {
-			protected(func() { ev(l) })
-		}
-	}
-}
-
-func (e *events) begin() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.started || e.telling || len(e.queue) == 0 {
-		return false
-	}
-	e.telling = true
-	return true
-}
-
-// next takes the oldest event; when there is none, telling ends with the same
-// lock, so that an event added after it finds the queue idle.
-func (e *events) next() event {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if len(e.queue) == 0 {
-		e.telling = false
-		return nil
-	}
-	ev := e.queue[0]
-	e.queue = e.queue[1:]
-	return ev
 }
 
 // protected runs a listener. Its panic must change nothing for the call.

@@ -88,3 +88,91 @@ func TestAPermitThatIsNeverSettledHoldsNothingBack(t *testing.T) {
 		requireState(t, infuse.StateClosed, b)
 	})
 }
+
+func TestSettleCountsTheOutcomeThatItIsGiven(t *testing.T) {
+	var heard stateLog
+	b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Listeners: []*infuse.Listener{everyCall(&heard)}})
+	settle := func(o infuse.Outcome) {
+		p, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		p.Settle(o)
+	}
+	settle(infuse.OutcomeFailure)
+	settle(infuse.OutcomeFailure)
+	require.Equal(t, 2, b.Failures())
+	settle(infuse.OutcomeIgnored)
+	settle(9)
+	require.Equal(t, 2, b.Failures(), "an outcome that does not exist counts for nothing")
+	settle(infuse.OutcomeSuccess)
+	require.Zero(t, b.Failures())
+	for range 3 {
+		settle(infuse.OutcomeFailure)
+	}
+	requireState(t, infuse.StateOpen, b)
+	require.ErrorContains(t, requireRejected(t, b).Cause, "settled as a failure")
+	require.Equal(t, []string{
+		"call", "failure: infuse: settled as a failure", "call", "failure: infuse: settled as a failure",
+		"call", "ignored: <nil>", "call", "ignored: <nil>", "call", "success",
+	}, heard.all()[:10])
+}
+
+// Settle has the last word: Classify would have called every call a failure.
+func TestSettleIsInPlaceOfClassify(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{
+		FailMax: 1, Classify: func(context.Context, error) infuse.Outcome { return infuse.OutcomeFailure },
+	})
+	p, err := b.Acquire(t.Context())
+	require.NoError(t, err)
+	p.Settle(infuse.OutcomeSuccess)
+	requireState(t, infuse.StateClosed, b)
+}
+
+func TestAPermitIsSettledOnceByDoneOrSettle(t *testing.T) {
+	var zero infuse.Permit
+	zero.Settle(infuse.OutcomeFailure)
+
+	b := startBreaker(t, "prices", infuse.Config{FailMax: 1000})
+	for i := range 100 {
+		p, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() { p.Settle(infuse.OutcomeFailure) })
+			all.Go(func() { p.Done(errIll) })
+		}
+		all.Wait()
+		p.Settle(infuse.OutcomeSuccess) // would clear the failures
+		require.Equal(t, i+1, b.Failures())
+	}
+}
+
+func TestSettleEndsATrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, storage := range []infuse.Storage{nil, infuse.NewMemoryStorage()} {
+			b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: storage})
+			trip(t, b)
+			time.Sleep(time.Minute)
+			requireTrial(t, b).Settle(infuse.OutcomeIgnored)
+			requireState(t, infuse.StateHalfOpen, b)
+			requireTrial(t, b).Settle(infuse.OutcomeFailure)
+			requireState(t, infuse.StateOpen, b)
+			time.Sleep(time.Minute)
+			requireTrial(t, b).Settle(infuse.OutcomeSuccess)
+			requireState(t, infuse.StateClosed, b)
+		}
+	})
+}
+
+func TestSettlingASuccessInHealthAllocatesNothing(t *testing.T) {
+	if underRace {
+		t.Skip("sync.Pool drops things on purpose")
+	}
+	b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{new(stateLog).listener()}})
+	require.Zero(t, allocations(func() {
+		p, err := b.Acquire(context.Background())
+		if err != nil {
+			panic(err)
+		}
+		p.Settle(infuse.OutcomeSuccess)
+	}))
+}

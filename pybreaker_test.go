@@ -53,15 +53,25 @@ func pybreakerTraces(t *testing.T) []pybreakerTrace {
 
 // Whatever pybreaker answered, in whichever state, this breaker answers too.
 func TestEveryTraceOfPybreakerIsReplayedInMemory(t *testing.T) {
+	t.Run("alone", func(t *testing.T) { replayInMemory(t, false) })
+	t.Run("a fleet of one", func(t *testing.T) { replayInMemory(t, true) })
+}
+
+func replayInMemory(t *testing.T, shared bool) {
 	for i, trace := range pybreakerTraces(t) {
 		t.Run(fmt.Sprint("trace ", i+1), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b, err := infuse.New("service", trace.config(1))
+				cfg := trace.config(1)
+				if shared {
+					cfg.Storage = infuse.NewMemoryStorage()
+				}
+				b, err := infuse.New("service", cfg)
 				require.NoError(t, err)
 				defer b.Stop()
 				for i, step := range trace.Steps {
 					time.Sleep(inSeconds(step.Advance))
 					require.Equal(t, step.Result, step.run(b), trace.at(i))
+					synctest.Wait() // a success reports behind the call's back
 					require.Equal(t, step.State, b.State().String(), trace.at(i))
 					if step.State == "closed" {
 						require.Equal(t, step.Failures, b.Failures(), trace.at(i))
@@ -214,11 +224,11 @@ func (step pybreakerStep) run(b *infuse.Breaker) string {
 	var err error
 	switch step.Op {
 	case "open":
-		err = b.Open(ctx)
+		err = b.Move(ctx, infuse.StateOpen)
 	case "half_open":
-		err = b.HalfOpen(ctx)
+		err = b.Move(ctx, infuse.StateHalfOpen)
 	case "close":
-		err = b.Close(ctx)
+		err = b.Move(ctx, infuse.StateClosed)
 	case "success", "failure", "excluded":
 		return step.call(ctx, b)
 	default:

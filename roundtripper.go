@@ -230,7 +230,7 @@ func (e *exchange) settle(r result) {
 }
 
 func (e *exchange) succeed() {
-	if !e.breaker.isQuiet(e.admission.view) {
+	if !e.admission.view.fast || !e.breaker.isQuiet(e.admission) {
 		e.settle(result{})
 	}
 }

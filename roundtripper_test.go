@@ -21,14 +21,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Scenario 32: a rejection left the request's body open, or both a response
+// A rejection left the request's body open, or both a response
 // and an error came back.
-func TestARejectionClosesTheBodyAndReturnsItsErrorAlone(t *testing.T) {
+func TestARejectionClosesTheRequestsBody(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		c := startWebClient(t, s, infuse.Config{})
-		require.NoError(t, c.breaker.Open(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
 
 		body := &closeCounter{Reader: strings.NewReader("order")}
 		for _, r := range []*http.Request{
@@ -53,7 +54,7 @@ func TestARejectionClosesTheBodyAndReturnsItsErrorAlone(t *testing.T) {
 	})
 }
 
-func TestTheVeryRequestIsHandedOnAndNeverModified(t *testing.T) {
+func TestTheVeryRequestIsSentUnmodified(t *testing.T) {
 	var got *http.Request
 	transport := &infuse.Transport{Base: baseFunc(func(r *http.Request) (*http.Response, error) {
 		got = r
@@ -212,7 +213,7 @@ func TestWhatCountsByDefault(t *testing.T) {
 	})
 }
 
-// Scenario 33: a caller cancelled with a cause of its own. The error is that
+// A caller cancelled with a cause of its own. The error is that
 // cause, so that only the context tells that it was the caller.
 func TestACancelledRequestIsIgnoredWhateverTheCause(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
@@ -234,9 +235,9 @@ func TestACancelledRequestIsIgnoredWhateverTheCause(t *testing.T) {
 	})
 }
 
-// Scenario 34: the server stalls beyond ResponseHeaderTimeout. The error looks
+// The server stalls beyond ResponseHeaderTimeout. The error looks
 // like the caller's deadline, and the context has none.
-func TestAServerThatStallsBeyondResponseHeaderTimeoutIsAFailure(t *testing.T) {
+func TestResponseHeaderTimeoutIsAFailure(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.Server.Client().Transport.(*http.Transport).ResponseHeaderTimeout = 20 * time.Millisecond
 		s.does(s.stalls)
@@ -278,7 +279,7 @@ func TestClientTimeoutIsAFailure(t *testing.T) {
 	})
 }
 
-// Scenario 36: one client follows a redirect from a healthy host to a sick
+// One client follows a redirect from a healthy host to a sick
 // one. Each hop meets the circuit of its own host.
 func TestARedirectToAnotherHostMeetsThatHostsCircuit(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
@@ -360,7 +361,7 @@ func TestAMalformedRequestIsIgnored(t *testing.T) {
 		}
 
 		// Nor does one take the trial's place for good.
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 		r := newRequest(t, http.MethodGet, s.URL, nil)
 		r.Header["a b"] = []string{"c"}
 		_, err := c.transport.RoundTrip(r)
@@ -383,7 +384,7 @@ func TestSkipGoesPastTheBreaker(t *testing.T) {
 		_, _ = readAll(response)
 		require.Equal(t, 1, c.breaker.Failures(), "it counts for nothing")
 
-		require.NoError(t, c.breaker.Open(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
 		response, err = c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
 		require.NoError(t, err, "it is sent though the circuit is open")
 		_, _ = readAll(response)
@@ -391,11 +392,11 @@ func TestSkipGoesPastTheBreaker(t *testing.T) {
 	})
 }
 
-func TestServiceUnavailableAnswersInPlaceOfTheService(t *testing.T) {
+func TestServiceUnavailableAnswersForTheService(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		c := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
 		c.transport.OnRejected = infuse.ServiceUnavailable
-		require.NoError(t, c.breaker.Open(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
 
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
@@ -415,7 +416,7 @@ func TestServiceUnavailableAnswersInPlaceOfTheService(t *testing.T) {
 		require.Equal(t, http.NoBody, response.Body)
 		require.Zero(t, s.calls.Load())
 
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 		_, err = c.breaker.Acquire(t.Context()) // the trial
 		require.NoError(t, err)
 		response, err = c.Get(s.URL)
@@ -426,10 +427,9 @@ func TestServiceUnavailableAnswersInPlaceOfTheService(t *testing.T) {
 
 func TestOnRejectedIsHeldToTheContract(t *testing.T) {
 	var left *closeCounter
-	transport := &infuse.Transport{Breakers: startGroup(t, infuse.Config{})}
-	b, err := transport.Breakers.Breaker("inventory.test")
-	require.NoError(t, err)
-	require.NoError(t, b.Open(t.Context()))
+	transport := &infuse.Transport{Breakers: groupOf(t, infuse.Config{})}
+	b := breakerOf(t, transport.Breakers, "inventory.test")
+	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
 	body := &closeCounter{Reader: strings.NewReader("order")}
 	r := newRequest(t, http.MethodPost, "http://inventory.test", body)
 
@@ -468,25 +468,24 @@ func TestABaseIsHeldToTheContract(t *testing.T) {
 }
 
 func TestABaseThatPanicsFailsAndThePanicGoesOn(t *testing.T) {
-	transport := &infuse.Transport{Breakers: startGroup(t, infuse.Config{FailMax: 2})}
-	b, err := transport.Breakers.Breaker("inventory.test")
-	require.NoError(t, err)
+	transport := &infuse.Transport{Breakers: groupOf(t, infuse.Config{FailMax: 2})}
+	b := breakerOf(t, transport.Breakers, "inventory.test")
 	r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
 	roundTrip := func() { _, _ = transport.RoundTrip(r) }
 
 	transport.Base = baseFunc(func(*http.Request) (*http.Response, error) { panic("base") })
-	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 	require.PanicsWithValue(t, "base", roundTrip)
 	requireState(t, infuse.StateOpen, b)
 
 	transport.Base = always(http.StatusOK, "well")
 	transport.Classify = func(*http.Request, *http.Response, error) infuse.Outcome { panic("classify") }
-	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 	require.PanicsWithValue(t, "classify", roundTrip)
 	requireState(t, infuse.StateOpen, b)
 
 	transport.Base = baseFunc(func(*http.Request) (*http.Response, error) { runtime.Goexit(); return nil, nil })
-	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 	var ended sync.WaitGroup
 	ended.Go(roundTrip)
 	ended.Wait()
@@ -537,15 +536,13 @@ func TestInsideAndOutsideOfAnotherRoundTripper(t *testing.T) {
 	})
 }
 
-// Scenario 15 over HTTP: a Transport under another one for the same circuit.
+// A Transport under another one for the same circuit.
 // The rejections of the inner one are no failures for the outer one.
 func TestARejectionByTheSameCircuitIsIgnored(t *testing.T) {
-	group, inner := startGroup(t, infuse.Config{}), startGroup(t, infuse.Config{})
-	outside, err := group.Breaker("inventory.test")
-	require.NoError(t, err)
-	inside, err := inner.Breaker("inventory.test")
-	require.NoError(t, err)
-	require.NoError(t, inside.Open(t.Context()))
+	group, inner := groupOf(t, infuse.Config{}), groupOf(t, infuse.Config{})
+	outside := breakerOf(t, group, "inventory.test")
+	inside := breakerOf(t, inner, "inventory.test")
+	require.NoError(t, inside.Move(t.Context(), infuse.StateOpen))
 	r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
 	for _, classify := range []func(*http.Request, *http.Response, error) infuse.Outcome{nil, infuse.DefaultClassify} {
 		transport := &infuse.Transport{Base: &infuse.Transport{Breakers: inner}, Breakers: group, Classify: classify}
@@ -558,10 +555,9 @@ func TestARejectionByTheSameCircuitIsIgnored(t *testing.T) {
 		Base: &infuse.Transport{Breakers: inner}, Breakers: group,
 		Circuit: func(*http.Request) string { return "shop" },
 	}
-	_, err = other.RoundTrip(r)
+	_, err := other.RoundTrip(r)
 	require.ErrorIs(t, err, infuse.ErrOpen)
-	shop, err := group.Breaker("shop")
-	require.NoError(t, err)
+	shop := breakerOf(t, group, "shop")
 	require.Equal(t, 1, shop.Failures(), "a circuit that the service depends on is another matter")
 }
 
@@ -576,7 +572,7 @@ func TestATrialEndsAtTheHeaders(t *testing.T) {
 			}
 		})
 		c := startWebClient(t, s, infuse.Config{})
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 
 		download, err := c.Get(s.URL + "/download")
 		require.NoError(t, err)
@@ -592,11 +588,11 @@ func TestATrialEndsAtTheHeaders(t *testing.T) {
 	})
 }
 
-func TestATrialWhoseCallerCancelsLeavesItsPlaceToTheNext(t *testing.T) {
+func TestACancelledTrialLeavesItsPlaceToTheNext(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(s.stalls)
 		c := startWebClient(t, s, infuse.Config{TrialTimeout: time.Hour})
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			assert.Eventually(t, func() bool { return s.calls.Load() == 1 }, patience, pace)
@@ -619,7 +615,7 @@ func TestEveryTrialOfManyEndsAtTheHeaders(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(breaksOff)
 		c := startWebClient(t, s, infuse.Config{SuccessThreshold: 3})
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 		for range 2 {
 			_, err := c.get()
 			require.Error(t, err)
@@ -633,24 +629,63 @@ func TestEveryTrialOfManyEndsAtTheHeaders(t *testing.T) {
 	})
 }
 
-func TestATrialCountsOnceForTheListeners(t *testing.T) {
+// A trial whose body broke off was told twice: as a success at the headers, and
+// as a failure at the end.
+func TestEveryRequestIsToldOnce(t *testing.T) {
+	const call, success, ignored = "call", "success", "ignored: context canceled"
 	overBoth(t, func(t *testing.T, s *webServer) {
-		var heard stateLog
-		c := startWebClient(t, s, infuse.Config{Listeners: []*infuse.Listener{{
-			Success: func(context.Context, *infuse.Breaker) { heard.add("success") },
-			Failure: func(_ context.Context, _ *infuse.Breaker, err error) { heard.add(err.Error()) },
-		}}})
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
-		_, err := c.get()
-		require.NoError(t, err)
-		require.Equal(t, []string{"success"}, heard.all())
-
-		s.does(answers(http.StatusServiceUnavailable, "ill"))
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
-		_, err = c.get()
-		require.NoError(t, err)
-		require.Equal(t, []string{"success", "503 Service Unavailable"}, heard.all())
-		requireState(t, infuse.StateOpen, c.breaker)
+		for name, test := range map[string]struct {
+			h                  http.HandlerFunc
+			want, wantOfATrial string // what the outcome begins with
+		}{
+			"well":                 {answers(http.StatusOK, "well"), success, success},
+			"without a body":       {answers(http.StatusNoContent, ""), success, success},
+			"ill":                  {answers(http.StatusServiceUnavailable, "ill"), "failure: 503 Service Unavailable", "failure: 503 Service Unavailable"},
+			"no answer":            {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "failure: ", "failure: "},
+			"a body that breaks":   {breaksOff, "failure: ", success},
+			"cancelled":            {s.stalls, ignored, ignored},
+			"cancelled in a body":  {s.stallsInTheBody, ignored, success},
+			"a Classify panics":    {answers(http.StatusOK, "well"), "failure: panic: ", "failure: panic: "},
+			"and panics at a body": {breaksOff, "failure: panic: ", success},
+		} {
+			t.Run(name, func(t *testing.T) {
+				for state, want := range map[infuse.State]string{infuse.StateClosed: test.want, infuse.StateHalfOpen: test.wantOfATrial} {
+					var heard stateLog
+					c := startWebClient(t, s, infuse.Config{Listeners: []*infuse.Listener{everyCall(&heard)}})
+					c.transport.Classify = func(r *http.Request, response *http.Response, err error) infuse.Outcome {
+						if name == "a Classify panics" || name == "and panics at a body" && err != nil {
+							panic("no verdict")
+						}
+						return infuse.DefaultClassify(r, response, err)
+					}
+					require.NoError(t, c.breaker.Move(t.Context(), state))
+					s.does(test.h)
+					s.calls.Store(0)
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					if name == "cancelled" {
+						go func() {
+							assert.Eventually(t, func() bool { return s.calls.Load() > 0 }, patience, pace)
+							cancel()
+						}()
+					}
+					func() {
+						defer func() { _ = recover() }()
+						response, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+						if name == "cancelled in a body" {
+							cancel()
+						}
+						if err == nil {
+							_, _ = readAll(response)
+						}
+					}()
+					all := heard.all()
+					require.Len(t, all, 2, "%v: %v", state, all)
+					require.Equal(t, call, all[0])
+					require.True(t, strings.HasPrefix(all[1], want), "%v: %v", state, all)
+				}
+			})
+		}
 	})
 }
 
@@ -662,7 +697,7 @@ func TestOneTrialOfManyRequestsRuns(t *testing.T) {
 			<-goOn
 		})
 		c := startWebClient(t, s, infuse.Config{})
-		require.NoError(t, c.breaker.HalfOpen(t.Context()))
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 		trial := make(chan error)
 		go func() {
 			_, err := c.get()
@@ -742,12 +777,12 @@ func TestAResponseWithoutBodyIsLeftAlone(t *testing.T) {
 	require.Nil(t, response.Body)
 }
 
-// Scenario 30 over HTTP: the cause of a trip kept the response that it came
+// The cause of a trip kept the response that it came
 // with, and the request, alive as long as the circuit was open.
 func TestTheCauseKeepsNoRequestAlive(t *testing.T) {
 	freed := make(chan string, 2)
 	transport := &infuse.Transport{
-		Breakers: startGroup(t, infuse.Config{FailMax: 1}),
+		Breakers: groupOf(t, infuse.Config{FailMax: 1}),
 		Base: baseFunc(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Host == "prices.test" {
 				return nil, &url.Error{Op: "Get", URL: r.URL.String(), Err: fmt.Errorf("of %p: %w", r, &holder{r})}
@@ -778,3 +813,297 @@ func TestTheCauseKeepsNoRequestAlive(t *testing.T) {
 type holder struct{ r *http.Request }
 
 func (h *holder) Error() string { return "no answer from " + h.r.URL.Host }
+
+func TestTheHostIsTheCircuitByDefault(t *testing.T) {
+	base := always(http.StatusInternalServerError, "ill")
+	transport := &infuse.Transport{Base: base, Breakers: groupOf(t, infuse.Config{FailMax: 100})}
+	for url, circuit := range map[string]string{
+		"http://inventory.test/items?q=1":     "inventory.test",
+		"https://user:word@Prices.TEST/items": "prices.test",
+		"https://orders.test:8443":            "orders.test:8443",
+		"http://[::1]:80/":                    "[::1]:80",
+	} {
+		r := newRequest(t, http.MethodGet, url, nil)
+		r.Host = "virtual.test"
+		for range 2 {
+			_, err := transport.RoundTrip(r)
+			require.NoError(t, err)
+		}
+		b := breakerOf(t, transport.Breakers, circuit)
+		require.Equal(t, 2, b.Failures(), circuit)
+	}
+}
+
+func TestCircuitPicksTheName(t *testing.T) {
+	sick := baseFunc(func(r *http.Request) (*http.Response, error) {
+		if strings.HasPrefix(r.URL.Path, "/search") {
+			return always(http.StatusInternalServerError, "ill")(r)
+		}
+		return always(http.StatusOK, "well")(r)
+	})
+	transport := &infuse.Transport{
+		Base: sick, Breakers: groupOf(t, infuse.Config{FailMax: 1}),
+		Circuit: func(r *http.Request) string {
+			route, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+			return r.URL.Host + "/" + route
+		},
+	}
+	get := func(path string) error {
+		_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://shop.test"+path, nil))
+		return err
+	}
+	require.NoError(t, get("/search/shoes"))
+	require.ErrorIs(t, get("/search/hats"), infuse.ErrOpen)
+	require.NoError(t, get("/items/7"), "another route of the same host")
+}
+
+// A name that no circuit may have is no reason to fail a request.
+func TestARequestWithoutACircuitGoesPastTheBreakers(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(answers(http.StatusInternalServerError, "ill"))
+		c := startWebClient(t, s, infuse.Config{FailMax: 1})
+		for _, name := range []string{"", strings.Repeat("x", infuse.MaxNameLength+1)} {
+			c.transport.Circuit = func(*http.Request) string { return name }
+			for range 3 {
+				text, err := c.get()
+				require.NoError(t, err)
+				require.Equal(t, "ill", text)
+			}
+		}
+	})
+}
+
+// A scheme of the Base's own is its own business.
+func TestARequestOfAnotherSchemeGoesPastTheBreakers(t *testing.T) {
+	base := &http.Transport{}
+	base.RegisterProtocol("file", http.NewFileTransport(http.Dir(t.TempDir())))
+	transport := &infuse.Transport{Base: base}
+	response, err := transport.RoundTrip(newRequest(t, http.MethodGet, "file:///missing", nil))
+	require.NoError(t, err)
+	require.Equal(t, http.StatusNotFound, response.StatusCode)
+	_, _ = readAll(response)
+}
+
+// watchedStorage counts the circuits that are watched: the breakers that live.
+type watchedStorage struct {
+	infuse.Storage
+	watched atomic.Int64
+}
+
+func (s *watchedStorage) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
+	s.watched.Add(1)
+	stopWatching := s.Storage.Watch(circuit, fn)
+	return func() {
+		stopWatching()
+		s.watched.Add(-1)
+	}
+}
+
+// A crawler meets ten thousand hosts. What is kept of them is bounded, and the
+// circuits that are open are kept, however long ago they were used.
+func TestTenThousandHostsStayBounded(t *testing.T) {
+	const bound, sick, hosts = 100, 20, 10_000
+	storage := &watchedStorage{Storage: infuse.NewMemoryStorage()}
+	var sent atomic.Int64
+	transport := &infuse.Transport{
+		Breakers: groupOf(t, infuse.Config{
+			MaxCircuits: bound, FailMax: 1, Storage: storage, ResetTimeout: time.Hour, StorageTimeout: patience,
+		}),
+		Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+			sent.Add(1)
+			if strings.HasPrefix(r.URL.Host, "sick") {
+				return always(http.StatusInternalServerError, "ill")(r)
+			}
+			return always(http.StatusOK, "")(r)
+		}),
+	}
+	get := func(host string, i int) error {
+		response, err := transport.RoundTrip(newRequest(t, http.MethodGet, fmt.Sprintf("http://%s-%d.test", host, i), nil))
+		if err == nil {
+			_, _ = readAll(response)
+		}
+		return err
+	}
+	for i := range sick {
+		require.NoError(t, get("sick", i))
+	}
+	var crawlers sync.WaitGroup
+	for worker := range 4 {
+		crawlers.Go(func() {
+			for i := worker; i < hosts; i += 4 {
+				assert.NoError(t, get("well", i))
+			}
+		})
+	}
+	crawlers.Wait()
+	require.Equal(t, int64(sick+hosts), sent.Load())
+	for i := range sick {
+		require.ErrorIs(t, get("sick", i), infuse.ErrOpen)
+	}
+	require.Equal(t, int64(sick+hosts), sent.Load())
+	require.Eventually(t, func() bool {
+		runtime.GC() // stops the breakers that nothing refers to any more
+		return storage.watched.Load() <= bound
+	}, patience, pace)
+}
+
+// The recipe of the README: a service, as it starts, has its callers try it at
+// once, instead of waiting out the reset timeout.
+func TestAServiceThatStartsAnnouncesItself(t *testing.T) {
+	redis := redistest.Start(t)
+	overBoth(t, func(t *testing.T, s *webServer) {
+		cfg := patiently(infuse.Config{FailMax: 1, ResetTimeout: time.Hour})
+		cfg.Storage = host(t, redis)
+		caller := startWebClient(t, s, cfg)
+		s.does(answers(http.StatusBadGateway, "ill"))
+		_, err := caller.get()
+		require.NoError(t, err)
+		_, err = caller.get()
+		require.ErrorIs(t, err, infuse.ErrOpen)
+
+		s.does(answers(http.StatusOK, "well")) // deployed again, in a process of its own
+		require.NoError(t, infuse.Announce(t.Context(), host(t, redis), s.circuit(), infuse.StateHalfOpen))
+		require.Eventually(t, func() bool {
+			text, err := caller.get()
+			return err == nil && text == "well"
+		}, patience, pace)
+		requireState(t, infuse.StateClosed, caller.breaker)
+	})
+}
+
+// The recipe of the README: a readiness page that tells the circuits a service
+// depends on.
+func TestAReadinessPageTellsTheCircuits(t *testing.T) {
+	group := groupOf(t, infuse.Config{})
+	page := infuse.Handler(func(w http.ResponseWriter, r *http.Request) error {
+		for _, name := range []string{"inventory", "prices"} {
+			b, err := group.Breaker(name)
+			if err != nil {
+				return err
+			}
+			if b.State() == infuse.StateOpen {
+				http.Error(w, name+" is away", http.StatusServiceUnavailable)
+				return nil
+			}
+		}
+		_, err := fmt.Fprintln(w, "ready")
+		return err
+	}, nil)
+	s := startWeb(t, "HTTP/1.1")
+	s.does(page.ServeHTTP)
+	status := func() int {
+		response, err := http.Get(s.URL)
+		require.NoError(t, err)
+		_, _ = readAll(response)
+		return response.StatusCode
+	}
+	require.Equal(t, http.StatusOK, status())
+	prices := breakerOf(t, group, "prices")
+	require.NoError(t, prices.Move(t.Context(), infuse.StateOpen))
+	require.Equal(t, http.StatusServiceUnavailable, status())
+	requireState(t, infuse.StateOpen, prices)
+	require.NoError(t, prices.Move(t.Context(), infuse.StateClosed))
+	require.Equal(t, http.StatusOK, status())
+}
+
+// reusable is a Base that allocates nothing: one response, whose body is there
+// again for each request.
+type reusable struct {
+	response http.Response
+	body     io.ReadCloser
+}
+
+func (b *reusable) RoundTrip(*http.Request) (*http.Response, error) {
+	b.response.Body = b.body
+	return &b.response, nil
+}
+
+// endless is a body with nothing in it, which can be read again and again.
+type endless struct{}
+
+func (endless) Read([]byte) (int, error) { return 0, io.EOF }
+func (endless) Close() error             { return nil }
+
+// endlessText writes itself as a string, as a strings.Reader does.
+type endlessText struct{ endless }
+
+func (endlessText) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.WriteString(w, "text")
+	return int64(n), err
+}
+
+// cheapRequests are the requests whose cost is promised.
+func cheapRequests(tb testing.TB) []cheapRequest {
+	transport := func(status int, body io.ReadCloser) *infuse.Transport {
+		return &infuse.Transport{
+			Base:     &reusable{response: http.Response{StatusCode: status}, body: body},
+			Breakers: groupOf(tb, infuse.Config{}),
+		}
+	}
+	rejecting := transport(http.StatusOK, http.NoBody)
+	b := breakerOf(tb, rejecting.Breakers, "inventory.test")
+	require.NoError(tb, b.Move(tb.Context(), infuse.StateOpen))
+	return []cheapRequest{
+		{"success without body", 0, transport(http.StatusOK, http.NoBody)},
+		{"success with body", 1, transport(http.StatusOK, endless{})},
+		{"success with a body that has WriteTo", 1, transport(http.StatusOK, endlessText{})},
+		{"rejection", 0, rejecting},
+	}
+}
+
+type cheapRequest struct {
+	name        string
+	allocations float64
+	transport   *infuse.Transport
+}
+
+func (c *cheapRequest) send(r *http.Request, buffer []byte) {
+	response, err := c.transport.RoundTrip(r)
+	if err == nil {
+		if to, ok := response.Body.(io.WriterTo); ok {
+			_, _ = to.WriteTo(io.Discard)
+		} else {
+			_, _ = response.Body.Read(buffer)
+		}
+		_ = response.Body.Close()
+	}
+}
+
+func TestWhatTheTransportAllocates(t *testing.T) {
+	buffer := make([]byte, 64)
+	for _, c := range cheapRequests(t) {
+		r := newRequest(t, http.MethodPost, "https://inventory.test/items", endless{})
+		require.Equal(t, c.allocations, allocations(func() { c.send(r, buffer) }), c.name)
+	}
+}
+
+// BenchmarkTransport is what the Transport adds: its Base costs nothing.
+func BenchmarkTransport(b *testing.B) {
+	for _, c := range cheapRequests(b) {
+		r := newRequest(b, http.MethodPost, "https://inventory.test/items", endless{})
+		b.Run(c.name, func(b *testing.B) {
+			buffer := make([]byte, 64)
+			b.ReportAllocs()
+			for b.Loop() {
+				c.send(r, buffer)
+			}
+		})
+		b.Run(c.name+" in parallel", func(b *testing.B) {
+			own := c.transport
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				buffer := make([]byte, 64)
+				mine := cheapRequest{transport: &infuse.Transport{Base: newReusable(own), Breakers: own.Breakers}}
+				for pb.Next() {
+					mine.send(r, buffer)
+				}
+			})
+		})
+	}
+}
+
+// newReusable is a copy of the Transport's Base for another goroutine.
+func newReusable(t *infuse.Transport) *reusable {
+	base := t.Base.(*reusable)
+	return &reusable{response: http.Response{StatusCode: base.response.StatusCode}, body: base.body}
+}

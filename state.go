@@ -2,13 +2,14 @@ package infuse
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
 
 // This file is the whole state machine of a circuit and nothing else: no I/O,
-// no clock, no lock, no goroutine. Whatever moves a circuit goes through
-// Record.Apply, or through circuit.lua, which mirrors it line for line.
+// no clock, no lock, no goroutine. Every record moves in Record.Apply: the
+// fleet's in a storage, a process's own, and the health of a link.
 
 // State is what a circuit does with a call.
 type State uint8
@@ -54,21 +55,35 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
 
-// Record is what a storage keeps of one circuit. The zero Record is a closed
-// circuit that never failed.
+// Record is what is known of one circuit. The zero Record is a closed circuit
+// that never failed.
 //
-// The times in a record are on the clock of the process that holds it: a
-// storage with a clock of its own hands out and takes durations, never
-// timestamps. Records are values; Apply never changes the slices of the
-// record it is called on.
+// The times in a record are on the clock of the process that holds it. Records
+// are values: Apply never changes the slices of the record it is called on.
+//
+// A closed record whose OpensAt is set is suspect: it opens at that time by
+// itself, unless the successes of the fleet outweigh its failures before.
 type Record struct {
 	State      State
-	Generation int64     // raised by every transition, also across a record that was forgotten: at least the storage's time in milliseconds
-	Failures   int       // in a row; after a trip, as many as it took
+	Generation int64     // raised by everything that watchers hear of, at least to the storage's time in milliseconds
+	Since      int64     // the generation with which the state began: calls that were admitted before it count for nothing
+	Opened     int64     // the generation of the last opening
+	Moved      int64     // the generation of the last move by hand
+	Failures   int       // in a row; after an opening, as many as it took
+	RowSince   time.Time // when the row of failures began
 	Successes  int       // of trials in a row, while half-open
-	DueAt      time.Time // while open: when a trial may run
-	Trials     []Trial   // while half-open: the trials that run now, in the order they started
-	Tokens     []string  // of the changes that a client may send again: see Change.Token
+	DueAt      time.Time // while open, or for when it opens: when a trial may run
+	Trials     []Trial   // the trials that run now, in the order in which they started
+
+	SuspectAt time.Time // while suspect: since when
+	OpensAt   time.Time // while suspect: when it opens
+	Balance   int       // while suspect: at zero the suspicion is refuted
+	CalmUntil time.Time // until then it does not become suspect: a suspicion was refuted
+
+	By    string // the instance that reported the last failure of the row, or moved the circuit
+	Cause string // of the last opening
+
+	heard []heard // what a sender may send again; see Change.Number
 }
 
 // Trial is the lease of one call in a half-open circuit. It frees itself at
@@ -76,52 +91,61 @@ type Record struct {
 type Trial struct {
 	ID       string
 	Deadline time.Time
+	Stale    bool // the circuit has moved since it was granted: it takes a place, and its outcome counts for nothing
 }
 
-// Healthy reports that the record says nothing that the zero Record does not:
-// closed, without failures. A storage may forget such a record, preferably
-// not within a few seconds of the transition that closed it, so that late
-// callers still meet its generation.
-func (r Record) Healthy() bool { return r.State == StateClosed && r.Failures == 0 }
+// heard is the highest number that a source has sent.
+type heard struct {
+	source string
+	number uint64
+}
 
-// Limits are the settings of the sender that a change is judged by.
-// All are at least 1 (durations: a whole number of milliseconds).
+// Limits are the settings of the sender that a change is judged by. All but
+// Suspicion are at least 1 (durations: a whole number of milliseconds).
 type Limits struct {
 	FailMax          int
 	ResetTimeout     time.Duration
 	SuccessThreshold int
 	MaxTrials        int
 	TrialTimeout     time.Duration
+	Suspicion        time.Duration // the shortest suspicion; with 0, the limit opens the circuit at once
 }
 
-// ChangeKind tells what a Change asks for.
-type ChangeKind uint8
+// Calls are outcomes of calls that were admitted while the circuit was closed.
+type Calls struct {
+	Failures  int // all
+	Successes int // all that need telling: those that met failures on record, or a suspicion
+	Lead      int // the failures before the first success
+	Streak    int // the failures after the last success
+}
 
-const (
-	ChangeSync    ChangeKind = iota // nothing but to catch up with Seen
-	ChangeReport                    // count outcomes of calls that were admitted while closed
-	ChangeAcquire                   // ask for a trial
-	ChangeSettle                    // end a trial
-	ChangeMove                      // move by hand
-)
+// Settlement is the end of a trial.
+type Settlement struct {
+	ID      string
+	Outcome Outcome
+	OpenFor time.Duration // if it opens the circuit: for at least so long
+}
 
-// Change is one step of a circuit's record. Make one with the fields of its
-// kind set; Seen and Limits belong to every kind.
+// Change is everything that a process has to say of a circuit, in the order in
+// which it is applied. A Change that says nothing brings the storage up to
+// date with Seen where it has lost something.
 type Change struct {
-	Kind   ChangeKind
-	Token  string // of a report or a move: unique, so that a change sent twice counts once; of an acquire or a settle: the trial's ID; at most 64 letters, digits and the like, no space, comma or equals sign
-	Seen   Record // the circuit as the sender knows it; for a report and a settle, of the generation in which the call was admitted
+	Source string // names the sender; CheckSource tells what is allowed
+	Number uint64 // ascending for each source. What was applied once is not applied again. 0: whatever it says counts each time
+	Seen   Record // the circuit as the sender knows it: Calls are of calls that were admitted in its generation
 	Limits Limits
+	By     string // the sender's instance
+	Cause  string // of the failures in Calls and Settled
 
-	// ChangeReport: failures in a row, oldest first; then, if Cleared, a
-	// success; then again failures in a row.
-	Failures      int
-	Cleared       bool
-	FailuresAfter int
-
-	Outcome Outcome // ChangeSettle
-	To      State   // ChangeMove
+	Settled []Settlement
+	Calls   Calls
+	OpenFor time.Duration // if Calls open the circuit: for so long, in place of Limits.ResetTimeout
+	Move    *Move
+	Ask     string // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 }
+
+// Move is a move by hand.
+type Move struct{ To State }
 
 // Verdict is what became of a change.
 type Verdict uint8
@@ -129,141 +153,391 @@ type Verdict uint8
 const (
 	VerdictRefused Verdict = iota // the record is as it was: no trial to be had, or the change is of an older generation
 	VerdictApplied                // the record is to be saved
-	VerdictMoved                  // the record is to be saved, and watchers are to hear of it: a transition, or a trial came free
+	VerdictMoved                  // the record is to be saved, and watchers are to hear of it
 )
 
-// maxTokens bounds what a record remembers of the changes it has counted.
-const maxTokens = 256
+// maxHeard bounds the sources that a record remembers.
+const maxHeard = 512
+
+// suspicion weighs the outcomes of a suspect circuit. A variable, so that the
+// simulated fleet can try other values.
+var suspicion = struct {
+	success int // what a success takes from the balance; a failure adds 1
+	length  int // how many times as long as the row a suspicion lasts
+	early   int // the circuit opens early at so many times FailMax
+}{4, 3, 4}
 
 // Apply returns the record after the change, and what became of the change.
 // It is pure: now is the storage's present time, on the clock that the
 // record's times are on.
 //
-// States, counting and manual moves are pybreaker's. Generations, leases and
-// tokens are this package's.
+// States, counting and manual moves are pybreaker's; suspicion is SWIM's (Das,
+// Gupta, Motivala: SWIM, 2002). Generations, leases and numbers are this
+// package's.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
-	next := r.caughtUp(c.Seen)
-	next.Trials = liveTrials(next.Trials, now)
-	verdict := VerdictApplied
-	switch c.Kind {
-	case ChangeSync:
-	case ChangeReport:
-		next, verdict = next.report(c, now)
-	case ChangeAcquire:
-		next, verdict = next.acquire(c, now)
-	case ChangeSettle:
-		next, verdict = next.settle(c, now)
-	case ChangeMove:
-		next, verdict = next.move(c, now)
-	default:
-		verdict = VerdictRefused
-	}
+	next := r
+	verdict := next.apply(&c, now)
 	if verdict == VerdictRefused {
-		return r, VerdictRefused
-	}
-	if next.Generation != r.Generation {
-		verdict = VerdictMoved
+		return r.At(now), verdict
 	}
 	return next, verdict
 }
 
-// caughtUp returns the circuit as the sender knows it where that is newer than
-// the record: then the storage has lost something. Between two closed states
-// there is nothing to lose.
-func (r Record) caughtUp(seen Record) Record {
-	if seen.Generation <= r.Generation || seen.State == StateClosed && r.State == StateClosed {
+// apply is Apply in place.
+func (r *Record) apply(c *Change, now time.Time) Verdict {
+	t := terms{&c.Limits, c.By, c.Cause, c.OpenFor, c.Seen.Generation}
+	before := r.Generation
+	r.pass(now)
+	r.catchUp(&c.Seen, now)
+	if r.suspect() || c.Calls.Lead > 0 { // whoever brought the count to a limit may have died since
+		r.judge(&t, now)
+	}
+	verdict, said := VerdictRefused, false
+	step := func(v Verdict) {
+		r.judge(&t, now)
+		verdict, said = max(verdict, v), true
+	}
+	if !r.hasHeard(c) {
+		for _, s := range c.Settled {
+			step(r.settle(s, &t, now))
+		}
+		if c.Calls != (Calls{}) {
+			step(r.count(&c.Calls, &t, now))
+		}
+		if c.Move != nil {
+			step(r.move(c.Move.To, &t, now))
+		}
+		if c.Ask != "" {
+			step(r.ask(c.Ask, &t, now))
+		}
+	}
+	if !said {
+		step(VerdictApplied)
+	}
+	switch {
+	case r.Generation != before:
+		verdict = VerdictMoved
+	case verdict == VerdictRefused:
+		return verdict
+	}
+	r.remember(c)
+	return verdict
+}
+
+// tally is apply for a change that has nothing but one sender's calls.
+func (r *Record) tally(c *Calls, t *terms, now time.Time) {
+	r.pass(now)
+	r.count(c, t, now)
+	r.judge(t, now)
+}
+
+// terms are what the steps of a change are judged by.
+type terms struct {
+	limits     *Limits
+	by, cause  string
+	openFor    time.Duration
+	generation int64 // that the sender has seen
+}
+
+// openTime is how long the circuit stays open if calls open it.
+func (t *terms) openTime() time.Duration {
+	if t.openFor > 0 {
+		return t.openFor
+	}
+	return t.limits.ResetTimeout
+}
+
+// At returns the record as it is at the given time: open where a suspicion is
+// over, and without the leases that have ended. A storage that loads a record
+// returns it so.
+func (r Record) At(now time.Time) Record {
+	r.pass(now)
+	return r
+}
+
+// at is At without a copy where time has changed nothing.
+func (r *Record) at(now time.Time) *Record {
+	if !r.suspect() && len(r.Trials) == 0 {
 		return r
 	}
-	seen.Tokens = nil
-	return seen
+	passed := r.At(now)
+	return &passed
 }
 
-func (r Record) report(c Change, now time.Time) (Record, Verdict) {
-	if r.State != StateClosed || c.Seen.Generation < r.Generation {
-		return r, VerdictRefused
+// pass is At in place.
+func (r *Record) pass(now time.Time) {
+	if r.suspect() && !now.Before(r.OpensAt) {
+		r.open(r.Generation+1, r.DueAt)
 	}
-	if slices.Contains(r.Tokens, c.Token) {
-		return r, VerdictApplied
-	}
-	r.Failures += c.Failures
-	if r.Failures < c.Limits.FailMax && c.Cleared {
-		r.Failures, r.Tokens = 0, nil // a healthy record may be forgotten, and its tokens with it
-	}
-	if r.Failures < c.Limits.FailMax {
-		r.Failures += c.FailuresAfter
-	}
-	if r.Failures >= c.Limits.FailMax {
-		return r.transition(StateOpen, c, now), VerdictMoved
-	}
-	if r.Failures > 0 {
-		r.Tokens = remember(r.Tokens, c.Token)
-	}
-	return r, VerdictApplied
+	r.Trials = liveTrials(r.Trials, now)
 }
 
-func (r Record) acquire(c Change, now time.Time) (Record, Verdict) {
-	if slices.ContainsFunc(r.Trials, c.isTrial) {
-		return r, VerdictApplied
-	}
-	if r.State == StateOpen && !now.Before(r.DueAt) {
-		r = r.transition(StateHalfOpen, c, now)
-	}
-	if r.State != StateHalfOpen || len(r.Trials) >= c.Limits.MaxTrials {
-		return r, VerdictRefused
-	}
-	r.Trials = append(slices.Clip(r.Trials), Trial{c.Token, now.Add(c.Limits.TrialTimeout)})
-	return r, VerdictApplied
+func (r *Record) suspect() bool { return r.State == StateClosed && !r.OpensAt.IsZero() }
+
+// Healthy reports that the record says nothing that the zero Record does not:
+// closed, without failures.
+func (r Record) Healthy() bool {
+	return r.State == StateClosed && r.Failures == 0 && r.OpensAt.IsZero()
 }
 
-func (r Record) settle(c Change, now time.Time) (Record, Verdict) {
-	if c.Seen.Generation != r.Generation || !slices.ContainsFunc(r.Trials, c.isTrial) {
-		return r, VerdictRefused
+// catchUp makes the record what the sender knows, where that is newer: then the
+// storage has lost something. What is due by now is not worth it: from a lost
+// record it differs by one trial.
+func (r *Record) catchUp(seen *Record, now time.Time) {
+	known := seen
+	switch seen = seen.at(now); {
+	case seen.Generation == r.Generation:
+		r.noLater(known)
+		r.pass(now)
+	case seen.Generation > r.Generation && (seen.outlasts(now) || seen.closedAfter(r)):
+		heard := r.heard
+		*r = *seen
+		r.heard = heard
 	}
-	r.Trials = slices.DeleteFunc(slices.Clone(r.Trials), c.isTrial)
-	switch c.Outcome {
-	case OutcomeSuccess:
-		r.Successes++
-		if r.Successes >= c.Limits.SuccessThreshold {
-			r = r.transition(StateClosed, c, now)
+}
+
+// outlasts reports whether the record still keeps calls away.
+func (r *Record) outlasts(now time.Time) bool {
+	return r.State == StateOpen && now.Before(r.DueAt) || r.State == StateHalfOpen && len(r.Trials) > 0
+}
+
+// closedAfter reports whether r has closed what old still says is open.
+func (r *Record) closedAfter(old *Record) bool {
+	return r.State == StateClosed && old.State != StateClosed && old.Opened <= r.Opened
+}
+
+// noLater bounds the waits of the record by those that were known of the same
+// generation: a clock that steps back prolongs nothing.
+func (r *Record) noLater(seen *Record) {
+	if r.Generation == 0 {
+		return
+	}
+	earlier := func(t *time.Time, limit time.Time) {
+		if !limit.IsZero() && limit.Before(*t) {
+			*t = limit
 		}
-	case OutcomeFailure:
-		r = r.transition(StateOpen, c, now)
 	}
-	return r, VerdictMoved
+	earlier(&r.DueAt, seen.DueAt)
+	earlier(&r.OpensAt, seen.OpensAt)
+	earlier(&r.CalmUntil, seen.CalmUntil)
+	for i := range r.Trials {
+		if known := seen.trial(r.Trials[i].ID); known >= 0 && seen.Trials[known].Deadline.Before(r.Trials[i].Deadline) {
+			r.Trials = slices.Clone(r.Trials)
+			r.Trials[i].Deadline = seen.Trials[known].Deadline
+		}
+	}
 }
 
-func (r Record) move(c Change, now time.Time) (Record, Verdict) {
-	if slices.Contains(r.Tokens, c.Token) {
-		return r, VerdictApplied
+// count adds the outcomes of calls; what they come to is for judge.
+func (r *Record) count(c *Calls, t *terms, now time.Time) Verdict {
+	if r.State != StateClosed || t.generation < r.Since {
+		return VerdictRefused
 	}
-	if r.State == StateClosed && c.To == StateClosed {
-		return Record{Generation: r.Generation}, VerdictApplied
+	before := r.level()
+	level, restarted := r.step(c, t.limits, now).to(before)
+	if r.suspect() {
+		r.Balance = level
+		if due := now.Add(t.openFor); due.After(r.DueAt) {
+			r.DueAt = due
+		}
+		return VerdictApplied
 	}
-	r = r.transition(c.To, c, now)
-	if c.To != StateClosed {
-		r.Tokens = []string{c.Token}
+	r.Failures = level
+	if level > 0 && (before == 0 || restarted) {
+		r.RowSince = now
 	}
-	return r, VerdictMoved
+	return VerdictApplied
 }
 
-// transition starts a new generation. The generation follows the storage's
-// time, because a storage forgets healthy circuits: the first transition
-// after that must still be newer than all before.
-func (r Record) transition(to State, c Change, now time.Time) Record {
+// A step is what a change does to the one count of a closed record: the row of
+// failures or, while it is suspect, the balance. It is the only part of the
+// state machine that also runs in a storage that can count by itself.
+type step struct {
+	add      int  // first
+	restarts bool // then, if nothing was added or the count is below the upper limit, it becomes after
+	after    int
+	lower    int // at or below it, or at or above the upper limit, the record is to be judged before it counts on
+	upper    int
+}
+
+const unlimited = math.MaxInt32
+
+func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
+	if !r.suspect() {
+		s := step{add: c.Lead, restarts: c.Successes > 0, after: c.Streak, lower: -1, upper: l.FailMax}
+		if !r.CalmUntil.IsZero() && now.Before(r.CalmUntil) {
+			s.upper = unlimited
+		}
+		return s
+	}
+	s := step{add: c.Failures - suspicion.success*c.Successes, upper: unlimited}
+	if _, early := r.opensEarly(l, now); early {
+		s.upper = suspicion.early * l.FailMax
+	}
+	return s
+}
+
+// to returns the count after the step.
+func (s step) to(level int) (next int, restarted bool) {
+	next = int(max(min(int64(level)+int64(s.add), unlimited), int64(s.lower)))
+	if s.restarts && (s.add == 0 || next < s.upper) {
+		return min(s.after, unlimited), true
+	}
+	return next, false
+}
+
+func (s step) reached(level int) bool { return level <= s.lower || level >= s.upper }
+
+func (r *Record) level() int {
+	if r.suspect() {
+		return r.Balance
+	}
+	return r.Failures
+}
+
+// judge moves a closed record whose count has reached a limit.
+func (r *Record) judge(t *terms, now time.Time) {
+	switch {
+	case r.State != StateClosed:
+	case r.suspect():
+		if r.Balance <= 0 {
+			r.refute(now)
+		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= suspicion.early*t.limits.FailMax {
+			r.Generation, r.OpensAt = r.nextGeneration(t, now), at
+			r.pass(now)
+		}
+	case r.Failures < t.limits.FailMax || now.Before(r.CalmUntil):
+	case t.limits.Suspicion == 0:
+		r.By, r.Cause = t.by, t.cause
+		r.open(r.nextGeneration(t, now), now.Add(t.openTime()))
+	default:
+		r.becomeSuspect(t, now)
+	}
+}
+
+// becomeSuspect asks the fleet: the record opens after a while, unless refuted.
+// The state does not begin anew, so that calls which run now are heard.
+func (r *Record) becomeSuspect(t *terms, now time.Time) {
+	length := time.Duration(suspicion.length) * max(0, now.Sub(r.RowSince))
+	length = min(max(length, t.limits.Suspicion), t.limits.ResetTimeout/2)
+	r.Generation, r.By, r.Cause = r.nextGeneration(t, now), t.by, t.cause
+	r.SuspectAt, r.OpensAt, r.Balance = now, now.Add(length), t.limits.FailMax
+	r.DueAt = now.Add(t.openTime())
+}
+
+// opensEarly tells when a suspicion ends if the failures are many, and whether
+// that is earlier than it would end anyway.
+func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool) {
+	at = r.SuspectAt.Add(l.Suspicion)
+	if now.After(at) {
+		at = now
+	}
+	return at, r.OpensAt.Sub(at) > coarse
+}
+
+// coarse is what two times may differ by that stand for the same one: storages
+// keep whole milliseconds, rounded up.
+const coarse = 2 * time.Millisecond
+
+// refute leaves the record closed, and above suspicion for as long as this one
+// would have lasted. Its generation is above the one with which the record
+// would have opened: a process that missed the refutation takes it for news
+// then, and not for a loss.
+func (r *Record) refute(now time.Time) {
+	*r = Record{
+		Generation: r.Generation + 2, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
+		CalmUntil: now.Add(r.OpensAt.Sub(r.SuspectAt)), Trials: r.Trials, heard: r.heard,
+	}
+}
+
+// settle ends a trial. A stale one frees its place, and no more.
+func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
+	i := r.trial(s.ID)
+	if i < 0 {
+		return VerdictRefused
+	}
+	stale := r.Trials[i].Stale
+	r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])
+	if r.State != StateHalfOpen {
+		return VerdictApplied
+	}
+	switch {
+	case stale:
+	case s.Outcome == OutcomeSuccess:
+		r.Successes++
+		if r.Successes >= t.limits.SuccessThreshold {
+			r.By, r.Cause = t.by, ""
+			r.transition(StateClosed, t, now)
+		}
+	case s.Outcome == OutcomeFailure:
+		r.By, r.Cause = t.by, t.cause
+		r.open(r.nextGeneration(t, now), now.Add(max(t.limits.ResetTimeout, s.OpenFor)))
+	}
+	return VerdictMoved
+}
+
+func (r *Record) move(to State, t *terms, now time.Time) Verdict {
+	r.By, r.Cause = t.by, ""
+	again := r.State == StateHalfOpen && to == StateHalfOpen
+	switch {
+	case again: // its trials go on, and as in pybreaker the successes count anew
+		r.Generation, r.Successes = r.nextGeneration(t, now), 0
+	case to == StateOpen:
+		r.open(r.nextGeneration(t, now), now.Add(t.limits.ResetTimeout))
+	default:
+		r.transition(to, t, now)
+	}
+	r.Moved = r.Generation
+	return VerdictMoved
+}
+
+func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
+	due := r.State == StateOpen && !now.Before(r.DueAt)
+	switch {
+	case r.trial(id) >= 0:
+		return VerdictApplied
+	case !due && r.State != StateHalfOpen || len(r.Trials) >= t.limits.MaxTrials:
+		return VerdictRefused
+	case due:
+		r.By = t.by
+		r.transition(StateHalfOpen, t, now)
+	}
+	r.Trials = append(slices.Clip(r.Trials), Trial{ID: id, Deadline: now.Add(t.limits.TrialTimeout)})
+	return VerdictApplied
+}
+
+// transition begins another state, or the same one anew. The trials that run
+// keep their places.
+func (r *Record) transition(to State, t *terms, now time.Time) {
 	next := Record{
-		State:      to,
-		Generation: max(r.Generation+1, c.Seen.Generation+1, now.UnixMilli()),
+		State: to, Generation: r.nextGeneration(t, now), Opened: r.Opened, Moved: r.Moved,
+		Trials: staleTrials(r.Trials), By: r.By, Cause: r.Cause, heard: r.heard,
 	}
+	next.Since = next.Generation
 	if to != StateClosed {
 		next.Failures = r.Failures
 	}
-	if to == StateOpen {
-		next.DueAt = now.Add(c.Limits.ResetTimeout)
-	}
-	return next
+	*r = next
 }
 
-func (c Change) isTrial(t Trial) bool { return t.ID == c.Token }
+// open opens the record, with the given generation.
+func (r *Record) open(generation int64, due time.Time) {
+	*r = Record{
+		State: StateOpen, Generation: generation, Since: generation, Opened: generation, Moved: r.Moved,
+		Failures: r.Failures, DueAt: due, Trials: staleTrials(r.Trials), By: r.By, Cause: r.Cause, heard: r.heard,
+	}
+}
+
+// nextGeneration follows the storage's time, because a storage forgets
+// circuits: the first generation after that must still be newer than all before.
+func (r *Record) nextGeneration(t *terms, now time.Time) int64 {
+	return max(r.Generation+1, t.generation+1, now.UnixMilli())
+}
+
+// trial returns the index of the trial of that ID, or -1.
+func (r *Record) trial(id string) int {
+	return slices.IndexFunc(r.Trials, func(t Trial) bool { return t.ID == id })
+}
 
 func liveTrials(trials []Trial, now time.Time) []Trial {
 	expired := func(t Trial) bool { return !now.Before(t.Deadline) }
@@ -273,7 +547,34 @@ func liveTrials(trials []Trial, now time.Time) []Trial {
 	return slices.DeleteFunc(slices.Clone(trials), expired)
 }
 
-func remember(tokens []string, token string) []string {
-	tokens = append(slices.Clip(tokens), token)
-	return tokens[max(0, len(tokens)-maxTokens):]
+func staleTrials(trials []Trial) []Trial {
+	if len(trials) == 0 {
+		return nil
+	}
+	trials = slices.Clone(trials)
+	for i := range trials {
+		trials[i].Stale = true
+	}
+	return trials
+}
+
+// hasHeard reports whether the change was applied before.
+func (r *Record) hasHeard(c *Change) bool {
+	return c.Number > 0 && slices.ContainsFunc(r.heard, func(h heard) bool { return h.source == c.Source && h.number >= c.Number })
+}
+
+// remember notes that the change was applied. The sources that were not heard
+// of for longest are forgotten.
+func (r *Record) remember(c *Change) {
+	if c.Number == 0 || r.hasHeard(c) {
+		return
+	}
+	all := make([]heard, 0, len(r.heard)+1)
+	for _, h := range r.heard {
+		if h.source != c.Source {
+			all = append(all, h)
+		}
+	}
+	all = append(all, heard{c.Source, c.Number})
+	r.heard = all[max(0, len(all)-maxHeard):]
 }

@@ -1,4 +1,4 @@
-package infuse_test
+package infuse
 
 import (
 	"fmt"
@@ -8,228 +8,292 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/infuse-go/infuse"
 )
 
-// Record.Apply at its edges. What it does in the ordinary course is tested
-// through breakers and storages; that it does the same in Lua, in lua_test.go.
+// Record.Apply at its edges, and the rules of suspicion. What it does in the
+// ordinary course is tested through breakers, storages and the simulated fleet.
 
 var (
 	noon      = time.UnixMilli(1_700_000_000_000)
-	threeEach = infuse.Limits{
-		FailMax: 3, ResetTimeout: time.Minute, SuccessThreshold: 3, MaxTrials: 3, TrialTimeout: time.Second,
-	}
+	threeEach = Limits{FailMax: 3, ResetTimeout: time.Minute, SuccessThreshold: 3, MaxTrials: 3, TrialTimeout: time.Second}
+	asking    = Limits{FailMax: 5, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: 30 * time.Second, Suspicion: 50 * time.Millisecond}
 )
 
-// openSince, halfOpenWith and closedWith are records in the generation 10.
-func openSince(t time.Time) infuse.Record {
-	return infuse.Record{State: infuse.StateOpen, Generation: 10, Failures: 3, DueAt: t.Add(time.Minute)}
-}
+func after(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
 
-func halfOpenWith(trials ...infuse.Trial) infuse.Record {
-	return infuse.Record{State: infuse.StateHalfOpen, Generation: 10, Failures: 3, Trials: trials}
-}
-
-func closedWith(failures int, tokens ...string) infuse.Record {
-	return infuse.Record{Generation: 10, Failures: failures, Tokens: tokens}
-}
-
-func TestARowOfOutcomesCountsAsIfEachHadBeenSentByItself(t *testing.T) {
-	for _, row := range []struct {
-		before, failures int
-		cleared          bool
-		after            int
-		want             int // -1: it opens
-	}{
-		{before: 0, want: 0},
-		{before: 2, want: 2},
-		{before: 1, failures: 1, want: 2},
-		{before: 2, failures: 1, want: -1},
-		{before: 2, cleared: true, want: 0},
-		{before: 2, cleared: true, after: 2, want: 2},
-		{before: 2, cleared: true, after: 3, want: -1},
-		{before: 1, failures: 1, cleared: true, after: 1, want: 1},
-		{before: 1, failures: 2, cleared: true, after: 1, want: -1}, // open before the success came
-	} {
-		c := infuse.Change{
-			Kind: infuse.ChangeReport, Token: "b", Seen: closedWith(0), Limits: threeEach,
-			Failures: row.failures, Cleared: row.cleared, FailuresAfter: row.after,
-		}
-		var tokens []string
-		if row.before > 0 {
-			tokens = []string{"a"}
-		}
-		got, verdict := closedWith(row.before, tokens...).Apply(c, noon)
-		if row.want < 0 {
-			assert.Equal(t, infuse.VerdictMoved, verdict, "%+v", row)
-			assert.Equal(t, infuse.StateOpen, got.State, "%+v", row)
-			assert.Equal(t, noon.Add(time.Minute), got.DueAt)
-			continue
-		}
-		assert.Equal(t, infuse.VerdictApplied, verdict, "%+v", row)
-		assert.Equal(t, row.want, got.Failures, "%+v", row)
-		assert.Equal(t, row.want == 0, len(got.Tokens) == 0, "tokens are kept with failures only: %+v", row)
+// calls returns a change with outcomes, oldest first: f or s.
+func calls(limits Limits, outcomes string) Change {
+	c := Change{Limits: limits}
+	for _, o := range outcomes {
+		c.Calls.add(map[rune]Outcome{'f': OutcomeFailure, 's': OutcomeSuccess}[o])
 	}
+	return c
 }
 
-func TestOnlySoManyTokensAreRemembered(t *testing.T) {
-	limits := threeEach
-	limits.FailMax = 1000
-	report := func(i int) infuse.Change {
-		return infuse.Change{Kind: infuse.ChangeReport, Token: fmt.Sprint(i), Limits: limits, Failures: 1}
-	}
-	var r infuse.Record
-	for i := range 300 {
-		r, _ = r.Apply(report(i), noon)
-	}
-	require.Equal(t, 300, r.Failures)
-	require.Len(t, r.Tokens, 256)
-	for i := range 300 {
-		next, verdict := r.Apply(report(i), noon)
-		assert.Equal(t, infuse.VerdictApplied, verdict)
-		if i >= 44 {
-			assert.Equal(t, r, next, "the %dth once more", i)
-		} else {
-			assert.Equal(t, 301, next.Failures, "the %dth, forgotten", i)
+// then applies a change of a sender that is up to date.
+func (r Record) then(c Change, now time.Time) Record {
+	c.Seen = r
+	next, _ := r.Apply(c, now)
+	return next
+}
+
+func TestManyOutcomesCountAsOneByOne(t *testing.T) {
+	for _, before := range []string{"", "f", "ff", "fs"} {
+		for _, batch := range []string{"f", "ff", "fff", "s", "sf", "sff", "fs", "fsf", "ffs", "fffs", "ssff", "fsff", "sfs"} {
+			together := Record{}.then(calls(threeEach, before), noon).then(calls(threeEach, batch), noon)
+			single := Record{}
+			for _, o := range before + batch {
+				if single.State == StateClosed {
+					single = single.then(calls(threeEach, string(o)), noon)
+				}
+			}
+			assert.Equal(t, single.State, together.State, "%q, then %q", before, batch)
+			if single.State == StateClosed {
+				assert.Equal(t, single.Failures, together.Failures, "%q, then %q", before, batch)
+			}
 		}
 	}
 }
 
 func TestACircuitIsDueAtTheVeryMillisecond(t *testing.T) {
-	acquire := infuse.Change{Kind: infuse.ChangeAcquire, Token: "a", Limits: threeEach}
+	open := Record{}.then(calls(threeEach, "fff"), noon)
 	due := noon.Add(time.Minute)
-	_, verdict := openSince(noon).Apply(acquire, due.Add(-time.Millisecond))
-	require.Equal(t, infuse.VerdictRefused, verdict)
-	r, verdict := openSince(noon).Apply(acquire, due)
-	require.Equal(t, infuse.VerdictMoved, verdict)
-	require.Equal(t, infuse.StateHalfOpen, r.State)
-	require.Equal(t, []infuse.Trial{{ID: "a", Deadline: due.Add(time.Second)}}, r.Trials)
+	_, verdict := open.Apply(Change{Ask: "a", Limits: threeEach}, due.Add(-time.Millisecond))
+	require.Equal(t, VerdictRefused, verdict)
+	r, verdict := open.Apply(Change{Ask: "a", Limits: threeEach}, due)
+	require.Equal(t, VerdictMoved, verdict)
+	require.Equal(t, StateHalfOpen, r.State)
+	require.Equal(t, []Trial{{ID: "a", Deadline: due.Add(time.Second)}}, r.Trials)
+	again, verdict := r.Apply(Change{Ask: "a", Limits: threeEach}, due.Add(time.Millisecond))
+	require.Equal(t, VerdictApplied, verdict)
+	require.Equal(t, r.Trials, again.Trials, "asking twice neither takes two places nor prolongs the one")
 }
 
 func TestALeaseEndsAtTheVeryMillisecond(t *testing.T) {
 	limits := threeEach
 	limits.MaxTrials = 1
-	r := halfOpenWith(infuse.Trial{ID: "a", Deadline: noon})
-	other := infuse.Change{Kind: infuse.ChangeAcquire, Token: "b", Limits: limits}
-	_, verdict := r.Apply(other, noon.Add(-time.Millisecond))
-	require.Equal(t, infuse.VerdictRefused, verdict)
-	next, verdict := r.Apply(other, noon)
-	require.Equal(t, infuse.VerdictApplied, verdict, "no transition")
+	r := Record{}.then(Change{Move: &Move{StateHalfOpen}, Limits: limits}, noon).then(Change{Ask: "a", Limits: limits}, noon)
+	_, verdict := r.Apply(Change{Ask: "b", Limits: limits}, after(999))
+	require.Equal(t, VerdictRefused, verdict)
+	next, verdict := r.Apply(Change{Ask: "b", Limits: limits}, after(1000))
+	require.Equal(t, VerdictApplied, verdict)
 	require.Equal(t, "b", next.Trials[0].ID)
-
-	late := infuse.Change{Kind: infuse.ChangeSettle, Token: "a", Seen: r, Limits: limits}
-	_, verdict = r.Apply(late, noon)
-	require.Equal(t, infuse.VerdictRefused, verdict)
+	_, verdict = next.Apply(Change{Settled: []Settlement{{ID: "a"}}, Seen: next, Limits: limits}, after(1001))
+	require.Equal(t, VerdictRefused, verdict, "it did not die: its late success counts for nothing")
 }
 
-func TestAskingTwiceForOneTrialNeitherTakesTwoNorProlongsIt(t *testing.T) {
-	r := halfOpenWith(infuse.Trial{ID: "a", Deadline: noon.Add(time.Second)})
-	next, verdict := r.Apply(infuse.Change{Kind: infuse.ChangeAcquire, Token: "a", Limits: threeEach}, noon.Add(time.Second/2))
-	require.Equal(t, infuse.VerdictApplied, verdict)
-	require.Equal(t, r, next)
+// A trial failed while another ran, the circuit came due, and there were more
+// trials at a time than MaxTrials.
+func TestATrialKeepsItsPlaceAcrossTransitions(t *testing.T) {
+	limits := threeEach
+	limits.MaxTrials = 2
+	limits.TrialTimeout = time.Hour
+	r := Record{}.then(Change{Move: &Move{StateHalfOpen}, Limits: limits}, noon)
+	r = r.then(Change{Ask: "a", Limits: limits}, noon).then(Change{Ask: "b", Limits: limits}, noon)
+	r = r.then(Change{Settled: []Settlement{{ID: "a", Outcome: OutcomeFailure}}, Limits: limits}, noon)
+	require.Equal(t, StateOpen, r.State)
+	r = r.then(Change{Ask: "c", Limits: limits}, after(60_000))
+	require.Equal(t, StateHalfOpen, r.State)
+	_, verdict := r.Apply(Change{Ask: "d", Limits: limits}, after(60_000))
+	require.Equal(t, VerdictRefused, verdict, "b still runs")
+	next := r.then(Change{Settled: []Settlement{{ID: "b", Outcome: OutcomeFailure}}, Limits: limits}, after(60_001))
+	require.Equal(t, StateHalfOpen, next.State, "b is of an older generation")
+	require.Len(t, next.Trials, 1)
+
+	moved := r.then(Change{Move: &Move{StateHalfOpen}, Limits: limits}, after(60_002))
+	require.Equal(t, r.Trials, moved.Trials, "half-open once more keeps its trials")
+	require.Equal(t, r.Since, moved.Since)
 }
 
-func TestReopeningClearsTheSuccesses(t *testing.T) {
-	r := halfOpenWith(infuse.Trial{ID: "a", Deadline: noon.Add(time.Second)})
-	r.Successes = 2
-	failed, _ := r.Apply(infuse.Change{Kind: infuse.ChangeSettle, Token: "a", Seen: r, Limits: threeEach, Outcome: infuse.OutcomeFailure}, noon)
-	require.Equal(t, infuse.StateOpen, failed.State)
-	require.Zero(t, failed.Successes)
-	moved, _ := r.Apply(infuse.Change{Kind: infuse.ChangeMove, Token: "m", Seen: r, Limits: threeEach, To: infuse.StateHalfOpen}, noon)
-	require.Zero(t, moved.Successes)
-	require.Empty(t, moved.Trials)
-}
-
-func TestEveryTransitionRaisesTheGenerationWhateverTheClockSays(t *testing.T) {
-	open := infuse.Change{Kind: infuse.ChangeMove, Token: "m", Limits: threeEach, To: infuse.StateOpen}
-	for name, generations := range map[string]struct{ recorded, seen, want int64 }{
-		"the clock is ahead":        {recorded: 10, seen: 10, want: noon.UnixMilli()},
-		"the record is ahead":       {recorded: noon.UnixMilli() + 5, want: noon.UnixMilli() + 6},
-		"what was seen is ahead":    {recorded: 0, seen: noon.UnixMilli() + 8, want: noon.UnixMilli() + 9},
-		"all are the same":          {recorded: noon.UnixMilli(), seen: noon.UnixMilli(), want: noon.UnixMilli() + 1},
-		"a record was just made":    {recorded: 0, seen: 0, want: noon.UnixMilli()},
-		"what was seen is outdated": {recorded: noon.UnixMilli() + 5, seen: 3, want: noon.UnixMilli() + 6},
+func TestEveryStepRaisesTheGeneration(t *testing.T) {
+	var r Record
+	generation := int64(0)
+	for i, c := range []Change{
+		calls(asking, "fffff"), calls(asking, "ss"), {Move: &Move{StateOpen}}, {Move: &Move{StateHalfOpen}},
+		{Move: &Move{StateHalfOpen}}, {Move: &Move{StateClosed}}, {Move: &Move{StateClosed}},
 	} {
-		open.Seen.Generation = generations.seen
-		r, verdict := infuse.Record{Generation: generations.recorded}.Apply(open, noon)
-		assert.Equal(t, infuse.VerdictMoved, verdict, name)
-		assert.Equal(t, generations.want, r.Generation, name)
+		c.Limits = asking
+		r = r.then(c, noon.Add(-time.Duration(i)*time.Hour)) // whatever the clock says
+		require.Greater(t, r.Generation, generation, "%d", i)
+		generation = r.Generation
 	}
 }
 
-func TestWhatTheSenderKnowsReplacesWhatTheStorageLost(t *testing.T) {
-	sync := infuse.Change{Kind: infuse.ChangeSync, Limits: threeEach}
-	trial := infuse.Trial{ID: "a", Deadline: noon.Add(time.Second)}
+func TestTheFleetIsAskedBeforeItOpens(t *testing.T) {
+	r := Record{}.then(calls(asking, "ffff"), noon)
+	require.Zero(t, r.OpensAt)
+	r = r.then(calls(asking, "f"), after(1))
+	require.Equal(t, StateClosed, r.State)
+	require.Equal(t, after(51), r.OpensAt, "at least Suspicion")
+	require.Equal(t, 5, r.Balance)
+	require.Equal(t, StateClosed, r.At(after(50)).State)
 
-	sync.Seen = halfOpenWith(trial, infuse.Trial{ID: "dead", Deadline: noon})
-	sync.Seen.Tokens = []string{"the sender's"}
-	r, verdict := infuse.Record{}.Apply(sync, noon)
-	require.Equal(t, infuse.VerdictMoved, verdict)
-	require.Equal(t, halfOpenWith(trial), r, "with the leases that run, without tokens")
-
-	sync.Seen = openSince(noon)
-	r, verdict = halfOpenWith(trial).Apply(sync, noon)
-	require.Equal(t, infuse.VerdictApplied, verdict, "not newer")
-	require.Equal(t, halfOpenWith(trial), r)
-
-	sync.Seen = infuse.Record{Generation: 11, Failures: 2}
-	r, _ = closedWith(1, "x").Apply(sync, noon)
-	require.Equal(t, closedWith(1, "x"), r, "between two closed states nothing is lost")
-
-	sync.Seen = infuse.Record{Generation: 11}
-	r, verdict = openSince(noon).Apply(sync, noon)
-	require.Equal(t, infuse.VerdictMoved, verdict)
-	require.Equal(t, infuse.Record{Generation: 11}, r)
+	open := r.At(after(51))
+	require.Equal(t, StateOpen, open.State)
+	require.Equal(t, after(60_001), open.DueAt, "counted from when the limit was reached")
+	require.Greater(t, open.Generation, r.Generation)
+	require.Equal(t, 5, open.Failures)
 }
 
-func TestARefusedChangeLeavesTheRecordAsItIs(t *testing.T) {
-	dead := infuse.Trial{ID: "dead", Deadline: noon}
-	for name, refused := range map[string]struct {
-		record infuse.Record
-		change infuse.Change
-	}{
-		"a report in an open circuit": {openSince(noon), infuse.Change{Kind: infuse.ChangeReport, Failures: 1, Seen: openSince(noon)}},
-		"a report in a half-open one": {halfOpenWith(dead), infuse.Change{Kind: infuse.ChangeReport, Failures: 1, Seen: halfOpenWith()}},
-		"a report of an older closed": {closedWith(1, "x"), infuse.Change{Kind: infuse.ChangeReport, Failures: 1}},
-		"a trial of a closed circuit": {closedWith(1, "x"), infuse.Change{Kind: infuse.ChangeAcquire, Token: "a"}},
-		"a trial before it is due":    {openSince(noon), infuse.Change{Kind: infuse.ChangeAcquire, Token: "a"}},
-		"the end of no trial":         {halfOpenWith(dead), infuse.Change{Kind: infuse.ChangeSettle, Token: "b", Seen: halfOpenWith()}},
-		"the end of a dead trial":     {halfOpenWith(dead), infuse.Change{Kind: infuse.ChangeSettle, Token: "dead", Seen: halfOpenWith()}},
-		"a change of no known kind":   {halfOpenWith(dead), infuse.Change{Kind: 99, Token: "a"}},
-	} {
-		refused.change.Limits = threeEach
-		r, verdict := refused.record.Apply(refused.change, noon)
-		assert.Equal(t, infuse.VerdictRefused, verdict, name)
-		assert.Equal(t, refused.record, r, name)
+func TestASuspicionLastsAsTheRowDid(t *testing.T) {
+	for row, want := range map[int]int{0: 50, 10: 50, 20: 60, 1000: 3000, 20_000: 30_000} {
+		r := Record{}.then(calls(asking, "f"), noon).then(calls(asking, "ffff"), after(row))
+		require.Equal(t, after(row+want), r.OpensAt, "of a row of %d ms", row)
 	}
 }
 
-// Records are values: who holds one must not see it change under a later Apply.
-func TestApplyNeverWritesToTheSlicesOfTheRecord(t *testing.T) {
-	trials := make([]infuse.Trial, 0, 8)
-	trials = append(trials, infuse.Trial{ID: "a", Deadline: noon}, infuse.Trial{ID: "b", Deadline: noon.Add(time.Second)})
-	tokens := append(make([]string, 0, 8), "x", "y")
-	seen := halfOpenWith(trials...)
-	seen.Generation = 20
-	for _, r := range []infuse.Record{halfOpenWith(trials...), closedWith(1, tokens...), openSince(noon.Add(-time.Hour))} {
-		for kind := range infuse.ChangeMove + 1 {
-			for _, id := range []string{"a", "b", "new"} {
-				for _, s := range []infuse.Record{{Generation: 10}, seen} {
-					c := infuse.Change{Kind: kind, Token: id, Seen: s, Limits: threeEach, Failures: 1, To: infuse.StateOpen}
-					r.Apply(c, noon)
-				}
+func TestSuccessesRefuteASuspicion(t *testing.T) {
+	suspect := Record{}.then(calls(asking, "fffff"), noon)
+	refuted := suspect.then(calls(asking, "s"), after(1))
+	require.Equal(t, 1, refuted.Balance)
+	refuted = refuted.then(calls(asking, "f"), after(2)).then(calls(asking, "s"), after(3))
+	require.Equal(t, StateClosed, refuted.State)
+	require.Zero(t, refuted.OpensAt)
+	require.Zero(t, refuted.Failures)
+	require.Greater(t, refuted.Generation, suspect.At(after(51)).Generation, "above the one with which it would have opened")
+	require.Equal(t, suspect.Since, refuted.Since, "calls that run count")
+
+	calm := refuted.then(calls(asking, "ffffff"), after(10))
+	require.Zero(t, calm.OpensAt, "above suspicion for as long as one lasts")
+	require.Equal(t, 6, calm.Failures)
+	require.NotZero(t, calm.then(calls(asking, "f"), after(53)).OpensAt)
+	require.Zero(t, calm.then(calls(asking, "s"), after(53)).Failures)
+}
+
+func TestManyFailuresOpenEarly(t *testing.T) {
+	r := Record{}.then(calls(asking, "f"), noon).then(calls(asking, "ffff"), after(1000))
+	require.Equal(t, after(4000), r.OpensAt)
+	r = r.then(calls(asking, "fffffffffffffff"), after(1010))
+	require.Equal(t, StateClosed, r.State, "not before Suspicion")
+	require.Equal(t, after(1050), r.OpensAt)
+	r = Record{}.then(calls(asking, "f"), noon).then(calls(asking, "ffff"), after(1000))
+	r = r.then(calls(asking, "fffffffffffffff"), after(1200))
+	require.Equal(t, StateOpen, r.State)
+	require.Equal(t, after(61_000), r.DueAt)
+}
+
+// A report was applied, its answer lost, and another's success cleared the row:
+// sent again, it counted again.
+func TestAChangeSentTwiceCountsOnce(t *testing.T) {
+	limits := threeEach
+	limits.FailMax = 1000
+	number := uint64(0)
+	next := func(source string, c Change) Change {
+		number++
+		c.Source, c.Number, c.Limits = source, number, limits
+		return c
+	}
+	report := next("a", calls(limits, "ff"))
+	open, shut := next("a", Change{Move: &Move{StateOpen}}), next("a", Change{Move: &Move{StateClosed}})
+	for name, steps := range map[string][]Change{
+		"across a success":     {report, next("b", calls(limits, "s"))},
+		"across a transition":  {open, next("b", Change{Move: &Move{StateClosed}})},
+		"a move to closed":     {shut, next("b", Change{Move: &Move{StateOpen}})},
+		"across many failures": append([]Change{report}, slices.Repeat([]Change{{}}, 300)...),
+	} {
+		r := Record{}
+		for i, c := range steps {
+			if c.Number == 0 {
+				c = next(fmt.Sprint("c", i), calls(limits, "f"))
 			}
+			r = r.then(c, noon)
 		}
+		again, verdict := r.Apply(steps[0], after(1))
+		require.Equal(t, VerdictApplied, verdict, name)
+		require.Equal(t, r.State, again.State, name)
+		require.Equal(t, r.Failures, again.Failures, name)
 	}
-	whole := trials[:cap(trials)]
-	require.Equal(t, []string{"a", "b", ""}, []string{whole[0].ID, whole[1].ID, whole[2].ID})
-	require.Equal(t, []string{"x", "y", ""}, slices.Clone(tokens[:3]))
+}
+
+func TestSourcesAreBounded(t *testing.T) {
+	var r Record
+	limits := threeEach
+	limits.FailMax = 10_000
+	for i := range 2 * maxHeard {
+		c := calls(limits, "f")
+		c.Source, c.Number = fmt.Sprint("s", i), 1
+		r = r.then(c, noon)
+	}
+	require.Equal(t, 2*maxHeard, r.Failures)
+	require.Len(t, r.heard, maxHeard)
+}
+
+func TestWhatTheSenderKnowsReplacesWhatWasLost(t *testing.T) {
+	open := Record{}.then(Change{Move: &Move{StateOpen}, Limits: threeEach}, noon)
+	half := open.then(Change{Ask: "a", Limits: threeEach}, after(60_000))
+	shut := half.then(Change{Move: &Move{StateClosed}, Limits: threeEach}, after(60_001))
+
+	got, verdict := Record{}.Apply(Change{Seen: open, Limits: threeEach}, after(1000))
+	require.Equal(t, VerdictMoved, verdict)
+	require.Equal(t, open.DueAt, got.DueAt)
+	got, _ = Record{}.Apply(Change{Seen: half, Limits: threeEach}, after(60_500))
+	require.Len(t, got.Trials, 1)
+	got, _ = open.Apply(Change{Seen: shut, Limits: threeEach}, after(1000))
+	require.Equal(t, StateClosed, got.State, "an old snapshot")
+
+	// An idle process came back long after, and took a healthy circuit back to
+	// open.
+	got, _ = Record{}.Apply(Change{Seen: open, Limits: threeEach}, after(60_000))
+	require.Equal(t, StateClosed, got.State)
+	got, _ = Record{}.Apply(Change{Seen: half, Limits: threeEach}, after(61_000))
+	require.Equal(t, StateClosed, got.State)
+
+	// Redis's clock stepped back, a newcomer's opening had the lower
+	// generation, and an old process undid it.
+	newer := Record{}.then(Change{Move: &Move{StateOpen}, Limits: threeEach}, noon.Add(time.Second))
+	closedLater := shut
+	closedLater.Generation += 5000
+	got, _ = newer.Apply(Change{Seen: closedLater, Limits: threeEach}, after(1001))
+	require.Equal(t, StateOpen, got.State)
+}
+
+// Redis's clock stepped back an hour, and what was open stayed so for an hour.
+func TestAWaitNeverGrows(t *testing.T) {
+	open := Record{}.then(Change{Move: &Move{StateOpen}, Limits: threeEach}, noon)
+	stored := open
+	stored.DueAt = stored.DueAt.Add(time.Hour)
+	got, verdict := stored.Apply(Change{Seen: open, Ask: "a", Limits: threeEach}, after(60_000))
+	require.Equal(t, VerdictMoved, verdict)
+	require.Equal(t, StateHalfOpen, got.State)
+	stored = got
+	stored.Trials = []Trial{{ID: "a", Deadline: after(60_000).Add(time.Hour)}}
+	stored, _ = stored.Apply(Change{Seen: got, Limits: threeEach}, after(60_500))
+	require.Equal(t, got.Trials, stored.Trials)
+}
+
+func TestARefusedChangeChangesNothing(t *testing.T) {
+	open := Record{}.then(Change{Move: &Move{StateOpen}, Limits: threeEach}, noon)
+	for _, c := range []Change{
+		calls(threeEach, "fff"),
+		{Ask: "a"},
+		{Settled: []Settlement{{ID: "a", Outcome: OutcomeFailure}}},
+	} {
+		c.Limits, c.Source, c.Number = threeEach, "s", 1
+		got, verdict := open.Apply(c, after(1))
+		require.Equal(t, VerdictRefused, verdict)
+		require.Equal(t, open, got)
+	}
+}
+
+func TestApplyNeverWritesToTheSlicesOfItsRecord(t *testing.T) {
+	limits := threeEach
+	limits.MaxTrials = 8
+	r := Record{}.then(Change{Move: &Move{StateHalfOpen}, Limits: limits, Source: "s", Number: 1}, noon)
+	r.Trials = append(make([]Trial, 0, 8), Trial{ID: "a", Deadline: after(1000)}, Trial{ID: "b", Deadline: after(10)})
+	before := slices.Clone(r.Trials)
+	heard := slices.Clone(r.heard)
+	for i, c := range []Change{
+		{Ask: "c"}, {Settled: []Settlement{{ID: "a"}}}, {Move: &Move{StateOpen}}, {Ask: "d"},
+	} {
+		c.Limits, c.Source, c.Number = limits, "s", uint64(i+2)
+		r.Apply(c, after(20))
+		require.Equal(t, before, r.Trials[:2:2])
+		require.Equal(t, Trial{}, r.Trials[:3][2])
+		require.Equal(t, heard, r.heard)
+	}
 }
 
 func TestNumbersThatMeanNothingArePrintedAsSuch(t *testing.T) {
-	assert.Equal(t, "closed open half-open State(3)",
-		fmt.Sprint(infuse.StateClosed, " ", infuse.StateOpen, " ", infuse.StateHalfOpen, " ", infuse.State(3)))
-	assert.Equal(t, "success failure ignored Outcome(3)",
-		fmt.Sprint(infuse.OutcomeSuccess, " ", infuse.OutcomeFailure, " ", infuse.OutcomeIgnored, " ", infuse.Outcome(3)))
+	require.Equal(t, "State(9)", State(9).String())
+	require.Equal(t, "Outcome(9)", Outcome(9).String())
 }

@@ -4,40 +4,38 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
-	"sync/atomic"
 	"time"
 )
 
 // Storage keeps the records of circuits, for one process or for many.
 //
 // A storage for any database is: begin; load the record; Record.Apply; save
-// it unless the verdict is VerdictRefused; commit; and tell the watchers
-// where the verdict is VerdictMoved. Package storagetest has the tests that
-// every storage must pass.
+// the bytes of AppendRecord unless the verdict is VerdictRefused; commit; and
+// tell the watchers where the verdict is VerdictMoved. Package storagetest has
+// the tests that every storage must pass.
 //
 // All methods are safe for concurrent use. A circuit's name is any text that
-// CheckName accepts: it is a stranger's, a storage encodes it as it needs. Any
-// other name is an error. The slices of a record are whose it was handed to: a
-// storage shares them with nobody.
-// A storage need not bound how long it takes, and need not heed ctx: a
-// Breaker stops waiting by itself.
+// CheckName accepts, and untrusted: escape it. Any other name is an error. The
+// caller owns the slices of a returned Record. A storage need not bound how
+// long it takes, and need not heed ctx: a Breaker stops waiting by itself.
+//
+// Methods will never be added; what a storage may also do is an interface of
+// its own.
 type Storage interface {
-	// Load returns the record of the circuit: the zero Record where there is none.
+	// Load returns the record of the circuit as it is now (Record.At): the
+	// zero Record where there is none.
 	Load(ctx context.Context, circuit string) (Record, error)
 
 	// Apply makes the change, atomically among all that use the storage, also
 	// in other processes, and returns what Record.Apply returned.
 	Apply(ctx context.Context, circuit string, c Change) (Record, Verdict, error)
 
-	// Watch has fn told of every transition of the circuit and of every trial
-	// that came free, by whomever, soon after it happened and in order: never
-	// of an older record after a newer one, but where the storage itself has
-	// lost the newer one and falls back (to the zero Record, where it lost
-	// all). What happened before Watch was called need not be told. fn must
-	// not be called after stop has returned, but for a call under way. Watch
-	// does no I/O of its own: it returns at once.
+	// Watch calls fn with every record that VerdictMoved stands for, soon
+	// after it was saved, whichever process saved it, and in the order of
+	// their generations; the only exception is a storage that lost data. What
+	// happened before Watch was called need not be told. fn must not be called
+	// after stop has returned, but for a call under way. Watch does no I/O of
+	// its own: it returns at once.
 	Watch(circuit string, fn func(Record)) (stop func())
 }
 
@@ -56,30 +54,56 @@ func CheckName(circuit string) error {
 	return nil
 }
 
-// How long a storage of this package keeps a record that nobody changes.
-const (
-	idleLife   = time.Hour       // beyond its last deadline
-	lingerLife = 5 * time.Second // once healthy: so long, late callers still meet its generation
-)
+// CheckSource returns an error for what can be neither a Change.Source nor a
+// trial's ID: 1 to 64 letters, digits, dots, dashes and underscores are allowed.
+func CheckSource(source string) error {
+	if source == "" || len(source) > maxSourceLength {
+		return fmt.Errorf("infuse: the source %.70q has %d bytes: 1 to %d are allowed", source, len(source), maxSourceLength)
+	}
+	for i := range len(source) {
+		switch c := source[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '-', c == '_':
+		default:
+			return fmt.Errorf("infuse: the source %.70q has a character other than letters, digits, dots, dashes and underscores", source)
+		}
+	}
+	return nil
+}
 
-// outlived returns when a record that was saved now may be forgotten.
-func (r Record) outlived(now time.Time) time.Time {
-	if r.Healthy() {
-		if r.Generation == 0 {
-			return now
+// check refuses a change that no storage could keep.
+func (c *Change) check() error {
+	if c.Number > 0 {
+		if err := CheckSource(c.Source); err != nil {
+			return err
 		}
-		return now.Add(lingerLife)
 	}
+	if c.Ask != "" {
+		return CheckSource(c.Ask)
+	}
+	return nil
+}
+
+// keptFor is how long the storages of this package keep a record that nobody
+// changes beyond its last deadline: long enough for a sender that was cut off
+// to find that its change had been applied.
+const keptFor = time.Hour
+
+// keepUntil returns when a record that is saved now may be forgotten.
+func (r Record) keepUntil(now time.Time) time.Time {
 	last := now
-	if r.DueAt.After(last) {
-		last = r.DueAt
-	}
-	for _, t := range r.Trials {
-		if t.Deadline.After(last) {
-			last = t.Deadline
+	for _, t := range append([]time.Time{r.DueAt, r.CalmUntil}, deadlines(r.Trials)...) {
+		if t.After(last) {
+			last = t
 		}
 	}
-	return last.Add(idleLife)
+	return last.Add(keptFor)
+}
+
+func deadlines(trials []Trial) (all []time.Time) {
+	for _, t := range trials {
+		all = append(all, t.Deadline)
+	}
+	return all
 }
 
 // RecordError tells that a storage answers, but that what it holds for one
@@ -91,43 +115,4 @@ type RecordError struct {
 
 func (e *RecordError) Error() string {
 	return fmt.Sprintf("infuse: the record of circuit %q %s", e.Circuit, e.Reason)
-}
-
-// Announce sets the circuit of a service that starts to the given state, in
-// the manner of Infuse's initial state: a service that has just come up moves
-// its own circuit to half-open (or closed), so that its callers try it at
-// once instead of waiting out the reset timeout. StateOpen keeps callers away
-// for the default ResetTimeout. It does one round trip to the storage.
-func Announce(ctx context.Context, s Storage, circuit string, to State) error {
-	if s == nil {
-		return errors.New("infuse: Announce needs a storage that the callers share, not nil")
-	}
-	if err := CheckName(circuit); err != nil {
-		return err
-	}
-	if to > StateHalfOpen {
-		return fmt.Errorf("infuse: Announce: %v is not a state", to)
-	}
-	defaults, err := newSettings(Config{})
-	if err != nil {
-		return err
-	}
-	tokens := newTokenSource()
-	_, _, err = s.Apply(ctx, circuit, Change{Kind: ChangeMove, To: to, Token: tokens.next(), Limits: defaults.limits()})
-	return err
-}
-
-// tokenSource makes tokens that no other source makes: letters, digits and a dot.
-type tokenSource struct {
-	prefix string
-	count  atomic.Uint64
-}
-
-func newTokenSource() *tokenSource {
-	return &tokenSource{prefix: strconv.FormatUint(rand.Uint64(), 36) + "."}
-}
-
-func (s *tokenSource) next() string {
-	var buffer [32]byte // so that the token is the only allocation
-	return string(strconv.AppendUint(append(buffer[:0], s.prefix...), s.count.Add(1), 36))
 }

@@ -7,30 +7,32 @@ import (
 	"time"
 )
 
-// MemoryStorage keeps circuits in the memory of this process: for a service
-// that is one process, and for unit tests. The zero value is ready to use.
-// Breakers that are given the same MemoryStorage share their circuits by name.
-// Nothing in it ever waits, and it starts no goroutine.
+// MemoryStorage keeps circuits in the memory of this process: for unit tests
+// of what a fleet does, with a Breaker for each process. (A service that is
+// one process needs no storage.) The zero value is ready to use. Nothing in it
+// ever waits, and it starts no goroutine.
 //
 // It is the reference that other storages are compared with.
 type MemoryStorage struct {
 	mu       sync.Mutex
 	start    time.Time
 	circuits map[string]*memoryCircuit
-	sweepAt  int // the number of circuits at which the outlived ones are looked for
+	sweepAt  int // the number of circuits at which the old ones are looked for
 }
 
 // memoryCircuit is a record and those who watch it. Its fields are guarded by
 // MemoryStorage.mu.
 type memoryCircuit struct {
 	record   Record
-	outlived time.Time // from then on, the record may go if nobody watches it
+	until    time.Time // from then on, the record may go if nobody watches it
 	watchers []*memoryWatcher
-	untold   []Record // what the watchers are yet to hear, oldest first
-	telling  bool     // somebody is telling them
+	news     queue[Record] // what the watchers are yet to hear
 }
 
 type memoryWatcher struct{ fn func(Record) }
+
+// maxUnwatched bounds the circuits that are kept though nobody watches them.
+const maxUnwatched = 10_000
 
 // NewMemoryStorage returns an empty storage.
 func NewMemoryStorage() *MemoryStorage { return &MemoryStorage{} }
@@ -40,32 +42,36 @@ func (s *MemoryStorage) Load(_ context.Context, circuit string) (Record, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.circuits[circuit]; c != nil {
-		return c.record.clone(), nil
+		return c.record.At(s.now()).clone(), nil
 	}
 	return Record{}, CheckName(circuit)
 }
 
-// Apply implements Storage. It fails for a name that CheckName refuses, only.
-// The watchers hear of a transition before Apply returns, unless another call
-// of Apply is telling them already.
+// Apply implements Storage. It fails for a name that CheckName refuses, and
+// for a source that CheckSource refuses, only. The watchers hear of a
+// transition before Apply returns, unless another call of Apply is telling
+// them already.
 func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) (Record, Verdict, error) {
 	if err := CheckName(circuit); err != nil {
 		return Record{}, VerdictRefused, err
 	}
+	if err := change.check(); err != nil {
+		return Record{}, VerdictRefused, err
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	now := s.now()
 	c := s.circuit(circuit)
 	record, verdict := c.record.Apply(change, now)
 	if verdict != VerdictRefused {
 		c.record = record.clone() // its trials may be the sender's
-		c.outlived = record.outlived(now)
-		if verdict == VerdictMoved && len(c.watchers) > 0 {
-			c.untold = append(c.untold, c.record)
-		}
+		c.until = record.keepUntil(now)
+	}
+	if verdict == VerdictMoved {
+		c.news.add(c.record)
 	}
 	s.tidy(circuit, c, now)
-	s.tell(c)
+	s.mu.Unlock()
+	c.news.drain(func(r Record) { s.tell(c, r) })
 	return record.clone(), verdict, nil
 }
 
@@ -79,48 +85,23 @@ func (s *MemoryStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for i, other := range c.watchers {
-			if other == w {
-				// A new slice: tell may be going over the old one.
-				c.watchers = append(append([]*memoryWatcher(nil), c.watchers[:i]...), c.watchers[i+1:]...)
-				s.tidy(circuit, c, s.now())
-				return
-			}
-		}
+		c.watchers = slices.DeleteFunc(slices.Clone(c.watchers), func(other *memoryWatcher) bool { return other == w })
+		s.tidy(circuit, c, s.now())
 	}
 }
 
-// tell hands the untold records to the watchers, without the lock but in
-// order: one caller at a time does it for all. It is called and returns with
-// the lock held.
-func (s *MemoryStorage) tell(c *memoryCircuit) {
-	if c.telling {
-		return
-	}
-	c.telling = true
-	defer func() { c.telling = false }()
-	for len(c.untold) > 0 {
-		record, watchers := c.untold[0], c.watchers
-		c.untold = c.untold[1:]
-		s.withoutLock(func() {
-			for _, w := range watchers {
-				w.fn(record.clone())
-			}
-		})
-	}
-}
-
-// withoutLock gives the lock back while f runs, and also where f ends the
-// goroutine.
-func (s *MemoryStorage) withoutLock(f func()) {
+func (s *MemoryStorage) tell(c *memoryCircuit, r Record) {
+	s.mu.Lock()
+	watchers := c.watchers
 	s.mu.Unlock()
-	defer s.mu.Lock()
-	f()
+	for _, w := range watchers {
+		w.fn(r.clone())
+	}
 }
 
 // clone returns a record that shares nothing with r.
 func (r Record) clone() Record {
-	r.Trials, r.Tokens = slices.Clone(r.Trials), slices.Clone(r.Tokens)
+	r.Trials = slices.Clone(r.Trials)
 	return r
 }
 
@@ -137,17 +118,22 @@ func (s *MemoryStorage) circuit(name string) *memoryCircuit {
 }
 
 // tidy forgets a circuit of which nothing is worth keeping and, whenever the
-// number of circuits has doubled, all that nobody has watched or changed for long.
+// number of circuits has doubled, all that nobody watches and that are old, or
+// too many.
 func (s *MemoryStorage) tidy(name string, c *memoryCircuit, now time.Time) {
-	idle := func(c *memoryCircuit) bool { return len(c.watchers) == 0 && !now.Before(c.outlived) }
+	idle := func(c *memoryCircuit) bool { return len(c.watchers) == 0 && !now.Before(c.until) }
 	if idle(c) {
 		delete(s.circuits, name)
 	}
 	if len(s.circuits) < max(s.sweepAt, 1024) {
 		return
 	}
+	unwatched := 0
 	for name, c := range s.circuits {
-		if idle(c) {
+		if len(c.watchers) == 0 {
+			unwatched++
+		}
+		if idle(c) || len(c.watchers) == 0 && unwatched > maxUnwatched {
 			delete(s.circuits, name)
 		}
 	}

@@ -85,7 +85,7 @@ func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 			requireState(t, infuse.StateOpen, b)
 			require.EqualError(t, requireRejected(t, b).Cause, "panic: "+errIll.Error())
 
-			require.NoError(t, b.HalfOpen(ctx))
+			require.NoError(t, b.Move(ctx, infuse.StateHalfOpen))
 			value, stack := unwind(func() { c.use(b) })
 			require.Equal(t, errIll, value)
 			require.Contains(t, stack, "infuse_test.explodes(")
@@ -155,7 +155,7 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 				exit()
 				require.Equal(t, 1, b.Failures(), "neither a failure nor a success")
 
-				require.NoError(t, b.HalfOpen(t.Context()))
+				require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 				exit()
 				requireState(t, infuse.StateHalfOpen, b)
 				require.Empty(t, recordOf(t, b).Trials, "its place is free")
@@ -167,7 +167,7 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 func TestAnOutcomeThatDoesNotExistIsNoOutcome(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{Classify: func(context.Context, error) infuse.Outcome { return 9 }})
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
-	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 	require.NoError(t, b.Call(t.Context(), succeeds))
 	require.NotEqual(t, infuse.StateClosed, b.State(), "nobody said that it was a success")
 	require.Empty(t, recordOf(t, b).Trials)
@@ -181,7 +181,7 @@ func TestATrialIsSettledThoughAListenerEndsTheGoroutine(t *testing.T) {
 	}}})
 	require.NoError(t, err)
 	defer b.Stop()
-	require.NoError(t, b.HalfOpen(t.Context()))
+	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

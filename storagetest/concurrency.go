@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 // atOnce makes changes on so many goroutines, as that many processes that have
@@ -22,9 +20,11 @@ func (c *circuit) atOnce(goroutines, each int, change func() infuse.Change) (ver
 			<-start
 			for range each {
 				change := change()
-				change.Seen, change.Limits = c.seen, c.limits
-				_, verdict, err := c.storage.Apply(c.Context(), c.name, change)
-				assert.NoError(c, err)
+				change.Source, change.Number = unique("source"), 1
+				_, verdict, err := c.storage.Apply(c.Context(), c.name, c.complete(change))
+				if err != nil {
+					c.Error(err)
+				}
 				mu.Lock()
 				verdicts[verdict]++
 				mu.Unlock()
@@ -36,36 +36,55 @@ func (c *circuit) atOnce(goroutines, each int, change func() infuse.Change) (ver
 	return verdicts
 }
 
-func oneFailure() infuse.Change {
-	return infuse.Change{Kind: infuse.ChangeReport, Token: unique("token"), Failures: 1}
-}
-
-func testConcurrentReports(t *testing.T, s infuse.Storage) {
+func testConcurrentFailures(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.FailMax = 1_000_000
-	verdicts := c.atOnce(8, 50, oneFailure)
-	require.Equal(t, 400, verdicts[infuse.VerdictApplied])
-	require.Equal(t, 400, c.load().Failures)
+	verdicts := c.atOnce(8, 50, func() infuse.Change { return calls("f") })
+	equal(t, 400, verdicts[applied])
+	equal(t, 400, c.load().Failures)
 }
 
-func testConcurrentThreshold(t *testing.T, s infuse.Storage) {
-	c := newCircuit(t, s)
-	verdicts := c.atOnce(20, 1, oneFailure)
-	require.Equal(t, [3]int{infuse.VerdictApplied: 2, infuse.VerdictMoved: 1, infuse.VerdictRefused: 17}, verdicts)
-	require.Equal(t, infuse.StateOpen, c.load().State)
-	require.Equal(t, 3, c.load().Failures)
+func testConcurrentSuspicion(t *testing.T, s infuse.Storage) {
+	c := suspect(t, s)
+	c.limits.FailMax = 1_000_000 // so that it does not open early
+	verdicts := c.atOnce(8, 50, func() infuse.Change { return calls("fffffs") })
+	equal(t, 400, verdicts[applied])
+	equal(t, 403, c.load().Balance)
+}
+
+func testConcurrentLimit(t *testing.T, s infuse.Storage) {
+	for _, suspicion := range []time.Duration{0, long / 4} {
+		c := newCircuit(t, s)
+		c.limits.Suspicion = suspicion
+		c.limits.FailMax = 10
+		verdicts := c.atOnce(20, 1, func() infuse.Change { return calls("f") })
+		r := c.load()
+		equal(t, 1, verdicts[moved])
+		if suspicion == 0 {
+			equal(t, infuse.StateOpen, r.State)
+			equal(t, 10, r.Failures)
+		} else {
+			equal(t, 20, r.Balance, "all others count in the suspicion, or began it")
+			equal(t, 19, verdicts[applied])
+		}
+	}
 }
 
 func testConcurrentAskers(t *testing.T, s infuse.Storage) {
-	ask := func() infuse.Change { return infuse.Change{Kind: infuse.ChangeAcquire, Token: unique("trial")} }
 	for _, most := range []int{1, 3} {
 		c := newCircuit(t, s)
 		c.limits.MaxTrials = most
 		c.due()
-		verdicts := c.atOnce(10, 3, ask)
-		require.Equal(t, [3]int{infuse.VerdictMoved: 1, infuse.VerdictApplied: most - 1, infuse.VerdictRefused: 30 - most}, verdicts)
-		require.Len(t, c.load().Trials, most)
+		verdicts := c.atOnce(20, 1, func() infuse.Change { return infuse.Change{Ask: unique("trial")} })
+		equal(t, [3]int{moved: 1, applied: most - 1, refused: 20 - most}, verdicts)
+		equal(t, most, len(c.load().Trials))
 	}
+}
+
+func testConcurrentMoves(t *testing.T, s infuse.Storage) {
+	c := newCircuit(t, s)
+	verdicts := c.atOnce(8, 10, func() infuse.Change { return infuse.Change{Move: &infuse.Move{To: infuse.StateOpen}} })
+	equal(t, 80, verdicts[moved])
 }
 
 // due opens the circuit, and waits until it is due.

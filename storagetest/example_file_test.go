@@ -11,46 +11,56 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"reflect"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/storagetest"
 )
 
 // fileStorage shows how to write a storage: circuits in a directory that the
-// processes of one host share, a file of JSON for each.
+// processes of one host share, a file for each.
 //
-// All that a storage has to bring is a way to keep a record, a way to lock it
-// while it is changed, and a way to hear of changes. What a change does is
-// Record.Apply's business.
+// All that a storage has to bring is a way to keep some bytes, a way to lock
+// them while they are changed, and a way to hear of changes. What a change does
+// is Record.Apply's business.
 type fileStorage struct{ dir string }
 
+// entry is a record and when it was written. The bytes have no clock: so a
+// storage keeps the time beside them, on its own.
+type entry struct {
+	Written time.Time
+	Record  json.RawMessage
+}
+
 // Load needs no lock, because save replaces a file as a whole.
-func (s fileStorage) Load(_ context.Context, circuit string) (record infuse.Record, err error) {
+func (s fileStorage) Load(_ context.Context, circuit string) (infuse.Record, error) {
 	if err := infuse.CheckName(circuit); err != nil {
-		return record, err
+		return infuse.Record{}, err
 	}
 	data, err := os.ReadFile(s.file(circuit))
 	if errors.Is(err, fs.ErrNotExist) {
 		return infuse.Record{}, nil // a circuit without a record is healthy
 	}
-	if err != nil {
-		return record, err
+	var e entry
+	if err == nil {
+		err = json.Unmarshal(data, &e)
 	}
-	return record, json.Unmarshal(data, &record)
+	if err != nil {
+		return infuse.Record{}, err
+	}
+	record, err := infuse.ParseRecord(e.Record, e.Written)
+	return record.At(time.Now()), err
 }
 
 // Apply is begin, load, Record.Apply, save, commit. The present time is read
 // after the lock was got, so that it never goes back between two changes; it is
 // the wall clock's, because a host's processes have no other in common.
 func (s fileStorage) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
+	if err := check(c); err != nil {
+		return infuse.Record{}, infuse.VerdictRefused, err
+	}
 	unlock, err := s.lock()
 	if err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
@@ -60,24 +70,32 @@ func (s fileStorage) Apply(ctx context.Context, circuit string, c infuse.Change)
 	if err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}
-	record, verdict := record.Apply(c, time.Now())
+	now := time.Now()
+	record, verdict := record.Apply(c, now)
 	if verdict != infuse.VerdictRefused {
-		err = s.save(circuit, record)
+		err = s.save(circuit, entry{now, infuse.AppendRecord(nil, record, now)})
 	}
 	return record, verdict, err
 }
 
+func check(c infuse.Change) (err error) {
+	if c.Number > 0 {
+		err = infuse.CheckSource(c.Source)
+	}
+	if c.Ask != "" {
+		err = errors.Join(err, infuse.CheckSource(c.Ask))
+	}
+	return err
+}
+
 // Watch polls. A database that can notify would rather do that where the
 // verdict is VerdictMoved; and read the record anew whenever a notification
-// may have been lost.
+// may have been lost. Some of what it tells is no news, which does no harm.
 func (s fileStorage) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		var last infuse.Record
 		for ctx.Err() == nil {
-			record, err := s.Load(ctx, circuit)
-			if err == nil && !reflect.DeepEqual(record, last) { // more than need be, which does no harm
-				last = record
+			if record, err := s.Load(ctx, circuit); err == nil && ctx.Err() == nil {
 				fn(record)
 			}
 			select {
@@ -95,8 +113,8 @@ func (s fileStorage) file(circuit string) string {
 	return filepath.Join(s.dir, fmt.Sprintf("%x.json", sha256.Sum256([]byte(circuit))))
 }
 
-func (s fileStorage) save(circuit string, record infuse.Record) error {
-	data, err := json.Marshal(record)
+func (s fileStorage) save(circuit string, e entry) error {
+	data, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
@@ -122,32 +140,4 @@ func (s fileStorage) lock() (unlock func(), err error) {
 
 func TestFile(t *testing.T) {
 	storagetest.Run(t, func(t *testing.T) infuse.Storage { return fileStorage{t.TempDir()} })
-}
-
-// Two instances stand for two processes: nothing but the directory joins them.
-func TestFilesAreSharedByTheirDirectory(t *testing.T) {
-	one, other := fileStorage{t.TempDir()}, fileStorage{}
-	other.dir = one.dir
-	cfg := infuse.Config{FailMax: 400, StorageTimeout: time.Minute}
-	var breakers []*infuse.Breaker
-	for _, s := range []infuse.Storage{one, other} {
-		cfg.Storage = s
-		b, err := infuse.New("service", cfg)
-		require.NoError(t, err)
-		defer b.Stop()
-		breakers = append(breakers, b)
-	}
-	failed := errors.New("failed")
-	var running sync.WaitGroup
-	for _, b := range breakers {
-		running.Go(func() {
-			for range 200 {
-				assert.ErrorIs(t, b.Call(context.Background(), func(context.Context) error { return failed }), failed)
-			}
-		})
-	}
-	running.Wait()
-	for _, b := range breakers {
-		require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, 30*time.Second, 5*time.Millisecond)
-	}
 }

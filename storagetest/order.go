@@ -5,99 +5,155 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
-	"github.com/stretchr/testify/require"
 )
 
-func testTokens(t *testing.T, s infuse.Storage) {
+func testNumbers(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	first := infuse.Change{Kind: infuse.ChangeReport, Token: "first", Failures: 1}
-	second := infuse.Change{Kind: infuse.ChangeReport, Token: "second", Failures: 1}
+	first, second := calls("f"), calls("f")
+	first.Source, first.Number = "one", 7
+	second.Source, second.Number = "other", 1
 	for range 3 {
-		require.Equal(t, infuse.VerdictApplied, c.apply(first))
-		require.Equal(t, 1, c.seen.Failures)
+		equal(t, applied, c.apply(first))
+		equal(t, 1, c.seen.Failures)
 	}
 	c.apply(second)
-	require.Equal(t, infuse.VerdictApplied, c.apply(first), "with another in between")
-	require.Equal(t, 2, c.load().Failures)
+	equal(t, applied, c.apply(first), "with another in between")
+	equal(t, 2, c.load().Failures)
+	first.Number = 6
+	equal(t, applied, c.apply(first), "a lower number")
+	equal(t, 2, c.load().Failures)
 
-	open := infuse.Change{Kind: infuse.ChangeMove, Token: "open", To: infuse.StateOpen}
-	require.Equal(t, infuse.VerdictMoved, c.apply(open))
-	opened := c.seen
-	require.Equal(t, infuse.VerdictApplied, c.apply(open))
-	requireSame(t, opened, c.load())
+	large := calls("f") // they may be beyond what is exact in a double
+	large.Source, large.Number = "other", 1<<64-2
+	c.limits.FailMax = 100
+	c.apply(large)
+	c.apply(large)
+	equal(t, 3, c.load().Failures)
+	large.Number++
+	c.apply(large)
+	equal(t, 4, c.load().Failures)
 
 	c.move(infuse.StateHalfOpen)
-	require.Equal(t, infuse.VerdictApplied, c.acquire("trial"))
-	require.Equal(t, infuse.VerdictApplied, c.acquire("trial"), "its own, once more")
-	require.Len(t, c.load().Trials, 1)
+	equal(t, applied, c.ask("trial"))
+	equal(t, applied, c.ask("trial"), "its own, once more")
+	equal(t, 1, len(c.load().Trials))
 }
 
-func testOlderReports(t *testing.T, s infuse.Storage) {
+// twice makes the change again, as one whose answer was lost.
+func (c *circuit) twice(first infuse.Change, between func(), what string) {
+	c.Helper()
+	first = c.complete(first)
+	_, _, err := c.storage.Apply(c.Context(), c.name, first)
+	noError(c.T, err)
+	c.seen = c.load()
+	between()
+	want := c.load()
+	_, verdict, err := c.storage.Apply(c.Context(), c.name, first)
+	noError(c.T, err)
+	equal(c.T, applied, verdict, what)
+	same(c.T, want, c.load(), what)
+	c.seen = c.load()
+}
+
+func testNumberAfterSuccess(t *testing.T, s infuse.Storage) {
+	c := newCircuit(t, s)
+	c.limits.FailMax = 5
+	c.twice(calls("s"), func() { c.calls("fff") }, "a success that broke no row")
+	equal(t, 3, c.load().Failures)
+	c.twice(calls("s"), func() { c.calls("fff") }, "a success that broke a row")
+	equal(t, 3, c.load().Failures)
+	c.twice(calls("s"), func() {}, "a success")
+	c.twice(calls("ffffs"), func() { c.calls("f") }, "failures, and a success")
+	equal(t, infuse.StateClosed, c.load().State)
+	c.twice(calls("fff"), func() { c.calls("s") }, "failures whose row was broken")
+	equal(t, 0, c.load().Failures)
+}
+
+func testNumberAfterMoves(t *testing.T, s infuse.Storage) {
+	for _, from := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
+		for _, to := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
+			c := newCircuit(t, s)
+			c.twice(infuse.Change{Move: &infuse.Move{To: from}}, func() { c.move(to) }, "a move")
+			equal(t, to, c.load().State)
+		}
+	}
+	c := newCircuit(t, s)
+	c.twice(calls("fff"), func() { c.move(infuse.StateClosed) }, "failures that opened it")
+	equal(t, infuse.StateClosed, c.load().State)
+
+	c.limits.Suspicion = long / 4
+	c.twice(calls("fff"), func() {}, "failures that made it suspect")
+	equal(t, 3, c.load().Balance)
+	c.twice(calls("f"), func() { c.calls("f") }, "a failure while it is suspect")
+	equal(t, 5, c.load().Balance)
+	c.twice(calls("ss"), func() { c.calls("ff") }, "a refutation")
+	equal(t, 2, c.load().Failures)
+
+	c.limits.SuccessThreshold = 1
+	c.move(infuse.StateHalfOpen)
+	c.ask("trial")
+	open := func() { c.move(infuse.StateOpen) }
+	c.twice(settle("trial", infuse.OutcomeSuccess), open, "the end of a trial")
+	equal(t, infuse.StateOpen, c.load().State)
+}
+
+func testOlderCalls(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	healthy := c.seen
-	c.fail(3)
+	c.calls("fff")
 	open := c.seen
-	require.Equal(t, infuse.StateOpen, open.State)
-	require.Equal(t, infuse.VerdictRefused, c.fail(1), "while it is open")
+	equal(t, infuse.StateOpen, open.State)
+	equal(t, refused, c.calls("f"), "while it is open")
 	c.move(infuse.StateClosed)
-	for name, older := range map[string]infuse.Record{
-		"before it opened":  healthy,
-		"while it was open": open,
-	} {
+	for what, older := range map[string]infuse.Record{"before it opened": healthy, "while it was open": open} {
 		c.seen = older
-		require.Equal(t, infuse.VerdictRefused, c.fail(1), "right after closing, seen %s", name)
+		equal(t, refused, c.calls("f"), "right after closing, seen ", what)
 	}
-	require.Zero(t, c.load().Failures)
+	equal(t, 0, c.load().Failures)
 	c.seen = c.load()
-	require.Equal(t, infuse.VerdictApplied, c.fail(1))
-	require.Equal(t, 1, c.load().Failures)
+	equal(t, applied, c.calls("f"))
+	equal(t, 1, c.load().Failures)
 }
 
-func testOlderSettles(t *testing.T, s infuse.Storage) {
+func testStaleTrials(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
+	c.limits.SuccessThreshold = 1
 	c.move(infuse.StateHalfOpen)
-	c.acquire("trial")
-	older := c.seen
+	c.ask("old")
+	c.move(infuse.StateOpen)
 	c.move(infuse.StateHalfOpen)
-	c.acquire("trial") // has the older one's name, and is another
-	newer := c.seen
-	c.seen = older
-	for outcome := range infuse.OutcomeIgnored + 1 {
-		require.Equal(t, infuse.VerdictRefused, c.settle("trial", outcome))
-		c.seen = older
-	}
-	requireSame(t, newer, c.load())
-
-	c.move(infuse.StateClosed)
-	closed := c.seen
-	c.seen = newer
-	require.Equal(t, infuse.VerdictRefused, c.settle("trial", infuse.OutcomeFailure), "right after closing")
-	requireSame(t, closed, c.load())
+	equal(t, 1, len(c.load().Trials), "it still runs")
+	equal(t, refused, c.ask("new"), "it takes a place")
+	generation := c.load().Generation
+	c.settle("old", infuse.OutcomeFailure)
+	equal(t, infuse.StateHalfOpen, c.load().State, "and counts for nothing")
+	equal(t, generation, c.load().Generation)
+	equal(t, applied, c.ask("new"))
+	equal(t, refused, c.settle("old", infuse.OutcomeSuccess))
+	equal(t, moved, c.settle("new", infuse.OutcomeSuccess))
+	equal(t, infuse.StateClosed, c.load().State)
 }
 
 func testMoves(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	require.Equal(t, infuse.VerdictApplied, c.move(infuse.StateClosed), "it is closed")
-	c.fail(2)
+	c.calls("ff")
 	states := []infuse.State{infuse.StateOpen, infuse.StateHalfOpen, infuse.StateClosed}
 	for _, from := range states {
 		for _, to := range states {
 			c.move(from)
 			generation := c.seen.Generation
-			c.move(to)
-			record := c.load()
-			require.Equal(t, to, record.State)
-			if from != infuse.StateClosed || to != infuse.StateClosed {
-				require.Greater(t, record.Generation, generation, "from %v to %v", from, to)
-			}
+			equal(t, moved, c.move(to))
+			r := c.load()
+			equal(t, to, r.State)
+			check(t, r.Generation > generation, "from %v to %v", from, to)
+			equal(t, r.Generation, r.Moved)
+			equal(t, "test", r.By)
 			if to == infuse.StateOpen {
-				require.WithinDuration(t, time.Now().Add(long), record.DueAt, patience)
+				about(t, time.Now().Add(long), r.DueAt)
 			}
-			require.Empty(t, record.Trials)
 		}
 	}
-	c.move(infuse.StateClosed)
-	require.Zero(t, c.load().Failures)
+	equal(t, 0, c.load().Failures)
 }
 
 // testLostRecord has senders that know more than the storage, which happens
@@ -105,34 +161,42 @@ func testMoves(t *testing.T, s infuse.Storage) {
 func testLostRecord(t *testing.T, s infuse.Storage) {
 	generation := time.Now().UnixMilli()
 	trial := infuse.Trial{ID: "running", Deadline: time.Now().Add(long)}
-	open := infuse.Record{State: infuse.StateOpen, Generation: generation, Failures: 3, DueAt: time.Now().Add(long)}
-	halfOpen := infuse.Record{State: infuse.StateHalfOpen, Generation: generation, Failures: 3, Successes: 1, Trials: []infuse.Trial{trial}}
+	open := infuse.Record{State: infuse.StateOpen, Generation: generation, Since: generation, Opened: generation, Failures: 3, DueAt: time.Now().Add(long)}
+	halfOpen := infuse.Record{State: infuse.StateHalfOpen, Generation: generation, Since: generation, Failures: 3, Successes: 1, Trials: []infuse.Trial{trial}}
 
 	for name, known := range map[string]infuse.Record{"open": open, "half-open": halfOpen} {
 		c := newCircuit(t, s)
 		c.seen = known
-		require.Equal(t, infuse.VerdictMoved, c.apply(infuse.Change{Kind: infuse.ChangeSync}), name)
-		requireSame(t, known, c.load(), name)
-		require.Equal(t, infuse.VerdictRefused, c.acquire("new"), name)
+		equal(t, moved, c.apply(infuse.Change{}), name)
+		same(t, known, c.load(), name)
+		equal(t, refused, c.ask("new"), name)
 		c.seen = infuse.Record{}
-		require.Equal(t, infuse.VerdictRefused, c.fail(1), "%s: of one who has not heard", name)
+		equal(t, refused, c.calls("f"), name, " for one who has not heard")
 	}
 
 	c := newCircuit(t, s)
-	c.seen = open
-	c.seen.DueAt = time.Now().Add(-time.Second)
-	require.Equal(t, infuse.VerdictMoved, c.acquire("trial"), "it is lost, and due")
-	require.Equal(t, infuse.StateHalfOpen, c.load().State)
-	require.Greater(t, c.load().Generation, generation)
-
-	c = newCircuit(t, s)
 	c.seen = halfOpen
-	require.Equal(t, infuse.VerdictMoved, c.settle("running", infuse.OutcomeSuccess))
-	require.Equal(t, infuse.StateClosed, c.load().State, "the second success in a row")
-	require.Greater(t, c.load().Generation, generation)
+	equal(t, moved, c.settle("running", infuse.OutcomeSuccess))
+	equal(t, infuse.StateClosed, c.load().State, "the second success in a row")
+	check(t, c.load().Generation > generation, "its generation is not above the one that was known")
 
 	c.seen = open // older than what the storage has
 	now := c.load()
-	c.apply(infuse.Change{Kind: infuse.ChangeSync})
-	requireSame(t, now, c.load())
+	c.apply(infuse.Change{})
+	same(t, now, c.load())
+}
+
+func testLostAndDue(t *testing.T, s infuse.Storage) {
+	generation := time.Now().UnixMilli() - 1000
+	due := infuse.Record{State: infuse.StateOpen, Generation: generation, Since: generation, Opened: generation, Failures: 3, DueAt: time.Now().Add(-time.Second)}
+	ended := infuse.Record{State: infuse.StateHalfOpen, Generation: generation, Since: generation, Opened: generation}
+	for _, known := range []infuse.Record{due, ended} {
+		c := newCircuit(t, s)
+		c.seen = known
+		equal(t, applied, c.apply(infuse.Change{}))
+		equal(t, infuse.StateClosed, c.load().State)
+		c.seen = known
+		c.calls("fff")
+		check(t, c.load().Generation > generation, "its generation is not above the one that was known")
+	}
 }

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 // Run tests a storage. It calls newStorage for each of its sub-tests, and wants
@@ -26,28 +24,42 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 	}{
 		{"a circuit without a record has the zero record", testZeroRecord},
 		{"changes do what Record.Apply does", testChanges},
-		{"a change of no known kind changes nothing", testUnknownKind},
 		{"records that are handed out are copies", testCopies},
 		{"names never meet", testNames},
 		{"names that no circuit may have are errors", testBadNames},
+		{"sources that cannot be are errors", testBadSources},
+		{"awkward values do no harm", testAwkwardValues},
 
-		{"concurrent reports are all counted", testConcurrentReports},
-		{"concurrent failures at the threshold open it once", testConcurrentThreshold},
+		{"a row of failures opens as pybreaker does", testRows},
+		{"a limit that is reached begins a suspicion", testSuspicion},
+		{"a suspicion is refuted by successes", testRefutation},
+		{"a suspicion opens the circuit by time alone", testSuspicionEnds},
+		{"many failures end a suspicion early", testSuspicionEndsEarly},
+
+		{"concurrent failures are all counted", testConcurrentFailures},
+		{"concurrent outcomes in a suspicion are all counted", testConcurrentSuspicion},
+		{"concurrent failures at the limit open it once", testConcurrentLimit},
 		{"of many that ask at once as many get a trial as may run", testConcurrentAskers},
+		{"concurrent moves are all made", testConcurrentMoves},
 
-		{"a token counts once", testTokens},
-		{"a report of an older generation is refused", testOlderReports},
-		{"the end of an older generation's trial is refused", testOlderSettles},
+		{"a number counts once", testNumbers},
+		{"a number counts once though the row was broken since", testNumberAfterSuccess},
+		{"a number counts once though the circuit moved since", testNumberAfterMoves},
+		{"calls of an older generation count for nothing", testOlderCalls},
+		{"trials of before a transition keep their places and count for nothing", testStaleTrials},
 
 		{"an open circuit is due after its reset timeout and not before", testDue},
 		{"reading moves nothing", testReading},
 		{"a lease ends at its deadline though others ask all the time", testLease},
 		{"an ignored outcome frees its trial", testIgnored},
+		{"no wait grows by what is written later", testWaits},
 
 		{"moves by hand", testMoves},
 		{"a lost record is put back from what the sender knows", testLostRecord},
+		{"a lost record that is due is not put back", testLostAndDue},
 
 		{"a watcher hears of transitions and freed trials", testWatch},
+		{"a watcher hears of suspicions and refutations", testWatchSuspicion},
 		{"all watchers of a circuit hear and those of others do not", testWatchers},
 		{"a watcher that stopped hears nothing more", testStop},
 		{"watchers never hear of an older record after a newer one", testWatchOrder},
@@ -60,9 +72,13 @@ const (
 	patience = 30 * time.Second // for what is to happen soon, on a busy machine
 	pace     = 5 * time.Millisecond
 	long     = time.Hour // for what is not to end during a test
+
+	refused = infuse.VerdictRefused
+	applied = infuse.VerdictApplied
+	moved   = infuse.VerdictMoved
 )
 
-// limits has timeouts that do not end during a test.
+// limits has timeouts that do not end during a test, and no suspicion.
 var limits = infuse.Limits{FailMax: 3, ResetTimeout: long, SuccessThreshold: 2, MaxTrials: 1, TrialTimeout: long}
 
 // circuit makes changes of one circuit, in the manner of a breaker that has
@@ -73,23 +89,30 @@ type circuit struct {
 	name    string
 	limits  infuse.Limits
 	seen    infuse.Record
+	source  string
+	number  uint64
 }
 
 func newCircuit(t *testing.T, s infuse.Storage) *circuit {
-	return &circuit{T: t, storage: s, name: unique("circuit"), limits: limits}
+	return &circuit{T: t, storage: s, name: unique("circuit"), limits: limits, source: unique("source")}
 }
 
 func unique(what string) string { return fmt.Sprintf("%s-%x", what, rand.Uint64()) }
 
-// apply makes the change. Seen and Limits are filled in, and Token if there is none.
+// complete fills in what all changes have, and the next number if it has none.
+func (c *circuit) complete(change infuse.Change) infuse.Change {
+	change.Seen, change.Limits, change.By = c.seen, c.limits, "test"
+	if change.Source == "" {
+		c.number++
+		change.Source, change.Number = c.source, c.number
+	}
+	return change
+}
+
 func (c *circuit) apply(change infuse.Change) infuse.Verdict {
 	c.Helper()
-	change.Seen, change.Limits = c.seen, c.limits
-	if change.Token == "" {
-		change.Token = unique("token")
-	}
-	record, verdict, err := c.storage.Apply(c.Context(), c.name, change)
-	require.NoError(c, err)
+	record, verdict, err := c.storage.Apply(c.Context(), c.name, c.complete(change))
+	noError(c.T, err)
 	c.seen = record
 	return verdict
 }
@@ -97,28 +120,50 @@ func (c *circuit) apply(change infuse.Change) infuse.Verdict {
 func (c *circuit) load() infuse.Record {
 	c.Helper()
 	record, err := c.storage.Load(c.Context(), c.name)
-	require.NoError(c, err)
+	noError(c.T, err)
 	return record
 }
 
-func (c *circuit) fail(times int) infuse.Verdict {
+// calls is the change for outcomes in that order: f for a failure, s for a success.
+func calls(outcomes string) infuse.Change {
+	var c infuse.Calls
+	for _, outcome := range outcomes {
+		switch {
+		case outcome == 's':
+			c.Successes++
+			c.Streak = 0
+			continue
+		case c.Successes == 0:
+			c.Lead++
+		}
+		c.Failures++
+		c.Streak++
+	}
+	return infuse.Change{Calls: c, Cause: "it failed"}
+}
+
+func (c *circuit) calls(outcomes string) infuse.Verdict {
 	c.Helper()
-	return c.apply(infuse.Change{Kind: infuse.ChangeReport, Failures: times})
+	return c.apply(calls(outcomes))
 }
 
 func (c *circuit) move(to infuse.State) infuse.Verdict {
 	c.Helper()
-	return c.apply(infuse.Change{Kind: infuse.ChangeMove, To: to})
+	return c.apply(infuse.Change{Move: &infuse.Move{To: to}})
 }
 
-func (c *circuit) acquire(trial string) infuse.Verdict {
+func (c *circuit) ask(trial string) infuse.Verdict {
 	c.Helper()
-	return c.apply(infuse.Change{Kind: infuse.ChangeAcquire, Token: trial})
+	return c.apply(infuse.Change{Ask: trial})
+}
+
+func settle(trial string, outcome infuse.Outcome) infuse.Change {
+	return infuse.Change{Settled: []infuse.Settlement{{ID: trial, Outcome: outcome}}}
 }
 
 func (c *circuit) settle(trial string, outcome infuse.Outcome) infuse.Verdict {
 	c.Helper()
-	return c.apply(infuse.Change{Kind: infuse.ChangeSettle, Token: trial, Outcome: outcome})
+	return c.apply(settle(trial, outcome))
 }
 
 // eventually waits for what is to happen soon. The condition runs on the
@@ -126,124 +171,143 @@ func (c *circuit) settle(trial string, outcome infuse.Outcome) infuse.Verdict {
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !condition(); time.Sleep(pace) {
-		require.True(t, time.Now().Before(deadline), "it takes longer than %v until %s", patience, what)
+		check(t, time.Now().Before(deadline), "it takes longer than %v until %s", patience, what)
 	}
 }
 
-// requireSame compares records whose times may differ by what a storage's
-// clock, or its way, adds; not in a test with timeouts that end.
-func requireSame(t *testing.T, want, got infuse.Record, msg ...any) {
+func check(t *testing.T, ok bool, format string, args ...any) {
 	t.Helper()
-	require.Equal(t, withoutTimes(want), withoutTimes(got), msg...)
-	requireAbout(t, want.DueAt, got.DueAt, msg...)
+	if !ok {
+		t.Fatalf(format, args...)
+	}
+}
+
+func noError(t *testing.T, err error) {
+	t.Helper()
+	check(t, err == nil, "%v", err)
+}
+
+// equal compares what a test wants with what it got.
+func equal[T comparable](t *testing.T, want, got T, what ...any) {
+	t.Helper()
+	check(t, want == got, "want %v, got %v %s", want, got, fmt.Sprint(what...))
+}
+
+// same compares records whose times may differ by what a storage's clock, or
+// its way, adds; not in a test with timeouts that end.
+func same(t *testing.T, want, got infuse.Record, what ...any) {
+	t.Helper()
+	equal(t, withoutTimes(want), withoutTimes(got), what...)
+	about(t, want.DueAt, got.DueAt, what...)
+	about(t, want.SuspectAt, got.SuspectAt, what...)
+	about(t, want.OpensAt, got.OpensAt, what...)
+	about(t, want.CalmUntil, got.CalmUntil, what...)
+	if want.State == infuse.StateClosed && want.Failures > 0 && want.OpensAt.IsZero() {
+		about(t, want.RowSince, got.RowSince, what...)
+	}
 	for i := range want.Trials {
-		requireAbout(t, want.Trials[i].Deadline, got.Trials[i].Deadline, msg...)
+		about(t, want.Trials[i].Deadline, got.Trials[i].Deadline, what...)
 	}
 }
 
-func requireAbout(t *testing.T, want, got time.Time, msg ...any) {
+func about(t *testing.T, want, got time.Time, what ...any) {
 	t.Helper()
-	require.Equal(t, want.IsZero(), got.IsZero(), msg...)
-	require.WithinDuration(t, want, got, patience, msg...)
+	near := want.IsZero() == got.IsZero() && got.Sub(want).Abs() <= patience
+	check(t, near, "want about %v, got %v %s", want, got, fmt.Sprint(what...))
 }
 
 func withoutTimes(r infuse.Record) string {
 	trials := make([]string, len(r.Trials))
 	for i, trial := range r.Trials {
-		trials[i] = trial.ID
+		trials[i] = fmt.Sprintf("%s stale %v", trial.ID, trial.Stale)
 	}
-	return fmt.Sprintf("%v generation %d, %d failures, %d successes, trials %q, tokens %q",
-		r.State, r.Generation, r.Failures, r.Successes, trials, r.Tokens)
+	return fmt.Sprintf("%v generation %d, since %d, opened %d, moved %d, %d failures, balance %d, %d successes, trials %q, by %q, cause %q",
+		r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Balance, r.Successes, trials, r.By, r.Cause)
 }
 
 func testZeroRecord(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	require.Equal(t, withoutTimes(infuse.Record{}), withoutTimes(c.load()))
-	require.True(t, c.load().DueAt.IsZero())
-	require.Equal(t, infuse.VerdictApplied, c.apply(infuse.Change{Kind: infuse.ChangeSync}))
-	require.Equal(t, withoutTimes(infuse.Record{}), withoutTimes(c.load()))
+	same(t, infuse.Record{}, c.load())
+	equal(t, applied, c.apply(infuse.Change{}))
+	same(t, infuse.Record{}, c.load())
 }
 
 // testChanges goes through changes of all kinds. Each is made by the storage
 // and, on the record that the storage had before, by Record.Apply.
 func testChanges(t *testing.T, s infuse.Storage) {
-	report := func(failures int, cleared bool, after int) infuse.Change {
-		return infuse.Change{Kind: infuse.ChangeReport, Failures: failures, Cleared: cleared, FailuresAfter: after}
-	}
-	acquire := func(trial string) infuse.Change {
-		return infuse.Change{Kind: infuse.ChangeAcquire, Token: trial}
-	}
-	settle := func(trial string, outcome infuse.Outcome) infuse.Change {
-		return infuse.Change{Kind: infuse.ChangeSettle, Token: trial, Outcome: outcome}
-	}
-	move := func(to infuse.State) infuse.Change {
-		return infuse.Change{Kind: infuse.ChangeMove, To: to}
-	}
+	ask := func(trial string) infuse.Change { return infuse.Change{Ask: trial} }
+	move := func(to infuse.State) infuse.Change { return infuse.Change{Move: &infuse.Move{To: to}} }
+	const success, failure, ignored = infuse.OutcomeSuccess, infuse.OutcomeFailure, infuse.OutcomeIgnored
 	c := newCircuit(t, s)
 	c.limits.MaxTrials = 2
 	for i, change := range []infuse.Change{
-		report(1, false, 0),
-		report(1, false, 0),
-		report(0, true, 1),
-		report(1, true, 0),
-		report(1, false, 0),
-		{Kind: infuse.ChangeSync},
-		acquire("early"),
-		report(2, false, 0), // opens
-		report(1, true, 0),
-		acquire("undue"),
-		settle("undue", infuse.OutcomeSuccess),
+		calls("f"),
+		calls("f"),
+		calls("sf"),
+		calls("fs"),
+		calls("f"),
+		{},
+		ask("early"),
+		calls("ff"), // opens
+		calls("fs"),
+		ask("undue"),
+		settle("undue", success),
 		move(infuse.StateHalfOpen),
-		acquire("a"),
-		acquire("a"),
-		acquire("b"),
-		acquire("third"),
-		settle("b", infuse.OutcomeIgnored),
-		settle("b", infuse.OutcomeFailure),
-		acquire("c"),
-		settle("a", infuse.OutcomeSuccess),
-		acquire("d"),
-		settle("d", infuse.OutcomeSuccess), // closes
-		settle("c", infuse.OutcomeFailure),
-		report(2, false, 0),
+		ask("a"),
+		ask("a"),
+		ask("b"),
+		ask("third"),
+		settle("b", ignored),
+		settle("b", failure),
+		ask("c"),
+		settle("a", success),
+		ask("d"),
+		settle("d", success), // closes
+		settle("c", failure),
+		calls("ff"),
 		move(infuse.StateClosed),
 		move(infuse.StateOpen),
 		move(infuse.StateOpen),
 		move(infuse.StateHalfOpen),
-		acquire("e"),
-		settle("e", infuse.OutcomeFailure), // opens
+		ask("e"),
+		move(infuse.StateHalfOpen),
+		settle("e", failure), // opens
 		move(infuse.StateClosed),
-		report(0, true, 2),
-		report(0, false, 1), // opens
+		calls("sff"),
+		calls("f"), // opens
+		move(infuse.StateHalfOpen),
+		ask("f"),
+		ask("g"),
+		{Settled: []infuse.Settlement{{ID: "f", Outcome: success}, {ID: "g", Outcome: success}}, Calls: calls("f").Calls, Ask: "h"},
+		{Calls: calls("fff").Calls, OpenFor: 2 * long, Cause: "it said when to come back"},
 		move(infuse.StateClosed),
 	} {
-		step := fmt.Sprintf("step %d: %+v", i, change)
-		change.Seen, change.Limits = c.seen, c.limits
-		if change.Token == "" {
-			change.Token = unique("token")
-		}
+		step := fmt.Sprintf("in step %d: %+v", i, change)
+		change = c.complete(change)
 		before := c.load()
 		want, wantVerdict := before.Apply(change, time.Now())
 		got, verdict, err := s.Apply(t.Context(), c.name, change)
-		require.NoError(t, err, step)
-		require.Equal(t, wantVerdict, verdict, step)
+		noError(t, err)
+		equal(t, wantVerdict, verdict, step)
 		if want.Generation != before.Generation {
-			require.Greater(t, got.Generation, before.Generation, step)
-			want.Generation = got.Generation // follows the storage's clock
+			check(t, got.Generation > before.Generation, "the generation falls from %d to %d %s", before.Generation, got.Generation, step)
+			want = renumbered(want, got.Generation)
 		}
-		requireSame(t, want, got, step)
-		requireSame(t, got, c.load(), step)
+		same(t, want, got, step)
+		same(t, got, c.load(), step)
 		c.seen = got
 	}
 }
 
-func testUnknownKind(t *testing.T, s infuse.Storage) {
-	c := newCircuit(t, s)
-	c.fail(2)
-	change := infuse.Change{Kind: infuse.ChangeMove + 1, Token: unique("token"), Seen: c.seen, Limits: limits}
-	_, verdict, _ := s.Apply(t.Context(), c.name, change) // with an error, or without
-	require.Equal(t, infuse.VerdictRefused, verdict)
-	requireSame(t, c.seen, c.load())
+// renumbered gives the record another present generation: it follows a storage's clock.
+func renumbered(r infuse.Record, generation int64) infuse.Record {
+	for _, g := range []*int64{&r.Since, &r.Opened, &r.Moved} {
+		if *g == r.Generation {
+			*g = generation
+		}
+	}
+	r.Generation = generation
+	return r
 }
 
 // testCopies writes to the slices of all records that it is given.
@@ -252,41 +316,34 @@ func testCopies(t *testing.T, s infuse.Storage) {
 		for i := range r.Trials {
 			r.Trials[i] = infuse.Trial{ID: "spoilt"}
 		}
-		for i := range r.Tokens {
-			r.Tokens[i] = "spoilt"
-		}
 		_ = append(r.Trials, infuse.Trial{ID: "spoilt"})
-		_ = append(r.Tokens, "spoilt")
 	}
 	c := newCircuit(t, s)
-	c.fail(1)
-	want := withoutTimes(c.load())
-	require.Contains(t, want, c.seen.Tokens[0])
-	spoil(c.seen)
-	require.Equal(t, want, withoutTimes(c.load()), "after a report")
-
 	c.move(infuse.StateHalfOpen)
-	c.acquire("trial")
-	want = withoutTimes(c.load())
-	require.Contains(t, want, "trial")
-	spoil(c.seen)
-	require.Equal(t, want, withoutTimes(c.load()), "after an acquire")
-	spoil(c.load())
-	require.Equal(t, want, withoutTimes(c.load()), "after a load")
-	c.acquire("refused")
-	spoil(c.seen)
-	require.Equal(t, want, withoutTimes(c.load()), "after a change that was refused")
-
+	c.ask("trial")
 	known := c.load()
+	want := withoutTimes(known)
+	check(t, strings.Contains(want, "trial stale"), "no trial in %s", want)
+	spoil(c.seen)
+	equal(t, want, withoutTimes(c.load()), "after it was granted")
+	spoil(c.load())
+	equal(t, want, withoutTimes(c.load()), "after a load")
+	c.seen = c.load()
+	c.ask("refused")
+	spoil(c.seen)
+	c.seen = infuse.Record{}
+	c.apply(infuse.Change{})
+	equal(t, want, withoutTimes(c.seen), "after a change that was refused")
+
+	var heard infuse.Record
+	defer s.Watch(c.name, func(r infuse.Record) { spoil(r) })()
 	known.Generation++
-	known.Tokens = nil
 	want = withoutTimes(known)
-	change := infuse.Change{Kind: infuse.ChangeSync, Seen: known, Limits: limits}
-	got, _, err := s.Apply(t.Context(), c.name, change)
-	require.NoError(t, err)
+	heard, _, err := s.Apply(t.Context(), c.name, infuse.Change{Seen: known, Limits: limits})
+	noError(t, err)
 	spoil(known)
-	spoil(got)
-	require.Equal(t, want, withoutTimes(c.load()), "after a sync with what the sender knows")
+	spoil(heard)
+	equal(t, want, withoutTimes(c.load()), "after a sync with what the sender knows")
 }
 
 // awkwardNames are circuits' names that an encoding may take for each other, or
@@ -309,20 +366,75 @@ func testNames(t *testing.T, s infuse.Storage) {
 	names := awkwardNames()
 	for i, name := range names {
 		c.name, c.seen = name, infuse.Record{}
-		c.fail(i + 1)
+		c.calls(strings.Repeat("f", i+1))
 	}
 	for i, name := range names {
 		c.name = name
-		assert.Equal(t, i+1, c.load().Failures, "%q", name)
+		equal(t, i+1, c.load().Failures, name)
 	}
 }
 
 func testBadNames(t *testing.T, s infuse.Storage) {
 	for _, name := range []string{"", strings.Repeat("n", infuse.MaxNameLength+1)} {
 		_, err := s.Load(t.Context(), name)
-		assert.Error(t, err, "Load of a name of %d bytes", len(name))
-		_, _, err = s.Apply(t.Context(), name, infuse.Change{Kind: infuse.ChangeReport, Token: "t", Limits: limits, Failures: 1})
-		assert.Error(t, err, "Apply to a name of %d bytes", len(name))
+		check(t, err != nil, "Load of a name of %d bytes", len(name))
+		_, _, err = s.Apply(t.Context(), name, infuse.Change{Limits: limits, Calls: calls("f").Calls})
+		check(t, err != nil, "Apply to a name of %d bytes", len(name))
 		s.Watch(name, func(infuse.Record) { t.Errorf("heard of a name of %d bytes", len(name)) })()
 	}
+}
+
+func testBadSources(t *testing.T, s infuse.Storage) {
+	c := newCircuit(t, s)
+	for _, bad := range []string{"", "a b", "a:b", "é", "a\x00", strings.Repeat("s", 65)} {
+		for what, change := range map[string]infuse.Change{
+			"source":     {Source: bad, Number: 1, Calls: calls("f").Calls},
+			"trial's ID": {Ask: bad, Move: &infuse.Move{To: infuse.StateHalfOpen}},
+		} {
+			if what != "source" && bad == "" {
+				continue // asks for nothing
+			}
+			change.Limits = limits
+			_, _, err := s.Apply(t.Context(), c.name, change)
+			check(t, err != nil, "Apply with the %s %q", what, bad)
+		}
+	}
+	same(t, infuse.Record{}, c.load())
+	c.source = strings.Repeat("s", 64)
+	equal(t, applied, c.calls("f"))
+}
+
+// testAwkwardValues has a record be readable whatever is said in a change.
+func testAwkwardValues(t *testing.T, s infuse.Storage) {
+	for _, text := range []string{
+		strings.Repeat("\xff", 1000), strings.Repeat("é", 101), "x" + strings.Repeat("日", 100), strings.Repeat("<\x00\"", 1000), " ", "\n",
+	} {
+		c := newCircuit(t, s)
+		change := c.complete(calls("fff"))
+		change.By, change.Cause = text, text
+		_, verdict, err := s.Apply(t.Context(), c.name, change)
+		noError(t, err)
+		equal(t, moved, verdict)
+		equal(t, infuse.StateOpen, c.load().State)
+		check(t, len(c.load().Cause) <= len(text), "%q became %q", text, c.load().Cause)
+	}
+
+	c := newCircuit(t, s)
+	c.limits.FailMax = 1<<31 - 1
+	for range 3 {
+		c.apply(infuse.Change{Calls: infuse.Calls{Failures: 1 << 30, Lead: 1 << 30, Streak: 1 << 30}})
+	}
+	equal(t, infuse.StateOpen, c.load().State, "after more failures than can be counted")
+
+	c = newCircuit(t, s)
+	c.limits.MaxTrials = 1024
+	c.move(infuse.StateHalfOpen)
+	c.seen.Trials = nil
+	for i := range 1024 {
+		c.seen.Trials = append(c.seen.Trials, infuse.Trial{ID: fmt.Sprintf("%064d", i), Deadline: time.Now().Add(long)})
+	}
+	c.seen.Generation++
+	equal(t, moved, c.apply(infuse.Change{}))
+	equal(t, 1024, len(c.load().Trials), "as many trials as there may be, of the longest names")
+	equal(t, refused, c.ask("another"))
 }

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
-	"github.com/stretchr/testify/require"
 )
 
 // short is a timeout that ends during a test. A storage's clock is its own,
@@ -20,21 +19,21 @@ func testDue(t *testing.T, s infuse.Storage) {
 	c.limits.ResetTimeout = short
 	began := time.Now()
 	c.move(infuse.StateOpen)
-	eventually(t, "it is due", func() bool { return c.acquire("trial") != infuse.VerdictRefused })
-	require.GreaterOrEqual(t, time.Since(began), short-coarse)
-	require.Equal(t, infuse.StateHalfOpen, c.load().State)
-	require.Len(t, c.load().Trials, 1)
+	eventually(t, "it is due", func() bool { return c.ask("trial") != refused })
+	check(t, time.Since(began) >= short-coarse, "due after %v", time.Since(began))
+	equal(t, infuse.StateHalfOpen, c.load().State)
+	equal(t, 1, len(c.load().Trials))
 }
 
 func testReading(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.due()
 	for range 3 {
-		requireSame(t, c.seen, c.load())
-		require.Equal(t, infuse.VerdictApplied, c.apply(infuse.Change{Kind: infuse.ChangeSync}))
+		same(t, c.seen, c.load())
+		equal(t, applied, c.apply(infuse.Change{}))
 	}
-	require.Equal(t, infuse.StateOpen, c.load().State, "though it is due")
-	require.Equal(t, infuse.VerdictMoved, c.acquire("trial"))
+	equal(t, infuse.StateOpen, c.load().State, "though it is due")
+	equal(t, moved, c.ask("trial"))
 }
 
 func testLease(t *testing.T, s infuse.Storage) {
@@ -42,30 +41,49 @@ func testLease(t *testing.T, s infuse.Storage) {
 	c.move(infuse.StateHalfOpen)
 	c.limits.TrialTimeout = short
 	began := time.Now()
-	require.Equal(t, infuse.VerdictApplied, c.acquire("dead"))
+	equal(t, applied, c.ask("dead"))
 	c.limits.TrialTimeout = long
-	eventually(t, "the lease ends", func() bool { return c.acquire("next") != infuse.VerdictRefused })
-	require.GreaterOrEqual(t, time.Since(began), short-coarse)
+	eventually(t, "the lease ends", func() bool { return c.ask("next") != refused })
+	check(t, time.Since(began) >= short-coarse, "it ends after %v", time.Since(began))
 
 	for outcome := range infuse.OutcomeIgnored + 1 {
-		require.Equal(t, infuse.VerdictRefused, c.settle("dead", outcome), "it did not die: its late %v", outcome)
+		equal(t, refused, c.settle("dead", outcome), "it did not die: its late ", outcome)
 	}
-	require.Equal(t, infuse.StateHalfOpen, c.load().State)
-	require.Zero(t, c.load().Successes)
-	require.Equal(t, infuse.VerdictRefused, c.acquire("third"), "the late end has freed nothing")
-	require.Equal(t, infuse.VerdictMoved, c.settle("next", infuse.OutcomeSuccess))
+	equal(t, infuse.StateHalfOpen, c.load().State)
+	equal(t, 0, c.load().Successes)
+	equal(t, refused, c.ask("third"), "the late end has freed nothing")
+	equal(t, moved, c.settle("next", infuse.OutcomeSuccess))
 }
 
 func testIgnored(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.move(infuse.StateHalfOpen)
 	for range 3 {
-		require.Equal(t, infuse.VerdictApplied, c.acquire("trial"))
-		require.Equal(t, infuse.VerdictRefused, c.acquire("other"))
-		require.Equal(t, infuse.VerdictMoved, c.settle("trial", infuse.OutcomeIgnored))
-		require.Equal(t, infuse.VerdictRefused, c.settle("trial", infuse.OutcomeIgnored), "twice")
+		equal(t, applied, c.ask("trial"))
+		equal(t, refused, c.ask("other"))
+		equal(t, moved, c.settle("trial", infuse.OutcomeIgnored))
+		equal(t, refused, c.settle("trial", infuse.OutcomeIgnored), "twice")
 	}
-	require.Equal(t, infuse.StateHalfOpen, c.load().State)
-	require.Zero(t, c.load().Successes)
-	require.Empty(t, c.load().Trials)
+	equal(t, infuse.StateHalfOpen, c.load().State)
+	equal(t, 0, c.load().Successes)
+	equal(t, 0, len(c.load().Trials))
+}
+
+// testWaits writes a record again and again: what it waits for stays when it was.
+func testWaits(t *testing.T, s infuse.Storage) {
+	c := newCircuit(t, s)
+	c.limits.MaxTrials = 100
+	c.move(infuse.StateHalfOpen)
+	c.ask("first")
+	first := c.seen.Trials[0].Deadline
+	for range 20 {
+		c.ask(unique("trial"))
+		now := c.load().Trials[0].Deadline
+		check(t, now.Sub(first) < short, "its deadline was put off by %v", now.Sub(first))
+	}
+
+	// A sender knows of an earlier time: it is what others are told, too.
+	c.move(infuse.StateOpen)
+	c.seen.DueAt = time.Now().Add(-time.Second)
+	equal(t, moved, c.ask("due"), "of the same generation, and due for the sender")
 }

@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/infuse-go/infuse"
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 // ear is a watcher that remembers what it has heard.
@@ -40,45 +38,54 @@ func (e *ear) waitFor(t *testing.T, want infuse.Record) {
 	t.Helper()
 	eventually(t, "a watcher has heard "+withoutTimes(want), func() bool {
 		all := e.all()
-		return len(all) > 0 && sameNews(all[len(all)-1], want)
+		return len(all) > 0 && withoutTimes(all[len(all)-1]) == withoutTimes(want)
 	})
 }
 
-// sameNews leaves out the tokens: they are nobody's business but the storage's.
-func sameNews(a, b infuse.Record) bool {
-	a.Tokens, b.Tokens = nil, nil
-	return withoutTimes(a) == withoutTimes(b)
+// hears makes sure that the last change was one that watchers hear of.
+func (c *circuit) hears(e *ear, verdict infuse.Verdict) {
+	c.Helper()
+	equal(c.T, moved, verdict)
+	e.waitFor(c.T, c.seen)
 }
 
 func testWatch(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	e := listen(t, s, c.name)
-	hears := func(verdict infuse.Verdict) {
-		t.Helper()
-		require.Equal(t, infuse.VerdictMoved, verdict)
-		e.waitFor(t, c.seen)
-	}
-	hears(c.fail(3))
-	hears(c.move(infuse.StateHalfOpen))
-	c.acquire("a")
-	hears(c.settle("a", infuse.OutcomeIgnored))
-	c.acquire("b")
-	hears(c.settle("b", infuse.OutcomeSuccess))
-	c.acquire("c")
-	hears(c.settle("c", infuse.OutcomeFailure))
+	c.hears(e, c.calls("fff"))
+	c.hears(e, c.move(infuse.StateHalfOpen))
+	c.ask("a")
+	c.hears(e, c.settle("a", infuse.OutcomeIgnored))
+	c.ask("b")
+	c.hears(e, c.settle("b", infuse.OutcomeSuccess))
+	c.ask("c")
+	c.hears(e, c.settle("c", infuse.OutcomeFailure))
 	c.due()
-	hears(c.acquire("d"))
+	c.hears(e, c.ask("d"))
 	c.limits.SuccessThreshold = 1
-	hears(c.settle("d", infuse.OutcomeSuccess))
+	c.hears(e, c.settle("d", infuse.OutcomeSuccess))
 	all := e.all()
-	require.Equal(t, infuse.StateClosed, all[len(all)-1].State)
-	requireNoOlder(t, all)
+	equal(t, infuse.StateClosed, all[len(all)-1].State)
+	noOlder(t, all)
 }
 
-func requireNoOlder(t *testing.T, all []infuse.Record) {
+func testWatchSuspicion(t *testing.T, s infuse.Storage) {
+	c := newCircuit(t, s)
+	c.limits.Suspicion = long / 4
+	e := listen(t, s, c.name)
+	c.calls("ff")
+	c.hears(e, c.calls("f"))
+	all := e.all()
+	check(t, !all[len(all)-1].OpensAt.IsZero(), "the watchers are not told when it opens")
+	c.calls("f")
+	c.hears(e, c.calls("s"))
+	noOlder(t, e.all())
+}
+
+func noOlder(t *testing.T, all []infuse.Record) {
 	t.Helper()
 	inOrder := slices.IsSortedFunc(all, func(a, b infuse.Record) int { return cmp.Compare(a.Generation, b.Generation) })
-	require.True(t, inOrder, "an older record after a newer one: %+v", all)
+	check(t, inOrder, "an older record after a newer one: %+v", all)
 }
 
 func testWatchers(t *testing.T, s infuse.Storage) {
@@ -98,7 +105,7 @@ func testWatchers(t *testing.T, s infuse.Storage) {
 			}
 		}
 		for _, r := range other.all() {
-			assert.Zero(t, r.Generation, "the watchers of %q heard %s", names[1], withoutTimes(r))
+			equal(t, int64(0), r.Generation, "the watchers of ", names[1], " heard ", withoutTimes(r))
 		}
 	}
 }
@@ -116,7 +123,7 @@ func testStop(t *testing.T, s infuse.Storage) {
 		stays.waitFor(t, c.seen)
 	}
 	for _, r := range stops.all() {
-		require.LessOrEqual(t, r.Generation, last)
+		check(t, r.Generation <= last, "it heard generation %d after %d", r.Generation, last)
 	}
 	again := listen(t, s, c.name)
 	c.move(infuse.StateHalfOpen)
@@ -128,14 +135,12 @@ func testStop(t *testing.T, s infuse.Storage) {
 func testWatchOrder(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	ears := []*ear{listen(t, s, c.name), listen(t, s, c.name)}
-	moves := func() infuse.Change {
-		return infuse.Change{Kind: infuse.ChangeMove, Token: unique("token"), To: infuse.StateOpen}
-	}
-	verdicts := c.atOnce(4, 25, moves)
-	require.Equal(t, 100, verdicts[infuse.VerdictMoved])
+	moves := func() infuse.Change { return infuse.Change{Move: &infuse.Move{To: infuse.StateOpen}} }
+	verdicts := c.atOnce(4, 10, moves)
+	equal(t, 40, verdicts[moved])
 	last := c.load()
 	for _, e := range ears {
 		e.waitFor(t, last)
-		requireNoOlder(t, e.all())
+		noOlder(t, e.all())
 	}
 }

@@ -1,8 +1,10 @@
 // Fleet shows what the shared state is for: several processes (children of
 // this program) call one service through one circuit in Redis. The service
-// falls ill; the failures of all processes together open the circuit, and all
-// processes stop calling. When it is due, one of them runs one trial; then all
-// go on. The program checks that, and ends by itself in seconds.
+// falls ill. The failures of all processes together make the circuit suspect;
+// for a moment the fleet is asked whether anybody's calls succeed; then the
+// circuit opens, and all processes stop calling. When it is due, one of them
+// runs one trial; then all go on. The program checks that, and ends by itself
+// in seconds.
 //
 //	go run ./examples/fleet                         # with a miniredis of its own
 //	go run ./examples/fleet -redis 127.0.0.1:6379   # with a real one
@@ -55,8 +57,9 @@ func runChild(name, redisAddr, service string) error {
 	breaker, err := infuse.New("inventory", infuse.Config{
 		ResetTimeout: 1500 * time.Millisecond,
 		Storage:      storage,
-		Listeners: []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, from, to infuse.State) {
-			fmt.Printf("%s sees the circuit go from %s to %s\n", name, from, to)
+		Instance:     name,
+		Listeners: []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
+			fmt.Printf("%s sees the circuit go from %s to %s, by %s\n", name, t.From, t.To, t.Origin)
 		}}},
 	})
 	if err != nil {

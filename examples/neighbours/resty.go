@@ -1,7 +1,6 @@
 package neighbours
 
 import (
-	"errors"
 	"net/http"
 
 	"github.com/go-resty/resty/v2"
@@ -16,9 +15,6 @@ func NewRestyClient(transport *infuse.Transport) *resty.Client {
 		SetTransport(transport).
 		SetRetryCount(3).
 		AddRetryCondition(func(response *resty.Response, err error) bool {
-			if err != nil {
-				return !errors.Is(err, infuse.ErrOpen)
-			}
-			return response.StatusCode() >= http.StatusInternalServerError
+			return infuse.Retryable(err) || err == nil && response.StatusCode() >= http.StatusInternalServerError
 		})
 }

@@ -4,7 +4,6 @@ package neighbours
 
 import (
 	"context"
-	"errors"
 	"net/http"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -17,7 +16,7 @@ func NewRetryableClient(transport *infuse.Transport) *retryablehttp.Client {
 	client := retryablehttp.NewClient()
 	client.HTTPClient = &http.Client{Transport: transport}
 	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
-		if errors.Is(err, infuse.ErrOpen) {
+		if err != nil && !infuse.Retryable(err) {
 			return false, err
 		}
 		return retryablehttp.DefaultRetryPolicy(ctx, response, err)

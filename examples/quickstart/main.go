@@ -113,8 +113,12 @@ func newServer() *server {
 	return s
 }
 
-func printStateChange(b *infuse.Breaker, from, to infuse.State) {
-	printf("     circuit %q: %s -> %s", b.Name(), from, to)
+func printStateChange(b *infuse.Breaker, t infuse.Transition) {
+	whose := "the circuit"
+	if t.Local {
+		whose = "this process's circuit"
+	}
+	printf("     %s %q: %s -> %s", whose, b.Name(), t.From, t.To)
 }
 
 var start = time.Now()

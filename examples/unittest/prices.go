@@ -21,8 +21,9 @@ type Prices struct {
 	breaker *infuse.Breaker
 }
 
-// New returns Prices that keep their circuit in the storage: a RedisStorage in
-// production, a MemoryStorage in a unit test.
+// New returns Prices that share their circuit through the storage: a
+// RedisStorage in production; in a unit test nil, or a MemoryStorage that stands
+// for the fleet's.
 func New(lookup Lookup, storage infuse.Storage) (*Prices, error) {
 	breaker, err := infuse.New("prices", infuse.Config{FailMax: 3, Storage: storage})
 	if err != nil {

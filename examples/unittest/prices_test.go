@@ -12,7 +12,8 @@ import (
 )
 
 // TestASickPriceServiceIsSpared waits out the reset timeout of a minute in no
-// time: memory storage keeps to the fake clock of testing/synctest.
+// time: a breaker keeps to the fake clock of testing/synctest. It needs no
+// storage: this process alone decides.
 func TestASickPriceServiceIsSpared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
@@ -21,7 +22,7 @@ func TestASickPriceServiceIsSpared(t *testing.T) {
 		prices, err := New(func(context.Context, string) (int, error) {
 			asked++
 			return 250, answer
-		}, infuse.NewMemoryStorage())
+		}, nil)
 		require.NoError(t, err)
 		defer prices.Stop()
 
@@ -38,6 +39,32 @@ func TestASickPriceServiceIsSpared(t *testing.T) {
 		cents, err := prices.Price(ctx, "tea")
 		require.NoError(t, err)
 		require.Equal(t, 250, cents)
+	})
+}
+
+// TestAFleetOpensOnceItAgrees has two processes of a fleet: what one of them
+// finds out spares the other, once the fleet has had a moment to object.
+func TestAFleetOpensOnceItAgrees(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sick, fleet := errors.New("sick"), infuse.NewMemoryStorage()
+		start := func() *Prices {
+			prices, err := New(func(context.Context, string) (int, error) { return 0, sick }, fleet)
+			require.NoError(t, err)
+			t.Cleanup(prices.Stop)
+			return prices
+		}
+		one, other := start(), start()
+		for range 3 {
+			_, err := one.Price(t.Context(), "tea")
+			require.ErrorIs(t, err, sick)
+		}
+		_, err := one.Price(t.Context(), "tea")
+		require.ErrorIs(t, err, ErrLater, "a process that has seen enough does not wait for the others")
+
+		time.Sleep(60 * time.Millisecond) // the suspicion
+		synctest.Wait()
+		_, err = other.Price(t.Context(), "tea")
+		require.ErrorIs(t, err, ErrLater)
 	})
 }
 

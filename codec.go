@@ -1,0 +1,197 @@
+package infuse
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+)
+
+// This file has the form in which records are kept and travel. What is read
+// may have been written by anybody: everything is bounded.
+
+// Two numbers let processes of different versions share a circuit: the schema
+// of the writer, and the oldest schema whose readers understand what it wrote.
+const (
+	recordSchema   = 2
+	recordReadable = 2
+)
+
+// The bounds of a record that is read.
+const (
+	maxRecordLength = 256 << 10
+	maxTextLength   = 200 // of By and Cause
+	maxSourceLength = 64  // of a source, and of a trial's ID
+	maxGeneration   = 1 << 52
+)
+
+// encodedRecord is a record as JSON. Durations are whole milliseconds since
+// the record was written, so that no clock travels.
+type encodedRecord struct {
+	Schema   int `json:"v"`
+	Readable int `json:"readable"`
+
+	State      State  `json:"state"`
+	Generation int64  `json:"gen"`
+	Since      int64  `json:"since,omitempty"`
+	Opened     int64  `json:"opened,omitempty"`
+	Moved      int64  `json:"moved,omitempty"`
+	Failures   int    `json:"failures,omitempty"`
+	RowSince   int64  `json:"row,omitempty"` // ago
+	Successes  int    `json:"successes,omitempty"`
+	DueAt      *int64 `json:"due,omitempty"`
+
+	SuspectAt *int64 `json:"suspect,omitempty"` // ago
+	OpensAt   *int64 `json:"opens,omitempty"`
+	Balance   int    `json:"balance,omitempty"`
+	CalmUntil *int64 `json:"calm,omitempty"`
+
+	By     string         `json:"by,omitempty"`
+	Cause  string         `json:"cause,omitempty"`
+	Trials []encodedTrial `json:"trials,omitempty"`
+	Heard  []encodedHeard `json:"heard,omitempty"`
+}
+
+type encodedTrial struct {
+	ID    string `json:"id"`
+	Left  int64  `json:"left"`
+	Stale bool   `json:"stale,omitempty"`
+}
+
+type encodedHeard struct {
+	Source string `json:"s"`
+	Number uint64 `json:"n"`
+}
+
+// AppendRecord appends the record to b, in the form that ParseRecord reads. A
+// storage keeps these bytes, and not the fields of a Record, so that it loses
+// none that a newer version adds. now is the time at which they are written,
+// on the clock that the record's times are on; the bytes have no clock.
+func AppendRecord(b []byte, r Record, now time.Time) []byte {
+	left := func(t time.Time) *int64 {
+		if t.IsZero() {
+			return nil
+		}
+		ms := milliseconds(max(0, t.Sub(now)))
+		return &ms
+	}
+	ago := func(t time.Time) *int64 {
+		if t.IsZero() {
+			return nil
+		}
+		ms := max(0, now.Sub(t).Milliseconds())
+		return &ms
+	}
+	e := encodedRecord{
+		Schema: recordSchema, Readable: recordReadable,
+		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
+		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
+		SuspectAt: ago(r.SuspectAt), OpensAt: left(r.OpensAt), Balance: r.Balance, CalmUntil: left(r.CalmUntil),
+		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
+	}
+	if row := ago(r.RowSince); row != nil {
+		e.RowSince = *row
+	}
+	for _, t := range r.Trials {
+		e.Trials = append(e.Trials, encodedTrial{t.ID, milliseconds(max(0, t.Deadline.Sub(now))), t.Stale})
+	}
+	for _, h := range r.heard {
+		e.Heard = append(e.Heard, encodedHeard{h.source, h.number})
+	}
+	text, err := json.Marshal(e)
+	if err != nil { // numbers, strings and a slice of these can always be written
+		panic(err)
+	}
+	return append(b, text...)
+}
+
+// ParseRecord reads what AppendRecord has written. written is when that was,
+// on the reader's clock: a storage keeps the time of writing beside the bytes,
+// on a clock of its own, and subtracts the age from its present time.
+func ParseRecord(b []byte, written time.Time) (Record, error) {
+	if len(b) > maxRecordLength {
+		return Record{}, fmt.Errorf("has %d bytes", len(b))
+	}
+	var e encodedRecord
+	if err := json.Unmarshal(b, &e); err != nil {
+		return Record{}, fmt.Errorf("is not JSON of a record: %w", err)
+	}
+	if e.Readable > recordSchema {
+		return Record{}, fmt.Errorf("has schema %d, which needs readers of %d, newer than %d", e.Schema, e.Readable, recordSchema)
+	}
+	if err := e.check(written); err != nil {
+		return Record{}, err
+	}
+	after := func(ms *int64) time.Time {
+		if ms == nil {
+			return time.Time{}
+		}
+		return written.Add(boundedWait(*ms))
+	}
+	before := func(ms *int64) time.Time {
+		if ms == nil {
+			return time.Time{}
+		}
+		return written.Add(-boundedWait(*ms))
+	}
+	r := Record{
+		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Moved: e.Moved,
+		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
+		SuspectAt: before(e.SuspectAt), OpensAt: after(e.OpensAt), Balance: e.Balance, CalmUntil: after(e.CalmUntil),
+		By: e.By, Cause: e.Cause,
+	}
+	if e.Failures > 0 {
+		r.RowSince = before(&e.RowSince)
+	}
+	for _, t := range e.Trials {
+		r.Trials = append(r.Trials, Trial{t.ID, after(&t.Left), t.Stale})
+	}
+	for _, h := range e.Heard {
+		r.heard = append(r.heard, heard{h.Source, h.Number})
+	}
+	return r, nil
+}
+
+// check refuses what no version of this package writes.
+func (e *encodedRecord) check(now time.Time) error {
+	switch {
+	case e.Schema < 1:
+		return fmt.Errorf("has schema %d", e.Schema)
+	case e.State > StateHalfOpen:
+		return fmt.Errorf("has no state of the number %d", e.State)
+	case min(e.Generation, e.Since, e.Opened, e.Moved) < 0:
+		return errors.New("has a negative generation")
+	case max(e.Generation, e.Since, e.Opened, e.Moved) > min(maxGeneration, now.AddDate(100, 0, 0).UnixMilli()):
+		// Generations follow the storage's clock. One that somebody made up
+		// would stand above all to come.
+		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Moved))
+	case min(e.Failures, e.Successes, e.Balance) < 0 || max(e.Failures, e.Successes, e.Balance) > math.MaxInt32:
+		return errors.New("has counts beyond any limit")
+	case max(len(e.By), len(e.Cause)) > maxTextLength:
+		return errors.New("has a cause or an instance that is too long")
+	case len(e.Trials) > maxMaxTrials || len(e.Heard) > maxHeard:
+		return errors.New("has more trials or sources than any limit")
+	}
+	for _, t := range e.Trials {
+		if err := CheckSource(t.ID); err != nil {
+			return fmt.Errorf("has a trial that cannot be: %w", err)
+		}
+	}
+	for _, h := range e.Heard {
+		if err := CheckSource(h.Source); err != nil {
+			return fmt.Errorf("has a source that cannot be: %w", err)
+		}
+	}
+	return nil
+}
+
+// boundedWait bounds what a record from outside can make this process wait for.
+func boundedWait(ms int64) time.Duration {
+	return time.Duration(min(max(ms, 0), maxTimeout.Milliseconds())) * time.Millisecond
+}
+
+// milliseconds rounds up: a storage never waits less than it was told to.
+func milliseconds(d time.Duration) int64 {
+	return int64((d + time.Millisecond - 1) / time.Millisecond)
+}

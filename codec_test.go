@@ -1,0 +1,104 @@
+package infuse
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestRecordsRoundTrip(t *testing.T) {
+	now := time.UnixMilli(1_790_000_000_000)
+	for name, r := range map[string]Record{
+		"zero": {},
+		"row":  {Generation: 7, Since: 5, Opened: 3, Moved: 4, Failures: 2, RowSince: now.Add(-time.Second), By: "a", heard: []heard{{"s", 1<<64 - 1}}},
+		"suspect": {
+			Generation: 7, Failures: 5, RowSince: now.Add(-time.Minute), Balance: 6, By: "a", Cause: "b",
+			SuspectAt: now.Add(-time.Second), OpensAt: now.Add(time.Second), DueAt: now.Add(time.Minute),
+		},
+		"refuted":   {Generation: 9, CalmUntil: now.Add(time.Second)},
+		"open":      {State: StateOpen, Generation: 7, Since: 7, Opened: 7, DueAt: now.Add(time.Minute), Cause: "refused"},
+		"half-open": {State: StateHalfOpen, Generation: 8, Successes: 1, Trials: []Trial{{"a", now.Add(time.Second), false}, {"b", now, true}}},
+	} {
+		got, err := ParseRecord(AppendRecord(nil, r, now), now)
+		require.NoError(t, err, name)
+		require.Equal(t, r, got, name)
+		moved, err := ParseRecord(AppendRecord([]byte{}, r, now), now.Add(time.Hour))
+		require.NoError(t, err, name)
+		if !r.DueAt.IsZero() {
+			require.Equal(t, r.DueAt.Add(time.Hour), moved.DueAt, "%s: the bytes have no clock", name)
+		}
+	}
+}
+
+func TestWhatIsWrittenCanBeRead(t *testing.T) {
+	now := time.Now()
+	for _, text := range []string{strings.Repeat("\xff", 999), strings.Repeat("é", 101), strings.Repeat("x", 199) + "日", "\x00<>&\u2028"} {
+		got, err := ParseRecord(AppendRecord(nil, Record{By: text, Cause: text, Trials: []Trial{{ID: "a"}}}, now), now)
+		require.NoError(t, err, "%.20q", text)
+		require.LessOrEqual(t, len(got.Cause), maxTextLength)
+	}
+}
+
+func TestSchemas(t *testing.T) {
+	now := time.Now()
+	got, err := ParseRecord([]byte(`{"v":9,"readable":2,"state":1,"gen":5,"left":[1],"new":{"field":true}}`), now)
+	require.NoError(t, err, "a newer one that can be read")
+	require.Equal(t, Record{State: StateOpen, Generation: 5}, got)
+	_, err = ParseRecord([]byte(`{"v":9,"readable":9,"state":1,"gen":5}`), now)
+	require.ErrorContains(t, err, "newer")
+}
+
+func TestHostileRecords(t *testing.T) {
+	now := time.Now()
+	for _, text := range []string{
+		"", "null", "[]", "1", "garbage", `{"v":2`, `{}`, `{"v":0,"readable":0}`,
+		`{"v":2,"readable":2,"state":3}`, `{"v":2,"readable":2,"state":-1}`, `{"v":2,"readable":2,"state":256}`,
+		`{"v":2,"readable":2,"gen":-1}`, `{"v":2,"readable":2,"gen":9e18}`, `{"v":2,"readable":2,"gen":4503599627370495}`,
+		`{"v":2,"readable":2,"failures":-1}`, `{"v":2,"readable":2,"failures":4294967296}`, `{"v":2,"readable":2,"balance":-5}`,
+		`{"v":2,"readable":2,"trials":[{"id":"","left":1}]}`, `{"v":2,"readable":2,"trials":[{"id":"a b","left":1}]}`,
+		`{"v":2,"readable":2,"heard":[{"s":"a:b","n":1}]}`, `{"v":2,"readable":2,"heard":[{"s":"a","n":-1}]}`,
+		`{"v":2,"readable":2,"cause":"` + strings.Repeat("x", 201) + `"}`,
+		`{"v":2,"readable":2,"trials":[` + strings.Repeat(`{"id":"a","left":1},`, 1024) + `{"id":"a","left":1}]}`,
+		strings.Repeat(" ", maxRecordLength+1), strings.Repeat("[", maxRecordLength),
+	} {
+		_, err := ParseRecord([]byte(text), now)
+		require.Error(t, err, "%.80s", text)
+	}
+}
+
+func requireBounds(t *testing.T, r Record, now time.Time) {
+	t.Helper()
+	require.LessOrEqual(t, r.State, StateHalfOpen)
+	require.GreaterOrEqual(t, min(r.Generation, r.Since, r.Opened, r.Moved), int64(0))
+	require.GreaterOrEqual(t, min(r.Failures, r.Successes, r.Balance), 0)
+	require.LessOrEqual(t, len(r.Trials), maxMaxTrials)
+	for _, until := range append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil}, deadlines(r.Trials)...) {
+		require.False(t, until.After(now.Add(maxTimeout)))
+	}
+}
+
+func FuzzParseRecord(f *testing.F) {
+	now := time.UnixMilli(1_790_000_000_000)
+	for _, r := range []Record{
+		{}, {Failures: 1, RowSince: now}, {State: StateOpen, DueAt: now.Add(time.Hour)},
+		{State: StateHalfOpen, Trials: []Trial{{"a", now, true}}, heard: []heard{{"s", 5}}},
+		{OpensAt: now.Add(1), SuspectAt: now, Balance: 5, CalmUntil: now.Add(5)},
+	} {
+		f.Add(AppendRecord(nil, r, now))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := ParseRecord(text, now)
+		if err != nil {
+			return
+		}
+		requireBounds(t, r, now)
+		again, err := ParseRecord(AppendRecord(nil, r, now), now)
+		require.NoError(t, err)
+		if r.Failures == 0 {
+			r.RowSince = time.Time{}
+		}
+		require.Equal(t, r, again, "what was read can be written and read again")
+	})
+}

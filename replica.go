@@ -1,0 +1,705 @@
+package infuse
+
+import (
+	"cmp"
+	"math"
+	"time"
+)
+
+// replica is this process's copy of one circuit: its own record and the
+// fleet's, and what the storage is yet to hear. It makes every decision of a
+// circuit. It is pure: it does no I/O, takes no lock and reads no clock, and
+// the same inputs in the same order always come to the same.
+//
+// The own record counts the outcomes of this process, as a local breaker does.
+// The shared record is the storage's. A call must pass both, but while the
+// storage is away, or where there is none, the own one is all there is.
+type replica struct {
+	settings *settings
+	source   string // of this replica's changes, and the start of its trials' IDs
+	own      Record
+	shared   Record // as the storage last answered or told
+	out      outbox
+	leases   []lease // of the fleet, that this process has asked for
+
+	linked   bool // there is a storage
+	linkUp   bool // and its link has not failed
+	trouble  error
+	since    time.Time // of the trouble
+	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
+	failed   int       // attempts since the trouble began
+	borrowed int64     // the generation of the own record where it stands in for the shared one
+
+	cause  error  // of the last failure of this process that opened a circuit, or may yet
+	ids    uint64 // so many were made
+	noted  uint64 // so many outcomes were noted for the storage
+	landed uint64 // and so many of them it has heard
+	random uint64 // the state of a generator of random numbers
+}
+
+// outbox is what the storage is yet to hear.
+type outbox struct {
+	sent    Change // under way, or unanswered: it goes again under its number until it is answered
+	under   bool   // a request is under way: sent, or a read if that is empty
+	through uint64 // so many of the noted outcomes are in sent, or were before
+	numbers uint64 // of changes, so far
+
+	next    Change        // being filled
+	openFor time.Duration // the longest that the failures in next ask for
+	hold    time.Time     // until then, successes alone do not go
+	mend    bool          // the storage has lost what shared says
+}
+
+// lease is a trial of the fleet's circuit that this process has asked for, and
+// whose end the storage may not know.
+type lease struct {
+	id      string
+	phase   phase
+	outcome result // once it has ended
+}
+
+type phase uint8
+
+const (
+	phaseAsked   phase = iota // no answer yet
+	phaseGranted              // by the storage; the call is about to run
+	phaseRunning              // the call runs
+	phaseEnded                // the call has ended, or will not run
+)
+
+// result is how an admitted call ended.
+type result struct {
+	outcome Outcome
+	err     error         // of a failure
+	openFor time.Duration // if it opens the circuit: at least so long, as the service has asked (Retry-After)
+}
+
+// admission is what a call was let in by.
+type admission struct {
+	view   *view
+	own    int64         // the generations that the call belongs to
+	shared int64         //
+	trial  string        // its ID; empty for a call in a closed circuit
+	waited time.Duration // for the storage, so far
+}
+
+func newReplica(s *settings, source string, linked bool, seed uint64) replica {
+	return replica{settings: s, source: source, linked: linked, linkUp: true, random: seed}
+}
+
+// attached reports whether the shared record counts.
+func (r *replica) attached() bool { return r.linked && r.trouble == nil }
+
+// fleet returns the shared record as it counts now: a closed one where it does
+// not.
+func (r *replica) fleet(now time.Time) *Record {
+	if !r.attached() {
+		return &closed
+	}
+	return r.shared.at(now)
+}
+
+// closed is the record of a circuit of which nothing is known. It never changes.
+var closed Record
+
+// Inputs: calls.
+
+// ended is an input: an admitted call has ended. It returns the number of the
+// outcome among those that the storage is to hear; 0 if it need not.
+func (r *replica) ended(a *admission, res result, now time.Time) (number uint64) {
+	if res.outcome == OutcomeFailure && (r.linked || a.trial != "" || r.own.Failures+1 >= r.settings.FailMax) {
+		r.cause = causeOf(res.err) // may be told
+	}
+	late := a.shared < r.sharedSince(now)
+	l := r.lease(a.trial)
+	if l != nil {
+		l.phase, l.outcome = phaseEnded, res
+		if r.attached() { // the trial may have been granted after the call began
+			fleet := r.shared.at(now)
+			i := fleet.trial(a.trial)
+			late = i < 0 || fleet.Trials[i].Stale
+		}
+	}
+	if late {
+		res.outcome = OutcomeIgnored
+	}
+	if l == nil {
+		number = r.note(&res, now)
+	} else {
+		r.settleLeases(false)
+		number = r.noted
+	}
+	r.countOwn(a, &res, now)
+	return number
+}
+
+// timeless reports whether time plays no part in an outcome: the success of a
+// call where no fleet is asked and nothing is open.
+func (r *replica) timeless(o Outcome) bool {
+	return !r.linked && r.own.State == StateClosed && o == OutcomeSuccess
+}
+
+// sharedSince is the generation below which calls count for nothing.
+func (r *replica) sharedSince(now time.Time) int64 {
+	return r.shared.at(now).Since
+}
+
+// decides reports whether the own record counts outcomes: not under a Fallback
+// that counts nothing.
+func (r *replica) decides() bool { return r.trouble == nil || r.settings.Fallback == FallbackLocal }
+
+// countOwn counts an outcome in the own circuit: as the end of its trial or,
+// where it is closed, as any other call's.
+func (r *replica) countOwn(a *admission, res *result, now time.Time) {
+	switch {
+	case a.trial != "" && r.own.trial(a.trial) >= 0:
+		c := Change{By: r.settings.Instance, Cause: textOf(r.cause), Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
+		r.applyOwn(&c, now)
+	case res.outcome == OutcomeIgnored || !r.decides():
+	case res.outcome == OutcomeSuccess && r.own.Failures == 0:
+	default:
+		var c Calls
+		c.add(res.outcome)
+		t := terms{limits: &r.settings.own, by: r.settings.Instance, cause: textOf(r.cause), generation: a.own}
+		t.openFor = max(t.limits.ResetTimeout, res.openFor)
+		before := r.own.State
+		r.own.tally(&c, &t, now)
+		r.ownMoved(before)
+	}
+}
+
+// applyOwn makes a change on the own record.
+func (r *replica) applyOwn(c *Change, now time.Time) Verdict {
+	before := r.own.State
+	c.Limits = r.settings.own
+	verdict := r.own.apply(c, now)
+	r.ownMoved(before)
+	return verdict
+}
+
+// ownMoved has what the own circuit came to while the storage is away stand for
+// all that led to it.
+func (r *replica) ownMoved(before State) {
+	if r.trouble == nil || r.own.State == before {
+		return
+	}
+	switch r.own.State {
+	case StateOpen:
+		n := r.settings.FailMax
+		r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
+	case StateClosed:
+		r.out.next.Calls = Calls{Successes: 1}
+	}
+}
+
+// note adds an outcome to what the storage is to hear, if it says anything.
+func (r *replica) note(res *result, now time.Time) uint64 {
+	if res.outcome == OutcomeIgnored || !r.linked || !r.decides() || r.trouble == nil && r.shared.at(now).State != StateClosed {
+		return 0
+	}
+	if res.outcome == OutcomeSuccess && !r.awaitsSuccess() {
+		return 0
+	}
+	r.out.next.Calls.add(res.outcome)
+	if res.outcome == OutcomeFailure {
+		r.out.openFor = max(r.out.openFor, res.openFor)
+	} else if r.shared.suspect() && r.out.hold.IsZero() {
+		r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion/4)))
+	}
+	r.noted++
+	return r.noted
+}
+
+// awaitsSuccess reports whether a success is worth telling: there are failures
+// on record, or about to be.
+func (r *replica) awaitsSuccess() bool {
+	return r.shared.Failures > 0 || r.shared.suspect() || r.out.next.Calls.Failures > 0 || r.out.sent.Calls.Failures > 0
+}
+
+// add appends an outcome.
+func (c *Calls) add(o Outcome) {
+	up := func(n *int) { *n = min(*n+1, math.MaxInt32) }
+	if o == OutcomeSuccess {
+		up(&c.Successes)
+		c.Streak = 0
+		return
+	}
+	up(&c.Failures)
+	up(&c.Streak)
+	if c.Successes == 0 {
+		up(&c.Lead)
+	}
+}
+
+// Inputs: trials.
+
+// decision is what becomes of a call that the view alone does not admit.
+type decision uint8
+
+const (
+	rejects decision = iota
+	admits
+	waits // for the storage's answer on a trial
+)
+
+// asked is an input: a call wants to run. Where it must wait, decided tells
+// when it may go on.
+func (r *replica) asked(now time.Time) (admission, decision) {
+	own, fleet := r.own.at(now), r.fleet(now)
+	a := r.admission("", now)
+	if own.State == StateClosed && fleet.State == StateClosed {
+		return a, admits
+	}
+	most, soon := r.settings.MaxTrials, now.Add(armedEarly)
+	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.asking() {
+		return a, rejects
+	}
+	a.trial = r.newID()
+	if own.State != StateClosed {
+		if r.askOwn(a.trial, now) == VerdictRefused {
+			return a, rejects
+		}
+		a.own = r.own.Since
+	}
+	if fleet.State == StateClosed {
+		return a, admits
+	}
+	r.leases = append(r.leases, lease{id: a.trial})
+	r.out.next.Ask = a.trial
+	return a, waits
+}
+
+func (r *replica) askOwn(id string, now time.Time) Verdict {
+	c := Change{By: r.settings.Instance, Ask: id}
+	return r.applyOwn(&c, now)
+}
+
+// asking reports whether the storage has been asked for a trial and has not
+// answered yet.
+func (r *replica) asking() bool {
+	for _, l := range r.leases {
+		if l.phase == phaseAsked {
+			return true
+		}
+	}
+	return false
+}
+
+// decided reports whether a call that waits for a trial may go on.
+func (r *replica) decided(id string) bool {
+	l := r.lease(id)
+	return l == nil || l.phase != phaseAsked || r.trouble != nil
+}
+
+// goesOn is an input: a call that waited for a trial goes on, because it is
+// decided or because it has waited for long enough.
+func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
+	if l := r.lease(a.trial); l != nil {
+		// While the storage is away the own circuit decides, under the same ID:
+		// if the storage has granted the trial all the same, this call is it.
+		alone := l.phase == phaseAsked && r.trouble != nil && r.decides()
+		if l.phase == phaseGranted || alone && r.askOwn(a.trial, now) != VerdictRefused {
+			l.phase = phaseRunning
+			return r.admission(a.trial, now), admits
+		}
+		l.phase, l.outcome = phaseEnded, result{outcome: OutcomeIgnored}
+		if r.out.next.Ask == a.trial {
+			r.out.next.Ask = ""
+		}
+		r.settleLeases(false)
+	}
+	// Not a trial of the fleet. That may have closed meanwhile, and then the
+	// own circuit alone has a say.
+	if r.attached() && r.fleet(now).State == StateClosed {
+		switch {
+		case r.own.trial(a.trial) >= 0:
+			return r.admission(a.trial, now), admits
+		case r.own.State == StateClosed:
+			return r.admission("", now), admits
+		}
+	}
+	r.countOwn(&a, &result{outcome: OutcomeIgnored}, now)
+	if r.trouble != nil && r.settings.Fallback == FallbackClosed {
+		return r.admission("", now), admits
+	}
+	return admission{}, rejects
+}
+
+// admission is what a call is let in by now.
+func (r *replica) admission(trial string, now time.Time) admission {
+	return admission{own: r.own.Since, shared: r.sharedSince(now), trial: trial}
+}
+
+// settleLeases tells the storage the end of every trial of this process that
+// is on record. answered tells that the record is the answer to all that the
+// storage was asked: what is not on it was not granted, or is over.
+func (r *replica) settleLeases(answered bool) {
+	kept := r.leases[:0]
+	for _, l := range r.leases {
+		onRecord := r.shared.trial(l.id) >= 0
+		asked := r.out.next.Ask == l.id || r.out.sent.Ask == l.id
+		switch {
+		case l.phase != phaseEnded:
+		case onRecord && !r.out.sent.settles(l.id) && !r.out.next.settles(l.id):
+			r.out.next.Settled = append(r.out.next.Settled, Settlement{l.id, l.outcome.outcome, l.outcome.openFor})
+			r.noted++
+		case !onRecord && answered && !asked, !onRecord && !asked && !r.out.under && r.out.sent.Number == 0:
+			continue
+		}
+		kept = append(kept, l)
+	}
+	r.leases = kept
+}
+
+func (c *Change) settles(id string) bool {
+	for _, s := range c.Settled {
+		if s.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *replica) lease(id string) *lease {
+	for i := range r.leases {
+		if r.leases[i].id == id {
+			return &r.leases[i]
+		}
+	}
+	return nil
+}
+
+// Inputs: by hand.
+
+// moved is an input: a move by hand. It returns the number under which the
+// storage is to hear of it; 0 if it was the own circuit's alone.
+func (r *replica) moved(to State, now time.Time) uint64 {
+	if !r.attached() {
+		r.moveOwn(to, now)
+		return 0
+	}
+	r.out.next.Move = &Move{to}
+	r.noted++
+	return r.noted
+}
+
+func (r *replica) moveOwn(to State, now time.Time) {
+	c := Change{By: r.settings.Instance, Move: &Move{to}}
+	r.applyOwn(&c, now)
+}
+
+// configured is an input: other settings.
+func (r *replica) configured(s *settings) { r.settings = s }
+
+// Inputs: the storage's answers and news.
+
+// observed is an input: a record that the storage has told, or that was read.
+func (r *replica) observed(rec Record, now time.Time) {
+	if rec.Generation < r.shared.Generation {
+		known := r.shared.at(now)
+		if known.outlasts(now) || known.closedAfter(&rec) {
+			r.out.mend = true
+			return
+		}
+	}
+	r.adopt(rec, now)
+	r.settleLeases(false)
+}
+
+// answered is an input: the storage has answered a request, in time or late.
+// The number is that of the change; 0 for a read.
+func (r *replica) answered(number uint64, rec Record, now time.Time) {
+	mine := number == r.out.sent.Number
+	// An answer that is older than what the change itself said it had seen
+	// comes from a storage that has lost that, and for which it was too old.
+	// One that is older than what was told meanwhile is late.
+	switch lost := mine && r.out.sent.Seen.Generation == r.shared.Generation; {
+	case number == 0 && mine:
+		r.hasRead(rec, r.out.sent.Seen.Generation, now)
+	case lost || rec.Generation >= r.shared.Generation:
+		r.adopt(rec, now)
+	}
+	if !mine {
+		return
+	}
+	r.out.sent, r.out.under = Change{}, false
+	r.landed = r.out.through
+	for i := range r.leases {
+		switch l := &r.leases[i]; {
+		case l.phase != phaseAsked || r.out.next.Ask == l.id:
+		case r.shared.trial(l.id) >= 0:
+			l.phase = phaseGranted
+		default:
+			l.phase, l.outcome = phaseEnded, result{outcome: OutcomeIgnored}
+		}
+	}
+	if r.linkUp {
+		r.attach()
+	}
+	r.settleLeases(true)
+}
+
+// hasRead is an input: the record was read, by a request that began when the
+// shared one was of the given generation. An older one is a loss, unless there
+// was news meanwhile.
+func (r *replica) hasRead(rec Record, seen int64, now time.Time) {
+	if rec.Generation >= r.shared.Generation || seen == r.shared.Generation {
+		r.observed(rec, now)
+	}
+	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
+		r.attach()
+	}
+}
+
+// attach ends the trouble: the shared record counts again.
+func (r *replica) attach() {
+	r.trouble, r.failed, r.retryAt = nil, 0, time.Time{}
+	r.repay()
+}
+
+// adopt makes a record the shared one. Outcomes of an older state count for
+// nothing; nor do successes that a refutation has made superfluous.
+func (r *replica) adopt(rec Record, now time.Time) {
+	before := r.shared
+	if rec.Generation == before.Generation {
+		rec.noLater(&before)
+	}
+	r.shared = rec.bounded(r.settings, now)
+	if rec.Moved > before.Moved {
+		r.own = Record{Generation: r.own.Generation + 1, Since: r.own.Generation + 1}
+		r.borrowed = 0
+	}
+	next := &r.out.next.Calls
+	if rec.Since > before.Since || !rec.suspect() && before.suspect() && next.Failures == 0 {
+		*next, r.out.openFor = Calls{}, 0
+	}
+	if !rec.suspect() {
+		r.out.hold = time.Time{}
+	}
+}
+
+// unanswered is an input: a request failed, or was not answered in time. Its
+// fate is unknown: it goes again under its number.
+func (r *replica) unanswered(number uint64, err error, now time.Time) {
+	if !r.awaits(number) {
+		return
+	}
+	r.out.under = false
+	r.out.sent.Ask = "" // whoever asked does not wait any longer
+	r.unread(err, now)
+}
+
+// awaits reports whether the request of that number is under way, as far as
+// this process knows.
+func (r *replica) awaits(number uint64) bool { return r.out.under && r.out.sent.Number == number }
+
+// unread is an input: a read failed.
+func (r *replica) unread(err error, now time.Time) {
+	r.detach(err, now)
+	r.failed++
+	r.retryAt = now.Add(backoff(r.failed, r.roll()))
+}
+
+// lost is an input: the link to the storage is down.
+func (r *replica) lost(err error, now time.Time) {
+	r.linkUp = false
+	r.detach(err, now)
+}
+
+// back is an input: the link is up. The circuit is attached by its next answer.
+func (r *replica) back() {
+	r.linkUp, r.retryAt = true, time.Time{}
+}
+
+// detach has the own circuit take over what the fleet's said.
+func (r *replica) detach(err error, now time.Time) {
+	if r.trouble != nil {
+		return
+	}
+	r.trouble, r.since, r.failed = err, now, 0
+	if by := cmp.Or(r.out.next.Move, r.out.sent.Move); by != nil { // it goes for this process at least
+		r.out.next.Move = nil
+		r.moveOwn(by.To, now)
+		return
+	}
+	fleet, most := r.foreseen(now), r.settings.MaxTrials
+	if fleet.State != StateClosed && (r.own.State == StateClosed || fleet.blockedUntil(most, now).After(r.own.blockedUntil(most, now))) {
+		generation := max(r.own.Generation, fleet.Generation) + 1
+		fleet.Generation, fleet.Since, fleet.heard = generation, generation, nil
+		r.own, r.borrowed = fleet, generation
+	}
+}
+
+// foreseen is the shared record as it will be when the storage has heard
+// everything, as far as this process knows.
+func (r *replica) foreseen(now time.Time) Record {
+	fleet := r.shared
+	for _, c := range []Change{r.out.sent, r.out.next} {
+		c.Ask, c.Number, c.Seen, c.Limits = "", 0, r.shared, r.settings.limits
+		fleet.apply(&c, now)
+	}
+	return fleet
+}
+
+// repay gives back what detach has taken over, unless the own circuit has
+// moved since.
+func (r *replica) repay() {
+	if r.borrowed > 0 && r.own.Generation == r.borrowed {
+		r.own = Record{Generation: r.borrowed + 1, Since: r.borrowed + 1}
+	}
+	r.borrowed = 0
+}
+
+// Outputs.
+
+// outgoing returns what is to go to the storage now, and takes it to be under
+// way: a change, or a read if it has no number; nil if nothing is to go.
+func (r *replica) outgoing(now time.Time) *Change {
+	switch {
+	case !r.linked || r.out.under:
+		return nil
+	case r.trouble != nil && (!r.linkUp || now.Before(r.retryAt)):
+		return nil
+	case r.out.sent.Number > 0:
+	case !r.fill(now) && r.trouble == nil:
+		return nil
+	}
+	if r.out.under = true; r.out.sent.Number == 0 {
+		r.out.sent.Seen.Generation = r.shared.Generation // of a read
+	}
+	sent := r.out.sent
+	return &sent
+}
+
+// fill makes what is to be said the next change, if it may go yet.
+func (r *replica) fill(now time.Time) bool {
+	next := &r.out.next
+	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" || r.out.mend
+	if !urgent && (next.Calls.Successes == 0 || now.Before(r.out.hold)) {
+		return false
+	}
+	r.out.numbers++
+	c := *next
+	c.Source, c.Number = r.source, r.out.numbers
+	c.Seen, c.Limits = r.shared, r.settings.limits
+	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
+	c.OpenFor = r.openFor(now)
+	r.out.sent, r.out.through = c, r.noted
+	r.out.next, r.out.openFor, r.out.hold, r.out.mend = Change{}, 0, time.Time{}, false
+	return true
+}
+
+// openFor is for how long the calls in next open the fleet's circuit: as long
+// as the own one stays open, if it does, so that both are due together.
+func (r *replica) openFor(now time.Time) time.Duration {
+	if own := r.own.at(now); own.State == StateOpen {
+		return max(own.DueAt.Sub(now), time.Millisecond)
+	}
+	if r.out.openFor > 0 {
+		return max(r.settings.ResetTimeout, r.out.openFor)
+	}
+	return 0
+}
+
+// heard reports whether the storage has heard of the outcome of that number,
+// or will not for now.
+func (r *replica) heard(number uint64) bool {
+	return number <= r.landed || r.trouble != nil || number > r.out.through && !r.pending()
+}
+
+// pending reports whether something is yet to be said.
+func (r *replica) pending() bool {
+	n := &r.out.next
+	return n.Calls != (Calls{}) || len(n.Settled) > 0 || n.Move != nil || n.Ask != "" || r.out.mend
+}
+
+// idle reports whether the storage has heard everything.
+func (r *replica) idle() bool { return !r.pending() && r.out.sent.Number == 0 }
+
+// wakeAt is when time alone changes something: the earliest of all times
+// after now, zero if there is none.
+func (r *replica) wakeAt(now time.Time) time.Time {
+	var at time.Time
+	earliest := func(t time.Time) {
+		if t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	due := func(rec *Record) {
+		if until := rec.blockedUntil(r.settings.MaxTrials, now); !until.IsZero() {
+			earliest(until.Add(-armedEarly))
+		}
+	}
+	due(&r.own)
+	if r.attached() {
+		due(r.shared.at(now))
+		if r.shared.suspect() {
+			earliest(r.shared.OpensAt)
+		}
+		if !r.out.under {
+			earliest(r.out.hold)
+		}
+	} else if r.linked && r.linkUp && !r.out.under {
+		earliest(r.retryAt)
+	}
+	return at
+}
+
+// blockedUntil is when another trial may run, as far as is known: zero where
+// calls or a trial may run now.
+func (r *Record) blockedUntil(maxTrials int, now time.Time) time.Time {
+	var until time.Time
+	if r.State == StateClosed {
+		return until
+	}
+	if r.State == StateOpen {
+		until = r.DueAt
+	}
+	if live := liveTrials(r.Trials, now); len(live) >= maxTrials {
+		first := live[0].Deadline
+		for _, t := range live {
+			if t.Deadline.Before(first) {
+				first = t.Deadline
+			}
+		}
+		if first.After(until) {
+			until = first
+		}
+	}
+	return until
+}
+
+// bounded bounds what a record from outside can make calls wait for: an hour,
+// or what the own settings ask for.
+func (r Record) bounded(s *settings, now time.Time) Record {
+	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter)); r.DueAt.After(latest) {
+		r.DueAt = latest
+	}
+	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter) / 2); r.CalmUntil.After(latest) {
+		r.CalmUntil = latest
+	}
+	latest := now.Add(max(s.TrialTimeout, maxRetryAfter))
+	for i, t := range r.Trials {
+		if t.Deadline.After(latest) {
+			r.Trials = r.clone().Trials
+			r.Trials[i].Deadline = latest
+		}
+	}
+	return r
+}
+
+// newID returns an ID for a trial.
+func (r *replica) newID() string {
+	r.ids++
+	return r.source + "." + base36(r.ids)
+}
+
+// roll returns a random number from 0 up to 1: the next of a splitmix64
+// (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+func (r *replica) roll() float64 {
+	r.random += 0x9e3779b97f4a7c15
+	z := r.random
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return float64((z^z>>31)>>11) / (1 << 53)
+}

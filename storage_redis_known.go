@@ -1,0 +1,194 @@
+package infuse
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// knownRecord is a circuit's record as Redis told of it.
+type knownRecord struct {
+	version string // none but "0" where there is no record
+	status  string // of the script that told it
+	record  Record // its times are on Redis's clock
+	problem error  // why it cannot be read
+
+	told time.Time // when, on Redis's clock
+	at   time.Time // and on this process's: when it was here. Zero: nothing was told yet
+}
+
+// now returns Redis's time, or somewhat less: nothing is ever due early.
+func (k knownRecord) now(local time.Time) time.Time {
+	if k.at.IsZero() {
+		return local
+	}
+	return k.told.Add(local.Sub(k.at))
+}
+
+// local returns the record as it is now, with times on this process's clock.
+func (k knownRecord) local() Record {
+	here := time.Now()
+	now := k.now(here)
+	return k.record.At(now).translated(now, here)
+}
+
+// translated returns a copy of the record for another clock, which says there
+// while the record's own says here.
+func (r Record) translated(here, there time.Time) Record {
+	r = r.clone()
+	times := []*time.Time{&r.RowSince, &r.DueAt, &r.SuspectAt, &r.OpensAt, &r.CalmUntil}
+	for i := range r.Trials {
+		times = append(times, &r.Trials[i].Deadline)
+	}
+	for _, t := range times {
+		if !t.IsZero() {
+			*t = there.Add(t.Sub(here))
+		}
+	}
+	return r
+}
+
+// What a script did.
+const (
+	statusRefused = "0" // the record was not as it was seen
+	statusDone    = "1"
+	statusHeard   = "2" // nothing: the source's number was heard before
+)
+
+// wrongType begins Redis's error for a key that is not a hash.
+const wrongType = "WRONGTYPE"
+
+const (
+	forever      = 1 << 52
+	maxKnown     = 10_000
+	maxNumbers   = 5 * 20 // of a message, in bytes, without what separates them
+	messageParts = 6
+)
+
+// parseMessage reads what swap.lua publishes.
+func parseMessage(message string) (knownRecord, error) {
+	if len(message) > maxRecordLength+maxNumbers+messageParts {
+		return knownRecord{}, fmt.Errorf("has %d bytes", len(message))
+	}
+	parts := strings.SplitN(message, " ", messageParts)
+	if len(parts) < messageParts {
+		return knownRecord{}, fmt.Errorf("has %d parts", len(parts))
+	}
+	k := parseKnown([messageParts]string(parts), time.Now())
+	return k, k.problem
+}
+
+// parseKnown reads the fields of a reply or a message: v, now, t, n, b, r. All
+// may be a stranger's.
+func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
+	k := knownRecord{version: fields[0], at: at, told: at}
+	var numbers [messageParts - 1]int64
+	for i := range numbers {
+		n, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil || n < 0 || n > forever {
+			k.problem = fmt.Errorf("has %.20q where a whole number belongs", fields[i])
+			return k
+		}
+		numbers[i] = n
+	}
+	now, written, count, began := numbers[1], numbers[2], numbers[3], numbers[4]
+	k.told = time.UnixMilli(now)
+	if fields[5] != "" {
+		// A clock that was set back makes no wait longer than when it began.
+		k.record, k.problem = ParseRecord([]byte(fields[5]), time.UnixMilli(min(written, now)))
+	}
+	if count > math.MaxInt32 {
+		k.problem = fmt.Errorf("has the count %d", count)
+	}
+	if k.problem != nil {
+		k.record = Record{}
+		return k
+	}
+	k.record.heard, k.record.RowSince = nil, time.Time{}
+	k.record.setLevel(int(count))
+	if began > 0 && k.record.State == StateClosed {
+		k.record.RowSince = time.UnixMilli(min(began, now))
+	}
+	return k
+}
+
+func (r *Record) setLevel(n int) {
+	if r.suspect() {
+		r.Balance = n
+	} else {
+		r.Failures = n
+	}
+}
+
+// order is the version as a number.
+func (k knownRecord) order() int64 {
+	n, _ := strconv.ParseInt(k.version, 10, 64)
+	return n
+}
+
+func (k knownRecord) err(circuit string) error {
+	if k.problem == nil {
+		return nil
+	}
+	return &RecordError{circuit, k.problem.Error()}
+}
+
+// holdsUntil is the time at which what is made of the record now may be wrong,
+// because it becomes another by itself. Redis's time may be a little ahead of
+// now.
+func (k knownRecord) holdsUntil(now time.Time) int64 {
+	switch r := k.record; {
+	case r.suspect() && now.Before(r.OpensAt):
+		return roundedUp(r.OpensAt)
+	case r.State == StateClosed && now.Before(r.CalmUntil):
+		return roundedUp(r.CalmUntil)
+	}
+	return forever
+}
+
+func roundedUp(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
+
+// knownRecords are the records that Redis told of last, by key. They may be
+// old: Redis decides whether a change that was made of one is right.
+type knownRecords struct {
+	mu  sync.Mutex
+	all map[string]knownRecord
+}
+
+func (s *knownRecords) get(key string) knownRecord {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.all[key]; ok {
+		return k
+	}
+	return knownRecord{version: "0"}
+}
+
+func (s *knownRecords) put(key string, k knownRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k.problem != nil {
+		delete(s.all, key)
+		return
+	}
+	if s.all == nil {
+		s.all = make(map[string]knownRecord)
+	}
+	if _, ok := s.all[key]; !ok && len(s.all) >= maxKnown {
+		for any := range s.all {
+			delete(s.all, any)
+			break
+		}
+	}
+	s.all[key] = k
+}
+
+// putNewer is put, unless what is known is as new.
+func (s *knownRecords) putNewer(key string, k knownRecord) {
+	if k.order() > s.get(key).order() {
+		s.put(key, k)
+	}
+}

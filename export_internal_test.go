@@ -4,6 +4,6 @@ package infuse
 // has granted.
 func IsTrialOfTheFleet(p Permit) (yes bool) {
 	a := p.ticket.admission
-	p.ticket.breaker.circuit.look(func(r *replica) { yes = a.trial != "" && r.lease(a.trial) != nil })
+	p.ticket.breaker.look(func(r *replica) { yes = a.trial != "" && r.lease(a.trial) != nil })
 	return yes
 }

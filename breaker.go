@@ -146,7 +146,7 @@ type Stats struct {
 	State    State
 	Local    bool      // the circuit of this process alone is not closed
 	Failures int       // in a row: of this process or, if those are more, of the fleet
-	Since    time.Time // when the storage went away; zero while it is not
+	Since    time.Time // when this process saw State begin
 	Away     error     // why the storage is away; nil while it is not
 }
 
@@ -156,9 +156,7 @@ func (b *Breaker) Stats() Stats {
 	s := Stats{State: v.state, Local: v.local}
 	b.look(func(r *replica) {
 		s.Failures = max(r.own.Failures, r.shared.Failures)
-		if r.trouble != nil {
-			s.Away, s.Since = r.trouble, r.since
-		}
+		s.Away, s.Since = r.trouble, b.since
 	})
 	return s
 }

@@ -29,7 +29,8 @@ type circuit struct {
 
 	mu      sync.Mutex
 	replica replica
-	before  *view // the view before this one: used again where calls meet the same
+	before  *view     // the view before this one: used again where calls meet the same
+	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
 	waiting []waiter
@@ -156,6 +157,9 @@ func (c *circuit) publish(now time.Time) {
 		c.breaker.view.Store(&v)
 	}
 	c.before = old
+	if old == nil || old.state != fresh.state {
+		c.since = now
+	}
 	if old != nil && old.state != fresh.state && c.started {
 		c.events.add(stateChanged(c.transition(old, &fresh, now)))
 	}

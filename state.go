@@ -369,7 +369,7 @@ func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 	if r.suspect() {
 		upper = unlimited
 		if _, early := r.opensEarly(l, now); early {
-			upper = suspicion.early * l.FailMax
+			upper = l.many()
 		}
 		return step{add: c.Failures - suspicion.success*c.Successes, upper: upper}
 	}
@@ -404,7 +404,7 @@ func (r *Record) judge(t *terms, now time.Time) {
 	case r.suspect():
 		if r.Balance <= 0 {
 			r.refute(now)
-		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= suspicion.early*t.limits.FailMax {
+		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= t.limits.many() {
 			r.Generation, r.OpensAt = r.nextGeneration(t, now), at
 			r.pass(now)
 		}
@@ -436,6 +436,9 @@ func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool)
 	}
 	return at, r.OpensAt.Sub(at) > coarse
 }
+
+// many is the balance at which a suspicion may end early.
+func (l *Limits) many() int { return int(min(int64(suspicion.early)*int64(l.FailMax), unlimited)) }
 
 // coarse is what two times may differ by that stand for the same one: storages
 // keep whole milliseconds, rounded up.

@@ -86,7 +86,7 @@ func (r *replica) causeOf(rec *Record) error {
 	if r.cause != nil && textOf(r.cause) == rec.Cause {
 		return r.cause
 	}
-	return &cause{text: rec.Cause}
+	return &cause{text: rec.Cause, short: rec.Cause}
 }
 
 // same reports whether calls meet the same in both.

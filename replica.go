@@ -212,7 +212,9 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 	if res.outcome == OutcomeFailure {
 		r.out.openFor = max(r.out.openFor, res.openFor)
 	} else if r.shared.suspect() && r.out.hold.IsZero() {
-		r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion/4)))
+		// In a large fleet a few are enough, and the others hear of them first.
+		most := min(r.settings.Suspicion, r.shared.OpensAt.Sub(now)) / 4
+		r.out.hold = now.Add(time.Duration(r.roll() * float64(most)))
 	}
 	r.noted++
 	return r.noted

@@ -202,7 +202,7 @@ func (c *circuit) arm(now time.Time) {
 // Inputs from below.
 
 func (c *circuit) answered(q *Change, rec Record) {
-	c.step(func(r *replica, now time.Time) { r.answered(q.Number, rec, now) })
+	c.step(func(r *replica, now time.Time) { r.answered(q, rec, now) })
 	c.tellAside()
 }
 

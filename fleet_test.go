@@ -200,7 +200,7 @@ func (p *process) arrive(change *Change) {
 		}
 	}
 	p.after(p.latency, func() {
-		p.step(func(r *replica, now time.Time) { r.answered(change.Number, record, now) })
+		p.step(func(r *replica, now time.Time) { r.answered(change, record, now) })
 	})
 	if verdict == VerdictMoved {
 		for _, other := range p.all {

@@ -3,6 +3,7 @@ package infuse
 import (
 	"cmp"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -42,14 +43,13 @@ type replica struct {
 type outbox struct {
 	sent    Change // under way, or unanswered: it goes again under its number until it is answered
 	under   bool   // a request is under way: sent, or a read if that is empty
-	news    uint64 // so much news had come when it began
 	through uint64 // so many of the noted outcomes are in sent, or were before
 	numbers uint64 // of changes, so far
 
 	next    Change        // being filled
 	openFor time.Duration // the longest that the failures in next ask for
 	hold    time.Time     // until then, successes alone do not go
-	mend    bool          // the storage has lost what shared says
+	mend    bool          // the storage may have lost what shared says
 }
 
 // lease is a trial of the fleet's circuit that this process has asked for, and
@@ -355,6 +355,12 @@ func (r *replica) admission(trial string, now time.Time) admission {
 // is on record. answered tells that the record is the answer to all that the
 // storage was asked: what is not on it was not granted, or is over.
 func (r *replica) settleLeases(answered bool) {
+	for _, t := range r.shared.Trials {
+		// A storage that lost its record may have got back one that was older.
+		if strings.HasPrefix(t.ID, r.source+".") && r.lease(t.ID) == nil {
+			r.leases = append(r.leases, lease{id: t.ID, phase: phaseEnded, outcome: result{outcome: OutcomeIgnored}})
+		}
+	}
 	kept := r.leases[:0]
 	for _, l := range r.leases {
 		onRecord := r.shared.trial(l.id) >= 0
@@ -416,46 +422,40 @@ func (r *replica) configured(s *settings) { r.settings = s }
 
 // observed is an input: the storage has told of a record. One of the generation
 // that is known says nothing new: it differs in counts alone, and may be older
-// than an answer. An older one is a loss, or late: what is known goes to the
-// storage, if that is worth it.
+// than an answer. An older one is late, or the storage has lost something: what
+// it answers to a change that carries what is known tells which.
 func (r *replica) observed(rec Record, now time.Time) {
-	known := r.shared.at(now)
 	switch {
-	case rec.Generation == r.shared.Generation:
-		return
-	case rec.Generation < r.shared.Generation && (known.outlasts(now) || known.closedAfter(&rec)):
+	case rec.Generation < r.shared.Generation:
 		r.out.mend = true
-		return
+	case rec.Generation > r.shared.Generation:
+		r.adopt(rec, now)
+		r.settleLeases(false)
 	}
-	r.adopt(rec, now)
-	r.settleLeases(false)
 }
 
 // hasRead is an input: the record was read, by a request that began when so
-// much news had come. If more came meanwhile, the record may be late.
+// much news had come. If more came meanwhile, its counts may be old.
 func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
-	switch {
-	case rec.Generation > r.shared.Generation, rec.Generation < r.shared.Generation && news == r.news:
-		r.observed(rec, now)
-	case news == r.news:
+	if rec.Generation == r.shared.Generation && news == r.news {
 		r.adopt(rec, now)
 	}
+	r.observed(rec, now)
 	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
 		r.attach()
 	}
 }
 
 // answered is an input: the storage has answered a request, in time or late.
-// The number is that of the change; 0 for a read.
-func (r *replica) answered(number uint64, rec Record, now time.Time) {
-	mine := number == r.out.sent.Number
+func (r *replica) answered(c *Change, rec Record, now time.Time) {
+	mine := c.Number == r.out.sent.Number
 	switch {
-	case number == 0 && mine:
-		r.hasRead(rec, r.out.news, now)
+	case c.Number == 0:
+		r.hasRead(rec, c.news, now)
 	case rec.Generation >= r.shared.Generation,
 		// The storage has lost what the change said it had seen, and for that it
 		// was too old.
-		mine && r.out.news == r.news:
+		mine && c.news == r.news:
 		r.adopt(rec, now)
 	}
 	if !mine {
@@ -592,8 +592,9 @@ func (r *replica) outgoing(now time.Time) *Change {
 	case !r.fill(now) && r.trouble == nil:
 		return nil
 	}
-	r.out.under, r.out.news = true, r.news
+	r.out.under = true
 	sent := r.out.sent
+	sent.news = r.news
 	return &sent
 }
 

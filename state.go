@@ -142,6 +142,8 @@ type Change struct {
 	OpenFor time.Duration // if Calls open the circuit: for so long, in place of Limits.ResetTimeout
 	Move    *Move
 	Ask     string // the ID of a trial that is asked for. It is granted if the record then has it among its trials
+
+	news uint64 // the sender's: how much it had heard when it sent this
 }
 
 // Move is a move by hand.

@@ -54,6 +54,7 @@ const mostTime = 10 * time.Minute
 func main() {
 	isQuick := flag.Bool("quick", false, "a run of seconds that proves that the benchmark works, and nothing else")
 	out := flag.String("o", "RESULTS.md", "the file to write")
+	flag.StringVar(&oldScript, "old-script", "", "a file with the one script of the first version, to be measured beside: git show 31ba884:circuit.lua")
 	flag.Parse()
 	size, command := full, "go run ."
 	if *isQuick {

@@ -26,8 +26,8 @@ import (
 // for concurrent use. Make a Breaker with New. One that nothing refers to any
 // more is stopped in time.
 type Breaker struct {
-	circuit *circuit
-	view    *atomic.Pointer[view] // the circuit's
+	view atomic.Pointer[view] // what calls meet; the circuit stores it under its lock
+	circuit
 }
 
 // New returns a breaker for the named circuit. With a Storage it reads the
@@ -45,21 +45,20 @@ func New(name string, cfg Config) (*Breaker, error) {
 		return nil, err
 	}
 	b := newBreaker(name, s, linkTo(s.Storage))
-	b.circuit.start(b)
+	b.start()
 	return b, nil
 }
 
-// newBreaker returns a breaker whose listeners hear nothing until its circuit
-// is started.
+// newBreaker returns a breaker whose listeners hear nothing until it is started.
 func newBreaker(name string, s *settings, l *link) *Breaker {
-	c := newCircuit(name, s, l)
-	b := &Breaker{circuit: c, view: &c.view}
-	runtime.AddCleanup(b, func(c *circuit) { go c.abandon() }, c)
+	b := new(Breaker)
+	b.circuit.init(b, name, s, l)
+	runtime.AddCleanup(b, func(unwatch func()) { go unwatch() }, b.unwatch)
 	return b
 }
 
 // Name returns the circuit's name.
-func (b *Breaker) Name() string { return b.circuit.name }
+func (b *Breaker) Name() string { return b.name }
 
 // Call runs fn, if the circuit lets it, and counts its outcome. It returns
 // fn's error as it is, or an *OpenError if fn did not run.
@@ -81,7 +80,7 @@ func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err
 func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
 	if !v.fast {
-		return b.runAdmitted(ctx, fn) // apart, so that the defer below holds on to the view alone, and not to an admission
+		return b.runCounted(ctx, v, fn) // apart, so that the defer below holds on to the view alone, and not to an admission
 	}
 	returned := false // and not recover() == nil, which a Goexit has too
 	defer func() {
@@ -98,11 +97,15 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	return err
 }
 
-// runAdmitted is run where the view does not say yes to every call.
-func (b *Breaker) runAdmitted(ctx context.Context, fn func(context.Context) error) error {
-	a, rejected := b.admit(ctx)
-	if rejected != nil {
-		return rejected
+// runCounted is run for a call that has more to do than to run, or that the
+// view cannot admit by itself.
+func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Context) error) error {
+	a := v.admission()
+	if !v.plain {
+		var rejected *OpenError
+		if a, rejected = b.admit(ctx); rejected != nil {
+			return rejected
+		}
 	}
 	returned := false
 	defer func() {
@@ -143,7 +146,7 @@ type Stats struct {
 	State    State
 	Local    bool      // the circuit of this process alone is not closed
 	Failures int       // in a row: of this process or, if those are more, of the fleet
-	Since    time.Time // when the storage went away; zero while it is not
+	Since    time.Time // when this process saw State begin
 	Away     error     // why the storage is away; nil while it is not
 }
 
@@ -151,11 +154,9 @@ type Stats struct {
 func (b *Breaker) Stats() Stats {
 	v := b.view.Load()
 	s := Stats{State: v.state, Local: v.local}
-	b.circuit.look(func(r *replica) {
+	b.look(func(r *replica) {
 		s.Failures = max(r.own.Failures, r.shared.Failures)
-		if r.trouble != nil {
-			s.Away, s.Since = r.trouble, r.since
-		}
+		s.Away, s.Since = r.trouble, b.since
 	})
 	return s
 }
@@ -164,15 +165,14 @@ func (b *Breaker) Stats() Stats {
 // round trip, and waits at most Config.StorageTimeout for it. Without a storage
 // it is the record of this process, and there is no I/O.
 func (b *Breaker) Record(ctx context.Context) (Record, error) {
-	c := b.circuit
-	if c.link == nil {
+	if b.link == nil {
 		var own Record
-		c.look(func(r *replica) { own = r.own.At(time.Now()).clone() })
+		b.look(func(r *replica) { own = r.own.At(time.Now()).clone() })
 		return own, nil
 	}
 	ctx, cancel := b.bounded(ctx)
 	defer cancel()
-	r, err := c.link.read(ctx, c)
+	r, err := b.link.read(ctx, &b.circuit)
 	if err != nil {
 		return Record{}, fmt.Errorf("infuse: reading circuit %q: %w", b.Name(), err)
 	}
@@ -196,8 +196,8 @@ func (b *Breaker) Move(ctx context.Context, to State) error {
 	}
 	ctx, cancel := b.bounded(ctx)
 	defer cancel()
-	defer b.circuit.tell()
-	return b.circuit.moves(ctx, to)
+	defer b.tell()
+	return b.moves(ctx, to)
 }
 
 // bounded returns a context for one request that a caller has asked for.
@@ -216,7 +216,7 @@ func (b *Breaker) Configure(cfg Config) error {
 	if err := s.keep(b.settings().Storage); err != nil {
 		return err
 	}
-	b.circuit.configured(s)
+	b.configured(s)
 	return nil
 }
 
@@ -234,7 +234,7 @@ func (s *settings) keep(storage Storage) error {
 // view: it does not hear of other processes any more, but the storage still
 // hears of its calls, and so of those that were under way. Once the storage has
 // failed it, it goes on for this process alone.
-func (b *Breaker) Stop() { b.circuit.stop() }
+func (b *Breaker) Stop() { b.stop() }
 
 func (b *Breaker) settings() *settings { return b.view.Load().settings }
 
@@ -245,7 +245,7 @@ func (v *view) admission() admission { return admission{view: v, own: v.own, sha
 
 // enter admits a call or rejects it.
 func (b *Breaker) enter(ctx context.Context) (admission, *OpenError) {
-	if v := b.view.Load(); v.fast {
+	if v := b.view.Load(); v.plain {
 		return v.admission(), nil
 	}
 	return b.admit(ctx)
@@ -260,7 +260,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 			b.settle(ctx, a, result{outcome: OutcomeIgnored})
 		}
 	}()
-	b.circuit.tell()
+	b.tell()
 	if rejected != nil {
 		b.settings().tellRejected(ctx, b, rejected)
 	} else {
@@ -276,16 +276,16 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	if v.settings.Strict || v.admits == admitsAsker {
 		began = time.Now()
 		var cancel context.CancelFunc
-		ctx, cancel = b.circuit.patience(ctx, began)
+		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	if v.settings.Strict && v.admits != admitsAsker && b.circuit.attached() { // who asks is answered with what there is
-		_ = b.circuit.read(ctx) // whatever it says is in the view
+	if v.settings.Strict && v.admits != admitsAsker && b.attached() { // who asks is answered with what there is
+		_ = b.read(ctx) // whatever it says is in the view
 		v = b.view.Load()
 	}
 	a, admitted := v.admission(), v.admits == admitsAll
 	if v.admits == admitsAsker {
-		a, admitted = b.circuit.asks(ctx)
+		a, admitted = b.asks(ctx)
 	}
 	if !admitted {
 		return a, b.rejection()
@@ -307,14 +307,15 @@ func (b *Breaker) rejection() *OpenError {
 
 // finish classifies the error of an admitted call, and counts its outcome.
 func (b *Breaker) finish(ctx context.Context, a admission, err error) {
-	if err == nil && b.isQuiet(a) && a.view.fast {
-		return
+	outcome := OutcomeSuccess
+	if err != nil || a.view.settings.Classify != nil {
+		outcome = b.classify(ctx, a, err)
 	}
-	b.settle(ctx, a, result{outcome: b.classify(ctx, a, err), err: err})
+	b.settle(ctx, a, result{outcome: outcome, err: err})
 }
 
 // isQuiet reports whether a success of the call need not be counted.
-func (b *Breaker) isQuiet(a admission) bool {
+func (b *Breaker) isQuiet(a *admission) bool {
 	return a.view.quiet && a.trial == "" && b.view.Load() == a.view
 }
 
@@ -335,13 +336,19 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
-	defer func() { // also if a listener ends the goroutine
-		if r.outcome != OutcomeSuccess || !b.isQuiet(a) {
-			b.circuit.ended(&a, &r)
-			b.circuit.tell()
-		}
-	}()
+	if a.view.plain {
+		b.count(&a, &r)
+		return
+	}
+	defer b.count(&a, &r) // also if a listener ends the goroutine
 	a.view.settings.tellOutcome(ctx, b, r)
+}
+
+func (b *Breaker) count(a *admission, r *result) {
+	if r.outcome != OutcomeSuccess || !b.isQuiet(a) {
+		b.ended(a, r)
+		b.tell()
+	}
 }
 
 // unwound settles a call that did not return. The panic goes on with the stack
@@ -387,7 +394,7 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 		return Permit{}, v.rejects
 	}
 	a := v.admission()
-	if !v.fast {
+	if !v.plain {
 		var rejected *OpenError
 		if a, rejected = b.admit(ctx); rejected != nil {
 			return Permit{}, rejected
@@ -410,7 +417,7 @@ func (p Permit) Done(err error) {
 // Config.Classify: for a call whose outcome is no error.
 func (p Permit) Settle(o Outcome) {
 	b, ctx, a, ok := p.take()
-	if !ok || o == OutcomeSuccess && a.view.fast && b.isQuiet(a) {
+	if !ok {
 		return
 	}
 	r := result{outcome: o}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 	"weak"
 )
@@ -16,19 +15,22 @@ import (
 // circuit is the shell around a replica, and has the only lock of a circuit. An
 // input goes in under the lock, by step; its effects are carried out after it.
 // All decisions are the replica's.
+//
+// It is part of its Breaker. What tells it of news holds it weakly, so that a
+// breaker which nothing else refers to is garbage.
 type circuit struct {
-	view   atomic.Pointer[view] // what calls meet; stored under mu
-	name   string
-	link   *link // nil: there is no storage
-	events queue[event]
-	handle weak.Pointer[Breaker] // for listeners: a circuit does not keep its breaker alive
+	name    string
+	breaker *Breaker // of which this is a part
+	link    *link    // nil: there is no storage
+	events  queue[event]
+	unwatch func() // does not refer to the circuit
 
-	stopWatching func()
-	background   sync.WaitGroup
+	background sync.WaitGroup
 
 	mu      sync.Mutex
 	replica replica
-	before  *view // the view before this one: used again where calls meet the same
+	before  *view     // the view before this one: used again where calls meet the same
+	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
 	waiting []waiter
@@ -43,34 +45,42 @@ type waiter struct {
 	done  chan struct{}
 }
 
-// newCircuit returns a circuit that has heard of its record, if the storage
-// answers in time. Listeners hear nothing until start.
-func newCircuit(name string, s *settings, l *link) *circuit {
-	source := newSource()
-	c := &circuit{name: name, link: l, replica: newReplica(s, source, l != nil, rand.Uint64()), stopWatching: func() {}}
+// init has the circuit hear of its record, if the storage answers in time.
+// Listeners hear nothing until start.
+func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
+	c.breaker, c.name, c.link = b, name, l
+	c.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
+	c.unwatch = func() {}
 	c.events.hold()
 	if l == nil {
 		c.step(func(*replica, time.Time) {})
-		return c
+		return
 	}
-	down := l.join(c)
+	weakly := weak.Make(c)
+	down := l.join(weakly)
 	c.step(func(r *replica, now time.Time) {
 		if down != nil {
 			r.lost(down, now)
 		}
 	})
-	c.stopWatching = l.storage.Watch(name, c.observed)
+	stop := l.storage.Watch(name, func(rec Record) {
+		if c := weakly.Value(); c != nil {
+			c.observed(rec)
+		}
+	})
+	c.unwatch = func() {
+		stop()
+		l.leave(weakly)
+	}
 	if down == nil { // nobody waits for a storage that is known to be away
 		ctx, cancel := c.patience(context.Background(), time.Now())
 		defer cancel()
 		_ = c.read(ctx)
 	}
-	return c
 }
 
-// start lets listeners be told, of the breaker that stands for the circuit.
-func (c *circuit) start(b *Breaker) {
-	c.handle = weak.Make(b)
+// start lets listeners be told.
+func (c *circuit) start() {
 	c.events.release()
 	c.mu.Lock()
 	c.started = true
@@ -131,21 +141,25 @@ func (c *circuit) follow(now time.Time) *Change {
 // publish stores what calls meet from now on, if that has changed. Views are
 // used again, so that a failure between two successes allocates none.
 func (c *circuit) publish(now time.Time) {
-	old := c.view.Load()
-	fresh := c.replica.view(c.name, now)
+	old := c.breaker.view.Load()
+	var fresh view
+	fresh.derive(&c.replica, c.name, now)
 	switch {
 	case old != nil && fresh.same(old):
 		return
 	case c.before != nil && fresh.same(c.before):
-		c.view.Store(c.before)
+		c.breaker.view.Store(c.before)
 	default:
 		v := fresh
 		if v.admits == admitsNone && !v.settings.Strict && !v.settings.rejects {
 			v.rejects = v.rejection
 		}
-		c.view.Store(&v)
+		c.breaker.view.Store(&v)
 	}
 	c.before = old
+	if old == nil || old.state != fresh.state {
+		c.since = now
+	}
 	if old != nil && old.state != fresh.state && c.started {
 		c.events.add(stateChanged(c.transition(old, &fresh, now)))
 	}
@@ -240,7 +254,7 @@ func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 		}
 		c.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
 	}
-	a.view = c.view.Load()
+	a.view = c.breaker.view.Load()
 	return a, d == admits
 }
 
@@ -368,27 +382,9 @@ func (c *circuit) stop() {
 	c.tell()
 }
 
-// abandon ends the watching of a circuit that has no breaker any more. It
-// leaves the timer alone, which may belong to a test's bubble of fake time:
-// once fired, it finds nothing more to do.
-func (c *circuit) abandon() {
-	c.mu.Lock()
-	stopped := c.stopped
-	c.stopped = true
-	c.mu.Unlock()
-	if !stopped {
-		c.unwatch()
-	}
+func (c *circuit) storageTimeout() time.Duration {
+	return c.breaker.view.Load().settings.StorageTimeout
 }
-
-func (c *circuit) unwatch() {
-	c.stopWatching()
-	if c.link != nil {
-		c.link.leave(c)
-	}
-}
-
-func (c *circuit) storageTimeout() time.Duration { return c.view.Load().settings.StorageTimeout }
 
 // linkTimeout is how long a request may take: a little less than a call waits,
 // so that a call which waited in vain meets a circuit that is on its own.
@@ -403,12 +399,8 @@ func (c *circuit) patience(ctx context.Context, began time.Time) (context.Contex
 // tell tells the listeners what they are yet to hear. No lock is held.
 func (c *circuit) tell() {
 	c.events.drain(func(ev event) {
-		b := c.handle.Value()
-		if b == nil {
-			return
-		}
-		for _, l := range c.view.Load().settings.Listeners {
-			protected(func() { ev(l, b) })
+		for _, l := range c.breaker.view.Load().settings.Listeners {
+			protected(func() { ev(l, c.breaker) })
 		}
 	})
 }

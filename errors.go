@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -76,12 +77,12 @@ func isRejectionBy(circuit string, err error) bool {
 	return errors.As(err, &open) && open.Circuit == circuit
 }
 
-// cause is the text of an error and, where that cannot keep anything alive,
-// its root: what a rejection may carry around without carrying along the
-// request or the response that the error came with.
+// cause is what a rejection may carry around of an error without carrying along
+// the request or the response that the error came with.
 type cause struct {
-	text string
-	root error
+	text  string // all of it
+	short string // of its root: as records have it
+	root  error  // the root itself where that cannot keep anything alive; else nil
 }
 
 func (c *cause) Error() string { return c.text }
@@ -96,32 +97,79 @@ func causeOf(err error) error {
 	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
 		root = next
 	}
-	if !isSentinel(root) {
-		root = nil
-	} else if root == err {
+	if root == err && isSentinel(err) {
 		return err
 	}
-	return &cause{clip(err.Error(), maxCauseLength), root}
+	c := &cause{text: presentable(err.Error(), maxCauseLength), short: presentable(root.Error(), maxTextLength)}
+	if isSentinel(root) {
+		c.root = root
+	}
+	return c
 }
 
 const maxCauseLength = 1024
 
-// textOf returns the cause as records have it.
+// textOf returns a cause as records have it.
 func textOf(err error) string {
 	if err == nil {
 		return ""
 	}
-	return clip(err.Error(), maxTextLength)
+	if c, ok := err.(*cause); ok {
+		return c.short
+	}
+	return presentable(err.Error(), maxTextLength)
+}
+
+// presentable returns a text that may be shown and stored: one line, bounded,
+// and without what URLs in it may have of secrets.
+func presentable(text string, most int) string {
+	text = clip(text, 4*most)
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		text = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return ' '
+			}
+			return r
+		}, text)
+	}
+	return clip(withoutSecrets(text), most)
+}
+
+// withoutSecrets cuts the user and the query out of the URLs in a text.
+func withoutSecrets(text string) string {
+	const scheme = "://"
+	var kept strings.Builder
+	for {
+		i := strings.Index(text, scheme)
+		if i < 0 {
+			kept.WriteString(text)
+			return kept.String()
+		}
+		kept.WriteString(text[:i+len(scheme)])
+		text = text[i+len(scheme):]
+		end := strings.IndexFunc(text, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("\"'`<>", r) })
+		if end < 0 {
+			end = len(text)
+		}
+		url := text[:end]
+		if query := strings.IndexAny(url, "?#"); query >= 0 {
+			url = url[:query]
+		}
+		host, path, _ := strings.Cut(url, "/")
+		kept.WriteString(host[strings.LastIndex(host, "@")+1:])
+		kept.WriteString(url[len(url)-len(path)-min(1, len(url)-len(host)):])
+		text = text[end:]
+	}
 }
 
 // clip returns the first bytes of s that are valid UTF-8, as many as are allowed.
 func clip(s string, most int) string {
 	if len(s) > most {
 		s = s[:most]
-		for s != "" && !utf8.RuneStart(s[len(s)-1]) {
-			s = s[:len(s)-1]
-		}
-		if r, size := utf8.DecodeLastRuneInString(s); r == utf8.RuneError && size == 1 {
+		for range utf8.UTFMax - 1 { // a rune that was cut
+			if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
+				break
+			}
 			s = s[:len(s)-1]
 		}
 	}

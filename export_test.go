@@ -5,3 +5,11 @@ func IsFast(b *Breaker) bool { return b.view.Load().fast }
 
 // RejectsAtOnce reports whether a rejection is a load and a branch.
 func RejectsAtOnce(b *Breaker) bool { return b.view.Load().rejects != nil }
+
+// IsTrialOfTheFleet reports whether the permit is for a trial that the storage
+// has granted.
+func IsTrialOfTheFleet(p Permit) (yes bool) {
+	a := p.ticket.admission
+	p.ticket.breaker.look(func(r *replica) { yes = a.trial != "" && r.lease(a.trial) != nil })
+	return yes
+}

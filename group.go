@@ -138,7 +138,7 @@ func (g *Group) make(name string) (*Breaker, error) {
 	if g.isStopped() { // while it was made
 		b.Stop()
 	}
-	defer b.circuit.start(b) // its listeners may use the group
+	defer b.start() // its listeners may use the group
 	return b, nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -340,3 +342,10 @@ func newRequest(t testing.TB, method, url string, body io.Reader) *http.Request 
 	require.NoError(t, err)
 	return r
 }
+
+// underRace tells that the race detector is on: sync.Pool then drops things on
+// purpose, and a million calls take their time.
+var underRace = func() bool {
+	info, _ := debug.ReadBuildInfo()
+	return info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}()

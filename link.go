@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 )
 
 // link is the way to one storage, for all circuits that use it: all I/O, and
@@ -25,12 +26,12 @@ type link struct {
 	why      error // why it is down
 	failures int   // of probes, since the link was last up for long
 	upSince  time.Time
-	circuits []*circuit  // probes take turns through them
-	busy     int         // requests that have a place
-	waiting  []waiting   // for a place, first come first served
-	hung     int         // probes that have not returned
-	probed   time.Time   // when the last of them began
-	timer    *time.Timer // of the next probe
+	circuits []weak.Pointer[circuit] // probes take turns through them
+	busy     int                     // requests that have a place
+	waiting  []waiting               // for a place, first come first served
+	hung     int                     // probes that have not returned
+	probed   time.Time               // when the last of them began
+	timer    *time.Timer             // of the next probe
 }
 
 // waiting is a request that has no place yet.
@@ -73,14 +74,14 @@ func linkTo(s Storage) *link {
 
 // join makes c one of those that are told when the link is down or up. It
 // returns why it is down, or nil.
-func (l *link) join(c *circuit) error {
+func (l *link) join(c weak.Pointer[circuit]) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.circuits = append(l.circuits, c)
 	return l.downLocked()
 }
 
-func (l *link) leave(c *circuit) {
+func (l *link) leave(c weak.Pointer[circuit]) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if i := slices.Index(l.circuits, c); i >= 0 {
@@ -284,8 +285,10 @@ func (l *link) settle(c Change, now time.Time) {
 func (l *link) tell(news func(*circuit)) {
 	all := slices.Clone(l.circuits)
 	l.news.add(func() {
-		for _, c := range all {
-			news(c)
+		for _, weakly := range all {
+			if c := weakly.Value(); c != nil {
+				news(c)
+			}
 		}
 	})
 }
@@ -315,9 +318,13 @@ func (l *link) probe(outage int64) {
 		l.mu.Unlock()
 		return
 	}
+	c := l.nextInTurn()
+	if c == nil { // all are garbage, and about to leave
+		l.probeIn(longestPause)
+		l.mu.Unlock()
+		return
+	}
 	l.health.apply(&Change{Ask: probeID, Limits: l.limits()}, now)
-	c := l.circuits[0]
-	l.circuits = append(l.circuits[1:], c)
 	l.hung++
 	l.probed = now
 	l.mu.Unlock()
@@ -338,6 +345,18 @@ func (l *link) probe(outage int64) {
 	case <-late.C:
 	}
 	l.probeEnded(a.err)
+}
+
+// nextInTurn returns the circuit whose record is read next. l.mu is held.
+func (l *link) nextInTurn() *circuit {
+	for range l.circuits {
+		first := l.circuits[0]
+		l.circuits = append(l.circuits[1:], first)
+		if c := first.Value(); c != nil {
+			return c
+		}
+	}
+	return nil
 }
 
 const probeID = "probe"

@@ -265,8 +265,8 @@ func (b *body) end(err error) {
 	case !b.afterTrial:
 		b.settle(r)
 	case r.outcome == OutcomeFailure: // it counts, but the listeners have heard how the call ended
-		b.breaker.circuit.ended(&b.admission, &r)
-		b.breaker.circuit.tell()
+		b.breaker.ended(&b.admission, &r)
+		b.breaker.tell()
 	}
 }
 

@@ -133,10 +133,10 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	return number
 }
 
-// timeless reports whether time plays no part in an outcome: the success of a
-// call where no fleet is asked and nothing is open.
+// timeless reports whether time plays no part in an outcome: where no fleet is
+// asked, and nothing is or becomes open.
 func (r *replica) timeless(o Outcome) bool {
-	return !r.linked && r.own.State == StateClosed && o == OutcomeSuccess
+	return !r.linked && r.own.State == StateClosed && (o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
 }
 
 // sharedSince is the generation below which calls count for nothing.
@@ -153,19 +153,25 @@ func (r *replica) decides() bool { return r.trouble == nil || r.settings.Fallbac
 func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 	switch {
 	case a.trial != "" && r.own.trial(a.trial) >= 0:
-		c := Change{By: r.settings.Instance, Cause: textOf(r.cause), Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
-		r.applyOwn(&c, now)
+		r.settleOwn(a, res, now)
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.own.Failures == 0:
 	default:
-		var c Calls
-		c.add(res.outcome)
+		c := Calls{Successes: 1}
+		if res.outcome == OutcomeFailure {
+			c = Calls{Failures: 1, Lead: 1, Streak: 1}
+		}
 		t := terms{limits: &r.settings.own, by: r.settings.Instance, cause: textOf(r.cause), generation: a.own}
 		t.openFor = max(t.limits.ResetTimeout, res.openFor)
 		before := r.own.State
 		r.own.tally(&c, &t, now)
 		r.ownMoved(before)
 	}
+}
+
+func (r *replica) settleOwn(a *admission, res *result, now time.Time) {
+	c := Change{By: r.settings.Instance, Cause: textOf(r.cause), Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
+	r.applyOwn(&c, now)
 }
 
 // applyOwn makes a change on the own record.
@@ -620,6 +626,9 @@ func (r *replica) idle() bool { return !r.pending() && r.out.sent.Number == 0 }
 // after now, zero if there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
+	if !r.linked && r.own.State == StateClosed {
+		return at
+	}
 	earliest := func(t time.Time) {
 		if t.After(now) && (at.IsZero() || t.Before(at)) {
 			at = t

@@ -230,9 +230,7 @@ func (e *exchange) settle(r result) {
 }
 
 func (e *exchange) succeed() {
-	if !e.admission.view.fast || !e.breaker.isQuiet(e.admission) {
-		e.settle(result{})
-	}
+	e.settle(result{})
 }
 
 var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")

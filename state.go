@@ -269,7 +269,9 @@ func (r *Record) pass(now time.Time) {
 	if r.suspect() && !now.Before(r.OpensAt) {
 		r.open(r.Generation+1, r.DueAt)
 	}
-	r.Trials = liveTrials(r.Trials, now)
+	if len(r.Trials) > 0 {
+		r.Trials = liveTrials(r.Trials, now)
+	}
 }
 
 func (r *Record) suspect() bool { return r.State == StateClosed && !r.OpensAt.IsZero() }
@@ -363,18 +365,18 @@ type step struct {
 const unlimited = math.MaxInt32
 
 func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
-	if !r.suspect() {
-		s := step{add: c.Lead, restarts: c.Successes > 0, after: c.Streak, lower: -1, upper: l.FailMax}
-		if !r.CalmUntil.IsZero() && now.Before(r.CalmUntil) {
-			s.upper = unlimited
+	upper := l.FailMax
+	if r.suspect() {
+		upper = unlimited
+		if _, early := r.opensEarly(l, now); early {
+			upper = l.many()
 		}
-		return s
+		return step{add: c.Failures - suspicion.success*c.Successes, upper: upper}
 	}
-	s := step{add: c.Failures - suspicion.success*c.Successes, upper: unlimited}
-	if _, early := r.opensEarly(l, now); early {
-		s.upper = suspicion.early * l.FailMax
+	if !r.CalmUntil.IsZero() && now.Before(r.CalmUntil) {
+		upper = unlimited
 	}
-	return s
+	return step{add: c.Lead, restarts: c.Successes > 0, after: c.Streak, lower: -1, upper: upper}
 }
 
 // to returns the count after the step.
@@ -402,7 +404,7 @@ func (r *Record) judge(t *terms, now time.Time) {
 	case r.suspect():
 		if r.Balance <= 0 {
 			r.refute(now)
-		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= suspicion.early*t.limits.FailMax {
+		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= t.limits.many() {
 			r.Generation, r.OpensAt = r.nextGeneration(t, now), at
 			r.pass(now)
 		}
@@ -434,6 +436,9 @@ func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool)
 	}
 	return at, r.OpensAt.Sub(at) > coarse
 }
+
+// many is the balance at which a suspicion may end early.
+func (l *Limits) many() int { return int(min(int64(suspicion.early)*int64(l.FailMax), unlimited)) }
 
 // coarse is what two times may differ by that stand for the same one: storages
 // keep whole milliseconds, rounded up.

@@ -6,8 +6,9 @@ import "time"
 // which the hot path needs it. It never changes.
 type view struct {
 	rejects   error // the rejection of every call, where nobody is to be told of it; nil otherwise
-	fast      bool  // every call runs, and a success that finds the same view need do nothing
+	plain     bool  // every call runs, and nothing else is to be done for it before
 	quiet     bool  // a success that finds the same view need not be counted
+	fast      bool  // both
 	admits    gate
 	own       int64 // the generations of the calls that it admits
 	shared    int64
@@ -31,19 +32,21 @@ const (
 // away by a timer that is about to fire.
 const armedEarly = time.Millisecond
 
-// view derives what calls meet.
-func (r *replica) view(circuit string, now time.Time) view {
-	v := view{settings: r.settings, shared: r.sharedSince(now), own: r.own.Since}
+// derive makes v what calls meet. It is a func of the replica alone.
+func (v *view) derive(r *replica, circuit string, now time.Time) {
+	v.settings, v.own, v.shared = r.settings, r.own.Since, r.sharedSince(now)
 	if r.trouble != nil && r.settings.Fallback != FallbackLocal {
-		return r.fallback(v, circuit)
+		v.fallBack(r, circuit)
+		return
 	}
 	own, fleet := r.own.at(now), r.fleet(now)
-	v.local = r.linked && fleet.State == StateClosed && own.State != StateClosed
 	if own.State == StateClosed && fleet.State == StateClosed {
 		v.quiet = own.Failures == 0 && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
-		v.fast = v.quiet && !r.settings.hooked()
-		return v
+		v.plain = !r.settings.hooked()
+		v.fast = v.plain && v.quiet
+		return
 	}
+	v.local = r.linked && fleet.State == StateClosed
 	most := r.settings.MaxTrials
 	blocking, until := fleet, fleet.blockedUntil(most, now)
 	if o := own.blockedUntil(most, now); fleet.State == StateClosed || o.After(until) {
@@ -60,19 +63,18 @@ func (r *replica) view(circuit string, now time.Time) view {
 	if v.state == StateOpen {
 		v.rejection.DueAt = until
 	}
-	return v
 }
 
-// fallback is the view by Config.Fallback, where that does not leave it to the
+// fallBack is derive by Config.Fallback, where that does not leave it to the
 // own circuit.
-func (r *replica) fallback(v view, circuit string) view {
+func (v *view) fallBack(r *replica, circuit string) {
 	if r.settings.Fallback == FallbackClosed {
-		v.quiet, v.fast = true, !r.settings.hooked()
-		return v
+		v.quiet, v.plain = true, !r.settings.hooked()
+		v.fast = v.plain
+		return
 	}
 	v.state, v.local, v.admits = StateOpen, true, admitsNone
 	v.rejection = &OpenError{Circuit: circuit, State: StateOpen, Local: true, Cause: causeOf(r.trouble)}
-	return v
 }
 
 // causeOf returns what opened a circuit: the error itself where this process
@@ -84,12 +86,12 @@ func (r *replica) causeOf(rec *Record) error {
 	if r.cause != nil && textOf(r.cause) == rec.Cause {
 		return r.cause
 	}
-	return &cause{text: rec.Cause}
+	return &cause{text: rec.Cause, short: rec.Cause}
 }
 
 // same reports whether calls meet the same in both.
 func (v *view) same(w *view) bool {
-	return v.fast == w.fast && v.quiet == w.quiet && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
+	return v.plain == w.plain && v.quiet == w.quiet && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
 		v.settings == w.settings && v.state == w.state && v.local == w.local &&
 		v.rejection.same(w.rejection)
 }

@@ -1,9 +1,0 @@
-package infuse
-
-// IsTrialOfTheFleet reports whether the permit is for a trial that the storage
-// has granted.
-func IsTrialOfTheFleet(p Permit) (yes bool) {
-	a := p.ticket.admission
-	p.ticket.breaker.circuit.look(func(r *replica) { yes = a.trial != "" && r.lease(a.trial) != nil })
-	return yes
-}

@@ -127,11 +127,11 @@ func outageTable(w io.Writer, s settings) (failed int, err error) {
 			continue
 		}
 		fmt.Fprintln(os.Stderr, o.name())
-		rounds, trip, err := o.run(s.rounds, s.seed)
+		rounds, c, err := o.run(s.rounds, s.seed)
 		if err != nil {
 			return 0, err
 		}
-		rows = append(rows, o.row(rounds, trip))
+		rows = append(rows, o.row(rounds, c))
 	}
 	fmt.Fprint(w, "\n## A service that falls ill for all\n\nTimes are since the limit was reached: the fifth failure in a row as the service sees it or, if that was earlier, the begin of the first suspicion. The fleet opens when a member that makes no calls rejects, which has no reason of its own; a member that calls may open its own circuit before. The bound is for the median: Suspicion and three round trips; at 80 % errors 500 ms; for the last of 40 breakers 100 ms.\n\n")
 	return table(w, outageHead, rows), nil

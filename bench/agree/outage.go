@@ -66,11 +66,17 @@ type scene struct {
 	waiting int // for so many members
 }
 
-// run returns the rounds, and the median round trip of a bystander.
-func (o outage) run(rounds int, seed uint64) ([]round, time.Duration, error) {
+// conditions are what the machine allows, in the median, while a fleet runs.
+type conditions struct {
+	trip time.Duration // a round trip to Redis
+	late time.Duration // that a timer fires
+}
+
+// run returns the rounds, and the conditions.
+func (o outage) run(rounds int, seed uint64) ([]round, conditions, error) {
 	s, err := o.stage()
 	if err != nil {
-		return nil, 0, err
+		return nil, conditions{}, err
 	}
 	defer s.close()
 	var callers sync.WaitGroup
@@ -80,19 +86,19 @@ func (o outage) run(rounds int, seed uint64) ([]round, time.Duration, error) {
 			callers.Go(func() { s.calls(m, random) })
 		}
 	}
-	trips := make(chan []time.Duration, 1)
-	go func() { trips <- s.pings() }()
+	meanwhile := make(chan conditions, 1)
+	go func() { meanwhile <- s.conditions() }()
 	var all []round
 	for range rounds {
 		r, err := s.play()
 		if err != nil {
-			return nil, 0, err
+			return nil, conditions{}, err
 		}
 		all = append(all, r)
 	}
 	close(s.ended)
 	callers.Wait()
-	return all, percentile(<-trips, 50), nil
+	return all, <-meanwhile, nil
 }
 
 func (o outage) stage() (*scene, error) {
@@ -226,24 +232,28 @@ func (s *scene) recover() error {
 	return err
 }
 
-// pings measures round trips of one that takes no part, while the fleet runs.
-func (s *scene) pings() (trips []time.Duration) {
+// conditions measures while the fleet runs, as one that takes no part.
+func (s *scene) conditions() conditions {
+	const pause = 10 * time.Millisecond
+	var trips, late []time.Duration
 	for {
 		began := time.Now()
 		if s.bystander.Ping(context.Background()).Err() == nil {
 			trips = append(trips, time.Since(began))
 		}
+		began = time.Now()
 		select {
 		case <-s.ended:
-			return trips
-		case <-time.After(10 * time.Millisecond):
+			return conditions{percentile(trips, 50), percentile(late, 50)}
+		case <-time.After(pause):
+			late = append(late, time.Since(began)-pause)
 		}
 	}
 }
 
-var outageHead = []string{"fleet", "rounds", "round trip ms", "limit reached after ms (median)", "the fleet opens after ms: p50", "max", "a member rejects after ms: p50", "p90", "p99", "max", "the last of the fleet rejects after ms: p50", "suspicions a round", "bound ms", "verdict"}
+var outageHead = []string{"fleet", "rounds", "round trip ms", "a timer is late by ms", "limit reached after ms (median)", "the fleet opens after ms: p50", "max", "a member rejects after ms: p50", "p90", "p99", "max", "the last of the fleet rejects after ms: p50", "suspicions a round", "bound ms", "verdict"}
 
-func (o outage) row(rounds []round, trip time.Duration) []string {
+func (o outage) row(rounds []round, c conditions) []string {
 	var onsets, fleets, members, lasts []time.Duration
 	asked := 0
 	for _, r := range rounds {
@@ -251,7 +261,7 @@ func (o outage) row(rounds []round, trip time.Duration) []string {
 		members, fleets = append(members, r.members...), append(fleets, r.fleet)
 		asked += r.asked
 	}
-	bound, found := suspicion+3*trip, percentile(fleets, 50)
+	bound, found := suspicion+3*c.trip, percentile(fleets, 50)
 	switch {
 	case o.rate == 0:
 		bound, found = 100*time.Millisecond, percentile(lasts, 50)
@@ -263,7 +273,7 @@ func (o outage) row(rounds []round, trip time.Duration) []string {
 		misses = []string{fmt.Sprintf("%s ms", ms(found))}
 	}
 	return []string{
-		o.name(), fmt.Sprint(len(rounds)), ms(trip), ms(percentile(onsets, 50)),
+		o.name(), fmt.Sprint(len(rounds)), ms(c.trip), ms(c.late), ms(percentile(onsets, 50)),
 		ms(percentile(fleets, 50)), ms(slices.Max(fleets)),
 		ms(percentile(members, 50)), ms(percentile(members, 90)), ms(percentile(members, 99)), ms(slices.Max(members)),
 		ms(percentile(lasts, 50)), strings.TrimSuffix(fmt.Sprintf("%.1f", float64(asked)/float64(len(rounds))), ".0"),
@@ -279,4 +289,4 @@ func percentile(times []time.Duration, percent float64) time.Duration {
 	return sorted[int(math.Ceil(float64(len(sorted)-1)*percent/100))]
 }
 
-func ms(d time.Duration) string { return fmt.Sprintf("%.1f", d.Seconds()*1000) }
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()*1000) }

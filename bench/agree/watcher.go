@@ -17,6 +17,8 @@ type watcher struct {
 	storage *infuse.RedisStorage
 	circuit string
 	stop    func()
+	over    context.Context // when nobody calls any more: who is suspect then opens for want of calls
+	finish  context.CancelFunc
 	looks   sync.WaitGroup
 
 	mu         sync.Mutex
@@ -27,6 +29,7 @@ type watcher struct {
 
 func watch(client *redis.Client, circuit string) *watcher {
 	w := &watcher{client: client, storage: infuse.NewRedisStorage(client, infuse.RedisOptions{}), circuit: circuit, openings: map[int64]bool{}}
+	w.over, w.finish = context.WithCancel(context.Background())
 	w.stop = w.storage.Watch(circuit, w.see)
 	return w
 }
@@ -44,8 +47,11 @@ func (w *watcher) see(r infuse.Record) {
 	}
 	if suspect { // it opens by time alone, of which nobody is told
 		w.looks.Go(func() {
-			time.Sleep(time.Until(r.OpensAt) + 5*time.Millisecond)
-			w.look()
+			select {
+			case <-time.After(time.Until(r.OpensAt) + 5*time.Millisecond):
+				w.look()
+			case <-w.over.Done():
+			}
 		})
 	}
 }
@@ -65,9 +71,10 @@ func (w *watcher) look() {
 
 // end returns what was seen.
 func (w *watcher) end() (suspicions []time.Time, openings int) {
-	w.stop()
-	w.looks.Wait()
 	w.look()
+	w.stop()
+	w.finish()
+	w.looks.Wait()
 	_ = w.storage.Close()
 	return w.suspicions, len(w.openings)
 }

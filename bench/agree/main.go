@@ -133,7 +133,7 @@ func outageTable(w io.Writer, s settings) (failed int, err error) {
 		}
 		rows = append(rows, o.row(rounds, c))
 	}
-	fmt.Fprint(w, "\n## A service that falls ill for all\n\nTimes are since the limit was reached: the fifth failure in a row as the service sees it or, if that was earlier, the begin of the first suspicion. The fleet opens when a member that makes no calls rejects, which has no reason of its own; a member that calls may open its own circuit before. The bound is for the median: Suspicion and three round trips; at 80 % errors 500 ms; for the last of 40 breakers 100 ms.\n\n")
+	fmt.Fprint(w, "\n## A service that falls ill for all\n\nTimes are since the limit was reached: the fifth failure in a row as the service sees it or, if that was earlier, the begin of the first suspicion. The fleet opens when a member that makes no calls rejects, which has no reason of its own; a member that calls may open its own circuit before. The bound is for the median: Suspicion and three round trips, as failing calls have them (and, for comparison, as a bystander's PING has them); at 80 % errors 500 ms; for the last of 40 breakers 100 ms.\n\n")
 	return table(w, outageHead, rows), nil
 }
 

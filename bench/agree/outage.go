@@ -64,12 +64,14 @@ type scene struct {
 	limit   time.Time // when it came to the limit in this round
 	opened  []time.Time
 	waiting int // for so many members
+	counted []time.Duration
 }
 
 // conditions are what the machine allows, in the median, while a fleet runs.
 type conditions struct {
-	trip time.Duration // a round trip to Redis
-	late time.Duration // that a timer fires
+	ping    time.Duration // a round trip of one that takes no part
+	counted time.Duration // what a failing call waits until it is counted: one round trip, as the fleet has it
+	late    time.Duration // that a timer fires
 }
 
 // run returns the rounds, and the conditions.
@@ -150,14 +152,21 @@ func (s *scene) calls(m *member, random *rand.Rand) {
 }
 
 func (s *scene) call(m *member, roll float64) {
+	var failed time.Time
 	_ = m.breaker.Call(context.Background(), func(context.Context) error {
-		fails := s.ill.Load() && roll < s.errors
-		s.served(fails)
-		if fails {
-			return errService
+		if fails := s.ill.Load() && roll < s.errors; !fails {
+			s.served(false)
+			return nil
 		}
-		return nil
+		s.served(true)
+		failed = time.Now()
+		return errService
 	})
+	if !failed.IsZero() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.counted = append(s.counted, time.Since(failed))
+	}
 }
 
 // served counts the row as the service sees it.
@@ -244,14 +253,16 @@ func (s *scene) conditions() conditions {
 		began = time.Now()
 		select {
 		case <-s.ended:
-			return conditions{percentile(trips, 50), percentile(late, 50)}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return conditions{percentile(trips, 50), percentile(s.counted, 50), percentile(late, 50)}
 		case <-time.After(pause):
 			late = append(late, time.Since(began)-pause)
 		}
 	}
 }
 
-var outageHead = []string{"fleet", "rounds", "round trip ms", "a timer is late by ms", "limit reached after ms (median)", "the fleet opens after ms: p50", "max", "a member rejects after ms: p50", "p90", "p99", "max", "the last of the fleet rejects after ms: p50", "suspicions a round", "bound ms", "verdict"}
+var outageHead = []string{"fleet", "rounds", "a PING ms", "a failing call ms", "a timer is late by ms", "limit reached after ms (median)", "the fleet opens after ms: p50", "max", "a member rejects after ms: p50", "p90", "p99", "max", "the last of the fleet rejects after ms: p50", "suspicions a round", "bound ms", "by PINGs", "verdict"}
 
 func (o outage) row(rounds []round, c conditions) []string {
 	var onsets, fleets, members, lasts []time.Duration
@@ -261,23 +272,23 @@ func (o outage) row(rounds []round, c conditions) []string {
 		members, fleets = append(members, r.members...), append(fleets, r.fleet)
 		asked += r.asked
 	}
-	bound, found := suspicion+3*c.trip, percentile(fleets, 50)
+	bound, byPings, found := suspicion+3*c.counted, ms(suspicion+3*c.ping), percentile(fleets, 50)
 	switch {
 	case o.rate == 0:
-		bound, found = 100*time.Millisecond, percentile(lasts, 50)
+		bound, byPings, found = 100*time.Millisecond, "", percentile(lasts, 50)
 	case o.errors < 0.9:
-		bound = 500 * time.Millisecond
+		bound, byPings = 500*time.Millisecond, ""
 	}
 	var misses []string
 	if found > bound {
 		misses = []string{fmt.Sprintf("%s ms", ms(found))}
 	}
 	return []string{
-		o.name(), fmt.Sprint(len(rounds)), ms(c.trip), ms(c.late), ms(percentile(onsets, 50)),
+		o.name(), fmt.Sprint(len(rounds)), ms(c.ping), ms(c.counted), ms(c.late), ms(percentile(onsets, 50)),
 		ms(percentile(fleets, 50)), ms(slices.Max(fleets)),
 		ms(percentile(members, 50)), ms(percentile(members, 90)), ms(percentile(members, 99)), ms(slices.Max(members)),
 		ms(percentile(lasts, 50)), strings.TrimSuffix(fmt.Sprintf("%.1f", float64(asked)/float64(len(rounds))), ".0"),
-		ms(bound), verdict(misses),
+		ms(bound), byPings, verdict(misses),
 	}
 }
 

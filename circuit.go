@@ -344,11 +344,11 @@ func (c *circuit) attached() (yes bool) {
 
 // read brings the circuit up to date from the storage.
 func (c *circuit) read(ctx context.Context) error {
-	var seen int64
-	c.look(func(r *replica) { seen = r.shared.Generation })
+	var news uint64
+	c.look(func(r *replica) { news = r.news })
 	rec, err := c.link.read(ctx, c)
 	if err == nil {
-		c.step(func(r *replica, now time.Time) { r.hasRead(rec, seen, now) })
+		c.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
 	}
 	return err
 }

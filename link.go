@@ -116,7 +116,8 @@ func (l *link) send(c *circuit, q *Change) {
 	})
 }
 
-// read reads the record for a caller that waits, until ctx is done.
+// read reads the record for a caller that waits, until ctx is done. A caller
+// that did not get a place in time says nothing of the storage.
 func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
 	answered := make(chan answer, 1)
 	hand := func(a answer) {
@@ -126,17 +127,16 @@ func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
 		}
 	}
 	l.start(c, &Change{}, func(err error) { hand(answer{err: err}) }, hand)
-	var a answer
 	select {
-	case a = <-answered:
 	case <-ctx.Done():
-		a.err = context.Cause(ctx)
+		return Record{}, context.Cause(ctx)
+	case a := <-answered:
+		if a.err != nil {
+			l.failed(c, a.err, func(*replica) bool { return true })
+			c.unread(a.err)
+		}
+		return a.record, a.err
 	}
-	if a.err != nil && (ctx.Err() == nil || a.err == errStorageTimeout) {
-		l.failed(c, a.err, func(*replica) bool { return true })
-		c.unread(a.err)
-	}
-	return a.record, a.err
 }
 
 // failed takes the link down after a failure of an attached circuit, unless the

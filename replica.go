@@ -34,6 +34,7 @@ type replica struct {
 	ids    uint64 // so many were made
 	noted  uint64 // so many outcomes were noted for the storage
 	landed uint64 // and so many of them it has heard
+	news   uint64 // so many records were adopted
 	random uint64 // the state of a generator of random numbers
 }
 
@@ -41,6 +42,7 @@ type replica struct {
 type outbox struct {
 	sent    Change // under way, or unanswered: it goes again under its number until it is answered
 	under   bool   // a request is under way: sent, or a read if that is empty
+	news    uint64 // so much news had come when it began
 	through uint64 // so many of the noted outcomes are in sent, or were before
 	numbers uint64 // of changes, so far
 
@@ -399,30 +401,48 @@ func (r *replica) configured(s *settings) { r.settings = s }
 
 // Inputs: the storage's answers and news.
 
-// observed is an input: a record that the storage has told, or that was read.
+// observed is an input: the storage has told of a record. One of the generation
+// that is known says nothing new: it differs in counts alone, and may be older
+// than an answer. An older one is a loss, or late: what is known goes to the
+// storage, if that is worth it.
 func (r *replica) observed(rec Record, now time.Time) {
-	if rec.Generation < r.shared.Generation {
-		known := r.shared.at(now)
-		if known.outlasts(now) || known.closedAfter(&rec) {
-			r.out.mend = true
-			return
-		}
+	known := r.shared.at(now)
+	switch {
+	case rec.Generation == r.shared.Generation:
+		return
+	case rec.Generation < r.shared.Generation && (known.outlasts(now) || known.closedAfter(&rec)):
+		r.out.mend = true
+		return
 	}
 	r.adopt(rec, now)
 	r.settleLeases(false)
+}
+
+// hasRead is an input: the record was read, by a request that began when so
+// much news had come. If more came meanwhile, the record may be late.
+func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
+	switch {
+	case rec.Generation > r.shared.Generation, rec.Generation < r.shared.Generation && news == r.news:
+		r.observed(rec, now)
+	case news == r.news:
+		r.adopt(rec, now)
+	}
+	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
+		r.attach()
+	}
 }
 
 // answered is an input: the storage has answered a request, in time or late.
 // The number is that of the change; 0 for a read.
 func (r *replica) answered(number uint64, rec Record, now time.Time) {
 	mine := number == r.out.sent.Number
-	// An answer that is older than what the change itself said it had seen
-	// comes from a storage that has lost that, and for which it was too old.
-	// One that is older than what was told meanwhile is late.
-	switch lost := mine && r.out.sent.Seen.Generation == r.shared.Generation; {
+	switch {
 	case number == 0 && mine:
-		r.hasRead(rec, r.out.sent.Seen.Generation, now)
-	case lost || rec.Generation >= r.shared.Generation:
+		r.hasRead(rec, r.out.news, now)
+	case rec.Generation >= r.shared.Generation,
+		// The storage has lost what the change said it had seen, and for that it
+		// was too old.
+		mine && r.out.news == r.news:
 		r.adopt(rec, now)
 	}
 	if !mine {
@@ -445,18 +465,6 @@ func (r *replica) answered(number uint64, rec Record, now time.Time) {
 	r.settleLeases(true)
 }
 
-// hasRead is an input: the record was read, by a request that began when the
-// shared one was of the given generation. An older one is a loss, unless there
-// was news meanwhile.
-func (r *replica) hasRead(rec Record, seen int64, now time.Time) {
-	if rec.Generation >= r.shared.Generation || seen == r.shared.Generation {
-		r.observed(rec, now)
-	}
-	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
-		r.attach()
-	}
-}
-
 // attach ends the trouble: the shared record counts again.
 func (r *replica) attach() {
 	r.trouble, r.failed, r.retryAt = nil, 0, time.Time{}
@@ -466,6 +474,7 @@ func (r *replica) attach() {
 // adopt makes a record the shared one. Outcomes of an older state count for
 // nothing; nor do successes that a refutation has made superfluous.
 func (r *replica) adopt(rec Record, now time.Time) {
+	r.news++
 	before := r.shared
 	if rec.Generation == before.Generation {
 		rec.noLater(&before)
@@ -570,9 +579,7 @@ func (r *replica) outgoing(now time.Time) *Change {
 	case !r.fill(now) && r.trouble == nil:
 		return nil
 	}
-	if r.out.under = true; r.out.sent.Number == 0 {
-		r.out.sent.Seen.Generation = r.shared.Generation // of a read
-	}
+	r.out.under, r.out.news = true, r.news
 	sent := r.out.sent
 	return &sent
 }

@@ -65,7 +65,7 @@ func (o Outcome) String() string {
 // itself, unless the successes of the fleet outweigh its failures before.
 type Record struct {
 	State      State
-	Generation int64     // raised by everything that watchers hear of, at least to the storage's time in milliseconds
+	Generation int64     // raised by everything but counts, at least to the storage's time in milliseconds
 	Since      int64     // the generation with which the state began: calls that were admitted before it count for nothing
 	Opened     int64     // the generation of the last opening
 	Moved      int64     // the generation of the last move by hand
@@ -463,11 +463,9 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 	}
 	stale := r.Trials[i].Stale
 	r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])
-	if r.State != StateHalfOpen {
-		return VerdictApplied
-	}
+	r.Generation = r.nextGeneration(t, now)
 	switch {
-	case stale:
+	case stale || r.State != StateHalfOpen:
 	case s.Outcome == OutcomeSuccess:
 		r.Successes++
 		if r.Successes >= t.limits.SuccessThreshold {
@@ -506,9 +504,11 @@ func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
 	case due:
 		r.By = t.by
 		r.transition(StateHalfOpen, t, now)
+	default:
+		r.Generation = r.nextGeneration(t, now)
 	}
 	r.Trials = append(slices.Clip(r.Trials), Trial{ID: id, Deadline: now.Add(t.limits.TrialTimeout)})
-	return VerdictApplied
+	return VerdictMoved
 }
 
 // transition begins another state, or the same one anew. The trials that run

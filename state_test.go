@@ -76,7 +76,7 @@ func TestALeaseEndsAtTheVeryMillisecond(t *testing.T) {
 	_, verdict := r.Apply(Change{Ask: "b", Limits: limits}, after(999))
 	require.Equal(t, VerdictRefused, verdict)
 	next, verdict := r.Apply(Change{Ask: "b", Limits: limits}, after(1000))
-	require.Equal(t, VerdictApplied, verdict)
+	require.Equal(t, VerdictMoved, verdict)
 	require.Equal(t, "b", next.Trials[0].ID)
 	_, verdict = next.Apply(Change{Settled: []Settlement{{ID: "a"}}, Seen: next, Limits: limits}, after(1001))
 	require.Equal(t, VerdictRefused, verdict, "it did not die: its late success counts for nothing")

@@ -34,7 +34,7 @@ func testNumbers(t *testing.T, s infuse.Storage) {
 	equal(t, 4, c.load().Failures)
 
 	c.move(infuse.StateHalfOpen)
-	equal(t, applied, c.ask("trial"))
+	equal(t, moved, c.ask("trial"))
 	equal(t, applied, c.ask("trial"), "its own, once more")
 	equal(t, 1, len(c.load().Trials))
 }
@@ -124,11 +124,11 @@ func testStaleTrials(t *testing.T, s infuse.Storage) {
 	c.move(infuse.StateHalfOpen)
 	equal(t, 1, len(c.load().Trials), "it still runs")
 	equal(t, refused, c.ask("new"), "it takes a place")
-	generation := c.load().Generation
+	since := c.load().Since
 	c.settle("old", infuse.OutcomeFailure)
 	equal(t, infuse.StateHalfOpen, c.load().State, "and counts for nothing")
-	equal(t, generation, c.load().Generation)
-	equal(t, applied, c.ask("new"))
+	equal(t, since, c.load().Since)
+	equal(t, moved, c.ask("new"))
 	equal(t, refused, c.settle("old", infuse.OutcomeSuccess))
 	equal(t, moved, c.settle("new", infuse.OutcomeSuccess))
 	equal(t, infuse.StateClosed, c.load().State)

@@ -41,7 +41,7 @@ func testLease(t *testing.T, s infuse.Storage) {
 	c.move(infuse.StateHalfOpen)
 	c.limits.TrialTimeout = short
 	began := time.Now()
-	equal(t, applied, c.ask("dead"))
+	equal(t, moved, c.ask("dead"))
 	c.limits.TrialTimeout = long
 	eventually(t, "the lease ends", func() bool { return c.ask("next") != refused })
 	check(t, time.Since(began) >= short-coarse, "it ends after %v", time.Since(began))
@@ -59,7 +59,7 @@ func testIgnored(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.move(infuse.StateHalfOpen)
 	for range 3 {
-		equal(t, applied, c.ask("trial"))
+		equal(t, moved, c.ask("trial"))
 		equal(t, refused, c.ask("other"))
 		equal(t, moved, c.settle("trial", infuse.OutcomeIgnored))
 		equal(t, refused, c.settle("trial", infuse.OutcomeIgnored), "twice")

@@ -81,6 +81,7 @@ func init() {
 
 const (
 	infuseName    = "**Infuse**"
+	transportName = infuseName + " Transport"
 	eapacheName   = "eapache/go-resiliency"
 	gobreakerName = "gobreaker"
 	goZeroName    = "go-zero" // rejects at random: the one whose figures are of a mixture

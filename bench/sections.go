@@ -35,6 +35,11 @@ func process(size sizes, r *report) error {
 		text: fmt.Sprintf("Wall time of a call, and what it allocates. Parallel: %d goroutines on %d processors, wall time by all calls, so that what scales takes 1/%d. "+
 			"The ratios are to the call without a breaker (the floor) and to gobreaker; \"added\" is what is above the floor.", runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0)),
 	}
+	lost := table{
+		title: "Where others are faster",
+		text:  "All that take less than ours in the tables above, in ns.",
+		head:  []string{"", "", "ours", "others"},
+	}
 	for _, over := range []struct {
 		name     string
 		subjects []subject
@@ -53,10 +58,40 @@ func process(size sizes, r *report) error {
 				floor = results[0]
 			}
 			s.tables = append(s.tables, tableOf(sc.title(over.name), results, floor))
+			lost.rows = append(lost.rows, faster(sc.title(over.name), results)...)
 		}
+	}
+	if len(lost.rows) > 0 {
+		s.tables = append(s.tables, lost)
 	}
 	r.add(s)
 	return nil
+}
+
+// faster tells which peers take less than ours.
+func faster(title string, results []*timed) (rows [][]string) {
+	ns := func(c cost) float64 { return c.ns }
+	for _, mode := range []struct {
+		name string
+		took func(*timed) float64
+	}{
+		{"serial", func(t *timed) float64 { return medianOf(t.serial, ns) }},
+		{"parallel", func(t *timed) float64 { return medianOf(t.parallel, ns) }},
+	} {
+		ours := mode.took(results[slices.IndexFunc(results, func(t *timed) bool {
+			return t.subject.name == infuseName || t.subject.name == transportName
+		})])
+		var others []string
+		for _, t := range results {
+			if took := mode.took(t); t.subject.module != "" && took < ours {
+				others = append(others, t.subject.name+" "+number(took))
+			}
+		}
+		if others != nil {
+			rows = append(rows, []string{title, mode.name, number(ours), strings.Join(others, ", ")})
+		}
+	}
+	return rows
 }
 
 func (sc scenario) title(over string) string {

@@ -20,8 +20,8 @@ import (
 func webSubjects() []subject {
 	return []subject{
 		{name: "the transport alone", start: startBareTransport, floor: true},
-		{name: infuseName + " Transport", set: "a circuit for each host", start: startTransport()},
-		{name: infuseName + " Transport, LogListener", set: "a circuit for each host", start: startTransport(infuse.LogListener(quietLogger))},
+		{name: transportName, set: "a circuit for each host", start: startTransport()},
+		{name: transportName + ", LogListener", set: "a circuit for each host", start: startTransport(infuse.LogListener(quietLogger))},
 		{name: "failsafehttp", module: "github.com/failsafe-go/failsafe-go", start: startFailsafeTransport,
 			set: "one circuit, failures among the last as many calls"},
 		{name: gobreakerName, module: "github.com/sony/gobreaker/v2", start: startGobreakerTransport,

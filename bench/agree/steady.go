@@ -29,8 +29,8 @@ const (
 	suspicion = 50 * time.Millisecond
 )
 
-// The cases with more calls than lightly take turns, so that none disturbs
-// another; the others run all at once.
+// The cases with more calls than that take turns, so that none disturbs
+// another; the others run all at once, beside them.
 const lightly = 200 // calls a second
 
 func (s steady) isLight() bool { return float64(s.size)*s.rate <= lightly }

@@ -10,6 +10,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -67,12 +68,9 @@ func run(s settings, out string) error {
 	fmt.Fprintf(w, "# What a fleet agrees on\n\nWritten by `cd bench && go run ./agree %s`: real Redis, %s/%s, %d processors, %s.\n",
 		strings.Join(os.Args[1:], " "), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	fmt.Fprintf(w, "Every member has a Redis client of %d connections and a storage of its own, and the default settings: FailMax %d, ResetTimeout %v, Suspicion %v. Calls come at random times (Poisson).\n", connections, failMax, resetTime, suspicion)
-	failed, err := steadyTable(w, s)
-	if err != nil {
-		return err
-	}
-	more, err := outageTable(w, s)
-	if err != nil {
+	failed, err1 := steadyTable(w, s)
+	more, err2 := outageTable(w, s)
+	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
 	if out != "" {

@@ -231,10 +231,13 @@ func (s *scene) play() (r round, err error) {
 // recover closes all circuits by hand, and waits out what they remember.
 func (s *scene) recover() error {
 	time.Sleep(100 * time.Millisecond) // what is under way
-	if err := s.members[0].breaker.Move(context.Background(), infuse.StateClosed); err != nil {
+	err := wait(func() bool {          // a machine that stands still for 100 ms has the storage away
+		return s.members[0].breaker.Move(context.Background(), infuse.StateClosed) == nil
+	})
+	if err != nil {
 		return err
 	}
-	err := wait(func() bool {
+	err = wait(func() bool {
 		return !slices.ContainsFunc(s.members, func(m *member) bool { return m.breaker.State() != infuse.StateClosed })
 	})
 	time.Sleep(300 * time.Millisecond)

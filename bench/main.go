@@ -60,6 +60,9 @@ func main() {
 	if *isQuick {
 		size, command = quick, "go run . -quick"
 	}
+	if oldScript != "" {
+		command += " -old-script circuit.lua"
+	}
 	done := make(chan error, 1)
 	clean, err := ownTemp()
 	if err == nil {

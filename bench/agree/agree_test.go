@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 func TestAFleetOfProcessesCallsAndStaysClosed(t *testing.T) {
 	redistest.Require(t)
 	s := steady{size: 4, rate: 50, errors: 0.05, processes: 2}
-	o, err := s.run(time.Second, 1)
+	o, err := s.run(time.Second, 0, 1)
 	require.NoError(t, err)
 	require.Zero(t, o.openings)
 	require.InDelta(t, 200, o.calls(), 100)
@@ -35,7 +35,7 @@ func TestAFleetOfProcessesCallsAndStaysClosed(t *testing.T) {
 func TestOneThatIsCutOffStopsByItself(t *testing.T) {
 	redistest.Require(t)
 	s := steady{size: 4, rate: 50, sick: 1}
-	o, err := s.run(time.Second, 1)
+	o, err := s.run(time.Second, 0, 1)
 	require.NoError(t, err)
 	require.Equal(t, []int64{failMax}, o.SickRan)
 	require.Positive(t, o.Sick.Local)
@@ -47,7 +47,7 @@ func TestOneThatIsCutOffStopsByItself(t *testing.T) {
 func TestAnOpeningOfTheFleetIsSeen(t *testing.T) {
 	redistest.Require(t)
 	s := steady{size: 4, rate: 50, errors: 1}
-	o, err := s.run(time.Second, 1)
+	o, err := s.run(time.Second, 0, 1)
 	require.NoError(t, err)
 	require.Equal(t, 1, o.openings)
 	require.NotEmpty(t, o.suspicions)

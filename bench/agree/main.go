@@ -26,6 +26,7 @@ import (
 
 type settings struct {
 	usual  time.Duration // of a case
+	pause  time.Duration // of Redis
 	rounds int           // of an outage
 	only   *regexp.Regexp
 	seed   uint64
@@ -37,6 +38,7 @@ func main() {
 	}
 	var s settings
 	flag.DurationVar(&s.usual, "for", 30*time.Second, "how long each case lasts; some few calls a second take five times as long")
+	flag.DurationVar(&s.pause, "pause", 0, "for how long Redis stands still three times a second, in the cases that are no outage")
 	flag.IntVar(&s.rounds, "rounds", 15, "of each outage")
 	only := flag.String("only", "", "a regular expression: the cases to run, by their names")
 	out := flag.String("o", "", "a file to write the tables to, too")
@@ -93,7 +95,7 @@ func steadyTable(w io.Writer, s settings) (failed int, err error) {
 	one := func(i int) {
 		c := steadies[i]
 		fmt.Fprintln(os.Stderr, c.name())
-		o, err := c.run(s.usual, s.seed)
+		o, err := c.run(s.usual, s.pause, s.seed)
 		if errs[i] = err; err == nil {
 			rows[i] = c.row(o)
 		}

@@ -30,6 +30,28 @@ func subscribed(server *redistest.Server, members int) error {
 	})
 }
 
+// pauses has Redis stand still for so long, three times a second, until stop.
+func pauses(server *redistest.Server, pause time.Duration) (stop func()) {
+	if pause == 0 {
+		return func() {}
+	}
+	over, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(300 * time.Millisecond):
+			}
+			server.Pause()
+			time.Sleep(pause)
+			server.Resume()
+		}
+	}()
+	return func() { close(over); <-done }
+}
+
 var errTooLong = errors.New("not within 30s")
 
 func wait(reached func() bool) error {

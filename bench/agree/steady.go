@@ -73,7 +73,7 @@ type outcome struct {
 }
 
 // run has the fleet live, on a redis-server of its own.
-func (s steady) run(usual time.Duration, seed uint64) (o outcome, err error) {
+func (s steady) run(usual, pause time.Duration, seed uint64) (o outcome, err error) {
 	server, err := redistest.Launch()
 	if err != nil {
 		return o, err
@@ -99,7 +99,9 @@ func (s steady) run(usual time.Duration, seed uint64) (o outcome, err error) {
 	}
 	before := sent(server)
 	began := time.Now()
+	goOn := pauses(server, pause)
 	o.result = liveAll(groups)
+	goOn()
 	o.took = time.Since(began)
 	o.commands = float64(sent(server)-before) / o.took.Seconds()
 	o.suspicions, o.openings = w.end()

@@ -1,8 +1,9 @@
 # Shortcuts. Everything that must hold before a change lands is in .ci/run.
-.PHONY: test race fuzz bench lint
+.PHONY: test race fuzz bench agree lint
 
 test: ; go test ./...
 race: ; go test -race ./...
 fuzz: ; for f in LuaAgainstGo DecodeRecord DecodeReply RetryAfter; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
 bench: ; cd bench && go run .
+agree: ; cd bench && go run ./agree -o AGREE.md
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

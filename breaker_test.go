@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"math"
 	"runtime"
@@ -1759,4 +1761,46 @@ func failAtOnce(b *infuse.Breaker, calls int) int {
 	close(start)
 	all.Wait()
 	return int(ran.Load())
+}
+
+// BenchmarkCall is what a call costs. In parallel it is wall time by all calls:
+// what scales takes a share of the time that it takes alone.
+func BenchmarkCall(b *testing.B) {
+	quiet := infuse.LogListener(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	for _, c := range []struct {
+		name      string
+		state     infuse.State
+		fn        func(context.Context) error // in turn with one that succeeds
+		listeners []*infuse.Listener
+	}{
+		{"closed", infuse.StateClosed, succeeds, nil},
+		{"closed, LogListener", infuse.StateClosed, succeeds, []*infuse.Listener{quiet}},
+		{"open", infuse.StateOpen, succeeds, nil},
+		{"open, LogListener", infuse.StateOpen, succeeds, []*infuse.Listener{quiet}},
+		{"half failing", infuse.StateClosed, fails, nil},
+		{"half failing, LogListener", infuse.StateClosed, fails, []*infuse.Listener{quiet}},
+	} {
+		breaker := startBreaker(b, "prices", infuse.Config{FailMax: 1000, ResetTimeout: time.Hour, Listeners: c.listeners})
+		require.NoError(b, breaker.Move(b.Context(), c.state))
+		calls := func(n int) {
+			ctx := context.Background()
+			for i := 0; i < n; i += 2 {
+				_ = breaker.Call(ctx, succeeds)
+				_ = breaker.Call(ctx, c.fn)
+			}
+		}
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			calls(b.N)
+		})
+		b.Run(c.name+", in parallel", func(b *testing.B) {
+			b.ReportAllocs()
+			procs := runtime.GOMAXPROCS(0)
+			var all sync.WaitGroup
+			for range procs {
+				all.Go(func() { calls((b.N + procs - 1) / procs) })
+			}
+			all.Wait()
+		})
+	}
 }

@@ -29,7 +29,7 @@ type fleetSettings struct {
 	circuit      string
 	failMax      int
 	resetTimeout time.Duration
-	opened       func() // called when the member knows that the circuit is open; may be nil
+	opened       func() // called when the member knows that the fleet's circuit is open; may be nil
 }
 
 // member is one breaker of a fleet.
@@ -51,8 +51,8 @@ func joinInfuse(client *redis.Client, s fleetSettings) (member, error) {
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	cfg := infuse.Config{FailMax: s.failMax, ResetTimeout: s.resetTimeout, Storage: storage}
 	if s.opened != nil {
-		cfg.Listeners = []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, _, to infuse.State) {
-			if to == infuse.StateOpen {
+		cfg.Listeners = []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
+			if t.To == infuse.StateOpen && !t.Local {
 				s.opened()
 			}
 		}}}
@@ -69,7 +69,7 @@ func joinInfuse(client *redis.Client, s fleetSettings) (member, error) {
 			r, err := b.Record(ctx)
 			return r.Failures, err
 		},
-		close:  func() error { return b.Close(ctx) },
+		close:  func() error { return b.Move(ctx, infuse.StateClosed) },
 		closed: func() bool { return b.State() == infuse.StateClosed },
 		stop: func() {
 			b.Stop()

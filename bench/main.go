@@ -54,10 +54,14 @@ const mostTime = 10 * time.Minute
 func main() {
 	isQuick := flag.Bool("quick", false, "a run of seconds that proves that the benchmark works, and nothing else")
 	out := flag.String("o", "RESULTS.md", "the file to write")
+	flag.StringVar(&oldScript, "old-script", "", "a file with the one script of the first version, to be measured beside: git show 31ba884:circuit.lua")
 	flag.Parse()
 	size, command := full, "go run ."
 	if *isQuick {
 		size, command = quick, "go run . -quick"
+	}
+	if oldScript != "" {
+		command += " -old-script circuit.lua"
 	}
 	done := make(chan error, 1)
 	clean, err := ownTemp()

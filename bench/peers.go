@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -79,6 +81,8 @@ func init() {
 
 const (
 	infuseName    = "**Infuse**"
+	transportName = infuseName + " Transport"
+	eapacheName   = "eapache/go-resiliency"
 	gobreakerName = "gobreaker"
 	goZeroName    = "go-zero" // rejects at random: the one whose figures are of a mixture
 )
@@ -89,9 +93,10 @@ func subjects(redis infuse.Storage) []subject {
 	all := []subject{
 		{name: "a bare call", start: startBare, floor: true},
 		{name: infuseName, set: "memory", start: startInfuse(nil)},
+		{name: infuseName + ", LogListener", set: "memory", start: startInfuse(nil, infuse.LogListener(quietLogger))},
 		{name: infuseName + ", Redis", set: "a real redis-server", start: startInfuse(redis)},
 		{name: infuseName + ", Acquire and Done", set: "memory", start: startPermits},
-		{name: "eapache/go-resiliency", module: "github.com/eapache/go-resiliency", start: startEapache,
+		{name: eapacheName, module: "github.com/eapache/go-resiliency", start: startEapache,
 			set: "counts errors within the open time, in a row or not: half the calls failing, a limit that is never reached"},
 		{name: "mercari", module: "github.com/mercari/go-circuitbreaker", start: startMercari,
 			set: "failures in a row, not cleared by time"},
@@ -118,9 +123,12 @@ func startBare(int) (breaker, error) {
 	}, nil
 }
 
-func startInfuse(storage infuse.Storage) func(int) (breaker, error) {
+// quietLogger formats what it logs, and throws it away.
+var quietLogger = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func startInfuse(storage infuse.Storage, listeners ...*infuse.Listener) func(int) (breaker, error) {
 	return func(failMax int) (breaker, error) {
-		b, err := infuse.New(newName(), infuse.Config{FailMax: failMax, ResetTimeout: openTime, Storage: storage})
+		b, err := infuse.New(newName(), infuse.Config{FailMax: failMax, ResetTimeout: openTime, Storage: storage, Listeners: listeners})
 		if err != nil {
 			return breaker{}, err
 		}

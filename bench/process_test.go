@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,27 +14,43 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
+// BenchmarkCall is ours between the two that its figures are held against:
+//
+//	go test -run '^$' -bench Call -count 5 .
+func BenchmarkCall(b *testing.B) {
+	beside := []string{infuseName, infuseName + ", LogListener", eapacheName, gobreakerName}
+	for _, sc := range scenarios {
+		for _, s := range subjects(nil) {
+			if slices.Contains(beside, s.name) {
+				sc.benchmark(b, s)
+			}
+		}
+	}
+}
+
 // BenchmarkProcess is section 1 for benchstat and the profiler; go run . takes
 // all in turns instead.
 func BenchmarkProcess(b *testing.B) {
 	storage := newStorage(b)
 	for _, sc := range scenarios {
 		for _, s := range append(subjects(storage), webSubjects()...) {
-			if !sc.has(s) {
-				continue
-			}
-			run, err := sc.prepare(s)
-			require.NoError(b, err)
-			b.Run(sc.name+"/serial/"+s.name, func(b *testing.B) {
-				b.ReportAllocs()
-				run.serial(b.N)
-			})
-			b.Run(sc.name+"/parallel/"+s.name, func(b *testing.B) {
-				b.ReportAllocs()
-				run.parallel(b.N)
-			})
-			run.stop()
+			sc.benchmark(b, s)
 		}
+	}
+}
+
+func (sc scenario) benchmark(b *testing.B, s subject) {
+	if !sc.has(s) {
+		return
+	}
+	run, err := sc.prepare(s)
+	require.NoError(b, err)
+	defer run.stop()
+	for name, calls := range map[string]func(int){"serial": run.serial, "parallel": run.parallel} {
+		b.Run(fmt.Sprint(sc.name, "/", name, "/", strings.Trim(s.name, "*")), func(b *testing.B) {
+			b.ReportAllocs()
+			calls(b.N)
+		})
 	}
 }
 
@@ -76,7 +94,7 @@ func TestAQuickRunWritesTheReport(t *testing.T) {
 	for _, title := range []string{
 		"## 1. One process", "### Closed, the call succeeds", "### Open, the call is rejected", "### Closed, half the calls fail",
 		"### HTTP: closed, the call succeeds", "### HTTP: open, the call is rejected", "### HTTP: closed, half the calls fail",
-		"## 2. A fleet on a real Redis", "### In health", "### Failures that all report at once",
+		"## 2. A fleet on a real Redis", "### In health", "### Failures that all report at once", "### Redis's own time for a counted failure",
 		"### From the last counted failure until a breaker rejects", "### An outage",
 		"## 3. Memory", "### In a process", "### In Redis",
 	} {

@@ -33,7 +33,12 @@ func process(size sizes, r *report) error {
 	s := section{
 		title: "1. One process",
 		text: fmt.Sprintf("Wall time of a call, and what it allocates. Parallel: %d goroutines on %d processors, wall time by all calls, so that what scales takes 1/%d. "+
-			"The ratios are to the call without a breaker (the floor) and to gobreaker.", runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0)),
+			"The ratios are to the call without a breaker (the floor) and to gobreaker; \"added\" is what is above the floor.", runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0)),
+	}
+	lost := table{
+		title: "Where others are faster",
+		text:  "All that take less than ours in the tables above, in ns.",
+		head:  []string{"", "", "ours", "others"},
 	}
 	for _, over := range []struct {
 		name     string
@@ -53,10 +58,40 @@ func process(size sizes, r *report) error {
 				floor = results[0]
 			}
 			s.tables = append(s.tables, tableOf(sc.title(over.name), results, floor))
+			lost.rows = append(lost.rows, faster(sc.title(over.name), results)...)
 		}
+	}
+	if len(lost.rows) > 0 {
+		s.tables = append(s.tables, lost)
 	}
 	r.add(s)
 	return nil
+}
+
+// faster tells which peers take less than ours.
+func faster(title string, results []*timed) (rows [][]string) {
+	ns := func(c cost) float64 { return c.ns }
+	for _, mode := range []struct {
+		name string
+		took func(*timed) float64
+	}{
+		{"serial", func(t *timed) float64 { return medianOf(t.serial, ns) }},
+		{"parallel", func(t *timed) float64 { return medianOf(t.parallel, ns) }},
+	} {
+		ours := mode.took(results[slices.IndexFunc(results, func(t *timed) bool {
+			return t.subject.name == infuseName || t.subject.name == transportName
+		})])
+		var others []string
+		for _, t := range results {
+			if took := mode.took(t); t.subject.module != "" && took < ours {
+				others = append(others, t.subject.name+" "+number(took))
+			}
+		}
+		if others != nil {
+			rows = append(rows, []string{title, mode.name, number(ours), strings.Join(others, ", ")})
+		}
+	}
+	return rows
 }
 
 func (sc scenario) title(over string) string {
@@ -112,7 +147,7 @@ func tableOf(title string, results []*timed, floor *timed) table {
 	ns := func(c cost) float64 { return c.ns }
 	allocs := func(c cost) float64 { return c.allocs }
 	peer := results[slices.IndexFunc(results, func(t *timed) bool { return t.subject.name == gobreakerName })]
-	t := table{title: title, head: []string{"", "serial ns", "× floor", "× gobreaker", "parallel ns", "× floor", "× gobreaker", "allocations"}}
+	t := table{title: title, head: []string{"", "serial ns", "added", "× floor", "× gobreaker", "parallel ns", "× floor", "× gobreaker", "allocations"}}
 	for _, x := range results {
 		serial, parallel := medianOf(x.serial, ns), medianOf(x.parallel, ns)
 		name := x.subject.name
@@ -121,7 +156,7 @@ func tableOf(title string, results []*timed, floor *timed) table {
 		}
 		t.rows = append(t.rows, []string{
 			name,
-			number(serial), number(serial / medianOf(floor.serial, ns)), number(serial / medianOf(peer.serial, ns)),
+			number(serial), number(max(0, serial-medianOf(floor.serial, ns))), number(serial / medianOf(floor.serial, ns)), number(serial / medianOf(peer.serial, ns)),
 			number(parallel), number(parallel / medianOf(floor.parallel, ns)), number(parallel / medianOf(peer.parallel, ns)),
 			whole(int64(math.Round(medianOf(x.serial, allocs)))),
 		})
@@ -131,7 +166,7 @@ func tableOf(title string, results []*timed, floor *timed) table {
 
 func fleets(size sizes, r *report) error {
 	s := section{title: "2. A fleet on a real Redis"}
-	for _, measure := range []func(sizes) (table, error){throughputs, losses, spreads, outages} {
+	for _, measure := range []func(sizes) (table, error){throughputs, losses, serverTimes, spreads, outages} {
 		t, err := measure(size)
 		if err != nil {
 			return err
@@ -194,7 +229,7 @@ func losses(size sizes) (table, error) {
 func spreads(size sizes) (table, error) {
 	t := table{
 		title: "From the last counted failure until a breaker rejects",
-		text:  fmt.Sprintf("Five failures of five breakers, one after the other, and then every breaker of the fleet until it rejects; %d times. All run in this one process.", size.trips),
+		text:  fmt.Sprintf("Five failures of five breakers, one after the other, and then every breaker of the fleet until it rejects; %d times. The fleet is asked for 50 ms before (Config.Suspicion). All run in this one process.", size.trips),
 		head:  []string{"breakers", "p50 ms", "p99 ms", "max ms"},
 	}
 	for _, n := range size.outages {
@@ -251,11 +286,11 @@ func memory(size sizes, r *report) error {
 	}
 	redis := table{
 		title: "In Redis",
-		text:  fmt.Sprintf("%s circuits, moved by hand. One that has closed lingers for a few seconds beyond the time that it was open for, so that late callers still meet its generation; then Redis has nothing of it.", whole(int64(size.circuits))),
-		head:  []string{"", "keys", "bytes a circuit"},
+		text:  fmt.Sprintf("%s circuits, moved by hand. A circuit that never failed is not in Redis. One that nobody changes any more is forgotten after an hour, so that a sender which was cut off still finds that it was heard.", whole(int64(size.circuits))),
+		head:  []string{"", "keys", "bytes a circuit", "forgotten after"},
 	}
 	for _, x := range found {
-		redis.rows = append(redis.rows, []string{x.what, whole(x.keys), number(x.bytes)})
+		redis.rows = append(redis.rows, []string{x.what, whole(x.keys), number(x.bytes), x.life.Round(time.Second).String()})
 	}
 	s.tables = []table{process, redis}
 	r.add(s)

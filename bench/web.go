@@ -20,7 +20,8 @@ import (
 func webSubjects() []subject {
 	return []subject{
 		{name: "the transport alone", start: startBareTransport, floor: true},
-		{name: infuseName + " Transport", set: "a circuit for each host", start: startTransport},
+		{name: transportName, set: "a circuit for each host", start: startTransport()},
+		{name: transportName + ", LogListener", set: "a circuit for each host", start: startTransport(infuse.LogListener(quietLogger))},
 		{name: "failsafehttp", module: "github.com/failsafe-go/failsafe-go", start: startFailsafeTransport,
 			set: "one circuit, failures among the last as many calls"},
 		{name: gobreakerName, module: "github.com/sony/gobreaker/v2", start: startGobreakerTransport,
@@ -77,14 +78,16 @@ func roundTrip(transport http.RoundTripper, request *http.Request) error {
 
 func startBareTransport(int) (breaker, error) { return overHTTP(memoryTransport{}), nil }
 
-func startTransport(failMax int) (breaker, error) {
-	group, err := infuse.NewGroup(infuse.Config{FailMax: failMax, ResetTimeout: openTime})
-	if err != nil {
-		return breaker{}, err
+func startTransport(listeners ...*infuse.Listener) func(int) (breaker, error) {
+	return func(failMax int) (breaker, error) {
+		group, err := infuse.NewGroup(infuse.Config{FailMax: failMax, ResetTimeout: openTime, Listeners: listeners})
+		if err != nil {
+			return breaker{}, err
+		}
+		b := overHTTP(&infuse.Transport{Base: memoryTransport{}, Breakers: group})
+		b.stop = group.Stop
+		return b, nil
 	}
-	b := overHTTP(&infuse.Transport{Base: memoryTransport{}, Breakers: group})
-	b.stop = group.Stop
-	return b, nil
 }
 
 func startFailsafeTransport(failMax int) (breaker, error) {

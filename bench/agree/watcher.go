@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/infuse-go/infuse"
+)
+
+// watcher sees what becomes of a fleet's circuit, and takes no part in it.
+type watcher struct {
+	client  *redis.Client
+	storage *infuse.RedisStorage
+	circuit string
+	stop    func()
+	over    context.Context // when nobody calls any more: who is suspect then opens for want of calls
+	finish  context.CancelFunc
+	looks   sync.WaitGroup
+
+	mu         sync.Mutex
+	suspect    bool
+	suspicions []time.Time    // when each began
+	openings   map[int64]bool // by generation
+}
+
+func watch(client *redis.Client, circuit string) *watcher {
+	w := &watcher{client: client, storage: infuse.NewRedisStorage(client, infuse.RedisOptions{}), circuit: circuit, openings: map[int64]bool{}}
+	w.over, w.finish = context.WithCancel(context.Background())
+	w.stop = w.storage.Watch(circuit, w.see)
+	return w
+}
+
+func (w *watcher) see(r infuse.Record) {
+	suspect := r.State == infuse.StateClosed && !r.OpensAt.IsZero()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if suspect && !w.suspect {
+		w.suspicions = append(w.suspicions, r.SuspectAt)
+	}
+	w.suspect = suspect
+	if r.Opened > 0 {
+		w.openings[r.Opened] = true
+	}
+	if suspect { // it opens by time alone, of which nobody is told
+		w.looks.Go(func() {
+			select {
+			case <-time.After(time.Until(r.OpensAt) + 5*time.Millisecond):
+				w.look()
+			case <-w.over.Done():
+			}
+		})
+	}
+}
+
+// look reads the record.
+func (w *watcher) look() {
+	r, err := w.storage.Load(context.Background(), w.circuit)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil && r.Opened > 0 {
+		w.openings[r.Opened] = true
+	}
+	if err == nil && r.State != infuse.StateClosed {
+		w.suspect = false
+	}
+}
+
+// end returns what was seen.
+func (w *watcher) end() (suspicions []time.Time, openings int) {
+	w.look()
+	w.stop()
+	w.finish()
+	w.looks.Wait()
+	_ = w.storage.Close()
+	return w.suspicions, len(w.openings)
+}
+
+// since returns the suspicions that began after the given time.
+func (w *watcher) since(start time.Time) []time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.IndexFunc(w.suspicions, func(t time.Time) bool { return t.After(start) })
+	if i < 0 {
+		return nil
+	}
+	return slices.Clone(w.suspicions[i:])
+}
+
+// busiest is the most that began within one second.
+func busiest(times []time.Time) (most int) {
+	for i, t := range times {
+		n := 0
+		for _, u := range times[i:] {
+			if u.Sub(t) < time.Second {
+				n++
+			}
+		}
+		most = max(most, n)
+	}
+	return most
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -26,12 +27,12 @@ type link struct {
 	why      error // why it is down
 	failures int   // of probes, since the link was last up for long
 	upSince  time.Time
-	circuits []weak.Pointer[circuit] // probes take turns through them
-	busy     int                     // requests that have a place
-	waiting  []waiting               // for a place, first come first served
-	hung     int                     // probes that have not returned
-	probed   time.Time               // when the last of them began
-	timer    *time.Timer             // of the next probe
+	circuits map[weak.Pointer[circuit]]struct{}
+	busy     int         // requests that have a place
+	waiting  []waiting   // for a place, first come first served
+	hung     int         // probes that have not returned
+	probed   time.Time   // when the last of them began
+	timer    *time.Timer // of the next probe
 }
 
 // waiting is a request that has no place yet.
@@ -58,7 +59,9 @@ const (
 
 var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
 
-func newLink(s Storage) *link { return &link{storage: s} }
+func newLink(s Storage) *link {
+	return &link{storage: s, circuits: make(map[weak.Pointer[circuit]]struct{})}
+}
 
 // linkTo returns the link to a storage: the storage's own where it has one,
 // so that all its circuits share it.
@@ -77,16 +80,14 @@ func linkTo(s Storage) *link {
 func (l *link) join(c weak.Pointer[circuit]) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.circuits = append(l.circuits, c)
+	l.circuits[c] = struct{}{}
 	return l.downLocked()
 }
 
 func (l *link) leave(c weak.Pointer[circuit]) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i := slices.Index(l.circuits, c); i >= 0 {
-		l.circuits = slices.Delete(l.circuits, i, i+1)
-	}
+	delete(l.circuits, c)
 	if len(l.circuits) == 0 {
 		l.health = Record{} // the timer of a probe finds nobody
 	}
@@ -283,7 +284,7 @@ func (l *link) settle(c Change, now time.Time) {
 
 // tell queues news for all circuits. l.mu is held.
 func (l *link) tell(news func(*circuit)) {
-	all := slices.Clone(l.circuits)
+	all := slices.Collect(maps.Keys(l.circuits))
 	l.news.add(func() {
 		for _, weakly := range all {
 			if c := weakly.Value(); c != nil {
@@ -318,7 +319,7 @@ func (l *link) probe(outage int64) {
 		l.mu.Unlock()
 		return
 	}
-	c := l.nextInTurn()
+	c := l.anyCircuit()
 	if c == nil { // all are garbage, and about to leave
 		l.probeIn(longestPause)
 		l.mu.Unlock()
@@ -347,12 +348,11 @@ func (l *link) probe(outage int64) {
 	l.probeEnded(a.err)
 }
 
-// nextInTurn returns the circuit whose record is read next. l.mu is held.
-func (l *link) nextInTurn() *circuit {
-	for range l.circuits {
-		first := l.circuits[0]
-		l.circuits = append(l.circuits[1:], first)
-		if c := first.Value(); c != nil {
+// anyCircuit returns one at random, whose record is read next: one that has a
+// trouble of its own does not keep the others waiting. l.mu is held.
+func (l *link) anyCircuit() *circuit {
+	for weakly := range l.circuits {
+		if c := weakly.Value(); c != nil {
 			return c
 		}
 	}

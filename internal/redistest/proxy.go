@@ -3,6 +3,7 @@ package redistest
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ type Proxy struct {
 	delay   time.Duration
 	swallow bool
 	drops   int
+	loss    float64
 }
 
 // StartProxy starts a proxy on a loopback port that passes all bytes to and
@@ -73,6 +75,13 @@ func (p *Proxy) DropReplies(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drops = n
+}
+
+// SetLoss throws each reply away with the given probability, as DropReplies.
+func (p *Proxy) SetLoss(probability float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loss = probability
 }
 
 // CutAll closes every connection. New ones are accepted.
@@ -202,8 +211,8 @@ func (p *Proxy) passesReply(l *link) bool {
 		l.lost = true
 		return false
 	}
-	if p.drops > 0 && !l.handshake {
-		p.drops--
+	if !l.handshake && (p.drops > 0 || rand.Float64() < p.loss) {
+		p.drops = max(0, p.drops-1)
 		l.cut()
 		return false
 	}

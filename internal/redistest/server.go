@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,7 +82,26 @@ func Require(tb testing.TB) {
 	if os.Getenv("CI") == "true" {
 		tb.Fatal(ErrNotInstalled)
 	}
+	tb.Cleanup(func() {
+		if tb.Skipped() {
+			skipped.Add(1)
+		}
+	})
 	tb.Skip("redis-server is not installed: skipped")
+}
+
+// skipped counts the tests that Require has skipped.
+var skipped atomic.Int64
+
+// Run is m.Run for a package whose tests use Start. At the end it says how many
+// of them were skipped. The go command shows that with -v, or where it runs the
+// tests of the present folder alone.
+func Run(m *testing.M) (code int) {
+	code = m.Run()
+	if n := skipped.Load(); n > 0 {
+		fmt.Printf("%d tests were skipped for want of a redis-server\n", n)
+	}
+	return code
 }
 
 // Launch starts a redis-server and returns once it answers. The args are those

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "4"); err != nil {
 		panic(err)
 	}
-	os.Exit(m.Run())
+	os.Exit(redistest.Run(m))
 }
 
 func TestAServerAnswersAndStartsEmpty(t *testing.T) {

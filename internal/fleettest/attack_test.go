@@ -1,0 +1,273 @@
+package fleettest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// What was found by attack and by review, on real servers: see away_test.go for
+// the rest.
+
+// A circuit fell due just as Redis hung, and the lease that was granted in that
+// moment blocked the whole fleet for 30 s: nobody held it.
+func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
+	s, clients, _ := startFault(t)
+	fleet := make([]*infuse.Breaker, 2)
+	for i := range fleet {
+		storage := infuse.NewRedisStorage(clients[i], infuse.RedisOptions{})
+		t.Cleanup(func() { _ = storage.Close() })
+		fleet[i] = startBreaker(t, "prices", infuse.Config{ResetTimeout: 500 * time.Millisecond, Storage: storage})
+	}
+	require.NoError(t, fleet[0].Move(t.Context(), infuse.StateOpen))
+	eventuallyState(t, infuse.StateOpen, fleet[1])
+	time.Sleep(time.Until(recordOf(t, fleet[0]).DueAt) + 10*time.Millisecond)
+	s.Pause()
+	require.NoError(t, fleet[0].Call(t.Context(), succeeds), "its own trial")
+	time.Sleep(6 * time.Second) // the client has given up, Redis has not
+	s.Resume()
+	began := time.Now()
+	for _, b := range fleet {
+		require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
+	}
+	t.Logf("calls ran again after %v", time.Since(began).Round(time.Millisecond))
+	require.Less(t, time.Since(began), 2*time.Second)
+	require.Eventually(t, func() bool {
+		r := recordOf(t, fleet[1])
+		return r.State == infuse.StateClosed && len(r.Trials) == 0
+	}, 5*time.Second, pace)
+}
+
+// A connection broke before the reply, the client sent the change again, and
+// it counted twice where its token had been forgotten.
+func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
+	for name, harm := range map[string]func(p *redistest.Proxy, round int){
+		"replies are lost": func(p *redistest.Proxy, _ int) { p.SetLoss(0.01) },
+		"connections are cut": func(p *redistest.Proxy, _ int) {
+			p.CutAll()
+		},
+		"everything is swallowed": func(p *redistest.Proxy, round int) { p.Swallow(round%4 == 0) },
+		"replies are late":        func(p *redistest.Proxy, round int) { p.SetDelay(time.Duration(round%4/3) * 150 * time.Millisecond) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _, _ := startFault(t)
+			var calls sync.WaitGroup
+			var made, waited atomic.Int64
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var proxies []*redistest.Proxy
+			var breakers []*infuse.Breaker
+			for range 3 {
+				proxy := redistest.StartProxy(t, s.Addr())
+				proxies = append(proxies, proxy)
+				storage := infuse.NewRedisStorage(s.Client(through(proxy)), infuse.RedisOptions{})
+				t.Cleanup(func() { _ = storage.Close() })
+				b := startBreaker(t, "prices", infuse.Config{FailMax: 1 << 30, Storage: storage})
+				breakers = append(breakers, b)
+				for range 4 {
+					calls.Go(func() {
+						for ctx.Err() == nil {
+							took, err := waitOf(b, fails)
+							if err != errIll {
+								t.Error(err)
+							}
+							made.Add(1)
+							for seen := waited.Load(); int64(took) > seen && !waited.CompareAndSwap(seen, int64(took)); seen = waited.Load() {
+							}
+							time.Sleep(4 * time.Millisecond)
+						}
+					})
+				}
+			}
+			for round := range 16 {
+				for _, p := range proxies {
+					harm(p, round)
+				}
+				time.Sleep(200 * time.Millisecond)
+			}
+			for _, p := range proxies {
+				p.SetLoss(0)
+				p.SetDelay(0)
+				p.Swallow(false)
+			}
+			stop()
+			calls.Wait()
+			var counted int
+			require.Eventually(t, func() bool {
+				for _, b := range breakers { // each has said all that it had to say
+					if b.Stats().Away != nil {
+						return false
+					}
+				}
+				r, err := breakers[0].Record(t.Context())
+				counted = r.Failures
+				return err == nil && counted >= int(made.Load())
+			}, patience, 10*pace, "%d of %d were counted", counted, made.Load())
+			time.Sleep(200 * time.Millisecond) // for what would be too many
+			counted = recordOf(t, breakers[0]).Failures
+			t.Logf("%d failures, %d counted, worst extra wait %v", made.Load(), counted, time.Duration(waited.Load()).Round(time.Millisecond))
+			require.EqualValues(t, made.Load(), counted)
+			require.Less(t, time.Duration(waited.Load()), storageTimeout+faultMargin)
+		})
+	}
+}
+
+// Redis's clock was set back by an hour, and open circuits stayed open, and
+// dead leases stayed, for that hour.
+func TestAClockSetBackProlongsNothing(t *testing.T) {
+	mini := miniredis.RunT(t)
+	noon := time.UnixMilli(1_790_000_000_000)
+	began := time.Now()
+	var step atomic.Int64
+	tick := func() { mini.SetTime(noon.Add(time.Since(began) + time.Duration(step.Load()))) }
+	clock := func(to time.Duration) {
+		step.Store(int64(to))
+		tick()
+	}
+	clock(0)
+	ticker := time.NewTicker(time.Millisecond)
+	ctx, stop := context.WithCancel(t.Context())
+	var ticking sync.WaitGroup
+	ticking.Go(func() {
+		for ctx.Err() == nil {
+			<-ticker.C
+			tick()
+		}
+	})
+	t.Cleanup(ticking.Wait)
+	t.Cleanup(stop)
+	start := func() *infuse.Breaker {
+		client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
+		t.Cleanup(func() { _ = client.Close() })
+		return startBreaker(t, "prices", patiently(infuse.Config{
+			FailMax: 2, ResetTimeout: 400 * time.Millisecond, TrialTimeout: 400 * time.Millisecond, Storage: hostOn(t, client),
+		}))
+	}
+	a, b := start(), start()
+	admittedWithin := func(most time.Duration, breaker *infuse.Breaker) infuse.Permit {
+		t.Helper()
+		from := time.Now()
+		var p infuse.Permit
+		require.Eventually(t, func() bool {
+			var err error
+			p, err = breaker.Acquire(t.Context())
+			return err == nil
+		}, patience, pace)
+		require.Less(t, time.Since(from), most)
+		return p
+	}
+	require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+	eventuallyState(t, infuse.StateOpen, b)
+	clock(-time.Hour)
+	admittedWithin(2*time.Second, a) // and never settled
+	clock(-2 * time.Hour)
+	admittedWithin(2*time.Second, b).Done(nil)
+	eventuallyState(t, infuse.StateClosed, a, b)
+
+	// A newcomer's opening was taken for a loss, and undone, by a process that
+	// knew a closed circuit of a higher generation.
+	mini.FlushAll()
+	clock(-3 * time.Hour)
+	newcomer := start()
+	tripFleet(t, newcomer)
+	require.Eventually(t, func() bool { return a.State() == infuse.StateOpen || recordOf(t, newcomer).State != infuse.StateOpen }, patience, pace)
+	requireState(t, infuse.StateOpen, a)
+}
+
+// After an outage of a Redis behind 2 ms and 0.5 % loss, 1,000 circuits were
+// shared again after ten minutes, and each was told of dozens of outages.
+func TestLossOnRedis(t *testing.T) {
+	quietRedis()
+	const circuits = 1000
+	s := redistest.Start(t)
+	proxy := redistest.StartProxy(t, s.Addr())
+	storage := infuse.NewRedisStorage(s.Client(through(proxy)), infuse.RedisOptions{})
+	t.Cleanup(func() { _ = storage.Close() })
+	heard := make(map[string]*edges, circuits)
+	for i := range circuits {
+		heard[fmt.Sprint("circuit ", i)] = &edges{}
+	}
+	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, Listeners: []*infuse.Listener{{
+		StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].away.Add(1) },
+		StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].back.Add(1) },
+	}}})
+	proxy.SetDelay(2 * time.Millisecond)
+	s.Kill()
+	for _, b := range breakers[:20] {
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+	}
+	told := func(n func(*edges) int32) (all int) {
+		for _, e := range heard {
+			if n(e) > 0 {
+				all++
+			}
+		}
+		return all
+	}
+	away := func(e *edges) int32 { return e.away.Load() }
+	back := func(e *edges) int32 { return e.back.Load() }
+	require.Eventually(t, func() bool { return told(away) == circuits }, patience, pace)
+	time.Sleep(time.Second)
+	require.NoError(t, s.Restart())
+	proxy.SetLoss(0.005)
+	began := time.Now()
+	require.Eventually(t, func() bool { return told(back) == circuits }, patience, pace)
+	took := time.Since(began)
+	proxy.SetLoss(0)
+	t.Logf("%d circuits shared again after %v", circuits, took.Round(time.Millisecond))
+	require.Less(t, took, 2*time.Second)
+	for name, e := range heard {
+		require.Equal(t, [2]int32{1, 1}, [2]int32{away(e), back(e)}, "%s was told that it is away, and back", name)
+	}
+	failures := 0
+	for _, b := range breakers[:20] {
+		failures += recordOf(t, b).Failures
+	}
+	require.Equal(t, 20, failures)
+}
+
+// An open circuit that nobody called any more was put back whenever its key
+// ended, and read every two seconds by every process, for ever.
+func TestADeadCircuitCostsNothing(t *testing.T) {
+	const poll = 20 * time.Millisecond
+	s := redistest.Start(t)
+	var breakers []*infuse.Breaker
+	for range 3 {
+		storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: poll})
+		t.Cleanup(func() { require.NoError(t, storage.Close()) })
+		breakers = append(breakers, startBreaker(t, "prices", patiently(infuse.Config{ResetTimeout: 300 * time.Millisecond, Storage: storage})))
+	}
+	require.NoError(t, breakers[0].Move(t.Context(), infuse.StateOpen))
+	eventuallyState(t, infuse.StateOpen, breakers...)
+	due := recordOf(t, breakers[0]).DueAt
+	life := s.Client().PTTL(t.Context(), pricesKey).Val()
+	require.Positive(t, life)
+	require.LessOrEqual(t, life, time.Until(due)+time.Hour)
+	time.Sleep(time.Until(due) + 50*time.Millisecond)
+	require.NoError(t, s.Client().PExpire(t.Context(), pricesKey, time.Millisecond).Err()) // as in an hour
+
+	before, err := s.Commands(t.Context())
+	require.NoError(t, err)
+	const long = 100 * poll
+	time.Sleep(long)
+	after, err := s.Commands(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, s.Client().Exists(t.Context(), pricesKey).Val(), "it is not put back")
+	require.Equal(t, before["hset"], after["hset"])
+	require.Equal(t, before["publish"], after["publish"])
+	reads := after["evalsha"] - before["evalsha"]
+	t.Logf("%d processes read %d times in %d poll intervals", len(breakers), reads, long/poll)
+	// Once there was no news for long: each fifteenth interval, give or take
+	// half, as a healthy one. Until then at pauses that double.
+	require.LessOrEqual(t, reads, int64(len(breakers)*20))
+}

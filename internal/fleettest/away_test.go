@@ -1,0 +1,682 @@
+package fleettest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// What was found by attack and by review, in fake time: a storage that two
+// processes share, on a way that each has for itself.
+
+var errLost = errors.New("a packet was lost")
+
+// way is one process's way to a storage. What befalls a request on it is up to
+// before and after, which may be nil. They are asked for each request.
+type way struct {
+	infuse.Storage
+
+	mu            sync.Mutex
+	before, after func(circuit string, c *infuse.Change) error
+	changes       []infuse.Change // that were asked for
+	loads         int
+}
+
+// between sets what happens on the way there, and on the way back.
+func (w *way) between(before, after func(circuit string, c *infuse.Change) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.before, w.after = before, after
+}
+
+func (w *way) meet(circuit string, c *infuse.Change, there bool) error {
+	w.mu.Lock()
+	met := w.before
+	if !there {
+		met = w.after
+	}
+	w.mu.Unlock()
+	if met == nil {
+		return nil
+	}
+	return met(circuit, c)
+}
+
+func (w *way) Load(ctx context.Context, circuit string) (r infuse.Record, err error) {
+	w.mu.Lock()
+	w.loads++
+	w.mu.Unlock()
+	if err = w.meet(circuit, nil, true); err != nil {
+		return r, err
+	}
+	if r, err = w.Storage.Load(ctx, circuit); err != nil {
+		return r, err
+	}
+	return r, w.meet(circuit, nil, false)
+}
+
+func (w *way) Apply(ctx context.Context, circuit string, c infuse.Change) (r infuse.Record, v infuse.Verdict, err error) {
+	w.mu.Lock()
+	w.changes = append(w.changes, c)
+	w.mu.Unlock()
+	if err = w.meet(circuit, &c, true); err != nil {
+		return r, v, err
+	}
+	if r, v, err = w.Storage.Apply(ctx, circuit, c); err != nil {
+		return r, v, err
+	}
+	return r, v, w.meet(circuit, &c, false)
+}
+
+// takes has each request take so long.
+func takes(d time.Duration) func(string, *infuse.Change) error {
+	return func(string, *infuse.Change) error {
+		time.Sleep(d)
+		return nil
+	}
+}
+
+// until has each request wait until the channel is closed.
+func until(over <-chan struct{}) func(string, *infuse.Change) error {
+	return func(string, *infuse.Change) error {
+		<-over
+		return nil
+	}
+}
+
+func isLost(string, *infuse.Change) error { return errLost }
+
+// inFakeTime runs the test, and lets the storage end what it is at when all
+// breakers have stopped.
+func inFakeTime(t *testing.T, test func(t *testing.T)) {
+	synctest.Test(t, func(t *testing.T) {
+		t.Cleanup(func() { time.Sleep(time.Hour) }) // in no real time
+		test(t)
+	})
+}
+
+// After an acquire of which the process never heard again, the record had a
+// lease of that process's own that nobody held: all rejected for TrialTimeout.
+func TestNoGhostOfALostAnswerHoldsTheFleetBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		hangs  time.Duration
+		after  bool // the replies are lost, and not the requests
+		others bool // another process calls, too
+	}{
+		"the storage hangs":               {12 * time.Second, false, true},
+		"the storage hangs a moment":      {2 * time.Second, false, true},
+		"replies do not arrive":           {8 * time.Second, true, true},
+		"nobody else uses the circuit":    {12 * time.Second, false, false},
+		"replies do not arrive, nobody's": {8 * time.Second, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				memory := infuse.NewMemoryStorage()
+				w := &way{Storage: memory}
+				a := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Second, Storage: w})
+				fleet := []*infuse.Breaker{a}
+				if c.others {
+					fleet = append(fleet, startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Second, Storage: memory}))
+				}
+				require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+				time.Sleep(2 * time.Second)
+
+				over := make(chan struct{})
+				if c.after {
+					w.between(nil, until(over))
+				} else {
+					w.between(until(over), nil)
+				}
+				began := time.Now()
+				require.NoError(t, a.Call(t.Context(), succeeds), "its own trial")
+				require.LessOrEqual(t, time.Since(began), storageTimeout)
+				time.Sleep(c.hangs)
+				w.between(nil, nil)
+				close(over)
+
+				// "No ghost holds the fleet back longer than the link is down plus
+				// a second."
+				time.Sleep(time.Second)
+				for range 30 {
+					for i, b := range fleet {
+						require.NoError(t, b.Call(t.Context(), succeeds), "process %d", i)
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				require.Empty(t, recordOf(t, a).Trials)
+				require.Equal(t, infuse.StateClosed, recordOf(t, a).State)
+			})
+		})
+	}
+}
+
+// Calls that were under way when the breaker stopped were lost to the storage:
+// one of ten arrived, and the others waited for StorageTimeout.
+func TestCallsUnderWayAtStopAreAllReported(t *testing.T) {
+	for _, stopsAfter := range []time.Duration{-time.Millisecond, 5 * time.Millisecond, 15 * time.Millisecond} {
+		t.Run(fmt.Sprint(stopsAfter), func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				w := &way{Storage: infuse.NewMemoryStorage()}
+				w.between(takes(10*time.Millisecond), nil)
+				b := startBreaker(t, "prices", infuse.Config{FailMax: 100, Storage: w})
+				release := make(chan struct{})
+				var calls sync.WaitGroup
+				var worst atomic.Int64
+				for i := range 10 {
+					calls.Go(func() {
+						var ended time.Time
+						_ = b.Call(context.Background(), func(context.Context) error {
+							<-release
+							time.Sleep(time.Duration(i) * time.Millisecond)
+							ended = time.Now()
+							return errIll
+						})
+						if waited := int64(time.Since(ended)); waited > worst.Load() {
+							worst.Store(waited)
+						}
+					})
+				}
+				synctest.Wait()
+				if stopsAfter < 0 {
+					b.Stop()
+					close(release)
+				} else {
+					close(release)
+					time.Sleep(stopsAfter)
+					b.Stop()
+				}
+				calls.Wait()
+				require.Less(t, time.Duration(worst.Load()), storageTimeout)
+				r, err := w.Storage.Load(t.Context(), "prices")
+				require.NoError(t, err)
+				require.Equal(t, 10, r.Failures)
+			})
+		})
+	}
+}
+
+// A call of a stopped breaker waited up to three times StorageTimeout: for a
+// place, for the request, and for its outcome.
+func TestACallOfAStoppedBreakerWaitsNoLonger(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, ResetTimeout: time.Second, Storage: w})
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		b.Stop()
+		time.Sleep(2 * time.Second)
+		over := make(chan struct{})
+		w.between(until(over), nil)
+		waited, _ := waitOf(b, fails)
+		require.LessOrEqual(t, waited, storageTimeout)
+		close(over)
+	})
+}
+
+// Failures of processes that live for a moment opened a circuit that thousands
+// of calls of another succeeded in: they broke no row of which it knew nothing.
+func TestSuccessesOfOthersRefuteARow(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		memory := infuse.NewMemoryStorage()
+		well := startBreaker(t, "prices", infuse.Config{Storage: memory})
+		var calls sync.WaitGroup
+		defer calls.Wait()
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var rejected atomic.Int64
+		calls.Go(func() {
+			for ctx.Err() == nil {
+				if well.Call(context.Background(), succeeds) != nil {
+					rejected.Add(1)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		for range 25 {
+			b := startBreaker(t, "prices", infuse.Config{Storage: memory})
+			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			b.Stop()
+			time.Sleep(3 * time.Second)
+		}
+		stop()
+		calls.Wait()
+		require.Zero(t, rejected.Load())
+		requireState(t, infuse.StateClosed, well)
+	})
+}
+
+// A failed trial made room for more than MaxTrials after the next open time,
+// and so did a service that announced itself in a rolling restart.
+func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		memory := infuse.NewMemoryStorage()
+		cfg := infuse.Config{MaxTrials: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour, Storage: memory}
+		a, b := startBreaker(t, "prices", cfg), startBreaker(t, "prices", cfg)
+		require.NoError(t, a.Move(t.Context(), infuse.StateHalfOpen))
+		synctest.Wait()
+		first, second := requireTrial(t, a), requireTrial(t, b)
+		first.Done(errIll)
+		synctest.Wait()
+		time.Sleep(2 * time.Second)
+		third := requireTrial(t, b)
+		synctest.Wait()
+		requireRejected(t, a)
+		requireRejected(t, b)
+
+		for range 3 { // a rolling restart
+			require.NoError(t, infuse.Announce(t.Context(), memory, "prices", infuse.StateHalfOpen))
+			require.NoError(t, a.Move(t.Context(), infuse.StateHalfOpen))
+			synctest.Wait()
+			requireRejected(t, a)
+			requireRejected(t, b)
+		}
+		second.Done(errIll) // of an older half-open: it frees its place, and no more
+		synctest.Wait()
+		require.Equal(t, infuse.StateHalfOpen, recordOf(t, a).State)
+		fourth := requireTrial(t, a)
+		third.Done(nil)
+		fourth.Done(nil)
+	})
+}
+
+// A request that never returned kept its place, and 64 of them all places: the
+// storage was never back.
+func TestRequestsThatHangForEverAreForgotten(t *testing.T) {
+	for _, outage := range []time.Duration{30 * time.Second, 100 * time.Second, time.Hour} {
+		t.Run(fmt.Sprint(outage), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				forever := make(chan struct{})
+				t.Cleanup(func() { close(forever) }) // the bubble is to end
+				w := &way{Storage: infuse.NewMemoryStorage()}
+				var heard edges
+				b := startBreaker(t, "prices", infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.listener()}})
+				others := startGroup(t, 100, infuse.Config{FailMax: 1000, Storage: w})
+				w.between(until(forever), nil)
+				for _, o := range others { // fill all places of their link
+					go func() { _ = o.Call(context.Background(), fails) }()
+				}
+				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				heard.require(t, 1, 0)
+				time.Sleep(outage)
+				w.between(nil, nil)
+				// Probes that hang are followed by others at pauses of a minute, two,
+				// three, and so on: the longest is a small part of the outage.
+				time.Sleep(2*time.Minute + outage/4)
+				heard.require(t, 1, 1)
+				require.Equal(t, 1, recordOf(t, b).Failures)
+				for _, o := range others {
+					require.Equal(t, 1, recordOf(t, o).Failures)
+				}
+			})
+		})
+	}
+}
+
+// More circuits failed at once than there were places, those that came late
+// had no time left, and a healthy storage was declared away.
+func TestABusyStorageIsNotAway(t *testing.T) {
+	for _, c := range []struct {
+		latency  time.Duration
+		circuits int
+	}{{60 * time.Millisecond, 65}, {60 * time.Millisecond, 128}, {40 * time.Millisecond, 129}, {30 * time.Millisecond, 200}, {10 * time.Millisecond, 640}, {9 * time.Millisecond, 1000}} {
+		t.Run(fmt.Sprintf("%d circuits, %v", c.circuits, c.latency), func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				w := &way{Storage: infuse.NewMemoryStorage()}
+				var heard edges
+				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.listener()}})
+				w.between(takes(c.latency), nil)
+				var calls sync.WaitGroup
+				for _, b := range breakers {
+					calls.Go(func() {
+						waited, err := waitOf(b, fails)
+						if err != errIll || waited > storageTimeout {
+							t.Errorf("%v after %v", err, waited)
+						}
+					})
+				}
+				calls.Wait()
+				time.Sleep(10 * time.Second)
+				heard.require(t, 0, 0)
+				for _, b := range breakers {
+					require.Equal(t, 1, recordOf(t, b).Failures)
+				}
+			})
+		})
+	}
+}
+
+// A move whose context had ended said that the storage was not told, and moved
+// the fleet's circuit; one that was not answered in time said so, too.
+func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: w})
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		err := b.Move(done, infuse.StateOpen)
+		require.ErrorIs(t, err, context.Canceled)
+		require.ErrorContains(t, err, "nothing was done")
+		time.Sleep(time.Second)
+		requireState(t, infuse.StateClosed, b)
+		require.Equal(t, infuse.Record{}, recordOf(t, b))
+
+		w.between(takes(2*storageTimeout), nil)
+		err = b.Move(t.Context(), infuse.StateOpen)
+		require.ErrorContains(t, err, "may still hear of it")
+		requireState(t, infuse.StateOpen, b)
+		time.Sleep(time.Second)
+		r, err := w.Storage.Load(t.Context(), "prices")
+		require.NoError(t, err)
+		require.Equal(t, infuse.StateOpen, r.State)
+	})
+}
+
+// Of the trials that ended while the storage was away, the seventeenth and all
+// after it were dropped without a word, and their leases stayed.
+func TestAllTrialsThatEndWhileCutOffAreSettled(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		const trials = 32
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		cfg := infuse.Config{MaxTrials: trials, SuccessThreshold: trials + 1, TrialTimeout: time.Hour, Storage: w}
+		b := startBreaker(t, "prices", cfg)
+		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+		var permits []infuse.Permit
+		for range trials {
+			permits = append(permits, requireTrial(t, b))
+		}
+		w.between(isLost, nil)
+		for _, p := range permits {
+			p.Done(nil)
+		}
+		time.Sleep(10 * time.Second)
+		w.between(nil, nil)
+		time.Sleep(5 * time.Second)
+		r := recordOf(t, b)
+		require.Empty(t, r.Trials)
+		require.Equal(t, trials, r.Successes)
+	})
+}
+
+// A circuit was moved to half-open while its process was cut off, and a storage
+// that had lost the record was given that under the generation that others
+// knew as open: one generation, two states.
+func TestAGenerationHasOneState(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		before, lost := infuse.NewMemoryStorage(), infuse.NewMemoryStorage()
+		w, near := &way{Storage: before}, &way{Storage: before}
+		a := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: w})
+		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: near})
+		states := make(map[int64]infuse.State)
+		see := func() {
+			for _, breaker := range []*infuse.Breaker{a, b} {
+				if r, err := breaker.Record(t.Context()); err == nil {
+					if state, known := states[r.Generation]; known {
+						require.Equal(t, state, r.State, "generation %d", r.Generation)
+					}
+					states[r.Generation] = r.State
+				}
+			}
+		}
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		see()
+		w.between(isLost, nil)
+		_, err := a.Record(t.Context())
+		require.Error(t, err)
+		require.Error(t, a.Move(t.Context(), infuse.StateHalfOpen), "for this process alone")
+		see()
+		w.mu.Lock()
+		w.Storage = lost // restarted empty
+		w.mu.Unlock()
+		w.between(nil, nil)
+		time.Sleep(5 * time.Second)
+		_ = a.Call(t.Context(), fails)
+		see()
+		near.mu.Lock()
+		near.Storage = lost
+		near.mu.Unlock()
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		see()
+		time.Sleep(5 * time.Second)
+		see()
+		require.Greater(t, len(states), 1)
+	})
+}
+
+// Announce waited for a storage that hung for as long as its client did,
+// whatever the context said, and held up a service that started.
+func TestAnnounceWaitsUntilItsContextIsDone(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		over := make(chan struct{})
+		w.between(until(over), nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		err := infuse.Announce(ctx, w, "prices", infuse.StateHalfOpen)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(began))
+		close(over)
+	})
+}
+
+// Listeners were told of what became of the storage after Stop had returned,
+// by goroutines that nobody waited for.
+func TestNoListenerRunsAfterStop(t *testing.T) {
+	for range 50 {
+		inFakeTime(t, func(t *testing.T) {
+			var stopped atomic.Bool
+			var late atomic.Int32
+			told := func() {
+				time.Sleep(time.Millisecond)
+				if stopped.Load() {
+					late.Add(1)
+				}
+			}
+			w := &way{Storage: infuse.NewMemoryStorage()}
+			b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w, Listeners: []*infuse.Listener{{
+				StateChange: func(*infuse.Breaker, infuse.Transition) { told() },
+				StorageAway: func(*infuse.Breaker, error) { told() },
+				StorageBack: func(*infuse.Breaker, time.Duration) { told() },
+			}}})
+			other := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w.Storage})
+			w.between(func(string, *infuse.Change) error {
+				if rand.N(2) == 0 {
+					return errLost
+				}
+				return nil
+			}, nil)
+			for range 5 {
+				_ = b.Call(t.Context(), fails)
+				_ = other.Move(t.Context(), infuse.State(rand.N(3)))
+				time.Sleep(rand.N(200 * time.Millisecond))
+			}
+			b.Stop()
+			stopped.Store(true)
+			time.Sleep(time.Minute)
+			require.Zero(t, late.Load())
+		})
+	}
+}
+
+// One circuit's writes failed while its reads went well, and every circuit of
+// the storage ran on its own for ever.
+func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		var heard [3]edges
+		group, err := infuse.NewGroupFunc(func(name string) infuse.Config {
+			i := slices.Index([]string{"bad", "good", "idle"}, name)
+			return infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard[max(i, 0)].listener()}}
+		})
+		require.NoError(t, err)
+		t.Cleanup(group.Stop)
+		var all []*infuse.Breaker
+		for _, name := range []string{"bad", "good", "idle"} {
+			b, err := group.Breaker(name)
+			require.NoError(t, err)
+			all = append(all, b)
+		}
+		w.between(func(circuit string, c *infuse.Change) error {
+			if circuit == "bad" && c != nil {
+				return errors.New("NOREPLICAS Not enough good replicas to write.")
+			}
+			return nil
+		}, nil)
+		require.Equal(t, errIll, all[0].Call(t.Context(), fails))
+		time.Sleep(time.Second)
+		for range 100 {
+			require.Equal(t, errIll, all[1].Call(t.Context(), fails))
+			require.Equal(t, errIll, all[0].Call(t.Context(), fails))
+			time.Sleep(time.Second)
+		}
+		require.Equal(t, 100, recordOf(t, all[1]).Failures)
+		heard[0].require(t, 1, 0)
+		for i := 1; i < 3; i++ { // the first failure may take the link down once
+			require.LessOrEqual(t, heard[i].away.Load(), int32(1))
+			require.Equal(t, heard[i].away.Load(), heard[i].back.Load())
+		}
+		w.between(nil, nil)
+		time.Sleep(5 * time.Second)
+		require.Equal(t, 101, recordOf(t, all[0]).Failures)
+		heard[0].require(t, 1, 1)
+	})
+}
+
+// After an outage circuits were attached one by one, and any that failed
+// detached all again: with 1,000 circuits, 2 ms and 0.5 % loss for ten minutes,
+// and each was told dozens of times.
+func TestLoss(t *testing.T) {
+	for _, c := range []struct {
+		circuits int
+		latency  time.Duration
+		loss     float64
+	}{{1000, 2 * time.Millisecond, 0.005}, {1000, 5 * time.Millisecond, 0.001}, {300, 5 * time.Millisecond, 0.01}, {1000, 20 * time.Millisecond, 0}} {
+		t.Run(fmt.Sprintf("%d circuits, %v, loss %v", c.circuits, c.latency, c.loss), func(t *testing.T) {
+			inFakeTime(t, func(t *testing.T) {
+				seed := rand.Uint64()
+				t.Logf("seed %d", seed)
+				roll := rand.New(rand.NewPCG(seed, 0))
+				w := &way{Storage: infuse.NewMemoryStorage()}
+				var mu sync.Mutex
+				counts := make(map[string][2]int) // away, back
+				shared := 0
+				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
+					StorageAway: func(b *infuse.Breaker, _ error) {
+						mu.Lock()
+						defer mu.Unlock()
+						n := counts[b.Name()]
+						n[0]++
+						counts[b.Name()] = n
+						shared--
+					},
+					StorageBack: func(b *infuse.Breaker, _ time.Duration) {
+						mu.Lock()
+						defer mu.Unlock()
+						n := counts[b.Name()]
+						n[1]++
+						counts[b.Name()] = n
+						shared++
+					},
+				}}})
+				w.between(isLost, nil)
+				for _, b := range breakers[:10] {
+					require.Equal(t, errIll, b.Call(t.Context(), fails))
+				}
+				time.Sleep(5 * time.Second)
+				mu.Lock()
+				require.Equal(t, -c.circuits, shared)
+				mu.Unlock()
+				w.between(func(string, *infuse.Change) error {
+					time.Sleep(c.latency)
+					mu.Lock()
+					defer mu.Unlock()
+					if roll.Float64() < c.loss {
+						return errLost
+					}
+					return nil
+				}, nil)
+				began := time.Now()
+				for time.Since(began) < time.Minute {
+					time.Sleep(10 * time.Millisecond)
+					mu.Lock()
+					all := shared == 0
+					mu.Unlock()
+					if all {
+						break
+					}
+				}
+				took := time.Since(began)
+				w.between(nil, nil)
+				t.Logf("shared again after %v", took)
+				require.Less(t, took, 2*time.Second)
+				mu.Lock()
+				defer mu.Unlock()
+				for name, n := range counts {
+					require.Equal(t, [2]int{1, 1}, n, "%s was told that it is away, and back", name)
+				}
+			})
+		})
+	}
+}
+
+// An idle process was cut off while an outage began and ended. When it came
+// back, it opened a healthy circuit: all who knew better had been restarted.
+func TestAnIdleProcessThatComesBackChangesNothing(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		memory := infuse.NewMemoryStorage()
+		w := &way{Storage: memory}
+		idle := startBreaker(t, "prices", infuse.Config{ResetTimeout: 10 * time.Second, Storage: w})
+		other := startBreaker(t, "prices", infuse.Config{ResetTimeout: 10 * time.Second, Storage: memory})
+		require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+		synctest.Wait()
+		requireState(t, infuse.StateOpen, idle)
+		w.between(isLost, nil)
+		_, err := idle.Record(t.Context())
+		require.Error(t, err)
+
+		time.Sleep(20 * time.Second)
+		require.NoError(t, other.Call(t.Context(), succeeds))
+		other.Stop()
+		restarted := infuse.NewMemoryStorage() // and empty: nobody knows better
+		newcomer := startBreaker(t, "prices", infuse.Config{Storage: restarted})
+		w.mu.Lock()
+		w.Storage = restarted
+		w.mu.Unlock()
+		w.between(nil, nil)
+		time.Sleep(5 * time.Second)
+		require.NoError(t, newcomer.Call(t.Context(), succeeds))
+		requireState(t, infuse.StateClosed, newcomer)
+		require.Equal(t, infuse.StateClosed, recordOf(t, newcomer).State)
+	})
+}
+
+// The first call that failed paid for the detaching of all circuits: 1 s with
+// 100,000.
+func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
+	circuits := 10_000
+	if os.Getenv("CI") == "true" {
+		circuits = 100_000
+	}
+	w := &way{Storage: infuse.NewMemoryStorage()}
+	var away atomic.Int64
+	breakers := startGroup(t, circuits, infuse.Config{Storage: w, Listeners: []*infuse.Listener{{
+		StorageAway: func(*infuse.Breaker, error) { away.Add(1) },
+	}}})
+	w.between(isLost, nil)
+	waited, err := waitOf(breakers[0], fails)
+	require.Equal(t, errIll, err)
+	t.Logf("the first failing call of %d circuits waited %v", circuits, waited)
+	require.Less(t, waited, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return away.Load() == int64(circuits) }, patience, pace)
+}

@@ -1,0 +1,258 @@
+package fleettest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// Every fault that befalls a Redis befalls a real one here, while two processes
+// of a fleet (clients, storages and breakers of their own) call without a
+// pause. Whatever happens, no call ends wrongly or waits longer than it may,
+// and soon after the fault the two are one fleet again.
+
+const (
+	faultPoll   = 500 * time.Millisecond
+	faultMargin = 400 * time.Millisecond // for a machine that has other things to do
+)
+
+// traffic is two processes that call three circuits each:
+//   - busy: the service fails now and then, but never for long. Every call runs.
+//   - held: was opened by hand, and is not due. Every call is rejected.
+//   - ill: the service is ill half of the time. A call runs or is rejected.
+type traffic struct {
+	t     *testing.T
+	fleet [2]*process
+	sick  atomic.Bool // the service of the circuit that is ill
+	stop  context.CancelFunc
+	all   sync.WaitGroup
+
+	mu    sync.Mutex
+	calls int
+	worst time.Duration // extra wait
+	where string        // the circuit at which that was
+	wrong []string
+}
+
+type process struct {
+	storage                 *infuse.RedisStorage
+	busy, held, ill, signal *infuse.Breaker // signal is called by nobody
+	edges                   map[*infuse.Breaker]*edges
+	startedWithin           time.Duration // the longest that New took
+}
+
+// startTraffic starts two processes that each use one of the clients.
+func startTraffic(t *testing.T, clients ...infuse.RedisClient) *traffic {
+	t.Helper()
+	tr := &traffic{t: t}
+	for i := range tr.fleet {
+		tr.fleet[i] = startProcess(t, clients[i])
+	}
+	require.NoError(t, tr.openHeld())
+	tr.start()
+	return tr
+}
+
+func startProcess(t *testing.T, client infuse.RedisClient) *process {
+	t.Helper()
+	p := &process{
+		storage: infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: faultPoll}),
+		edges:   make(map[*infuse.Breaker]*edges),
+	}
+	t.Cleanup(func() { _ = p.storage.Close() }) // whose error is that Redis still hangs
+	start := func(name string, cfg infuse.Config) *infuse.Breaker {
+		heard := &edges{}
+		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.listener()}
+		began := time.Now()
+		b := startBreaker(t, name, cfg)
+		p.startedWithin = max(p.startedWithin, time.Since(began))
+		p.edges[b] = heard
+		return b
+	}
+	p.busy = start("busy", infuse.Config{FailMax: 1 << 20})
+	p.held = start("held", infuse.Config{ResetTimeout: time.Hour})
+	p.ill = start("ill", infuse.Config{FailMax: 3, ResetTimeout: 50 * time.Millisecond, TrialTimeout: time.Second})
+	p.signal = start("signal", infuse.Config{ResetTimeout: time.Hour})
+	return p
+}
+
+// openHeld opens what is to be held. While Redis is away each process can do
+// that only for itself.
+func (tr *traffic) openHeld() error {
+	var failed error
+	for _, p := range tr.fleet {
+		failed = errors.Join(failed, p.held.Move(context.Background(), infuse.StateOpen))
+	}
+	return failed
+}
+
+func (tr *traffic) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	tr.stop = stop
+	tr.t.Cleanup(func() {
+		stop()
+		tr.all.Wait()
+	})
+	for _, p := range tr.fleet {
+		for worker := range 2 {
+			for _, call := range []func(*process, int){tr.callBusy, tr.callHeld, tr.callIll} {
+				tr.all.Go(func() {
+					for n := worker; ctx.Err() == nil; n++ {
+						call(p, n)
+						time.Sleep(2 * time.Millisecond)
+					}
+				})
+			}
+		}
+	}
+	tr.all.Go(func() {
+		for ctx.Err() == nil {
+			tr.sick.Store(!tr.sick.Load())
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+}
+
+// call makes a call of which fn's error is known, and notes what it waited
+// beyond fn.
+func (tr *traffic) call(b *infuse.Breaker, want error) (ran bool, err error) {
+	var within time.Duration
+	began := time.Now()
+	err = b.Call(context.Background(), func(context.Context) error {
+		ran = true
+		started := time.Now()
+		time.Sleep(time.Millisecond)
+		within = time.Since(started)
+		return want
+	})
+	waited := time.Since(began) - within
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.calls++
+	if waited > tr.worst {
+		tr.worst, tr.where = waited, b.Name()
+	}
+	return ran, err
+}
+
+func (tr *traffic) require(right bool, format string, args ...any) {
+	if right {
+		return
+	}
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.wrong = append(tr.wrong, fmt.Sprintf(format, args...))
+}
+
+func (tr *traffic) callBusy(p *process, n int) {
+	var want error
+	if n%4 == 0 {
+		want = errIll
+	}
+	ran, err := tr.call(p.busy, want)
+	tr.require(ran && err == want, "busy: ran %v, error %v instead of %v", ran, err, want)
+}
+
+func (tr *traffic) callHeld(p *process, _ int) {
+	ran, err := tr.call(p.held, nil)
+	var rejection *infuse.OpenError
+	tr.require(!ran && errors.As(err, &rejection), "held: ran %v, error %v", ran, err)
+}
+
+func (tr *traffic) callIll(p *process, _ int) {
+	var want error
+	if tr.sick.Load() {
+		want = errIll
+	}
+	ran, err := tr.call(p.ill, want)
+	var rejection *infuse.OpenError
+	tr.require(ran && err == want || !ran && errors.As(err, &rejection), "ill: ran %v, error %v", ran, err)
+}
+
+// awaitAway waits until both processes know that Redis is away.
+func (tr *traffic) awaitAway() {
+	tr.t.Helper()
+	for _, p := range tr.fleet {
+		require.Eventually(tr.t, func() bool { return p.edges[p.busy].away.Load() > 0 }, patience, pace)
+	}
+}
+
+// awaitShared returns how long it takes, from when the fault is over, until the
+// storage counts again for each process and each hears of what the other does.
+func (tr *traffic) awaitShared() time.Duration {
+	tr.t.Helper()
+	began := time.Now()
+	from, to := tr.fleet[0], tr.fleet[1]
+	for _, p := range tr.fleet {
+		require.Eventually(tr.t, p.isShared, patience, pace)
+	}
+	for _, want := range []infuse.State{infuse.StateOpen, infuse.StateClosed} {
+		require.Eventually(tr.t, func() bool { return from.signal.Move(context.Background(), want) == nil }, patience, pace)
+		eventuallyState(tr.t, want, to.signal)
+		from, to = to, from
+	}
+	return time.Since(began)
+}
+
+// isShared reports whether the process has been told that the storage is back
+// as often as that it is away.
+func (p *process) isShared() bool {
+	for _, heard := range p.edges {
+		if heard.away.Load() != heard.back.Load() {
+			return false
+		}
+	}
+	return true
+}
+
+// requireHeld waits until the circuit that was opened before is open in Redis
+// and to a process that starts now.
+func (tr *traffic) requireHeld(client infuse.RedisClient) {
+	tr.t.Helper()
+	began := time.Now()
+	defer func() { tr.t.Logf("open in Redis after %v more", time.Since(began).Round(time.Millisecond)) }()
+	require.Eventually(tr.t, func() bool {
+		r, err := tr.fleet[0].held.Record(context.Background())
+		return err == nil && r.State == infuse.StateOpen && time.Until(r.DueAt) > 30*time.Minute
+	}, patience, pace, "an open circuit is not to be lost")
+	newcomer := startProcess(tr.t, client)
+	eventuallyState(tr.t, infuse.StateOpen, newcomer.held)
+}
+
+// finish ends the calls, and prints and checks the figures.
+func (tr *traffic) finish(shared time.Duration) {
+	tr.t.Helper()
+	tr.stop()
+	tr.all.Wait()
+	outages := int32(0)
+	for _, p := range tr.fleet {
+		require.Eventually(tr.t, p.isShared, patience, pace)
+		for _, heard := range p.edges {
+			outages = max(outages, heard.away.Load())
+		}
+	}
+	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v",
+		tr.calls, tr.worst.Round(time.Millisecond), tr.where, len(tr.wrong), outages, shared.Round(time.Millisecond))
+	require.Empty(tr.t, tr.wrong)
+	require.Less(tr.t, tr.worst, storageTimeout+faultMargin)
+}
+
+// endure is the whole of it for a fault that is over when during returns.
+func endure(t *testing.T, clients [2]infuse.RedisClient, newcomer infuse.RedisClient, during func(tr *traffic)) *traffic {
+	t.Helper()
+	tr := startTraffic(t, clients[:]...)
+	time.Sleep(200 * time.Millisecond) // of ordinary traffic
+	during(tr)
+	shared := tr.awaitShared()
+	tr.requireHeld(newcomer)
+	tr.finish(shared)
+	return tr
+}

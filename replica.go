@@ -64,7 +64,7 @@ type phase uint8
 
 const (
 	phaseAsked   phase = iota // no answer yet
-	phaseGranted              // by the storage; the call is about to run
+	phaseGranted              // the storage has granted it; the call is about to run
 	phaseRunning              // the call runs
 	phaseEnded                // the call has ended, or will not run
 )
@@ -116,7 +116,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	l := r.lease(a.trial)
 	if l != nil {
 		l.phase, l.outcome = phaseEnded, res
-		if r.attached() { // the trial may have been granted after the call began
+		if r.attached() {
 			fleet := r.shared.at(now)
 			i := fleet.trial(a.trial)
 			late = i < 0 || fleet.Trials[i].Stale
@@ -212,7 +212,9 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 	if res.outcome == OutcomeFailure {
 		r.out.openFor = max(r.out.openFor, res.openFor)
 	} else if r.shared.suspect() && r.out.hold.IsZero() {
-		r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion/4)))
+		// In a large fleet a few are enough, and the others hear of them first.
+		most := min(r.settings.Suspicion, r.shared.OpensAt.Sub(now)) / 4
+		r.out.hold = now.Add(time.Duration(r.roll() * float64(most)))
 	}
 	r.noted++
 	return r.noted
@@ -259,7 +261,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		return a, admits
 	}
 	most, soon := r.settings.MaxTrials, now.Add(armedEarly)
-	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.asking() {
+	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.aloneFrom(now).After(soon) || r.asking() {
 		return a, rejects
 	}
 	a.trial = r.newID()
@@ -275,6 +277,20 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// aloneAfter is for how long a process that is cut off leaves the trial to the
+// fleet. If one answer was late, and no more, it is attached again by then, and
+// two trials do not run at once.
+const aloneAfter = 250 * time.Millisecond
+
+// aloneFrom is when this process may try for itself a service from which the
+// fleet kept it away: zero where it may at any time.
+func (r *replica) aloneFrom(now time.Time) time.Time {
+	if r.trouble == nil || r.shared.at(now).State == StateClosed {
+		return time.Time{}
+	}
+	return r.since.Add(aloneAfter)
 }
 
 func (r *replica) askOwn(id string, now time.Time) Verdict {
@@ -303,10 +319,7 @@ func (r *replica) decided(id string) bool {
 // decided or because it has waited for long enough.
 func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
-		// While the storage is away the own circuit decides, under the same ID:
-		// if the storage has granted the trial all the same, this call is it.
-		alone := l.phase == phaseAsked && r.trouble != nil && r.decides()
-		if l.phase == phaseGranted || alone && r.askOwn(a.trial, now) != VerdictRefused {
+		if l.phase == phaseGranted {
 			l.phase = phaseRunning
 			return r.admission(a.trial, now), admits
 		}
@@ -655,8 +668,11 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		if !r.out.under {
 			earliest(r.out.hold)
 		}
-	} else if r.linked && r.linkUp && !r.out.under {
-		earliest(r.retryAt)
+	} else if r.linked {
+		earliest(r.aloneFrom(now).Add(-armedEarly))
+		if r.linkUp && !r.out.under {
+			earliest(r.retryAt)
+		}
 	}
 	return at
 }

@@ -52,6 +52,9 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	if o := own.blockedUntil(most, now); fleet.State == StateClosed || o.After(until) {
 		blocking, until = own, o
 	}
+	if alone := r.aloneFrom(now); alone.After(until) {
+		until = alone
+	}
 	if v.admits = admitsNone; until.Sub(now) <= armedEarly {
 		v.admits, until = admitsAsker, time.Time{}
 	}

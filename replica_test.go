@@ -1,0 +1,469 @@
+package infuse
+
+import (
+	"container/heap"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Replicas over a network that loses, doubles, delays and reorders what they
+// send: random sequences, checked at every step and when all is quiet again. A
+// sequence that fails is made short and printed with its seed.
+
+// chaos is one run of some replicas on one record.
+type chaos struct {
+	kind    chaosKind
+	roll    *rand.Rand
+	now     float64 // seconds
+	events  events
+	record  Record
+	nodes   []*node
+	broken  bool // the network is
+	failed  int  // calls that were admitted to a closed circuit and failed
+	running int  // trials of the fleet
+	problem error
+}
+
+// chaosKind is what a run is to show.
+type chaosKind struct {
+	name     string
+	nodes    int
+	config   Config
+	lossless bool // nothing is lost: answers may still be late
+	failures bool // every call fails
+	moves    bool
+	forgets  bool // the storage loses its record now and then
+}
+
+// node is a process: a replica, and what the shell does for it.
+type node struct {
+	*chaos
+	number  int
+	replica replica
+	view    view
+	timer   int
+	down    bool  // its link
+	told    int64 // the generation that it was told last
+}
+
+// chaosStep is what happens at a time. The network's dice are the step's own,
+// so that a sequence goes on as it did when others are taken out.
+type chaosStep struct {
+	at   float64
+	node int
+	do   string // call, move, break, heal, forget
+	fail bool
+	to   State
+	long float64
+	seed uint64
+}
+
+func (s chaosStep) String() string {
+	switch s.do {
+	case "call":
+		return fmt.Sprintf("%.3f node %d calls: fails %v, takes %.3f", s.at, s.node, s.fail, s.long)
+	case "move":
+		return fmt.Sprintf("%.3f node %d moves: %v", s.at, s.node, s.to)
+	}
+	return fmt.Sprintf("%.3f %s", s.at, s.do)
+}
+
+const chaosLasts = 20.0 // seconds; then all is quiet
+
+func (k chaosKind) steps(seed uint64) (all []chaosStep) {
+	roll := rand.New(rand.NewPCG(seed, 1))
+	for at := 0.0; at < chaosLasts; at += roll.ExpFloat64() * 0.1 {
+		s := chaosStep{at: at, node: roll.IntN(k.nodes), do: "call", fail: k.failures || roll.IntN(3) > 0, long: roll.Float64() * 0.2, seed: roll.Uint64()}
+		switch n := roll.IntN(60); {
+		case n == 0 && k.moves:
+			s.do, s.to = "move", State(roll.IntN(3))
+		case n == 1:
+			s.do = "break"
+		case n < 4:
+			s.do = "heal"
+		case n == 4 && k.forgets:
+			s.do = "forget"
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// run returns what was wrong, if anything was.
+func (k chaosKind) run(steps []chaosStep) error {
+	c := &chaos{kind: k, roll: rand.New(rand.NewPCG(0, 2))}
+	s, err := newSettings(k.config)
+	if err != nil {
+		return err
+	}
+	for i := range k.nodes {
+		n := &node{chaos: c, number: i, replica: newReplica(s, fmt.Sprint("n", i), true, uint64(i))}
+		n.view.derive(&n.replica, "chaos", c.time())
+		c.nodes = append(c.nodes, n)
+		c.after(0.5+float64(i)/10, n.poll)
+	}
+	for _, s := range steps {
+		c.after(s.at, func() {
+			c.roll = rand.New(rand.NewPCG(s.seed, 3))
+			c.do(s)
+		})
+	}
+	c.after(chaosLasts, func() { c.broken = false })
+	for len(c.events.all) > 0 && c.problem == nil {
+		e := heap.Pop(&c.events).(happening)
+		if e.at > chaosLasts+120 {
+			break
+		}
+		c.now = e.at
+		e.do()
+	}
+	if c.problem == nil {
+		c.problem = c.quiet()
+	}
+	return c.problem
+}
+
+func (c *chaos) time() time.Time { return noon.Add(time.Duration(c.now * float64(time.Second))) }
+
+func (c *chaos) after(seconds float64, do func()) {
+	c.events.count++
+	heap.Push(&c.events, happening{c.now + seconds, c.events.count, do})
+}
+
+func (c *chaos) do(s chaosStep) {
+	n := c.nodes[s.node]
+	switch s.do {
+	case "break":
+		c.broken = true
+	case "heal":
+		c.broken = false
+	case "forget":
+		c.record = Record{}
+	case "move":
+		n.step(func(r *replica, now time.Time) { r.moved(s.to, now) })
+	case "call":
+		n.call(s)
+	}
+}
+
+func (n *node) step(input func(r *replica, now time.Time)) {
+	now := n.time()
+	input(&n.replica, now)
+	change := n.replica.outgoing(now)
+	n.view = view{}
+	n.view.derive(&n.replica, "chaos", now)
+	if change != nil {
+		n.send(change)
+	}
+	n.timer++
+	if at := n.replica.wakeAt(now); !at.IsZero() {
+		armed := n.timer
+		n.after(at.Sub(now).Seconds(), func() {
+			if n.timer == armed {
+				n.step(func(*replica, time.Time) {})
+			}
+		})
+	}
+	if most := n.kind.config.MaxTrials + 2; len(n.replica.leases) > most {
+		n.problem = fmt.Errorf("node %d keeps %d leases", n.number, len(n.replica.leases))
+	}
+}
+
+func (n *node) call(s chaosStep) {
+	a, d := n.view.admission(), rejects
+	switch n.view.admits {
+	case admitsAll:
+		d = admits
+	case admitsAsker:
+		n.step(func(r *replica, now time.Time) { a, d = r.asked(now) })
+	}
+	if d == waits {
+		n.wait(a, s, n.now+0.1)
+		return
+	}
+	n.run(a, d, s)
+}
+
+// wait has a call wait for its trial, as the shell does.
+func (n *node) wait(a admission, s chaosStep, until float64) {
+	if !n.replica.decided(a.trial) && n.now < until {
+		n.after(0.0005, func() { n.wait(a, s, until) })
+		return
+	}
+	var d decision
+	n.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
+	n.run(a, d, s)
+}
+
+func (n *node) run(a admission, d decision, s chaosStep) {
+	if d != admits {
+		return
+	}
+	ofFleet := n.replica.lease(a.trial) != nil
+	if ofFleet {
+		n.running++
+		if most := n.kind.config.MaxTrials; n.kind.lossless && n.running > most {
+			n.problem = fmt.Errorf("%d trials of the fleet at once at %.3f", n.running, n.now)
+		}
+	}
+	n.after(s.long, func() {
+		res := result{}
+		if s.fail {
+			res = result{outcome: OutcomeFailure, err: errSimulated}
+			if a.trial == "" {
+				n.failed++
+			}
+		}
+		if ofFleet {
+			n.running--
+		}
+		n.step(func(r *replica, now time.Time) { r.ended(&a, res, now) })
+	})
+}
+
+// lost rolls whether something is lost on its way.
+func (c *chaos) lost() bool {
+	return !c.kind.lossless && (c.broken || c.roll.IntN(20) == 0)
+}
+
+// delay is mostly short, and now and then longer than a call waits.
+func (c *chaos) delay() float64 {
+	if c.roll.IntN(15) == 0 {
+		return 0.05 + c.roll.Float64()*0.4
+	}
+	return 0.0002 + c.roll.Float64()*0.003
+}
+
+// send is one attempt at a request, as the link makes it. A client that lost
+// the answer may have sent it twice.
+func (n *node) send(change *Change) {
+	answered := false
+	arrive := func() {
+		record := n.arrive(change)
+		if !n.lost() {
+			n.after(n.delay(), func() {
+				answered = true
+				n.step(func(r *replica, now time.Time) { r.answered(change.Number, record, now) })
+			})
+		}
+	}
+	if !n.lost() {
+		first := n.delay()
+		if n.kind.lossless { // only answers are late: a process whose requests are is cut off
+			first = 0.001
+		}
+		n.after(first, arrive)
+		if n.roll.IntN(10) == 0 {
+			n.after(n.delay(), arrive)
+		}
+	}
+	n.after(0.095, func() {
+		if answered || !n.replica.awaits(change.Number) {
+			return
+		}
+		attached := n.replica.attached()
+		n.step(func(r *replica, now time.Time) { r.unanswered(change.Number, errChaos, now) })
+		if attached && !n.down {
+			n.down = true
+			n.step(func(r *replica, now time.Time) { r.lost(errChaos, now) })
+			n.after(0.05, n.probe)
+		}
+	})
+}
+
+var errChaos = errors.New("chaos")
+
+func (n *node) probe() {
+	if n.lost() {
+		n.after(0.05+n.roll.Float64(), n.probe)
+		return
+	}
+	n.down = false
+	n.step(func(r *replica, _ time.Time) { r.back() })
+}
+
+// arrive makes a change, or reads, at the storage. News go to all, in order.
+func (c *chaos) arrive(change *Change) Record {
+	if change.Number == 0 {
+		return c.record.At(c.time())
+	}
+	record, verdict := c.record.Apply(*change, c.time())
+	if verdict != VerdictRefused {
+		c.record = record
+	}
+	if verdict == VerdictMoved {
+		for _, n := range c.nodes {
+			if !c.lost() {
+				c.after(c.delay(), func() {
+					if record.Generation > n.told {
+						n.tell(record)
+					}
+				})
+			}
+		}
+	}
+	return record
+}
+
+func (n *node) tell(record Record) {
+	n.told = record.Generation
+	n.step(func(r *replica, now time.Time) { r.observed(record, now) })
+}
+
+// poll is what finds a message that was lost, and a record that was.
+func (n *node) poll() {
+	n.after(1, n.poll)
+	if !n.lost() {
+		n.tell(n.record.At(n.time()))
+	}
+}
+
+// quiet checks what must hold when everything has been delivered.
+func (c *chaos) quiet() error {
+	if c.running != 0 {
+		return fmt.Errorf("%d trials run", c.running)
+	}
+	stored := c.record.At(c.time())
+	if len(stored.Trials) > 0 {
+		return fmt.Errorf("a ghost holds a place: %+v", stored.Trials)
+	}
+	if c.kind.failures && c.record.Failures != c.failed {
+		return fmt.Errorf("%d failures on record, %d calls failed", c.record.Failures, c.failed)
+	}
+	for _, n := range c.nodes {
+		r := &n.replica
+		switch known := r.shared.at(c.time()); {
+		case !r.attached():
+			return fmt.Errorf("node %d is on its own: %w", n.number, r.trouble)
+		case !r.idle() || r.out.under:
+			return fmt.Errorf("node %d has something to say: %+v", n.number, r.out)
+		case len(r.leases) > 0:
+			return fmt.Errorf("node %d keeps leases: %+v", n.number, r.leases)
+		case known.Generation != stored.Generation || known.State != stored.State || known.Since != stored.Since:
+			return fmt.Errorf("node %d knows\n%+v, not\n%+v", n.number, *known, stored)
+		case r.own.State == StateClosed && n.view.state != stored.State:
+			return fmt.Errorf("node %d shows %v, not %v", n.number, n.view.state, stored.State)
+		}
+	}
+	return nil
+}
+
+// shorten takes out steps as long as the sequence fails.
+func (k chaosKind) shorten(steps []chaosStep) []chaosStep {
+	for size := len(steps) / 2; size > 0; size /= 2 {
+		for i := 0; i+size <= len(steps); {
+			fewer := append(append([]chaosStep(nil), steps[:i]...), steps[i+size:]...)
+			if k.run(fewer) != nil {
+				steps = fewer
+			} else {
+				i += size
+			}
+		}
+	}
+	return steps
+}
+
+func chaosKinds() []chaosKind {
+	storage := NewMemoryStorage()
+	quick := Config{FailMax: 3, ResetTimeout: 500 * time.Millisecond, TrialTimeout: 20 * time.Second, MaxTrials: 1, Storage: storage}
+	two := quick
+	two.MaxTrials, two.SuccessThreshold = 2, 2
+	counting := Config{FailMax: 1 << 30, MaxTrials: 1, Storage: storage}
+	return []chaosKind{
+		{name: "exact counts", nodes: 5, config: counting, failures: true},
+		{name: "late answers", nodes: 4, config: quick, lossless: true, moves: true},
+		{name: "late answers, two trials", nodes: 4, config: two, lossless: true, moves: true},
+		{name: "losses", nodes: 4, config: quick, moves: true},
+		{name: "losses, two trials", nodes: 3, config: two, moves: true},
+		{name: "a storage that forgets", nodes: 3, config: quick, moves: true, forgets: true},
+		{name: "one process", nodes: 1, config: quick, moves: true},
+	}
+}
+
+func TestReplicasOnABadNetwork(t *testing.T) {
+	runs, first := 50, rand.Uint64()
+	if long() {
+		runs *= 30
+	}
+	if given := os.Getenv(chaosSeed); given != "" {
+		var err error
+		first, err = strconv.ParseUint(given, 10, 64)
+		require.NoError(t, err)
+		runs = 1
+	}
+	for _, k := range chaosKinds() {
+		t.Run(k.name, func(t *testing.T) {
+			for seed := first; seed < first+uint64(runs); seed++ {
+				steps := k.steps(seed)
+				if k.run(steps) == nil {
+					continue
+				}
+				steps = k.shorten(steps)
+				var story strings.Builder
+				for _, s := range steps {
+					fmt.Fprintln(&story, s)
+				}
+				t.Fatalf("%s=%d: %v\n%s", chaosSeed, seed, k.run(steps), &story)
+			}
+		})
+	}
+}
+
+// chaosSeed repeats one sequence: the one that was printed.
+const chaosSeed = "INFUSE_CHAOS_SEED"
+
+// mutants break one rule each. The simulated fleets must notice.
+var mutants = []struct{ rule, file, from, to string }{
+	{"a number counts once", "state.go", "if !r.hasHeard(c) {", "if true {"},
+	{"an older change of a source is heard, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
+	{"calls of an older state count for nothing", "state.go", "|| t.generation < r.Since", ""},
+	{"as many trials run as may", "state.go", "len(r.Trials) >= t.limits.MaxTrials:", "len(r.Trials) > t.limits.MaxTrials:"},
+	{"trials keep their places across transitions", "state.go", "		Trials: staleTrials(r.Trials), By: r.By, Cause: r.Cause, heard: r.heard,\n	}\n	next.Since", "		By: r.By, Cause: r.Cause, heard: r.heard,\n	}\n	next.Since"},
+	{"a trial frees its place when it ends", "state.go", "r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])", "r.Trials = slices.Clone(r.Trials)"},
+	{"successes refute", "state.go", "suspicion.success*c.Successes", "0*c.Successes"},
+	{"the fleet is asked", "state.go", "case t.limits.Suspicion == 0:", "case true:"},
+	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: now.Add(r.OpensAt.Sub(r.SuspectAt)), ", ""},
+	{"a suspicion lasts as long as the failures took", "state.go", "min(max(length, t.limits.Suspicion)", "min(t.limits.Suspicion"},
+	{"every change but a count raises the generation", "state.go", "	default:\n		r.Generation = r.nextGeneration(t, now)\n	}\n	r.Trials", "	}\n	r.Trials"},
+	{"an unanswered change goes again under its number", "replica.go", "case r.out.sent.Number > 0:", "case false:"},
+	{"an answer to another change settles nothing", "replica.go", "	if !mine {\n		return\n	}", ""},
+	{"one change is under way", "replica.go", "case !r.linked || r.out.under:", "case !r.linked:"},
+	{"a lease that nobody runs is given back", "replica.go", "case onRecord && !r.out.sent.settles(l.id)", "case false && !r.out.sent.settles(l.id)"},
+	{"a lease is remembered until the storage has answered", "replica.go", "case !onRecord && answered && !asked,", "case !onRecord,"},
+	{"successes are told while the circuit is suspect", "replica.go", "return r.shared.Failures > 0 || r.shared.suspect() ||", "return r.shared.Failures > 0 && !r.shared.suspect() ||"},
+	{"a process that is cut off leaves the trial to the fleet", "replica.go", "return r.since.Add(aloneAfter)", "return time.Time{}"},
+	{"an older record is not taken for news", "replica.go", "	case rec.Generation >= r.shared.Generation,\n", "	case true,\n"},
+}
+
+// go test -run TestMutants -v -timeout 30m . with INFUSE_MUTANTS=1
+func TestMutants(t *testing.T) {
+	if os.Getenv("INFUSE_MUTANTS") == "" {
+		t.Skip("compiles the package many times: asks for INFUSE_MUTANTS=1")
+	}
+	for _, m := range mutants {
+		t.Run(m.rule, func(t *testing.T) {
+			dir := t.TempDir()
+			require.NoError(t, os.CopyFS(dir, os.DirFS(".")))
+			path := filepath.Join(dir, m.file)
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.Equal(t, 1, strings.Count(string(text), m.from), "the rule stands once in %s", m.file)
+			require.NoError(t, os.WriteFile(path, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600))
+			run := exec.Command("go", "test", "-vet=off", "-run", "TestReplicas|TestAFleet|TestOneSick|TestAPartition|TestAnOutage", ".")
+			run.Dir, run.Env = dir, append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
+			out, err := run.CombinedOutput()
+			require.NotContains(t, string(out), "[build failed]")
+			require.Error(t, err, "nothing has noticed")
+		})
+	}
+}

@@ -303,12 +303,20 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	}
 }
 
-// refreshed returns the view after a read of the fleet's record.
-func (b *Breaker) refreshed(ctx context.Context) *view {
-	if b.attached() {
-		_ = b.read(ctx) // whatever it says is in the view
+// refreshed returns the view after a read of the fleet's record. Where that is
+// open only because the record was suspect and time has passed since, it is read
+// again: the suspicion may have been refuted meanwhile.
+func (b *Breaker) refreshed(ctx context.Context) (v *view) {
+	for unsure := true; unsure; {
+		if b.attached() {
+			_ = b.read(ctx) // whatever it says is in the view
+		}
+		b.look(func(r *replica) {
+			v = b.view.Load()
+			unsure = r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local && ctx.Err() == nil
+		})
 	}
-	return b.view.Load()
+	return v
 }
 
 // rejection is what a call is told that was not admitted.

@@ -1,9 +1,13 @@
 # Shortcuts. Everything that must hold before a change lands is in .ci/run.
-.PHONY: test race fuzz bench agree lint
+.PHONY: quick test race linearizability mutants fuzz bench agree docs lint
 
+quick: ; go test -short .
 test: ; go test ./...
 race: ; go test -race ./...
-fuzz: ; for f in LuaAgainstGo DecodeRecord DecodeReply RetryAfter; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
+linearizability: ; cd linearizability && go test -count=1 -v . | grep -v client
+mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
+fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -o AGREE.md
+docs: ; go test -count=1 -run TestDocuments .
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

@@ -279,21 +279,44 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	if v.settings.Strict && v.admits != admitsAsker && b.attached() { // who asks is answered with what there is
-		_ = b.read(ctx) // whatever it says is in the view
-		v = b.view.Load()
+	if v.settings.Strict && v.admits != admitsAsker { // who asks is answered with what there is
+		v = b.refreshed(ctx)
 	}
-	a, admitted := v.admission(), v.admits == admitsAll
-	if v.admits == admitsAsker {
-		a, admitted = b.asks(ctx)
+	for {
+		a, admitted := v.admission(), v.admits == admitsAll
+		if v.admits == admitsAsker {
+			a, admitted = b.asks(ctx)
+		}
+		switch {
+		case admitted && began.IsZero():
+			return a, nil
+		case admitted:
+			a.waited = time.Since(began)
+			return a, nil
+		case v.admits == admitsNone:
+			return a, v.rejection
+		case !v.settings.Strict || !b.attached() || ctx.Err() != nil:
+			return a, b.rejection()
+		}
+		// The circuit has moved since it was asked, or another call was asking.
+		v = b.refreshed(ctx)
 	}
-	if !admitted {
-		return a, b.rejection()
+}
+
+// refreshed returns the view after a read of the fleet's record. Where that is
+// open only because the record was suspect and time has passed since, it is read
+// again: the suspicion may have been refuted meanwhile.
+func (b *Breaker) refreshed(ctx context.Context) (v *view) {
+	for unsure := true; unsure; {
+		if b.attached() {
+			_ = b.read(ctx) // whatever it says is in the view
+		}
+		b.look(func(r *replica) {
+			v = b.view.Load()
+			unsure = r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local && ctx.Err() == nil
+		})
 	}
-	if !began.IsZero() {
-		a.waited = time.Since(began)
-	}
-	return a, nil
+	return v
 }
 
 // rejection is what a call is told that was not admitted.

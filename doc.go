@@ -1,10 +1,8 @@
-// Package infuse is a circuit breaker whose state many processes share, at the
-// price of a local one.
+// Package infuse is a circuit breaker for Go services. A fleet of processes
+// shares its state through Redis, and a healthy call costs no I/O.
 //
-// When a service is sick, calls to it fail before they are sent, in every
-// process of the fleet, and one careful trial finds out when it is well again.
-// The state machine is pybreaker's (closed, open, half-open); it is kept in a
-// [Storage]: memory for one process and for unit tests, Redis for a fleet.
+// When a service is sick, calls to it fail before they are sent. After a while
+// one trial call finds out whether the service is well again.
 //
 // Most users want a [Transport] in their http.Client:
 //
@@ -12,9 +10,36 @@
 //
 // Everything else is a [Breaker] and its Call, or [Do] for calls with a value.
 //
-// A storage hears only what matters: failures, trials and transitions. Every
-// breaker decides from its own view of the circuit, which others' transitions
-// reach by push. A call in a healthy circuit costs some nanoseconds and no
-// I/O; so does a rejected one. While the storage is away, the breaker goes on
-// by itself: see [Config.Fallback].
+// # The own circuit and the fleet's
+//
+// All processes that use the same storage make a fleet. For each service that
+// they call, the fleet has one circuit, and every process has one of its own. A
+// call must pass both.
+//
+// The own circuit counts the calls of this process. It is an ordinary local
+// breaker: after [Config.FailMax] failures in a row it opens, for this process
+// alone. Without a [Config.Storage], and while the storage is away, it is all
+// there is: see [Config.Fallback].
+//
+// The fleet's circuit counts the failures that all processes report. When these
+// reach FailMax, it becomes suspect: every process reports what it sees for a
+// moment ([Config.Suspicion]), and calls still run. If more than four calls in
+// five fail, the circuit opens for all; if not, it stays closed.
+//
+// A storage hears only of failures, trials and transitions. Each process
+// decides from a view of the circuit that it keeps up to date in the
+// background. So a call in a healthy circuit costs some nanoseconds, and so
+// does a rejected one.
+//
+// The state machine (closed, open, half-open), its defaults and its counting
+// are those of pybreaker, a circuit breaker for Python. The name, [Announce] and
+// [Skip] come from a Python library: Infuse, which brings pybreaker to services
+// written with the framework Insanic.
+//
+// # For authors of a Storage
+//
+// Users of a breaker need none of these: [Storage], [Record], [Record.Apply],
+// [Change], [Calls], [Settlement], [Move], [Limits], [Trial], [Verdict],
+// [AppendRecord], [ParseRecord], [RecordError], [CheckName], [CheckSource].
+// Package storagetest has the tests that a storage must pass.
 package infuse

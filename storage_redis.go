@@ -303,8 +303,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if err != nil || a.known.status != statusDone {
 		return false, err
 	}
-	a.known.record = a.next.withoutHeard()
-	a.s.known.put(a.key, a.known)
+	a.next = a.known.record // its times as all others read them
 	return true, nil
 }
 

@@ -11,8 +11,10 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// The model is Record.Apply. No time passes in it: what is open stays open
-// until it is moved, and no lease ends, which holds for the histories too.
+// The model is Record.Apply. What takes an hour takes longer than a history,
+// so an open circuit stays open until it is moved, and no lease ends. Only a
+// suspicion, and the calm after it, may be over within a history: before each
+// step the model allows both, that they are over and that they are not.
 
 var noTime = time.UnixMilli(0)
 
@@ -52,63 +54,107 @@ type held struct {
 }
 
 func model(limits infuse.Limits) porcupine.Model {
-	return porcupine.Model{
-		Init:  func() any { return circuit{} },
-		Equal: func(a, b any) bool { return reflect.DeepEqual(a, b) },
-		Step: func(state, input, output any) (bool, any) {
-			c, s := state.(circuit), input.(step)
-			switch s.do {
-			case acquire:
-				return c.acquire(s, output.(answer), limits)
-			case settle:
-				return c.settle(s, limits)
-			default:
-				return c.change(infuse.Change{Kind: infuse.ChangeMove, To: s.to}, limits)
+	m := porcupine.NondeterministicModel{
+		Init:  func() []any { return []any{circuit{}} },
+		Equal: reflect.DeepEqual,
+		Step: func(state, input, output any) (next []any) {
+			for _, c := range state.(circuit).withTime() {
+				if c, ok := c.step(input.(step), output, limits); ok {
+					next = append(next, c.plain())
+				}
 			}
+			return next
 		},
 		DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v → %+v", input, output) },
 	}
+	return m.ToModel()
 }
 
-func (c circuit) acquire(s step, a answer, limits infuse.Limits) (bool, circuit) {
-	generation, trial := c.record.Generation, false
-	if c.record.State != infuse.StateClosed {
-		record, verdict := c.record.Apply(infuse.Change{Kind: infuse.ChangeAcquire, Token: fmt.Sprint(s.permit), Limits: limits}, noTime)
-		if verdict == infuse.VerdictRefused {
-			return !a.admitted && a.state == c.record.State, c
+// withTime returns the circuit as it is and, if a suspicion or the calm after
+// it has begun, as it is when that is over.
+func (c circuit) withTime() []circuit {
+	later := c
+	switch r := c.record; {
+	case !r.OpensAt.IsZero():
+		later.record = r.At(r.OpensAt)
+	case !r.CalmUntil.IsZero():
+		later.record.CalmUntil = time.Time{}
+	default:
+		return []circuit{c}
+	}
+	return []circuit{c, later}
+}
+
+// plain returns the circuit without what makes no difference any more, so that
+// the checker finds fewer states: generations matter by their order alone.
+func (c circuit) plain() circuit {
+	all := make(map[int]held, len(c.held))
+	for permit, h := range c.held {
+		generation := int64(0) // of an older state
+		if h.generation >= c.record.Since {
+			generation = 1
 		}
-		c.record, generation, trial = record, record.Generation, true
+		all[permit] = held{generation, h.trial}
+	}
+	c.held = all
+	c.record.Generation, c.record.Since, c.record.Opened, c.record.Moved = 1, 1, 0, 0
+	if c.record.State != infuse.StateClosed {
+		c.record.Failures = 0
+	}
+	return c
+}
+
+func (c circuit) step(s step, output any, limits infuse.Limits) (circuit, bool) {
+	switch s.do {
+	case acquire:
+		return c.acquire(s, output.(answer), limits)
+	case settle:
+		return c.settle(s, limits)
+	default:
+		return c.change(infuse.Change{Move: &infuse.Move{To: s.to}}, limits), true
+	}
+}
+
+func (c circuit) acquire(s step, a answer, limits infuse.Limits) (circuit, bool) {
+	trial := c.record.State != infuse.StateClosed
+	if trial {
+		record, verdict := c.record.Apply(infuse.Change{Ask: fmt.Sprint(s.permit), Limits: limits}, noTime)
+		if verdict == infuse.VerdictRefused {
+			return c, !a.admitted && a.state == c.record.State
+		}
+		c.record = record
 	}
 	c.held = maps.Clone(c.held)
 	if c.held == nil {
 		c.held = make(map[int]held)
 	}
-	c.held[s.permit] = held{generation, trial}
-	return a.admitted, c
+	c.held[s.permit] = held{c.record.Generation, trial}
+	return c, a.admitted
 }
 
-func (c circuit) settle(s step, limits infuse.Limits) (bool, circuit) {
+func (c circuit) settle(s step, limits infuse.Limits) (circuit, bool) {
 	permit, ok := c.held[s.permit]
 	if !ok {
-		return false, c // not acquired yet
+		return c, false // not acquired yet
 	}
 	c.held = maps.Clone(c.held)
 	delete(c.held, s.permit)
-	seen := infuse.Record{Generation: permit.generation}
+	change := infuse.Change{Seen: infuse.Record{Generation: permit.generation}}
 	switch {
 	case permit.trial:
-		return c.change(infuse.Change{Kind: infuse.ChangeSettle, Token: fmt.Sprint(s.permit), Outcome: s.outcome, Seen: seen}, limits)
+		change.Settled = []infuse.Settlement{{ID: fmt.Sprint(s.permit), Outcome: s.outcome}}
 	case s.outcome == infuse.OutcomeFailure:
-		return c.change(infuse.Change{Kind: infuse.ChangeReport, Failures: 1, Seen: seen}, limits)
+		change.Calls = infuse.Calls{Failures: 1, Lead: 1, Streak: 1}
 	case s.outcome == infuse.OutcomeSuccess:
-		return c.change(infuse.Change{Kind: infuse.ChangeReport, Cleared: true, Seen: seen}, limits)
+		change.Calls = infuse.Calls{Successes: 1}
+	default:
+		return c, true
 	}
-	return true, c
+	return c.change(change, limits), true
 }
 
-func (c circuit) change(change infuse.Change, limits infuse.Limits) (bool, circuit) {
+func (c circuit) change(change infuse.Change, limits infuse.Limits) circuit {
 	change.Limits = limits
 	c.record, _ = c.record.Apply(change, noTime)
-	c.record.Tokens = nil // nothing is sent twice here
-	return true, c
+	return c
 }

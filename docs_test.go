@@ -1,0 +1,145 @@
+package infuse_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The documents tell what is true: each block of Go in them compiles, and each
+// link to a file leads somewhere.
+
+func documents(t *testing.T) []string {
+	t.Helper()
+	all, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	return append(all, "README.md", "CONTRIBUTING.md")
+}
+
+var goBlock = regexp.MustCompile("(?ms)^```go\n(.*?)^```")
+
+// TestDocumentsCompile has the compiler see a package that is not on disk: a
+// file for each block, and one that declares what the blocks take for granted.
+func TestDocumentsCompile(t *testing.T) {
+	t.Parallel()
+	dir, folder := t.TempDir(), absolute(t, "internal/documents")
+	overlay := struct{ Replace map[string]string }{make(map[string]string)}
+	add := func(name, source string) {
+		file := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(file, []byte(source), 0o600))
+		overlay.Replace[filepath.Join(folder, name)] = file
+	}
+	add("given.go", given)
+	blocks := 0
+	for _, document := range documents(t) {
+		text, err := os.ReadFile(document)
+		require.NoError(t, err)
+		for _, at := range goBlock.FindAllSubmatchIndex(text, -1) {
+			blocks++
+			line := 1 + strings.Count(string(text[:at[2]]), "\n")
+			add(fmt.Sprintf("block%d.go", blocks), source(string(text[at[2]:at[3]]), absolute(t, document), line, blocks))
+		}
+	}
+	require.Greater(t, blocks, 5)
+	text, err := json.Marshal(overlay)
+	require.NoError(t, err)
+	file := filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-overlay", file, "./internal/documents").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+func absolute(t *testing.T, path string) string {
+	t.Helper()
+	path, err := filepath.Abs(path)
+	require.NoError(t, err)
+	return path
+}
+
+// source makes a file of a block: of declarations, or of what belongs in a func.
+func source(block, document string, line, number int) string {
+	at := fmt.Sprintf("//line %s:%d\n", document, line)
+	if _, err := parser.ParseFile(token.NewFileSet(), "", "package p\n"+block, parser.SkipObjectResolution); err == nil {
+		return imports + at + block
+	}
+	return fmt.Sprintf("%sfunc block%d() error {\n%s%s\nreturn nil\n}\n", imports, number, at, block)
+}
+
+const imports = `package documents
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/infuse-go/infuse"
+)
+
+var (
+	_ context.Context
+	_ = errors.Is
+	_ http.Client
+	_ time.Time
+	_ redis.Options
+	_ infuse.Config
+)
+
+`
+
+const given = imports + `
+var (
+	ctx         context.Context
+	client      *http.Client
+	redisClient *redis.Client
+	password    string
+	storage     infuse.Storage
+	inventory   *infuse.Breaker
+)
+
+func routeOf(*http.Request) string     { return "" }
+func tenantOf(context.Context) string { return "" }
+
+// A storage that is yet to be written.
+type store struct{ transaction }
+
+type transaction struct{}
+
+type stored struct {
+	bytes []byte
+	age   time.Duration
+	now   time.Time
+}
+
+func (store) begin(context.Context) (tx transaction, err error) { return }
+func (store) tellWatchers(string, infuse.Record)                {}
+func (transaction) load(string) (row stored, err error)         { return }
+func (transaction) save(string, []byte) error                   { return nil }
+func (transaction) commit() error                               { return nil }
+func (transaction) rollback()                                   {}
+`
+
+var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+
+func TestDocumentsLinkToFiles(t *testing.T) {
+	t.Parallel()
+	for _, document := range documents(t) {
+		text, err := os.ReadFile(document)
+		require.NoError(t, err)
+		for _, m := range link.FindAllSubmatch(text, -1) {
+			_, err := os.Stat(filepath.Join(filepath.Dir(document), string(m[1])))
+			require.NoError(t, err, "%s links to %s", document, m[1])
+		}
+	}
+}

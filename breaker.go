@@ -282,7 +282,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	if v.settings.Strict && v.admits != admitsAsker { // who asks is answered with what there is
 		v = b.refreshed(ctx)
 	}
-	for {
+	for again := 0; ; again++ {
 		a, admitted := v.admission(), v.admits == admitsAll
 		if v.admits == admitsAsker {
 			a, admitted = b.asks(ctx)
@@ -295,7 +295,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 			return a, nil
 		case v.admits == admitsNone:
 			return a, v.rejection
-		case !v.settings.Strict || !b.attached() || ctx.Err() != nil:
+		case !v.settings.Strict || again == 3 || !b.attached() || ctx.Err() != nil:
 			return a, b.rejection()
 		}
 		// The circuit has moved since it was asked, or another call was asking.
@@ -307,7 +307,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 // open only because the record was suspect and time has passed since, it is read
 // again: the suspicion may have been refuted meanwhile.
 func (b *Breaker) refreshed(ctx context.Context) (v *view) {
-	for unsure := true; unsure; {
+	for again, unsure := 0, true; unsure && again < 3; again++ {
 		if b.attached() {
 			_ = b.read(ctx) // whatever it says is in the view
 		}

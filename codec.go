@@ -73,7 +73,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		if t.IsZero() {
 			return nil
 		}
-		ms := milliseconds(max(0, t.Sub(now)))
+		ms := milliseconds(t.Sub(now)) // below zero if it is over
 		return &ms
 	}
 	ago := func(t time.Time) *int64 {
@@ -188,7 +188,8 @@ func (e *encodedRecord) check(now time.Time) error {
 
 // boundedWait bounds what a record from outside can make this process wait for.
 func boundedWait(ms int64) time.Duration {
-	return time.Duration(min(max(ms, 0), maxTimeout.Milliseconds())) * time.Millisecond
+	most := maxTimeout.Milliseconds()
+	return time.Duration(min(max(ms, -most), most)) * time.Millisecond
 }
 
 // milliseconds rounds up: a storage never waits less than it was told to.

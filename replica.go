@@ -49,7 +49,7 @@ type outbox struct {
 	next    Change        // being filled
 	openFor time.Duration // the longest that the failures in next ask for
 	hold    time.Time     // until then, successes alone do not go
-	mend    bool          // the storage may have lost what shared says
+	mendAt  time.Time     // when what shared says goes to the storage, which may have lost it; zero if not
 }
 
 // lease is a trial of the fleet's circuit that this process has asked for, and
@@ -422,25 +422,37 @@ func (r *replica) configured(s *settings) { r.settings = s }
 
 // observed is an input: the storage has told of a record. One of the generation
 // that is known says nothing new: it differs in counts alone, and may be older
-// than an answer. An older one is late, or the storage has lost something: what
-// it answers to a change that carries what is known tells which.
+// than an answer. An older one is late, as answers overtake news, or the storage
+// has lost something. If nothing newer comes soon, what it answers to a change
+// that carries what is known tells which.
 func (r *replica) observed(rec Record, now time.Time) {
 	switch {
 	case rec.Generation < r.shared.Generation:
-		r.out.mend = true
+		if r.out.mendAt.IsZero() {
+			r.out.mendAt = now.Add(mendAfter)
+		}
+	case rec.Generation == r.shared.Generation:
+		r.out.mendAt = time.Time{}
 	case rec.Generation > r.shared.Generation:
 		r.adopt(rec, now)
 		r.settleLeases(false)
 	}
 }
 
+// mendAfter is how long an older record has to turn out as late.
+const mendAfter = 100 * time.Millisecond
+
 // hasRead is an input: the record was read, by a request that began when so
 // much news had come. If more came meanwhile, its counts may be old.
 func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
-	if rec.Generation == r.shared.Generation && news == r.news {
+	switch {
+	case news != r.news || rec.Generation > r.shared.Generation:
+		r.observed(rec, now)
+	case rec.Generation == r.shared.Generation:
 		r.adopt(rec, now)
+	default:
+		r.out.mendAt = now // nothing is late: the storage has lost it
 	}
-	r.observed(rec, now)
 	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
 		r.attach()
 	}
@@ -488,6 +500,7 @@ func (r *replica) attach() {
 // nothing; nor do successes that a refutation has made superfluous.
 func (r *replica) adopt(rec Record, now time.Time) {
 	r.news++
+	r.out.mendAt = time.Time{}
 	before := r.shared
 	if rec.Generation == before.Generation {
 		rec.noLater(&before)
@@ -601,7 +614,8 @@ func (r *replica) outgoing(now time.Time) *Change {
 // fill makes what is to be said the next change, if it may go yet.
 func (r *replica) fill(now time.Time) bool {
 	next := &r.out.next
-	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" || r.out.mend
+	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" ||
+		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
 	if !urgent && (next.Calls.Successes == 0 || now.Before(r.out.hold)) {
 		return false
 	}
@@ -612,7 +626,7 @@ func (r *replica) fill(now time.Time) bool {
 	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
 	c.OpenFor = r.openFor(now)
 	r.out.sent, r.out.through = c, r.noted
-	r.out.next, r.out.openFor, r.out.hold, r.out.mend = Change{}, 0, time.Time{}, false
+	r.out.next, r.out.openFor, r.out.hold, r.out.mendAt = Change{}, 0, time.Time{}, time.Time{}
 	return true
 }
 
@@ -637,7 +651,7 @@ func (r *replica) heard(number uint64) bool {
 // pending reports whether something is yet to be said.
 func (r *replica) pending() bool {
 	n := &r.out.next
-	return n.Calls != (Calls{}) || len(n.Settled) > 0 || n.Move != nil || n.Ask != "" || r.out.mend
+	return n.Calls != (Calls{}) || len(n.Settled) > 0 || n.Move != nil || n.Ask != ""
 }
 
 // idle reports whether the storage has heard everything.
@@ -668,6 +682,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		}
 		if !r.out.under {
 			earliest(r.out.hold)
+			earliest(r.out.mendAt)
 		}
 	} else if r.linked {
 		earliest(r.aloneFrom(now).Add(-armedEarly))

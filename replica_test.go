@@ -127,6 +127,9 @@ func (k chaosKind) run(steps []chaosStep) error {
 		}
 		c.now = e.at
 		e.do()
+		if c.events.count > 100_000 {
+			return errors.New("it goes on and on")
+		}
 	}
 	if c.problem == nil {
 		c.problem = c.quiet()

@@ -70,7 +70,9 @@ func startProcess(t *testing.T, client infuse.RedisClient) *process {
 	t.Cleanup(func() { _ = p.storage.Close() }) // whose error is that Redis still hangs
 	start := func(name string, cfg infuse.Config) *infuse.Breaker {
 		heard := &edges{}
-		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.listener()}
+		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.listener(), {StorageAway: func(b *infuse.Breaker, err error) {
+			t.Log(time.Now().Format("05.000"), b.Name(), "is on its own:", err)
+		}}}
 		began := time.Now()
 		b := startBreaker(t, name, cfg)
 		p.startedWithin = max(p.startedWithin, time.Since(began))

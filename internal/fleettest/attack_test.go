@@ -22,6 +22,7 @@ import (
 // A circuit fell due just as Redis hung, and the lease that was granted in that
 // moment blocked the whole fleet for 30 s: nobody held it.
 func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
+	takesLong(t)
 	s, clients, _ := startFault(t)
 	fleet := make([]*infuse.Breaker, 2)
 	for i := range fleet {
@@ -125,6 +126,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 // Redis's clock was set back by an hour, and open circuits stayed open, and
 // dead leases stayed, for that hour.
 func TestAClockSetBackProlongsNothing(t *testing.T) {
+	t.Parallel()
 	mini := miniredis.RunT(t)
 	noon := time.UnixMilli(1_790_000_000_000)
 	began := time.Now()
@@ -239,6 +241,7 @@ func TestLossOnRedis(t *testing.T) {
 // An open circuit that nobody called any more was put back whenever its key
 // ended, and read every two seconds by every process, for ever.
 func TestADeadCircuitCostsNothing(t *testing.T) {
+	t.Parallel()
 	const poll = 20 * time.Millisecond
 	s := redistest.Start(t)
 	var breakers []*infuse.Breaker

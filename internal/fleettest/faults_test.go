@@ -57,7 +57,7 @@ func startTraffic(t *testing.T, clients ...infuse.RedisClient) *traffic {
 	for i := range tr.fleet {
 		tr.fleet[i] = startProcess(t, clients[i])
 	}
-	require.NoError(t, tr.openHeld())
+	require.Eventually(t, func() bool { return tr.openHeld() == nil }, patience, pace)
 	tr.start()
 	return tr
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 )
@@ -27,6 +28,7 @@ type link struct {
 	why      error // why it is down
 	failures int   // of probes, since the link was last up for long
 	upSince  time.Time
+	doubted  atomic.Bool // nothing was written since it was down: it answers reads, but may refuse changes
 	circuits map[weak.Pointer[circuit]]struct{}
 	busy     int         // requests that have a place
 	waiting  []waiting   // for a place, first come first served
@@ -43,8 +45,9 @@ type waiting struct {
 
 // answer is what a storage says.
 type answer struct {
-	record Record
-	err    error
+	record  Record
+	verdict Verdict // of a change
+	err     error
 }
 
 const (
@@ -109,11 +112,17 @@ func (l *link) send(c *circuit, q *Change) {
 		c.unanswered(q, err)
 	}
 	l.start(c, q, failed, func(a answer) {
-		if a.err != nil {
+		switch {
+		case a.err == nil:
+			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.Calls != (Calls{}) {
+				l.doubted.Store(false)
+			}
+			c.answered(q, a.record)
+		case l.doubted.Load() && !isTrouble(l.tryRead(c, func(answer) {})):
+			c.unanswered(q, a.err) // or the link would go up and down for as long as changes are refused
+		default:
 			failed(a.err)
-			return
 		}
-		c.answered(q, a.record)
 	})
 }
 
@@ -217,8 +226,7 @@ func (l *link) ask(circuit string, q *Change, done func(answer)) {
 	if q.Number == 0 {
 		a.record, a.err = l.storage.Load(ctx, circuit)
 	} else {
-		record, _, err := l.storage.Apply(ctx, circuit, *q)
-		a = answer{record, err}
+		a.record, a.verdict, a.err = l.storage.Apply(ctx, circuit, *q)
 	}
 }
 
@@ -257,6 +265,7 @@ func (l *link) down(err error) {
 		l.failures = 0
 	}
 	l.why = err
+	l.doubted.Store(true)
 	l.settle(Change{Calls: Calls{Failures: 1, Lead: 1, Streak: 1}}, now)
 	waiting := l.waiting
 	l.waiting = nil
@@ -330,22 +339,30 @@ func (l *link) probe(outage int64) {
 	l.probed = now
 	l.mu.Unlock()
 
-	answered := make(chan answer, 1)
-	go l.ask(c.name, &Change{}, func(a answer) {
+	l.probeEnded(l.tryRead(c, func(a answer) {
 		l.mu.Lock()
+		defer l.mu.Unlock()
 		l.hung--
 		l.returned(a.err)
-		l.mu.Unlock()
-		answered <- a
+	}))
+}
+
+// tryRead reads the circuit's record, and waits no longer than a call would.
+// done is told of the answer, late or not.
+func (l *link) tryRead(c *circuit, done func(answer)) error {
+	answered := make(chan error, 1)
+	go l.ask(c.name, &Change{}, func(a answer) {
+		done(a)
+		answered <- a.err
 	})
-	a := answer{err: errStorageTimeout}
 	late := time.NewTimer(c.linkTimeout())
 	defer late.Stop()
 	select {
-	case a = <-answered:
+	case err := <-answered:
+		return err
 	case <-late.C:
+		return errStorageTimeout
 	}
-	l.probeEnded(a.err)
 }
 
 // anyCircuit returns one at random, whose record is read next: one that has a

@@ -490,8 +490,12 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 	r.settleLeases(true)
 }
 
-// attach ends the trouble: the shared record counts again.
+// attach ends the trouble: the shared record counts again. What the storage has
+// lost is put back first.
 func (r *replica) attach() {
+	if r.trouble != nil && r.out.mend {
+		return
+	}
 	r.trouble, r.failed, r.retryAt = nil, 0, time.Time{}
 	r.repay()
 }

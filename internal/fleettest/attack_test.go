@@ -22,6 +22,7 @@ import (
 // A circuit fell due just as Redis hung, and the lease that was granted in that
 // moment blocked the whole fleet for 30 s: nobody held it.
 func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
+	takesLong(t)
 	s, clients, _ := startFault(t)
 	fleet := make([]*infuse.Breaker, 2)
 	for i := range fleet {
@@ -103,18 +104,18 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 			stop()
 			calls.Wait()
 			var counted int
+			near := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
 			require.Eventually(t, func() bool {
 				for _, b := range breakers { // each has said all that it had to say
 					if b.Stats().Away != nil {
 						return false
 					}
 				}
-				r, err := breakers[0].Record(t.Context())
-				counted = r.Failures
-				return err == nil && counted >= int(made.Load())
+				counted = recordOf(t, near).Failures
+				return counted >= int(made.Load())
 			}, patience, 10*pace, "%d of %d were counted", counted, made.Load())
 			time.Sleep(200 * time.Millisecond) // for what would be too many
-			counted = recordOf(t, breakers[0]).Failures
+			counted = recordOf(t, near).Failures
 			t.Logf("%d failures, %d counted, worst extra wait %v", made.Load(), counted, time.Duration(waited.Load()).Round(time.Millisecond))
 			require.EqualValues(t, made.Load(), counted)
 			require.Less(t, time.Duration(waited.Load()), storageTimeout+faultMargin)
@@ -125,6 +126,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 // Redis's clock was set back by an hour, and open circuits stayed open, and
 // dead leases stayed, for that hour.
 func TestAClockSetBackProlongsNothing(t *testing.T) {
+	t.Parallel()
 	mini := miniredis.RunT(t)
 	noon := time.UnixMilli(1_790_000_000_000)
 	began := time.Now()
@@ -146,14 +148,15 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 	})
 	t.Cleanup(ticking.Wait)
 	t.Cleanup(stop)
-	start := func() *infuse.Breaker {
+	start := func(reset, suspicion time.Duration) *infuse.Breaker {
 		client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 		t.Cleanup(func() { _ = client.Close() })
 		return startBreaker(t, "prices", patiently(infuse.Config{
-			FailMax: 2, ResetTimeout: 400 * time.Millisecond, TrialTimeout: 400 * time.Millisecond, Storage: hostOn(t, client),
+			FailMax: 2, ResetTimeout: reset, TrialTimeout: reset, Suspicion: suspicion, Storage: hostOn(t, client),
 		}))
 	}
-	a, b := start(), start()
+	const soon = 400 * time.Millisecond
+	a, b := start(soon, 0), start(soon, 0)
 	admittedWithin := func(most time.Duration, breaker *infuse.Breaker) infuse.Permit {
 		t.Helper()
 		from := time.Now()
@@ -175,13 +178,14 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 	eventuallyState(t, infuse.StateClosed, a, b)
 
 	// A newcomer's opening was taken for a loss, and undone, by a process that
-	// knew a closed circuit of a higher generation.
+	// knew a closed circuit of a higher generation. It has the time of a suspicion
+	// to see that its own is forgotten: an open record alone could be an old copy.
 	mini.FlushAll()
 	clock(-3 * time.Hour)
-	newcomer := start()
+	newcomer := start(time.Hour, time.Second)
 	tripFleet(t, newcomer)
-	require.Eventually(t, func() bool { return a.State() == infuse.StateOpen || recordOf(t, newcomer).State != infuse.StateOpen }, patience, pace)
-	requireState(t, infuse.StateOpen, a)
+	eventuallyState(t, infuse.StateOpen, a, b)
+	require.Equal(t, infuse.StateOpen, recordOf(t, newcomer).State)
 }
 
 // After an outage of a Redis behind 2 ms and 0.5 % loss, 1,000 circuits were
@@ -239,6 +243,7 @@ func TestLossOnRedis(t *testing.T) {
 // An open circuit that nobody called any more was put back whenever its key
 // ended, and read every two seconds by every process, for ever.
 func TestADeadCircuitCostsNothing(t *testing.T) {
+	t.Parallel()
 	const poll = 20 * time.Millisecond
 	s := redistest.Start(t)
 	var breakers []*infuse.Breaker

@@ -555,6 +555,80 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 	})
 }
 
+// A storage answered reads and refused changes, as a Redis that is read-only or
+// full: it passed for back at each read and for away at each change, for all
+// circuits, again and again.
+func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		heard := make(map[string]*edges)
+		for i := range 20 {
+			heard[fmt.Sprint("circuit ", i)] = &edges{}
+		}
+		breakers := startGroup(t, len(heard), infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
+			StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].away.Add(1) },
+			StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].back.Add(1) },
+		}}})
+		w.between(func(_ string, c *infuse.Change) error {
+			if c != nil {
+				return errors.New("READONLY You can't write against a read only replica.")
+			}
+			return nil
+		}, nil)
+		for second := range 60 {
+			for _, b := range breakers[:min(10, 1+second/5)] { // one after the other has something to say
+				require.Equal(t, errIll, b.Call(t.Context(), fails))
+			}
+			time.Sleep(time.Second)
+		}
+		w.between(nil, nil)
+		time.Sleep(5 * time.Second)
+		for name, e := range heard {
+			// One that had nothing to say when reads were answered again may
+			// find out for itself once more.
+			require.LessOrEqual(t, e.away.Load(), int32(2), name)
+			require.Equal(t, e.away.Load(), e.back.Load(), name)
+		}
+		for _, b := range breakers[10:] {
+			heard[b.Name()].require(t, 1, 1)
+		}
+	})
+}
+
+// A probe began before all breakers stopped, and ended after new ones had found
+// the storage away: from then on there were two chains of probes.
+func TestProbesOfAnOutageAreOneChain(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		w := &way{Storage: infuse.NewMemoryStorage()}
+		group, err := infuse.NewGroup(infuse.Config{MaxCircuits: 10, Storage: w})
+		require.NoError(t, err)
+		t.Cleanup(group.Stop)
+		last, err := group.Breaker("first")
+		require.NoError(t, err)
+		w.between(func(string, *infuse.Change) error {
+			time.Sleep(40 * time.Millisecond)
+			return errLost
+		}, nil)
+		for i := range 50 {
+			_ = last.Call(t.Context(), fails)
+			time.Sleep(rand.N(time.Second)) // a probe may be under way
+			last.Stop()
+			last, err = group.Breaker(fmt.Sprint("circuit ", i))
+			require.NoError(t, err)
+			_ = last.Call(t.Context(), fails)
+		}
+		probes := func() int {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.loads
+		}
+		before := probes()
+		time.Sleep(time.Minute)
+		require.Less(t, probes()-before, 130, "of a minute, with half a second and more between them")
+		require.Greater(t, probes()-before, 30)
+	})
+}
+
 // After an outage circuits were attached one by one, and any that failed
 // detached all again: with 1,000 circuits, 2 ms and 0.5 % loss for ten minutes,
 // and each was told dozens of times.

@@ -44,6 +44,7 @@ func (l *commandLog) all() []redis.Cmder {
 // The script touched keys of several slots, which a Redis Cluster
 // refuses (CROSSSLOT): nothing worked that worked on a single server.
 func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
+	takesLong(t)
 	cluster := redistest.StartCluster(t, 3)
 	var log commandLog
 	client := cluster.Client()

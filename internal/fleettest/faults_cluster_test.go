@@ -16,6 +16,7 @@ import (
 
 func startSentinelFault(t *testing.T) (s *redistest.Sentinel, clients [2]infuse.RedisClient, newcomer infuse.RedisClient) {
 	t.Helper()
+	takesLong(t)
 	t.Parallel()
 	quietRedis()
 	s = redistest.StartSentinel(t)
@@ -59,6 +60,7 @@ func owner(t *testing.T, c *redistest.Cluster, circuit string) (slot int, master
 
 func startClusterFault(t *testing.T, replicas int) (c *redistest.Cluster, clients [2]infuse.RedisClient, newcomer infuse.RedisClient) {
 	t.Helper()
+	takesLong(t)
 	t.Parallel()
 	quietRedis()
 	c = redistest.StartClusterWithReplicas(t, 3, replicas)

@@ -66,16 +66,13 @@ func TestRedisIsKilled(t *testing.T) {
 // requireToldOnce is for faults that are one outage.
 func (tr *traffic) requireToldOnce() {
 	tr.t.Helper()
-	for _, p := range tr.fleet {
-		for _, heard := range p.edges {
-			heard.require(tr.t, 1, 1)
-		}
-	}
+	tr.requireTold(1, anyCircuit)
 }
 
 // gobreaker's shared mode ran no request, each after 10 s, and one hung for
 // five minutes.
 func TestRedisIsStoppedForThreeSeconds(t *testing.T) {
+	takesLong(t)
 	s, clients, newcomer := startFault(t)
 	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		s.Pause()
@@ -127,6 +124,7 @@ func TestRedisIsOutOfMemory(t *testing.T) {
 
 // After a failover, a client may go on talking to what has become a replica.
 func TestRedisIsReadOnly(t *testing.T) {
+	takesLong(t)
 	s, clients, newcomer := startFault(t)
 	master := redistest.Start(t)
 	admin := s.Client()
@@ -143,6 +141,7 @@ func TestRedisIsReadOnly(t *testing.T) {
 
 // The password is changed, and all are thrown out; then it is changed back.
 func TestRedisHasAnotherPassword(t *testing.T) {
+	takesLong(t)
 	s, _, _ := startFault(t)
 	admin := s.Client()
 	setPassword := func(password string) {
@@ -162,6 +161,7 @@ func TestRedisHasAnotherPassword(t *testing.T) {
 
 // Every answer comes, but too late for any call.
 func TestRedisIsSlow(t *testing.T) {
+	takesLong(t)
 	s, _, _ := startFault(t)
 	proxy := redistest.StartProxy(t, s.Addr())
 	through := through(proxy)
@@ -177,6 +177,7 @@ func TestRedisIsSlow(t *testing.T) {
 // The network swallows what is sent, without a reset: go-redis by itself would
 // hold every command for 20 s.
 func TestTheNetworkSwallowsEverything(t *testing.T) {
+	takesLong(t)
 	s, _, _ := startFault(t)
 	proxy := redistest.StartProxy(t, s.Addr())
 	through := through(proxy)
@@ -192,6 +193,7 @@ func TestTheNetworkSwallowsEverything(t *testing.T) {
 // Somebody writes garbage to the keys: of another type, half of
 // the fields, a newer schema. It is the trouble of those circuits alone.
 func TestTheKeysHoldGarbage(t *testing.T) {
+	takesLong(t)
 	for name, write := range map[string]func(ctx context.Context, c *redis.Client, key string) error{
 		"of another type": func(ctx context.Context, c *redis.Client, key string) error {
 			return c.Set(ctx, key, "garbage", 0).Err()
@@ -216,9 +218,7 @@ func TestTheKeysHoldGarbage(t *testing.T) {
 				}
 				require.NoError(t, admin.Del(t.Context(), keys...).Err())
 			})
-			for _, p := range tr.fleet {
-				p.edges[p.signal].require(t, 0, 0)
-			}
+			tr.requireTold(0, func(p *process, b *infuse.Breaker) bool { return b == p.signal })
 		})
 	}
 }
@@ -289,6 +289,7 @@ func goroutinesBehindTheStorage() (n int) {
 // A Redis that is down is dialled by a process with a hundred circuits about
 // as often as by one with a single circuit, and less and less.
 func TestAHundredCircuitsDialAsOne(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	quietRedis()
 	s := redistest.Start(t)

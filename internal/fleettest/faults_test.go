@@ -39,6 +39,7 @@ type traffic struct {
 	calls int
 	worst time.Duration // extra wait
 	where string        // the circuit at which that was
+	stall time.Duration // the longest that the machine kept a goroutine waiting
 	wrong []string
 }
 
@@ -56,7 +57,7 @@ func startTraffic(t *testing.T, clients ...infuse.RedisClient) *traffic {
 	for i := range tr.fleet {
 		tr.fleet[i] = startProcess(t, clients[i])
 	}
-	require.NoError(t, tr.openHeld())
+	require.Eventually(t, func() bool { return tr.openHeld() == nil }, patience, pace)
 	tr.start()
 	return tr
 }
@@ -70,7 +71,9 @@ func startProcess(t *testing.T, client infuse.RedisClient) *process {
 	t.Cleanup(func() { _ = p.storage.Close() }) // whose error is that Redis still hangs
 	start := func(name string, cfg infuse.Config) *infuse.Breaker {
 		heard := &edges{}
-		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.listener()}
+		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.listener(), {StorageAway: func(b *infuse.Breaker, err error) {
+			t.Log(time.Now().Format("05.000"), b.Name(), "is on its own:", err)
+		}}}
 		began := time.Now()
 		b := startBreaker(t, name, cfg)
 		p.startedWithin = max(p.startedWithin, time.Since(began))
@@ -113,6 +116,15 @@ func (tr *traffic) start() {
 			}
 		}
 	}
+	tr.all.Go(func() {
+		for ctx.Err() == nil {
+			began := time.Now()
+			time.Sleep(pace)
+			tr.mu.Lock()
+			tr.stall = max(tr.stall, time.Since(began)-pace)
+			tr.mu.Unlock()
+		}
+	})
 	tr.all.Go(func() {
 		for ctx.Err() == nil {
 			tr.sick.Store(!tr.sick.Load())
@@ -239,8 +251,8 @@ func (tr *traffic) finish(shared time.Duration) {
 			outages = max(outages, heard.away.Load())
 		}
 	}
-	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v",
-		tr.calls, tr.worst.Round(time.Millisecond), tr.where, len(tr.wrong), outages, shared.Round(time.Millisecond))
+	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v, the machine stood still for %v",
+		tr.calls, tr.worst.Round(time.Millisecond), tr.where, len(tr.wrong), outages, shared.Round(time.Millisecond), tr.stall.Round(time.Millisecond))
 	require.Empty(tr.t, tr.wrong)
 	require.Less(tr.t, tr.worst, storageTimeout+faultMargin)
 }
@@ -256,3 +268,21 @@ func endure(t *testing.T, clients [2]infuse.RedisClient, newcomer infuse.RedisCl
 	tr.finish(shared)
 	return tr
 }
+
+// requireTold is for the circuits of both processes that satisfy which. Where
+// the machine stood still, Redis was away for as long, and nothing is shown.
+func (tr *traffic) requireTold(times int32, which func(p *process, b *infuse.Breaker) bool) {
+	tr.t.Helper()
+	if tr.stall > storageTimeout/2 {
+		return
+	}
+	for _, p := range tr.fleet {
+		for b, heard := range p.edges {
+			if which(p, b) {
+				heard.require(tr.t, times, times)
+			}
+		}
+	}
+}
+
+func anyCircuit(*process, *infuse.Breaker) bool { return true }

@@ -239,6 +239,7 @@ func TestEightProcessesCountEveryFailure(t *testing.T) {
 // Ten processes reached the end of the open time together, and
 // each sent a trial of its own to the service that was just getting up.
 func TestTenProcessesRunOneTrial(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) { l.ResetTimeout = 500 * time.Millisecond })}
 	fleet := startFleet(t, 10, cfg)
@@ -265,6 +266,7 @@ func TestTenProcessesRunOneTrial(t *testing.T) {
 // The process that held the trial was killed; everybody who asked
 // prolonged its hold, so that the circuit never recovered under load.
 func TestATrialOfAKilledProcessIsFollowedByAnother(t *testing.T) {
+	t.Parallel()
 	const trialTimeout = 500 * time.Millisecond
 	server := redistest.Start(t)
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) {
@@ -329,6 +331,7 @@ func TestAProcessThatJoinsChangesNothing(t *testing.T) {
 // A process logged the transitions that it made itself, and so
 // its operators learnt of half of the outages.
 func TestListenersHearOfOthersTransitions(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) { l.ResetTimeout = 300 * time.Millisecond })}
 	fleet := startFleet(t, 5, cfg)

@@ -3,6 +3,7 @@ package fleettest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"runtime"
@@ -43,6 +44,11 @@ func TestMain(m *testing.M) {
 			}
 			os.Exit(0)
 		}
+	}
+	// The tests wait for servers more than they compute.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
 	}
 	os.Exit(redistest.Run(m))
 }

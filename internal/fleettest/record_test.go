@@ -19,6 +19,7 @@ import (
 // The key was gone, and so was the open circuit: all processes went back to a
 // service that was down. Any process that still knows puts it back.
 func TestAnOpenCircuitThatRedisLosesIsPutBack(t *testing.T) {
+	t.Parallel()
 	for how, lose := range map[string]func(context.Context, *redis.Client) error{
 		"FLUSHALL": func(ctx context.Context, c *redis.Client) error { return c.FlushAll(ctx).Err() },
 		"evicted":  func(ctx context.Context, c *redis.Client) error { return c.Del(ctx, pricesKey).Err() },
@@ -180,6 +181,7 @@ func TestTheKeyOutlivesItsDeadlinesAndHasAnEnd(t *testing.T) {
 // What was in the key was not what the breaker expected: calls failed with the
 // storage's error, or the circuit was reset.
 func TestAnUnreadableRecordIsOnlyAnErrorOfRecord(t *testing.T) {
+	t.Parallel()
 	with := func(field string, value any) func(context.Context, *redis.Client) error {
 		return func(ctx context.Context, c *redis.Client) error {
 			record := infuse.AppendRecord(nil, infuse.Record{Generation: 1}, time.Now())

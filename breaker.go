@@ -282,7 +282,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	if v.settings.Strict && v.admits != admitsAsker { // who asks is answered with what there is
 		v = b.refreshed(ctx)
 	}
-	for again := 0; ; again++ {
+	for tries := 1; ; tries++ {
 		a, admitted := v.admission(), v.admits == admitsAll
 		if v.admits == admitsAsker {
 			a, admitted = b.asks(ctx)
@@ -295,7 +295,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 			return a, nil
 		case v.admits == admitsNone:
 			return a, v.rejection
-		case !v.settings.Strict || again == 3 || !b.attached() || ctx.Err() != nil:
+		case !v.settings.Strict || !b.attached() || tries == maxTries:
 			return a, b.rejection()
 		}
 		// The circuit has moved since it was asked, or another call was asking.
@@ -307,17 +307,22 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 // open only because the record was suspect and time has passed since, it is read
 // again: the suspicion may have been refuted meanwhile.
 func (b *Breaker) refreshed(ctx context.Context) (v *view) {
-	for again, unsure := 0, true; unsure && again < 3; again++ {
+	unsure := true
+	for tries := 0; unsure && tries < maxTries; tries++ {
 		if b.attached() {
 			_ = b.read(ctx) // whatever it says is in the view
 		}
 		b.look(func(r *replica) {
 			v = b.view.Load()
-			unsure = r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local && ctx.Err() == nil
+			unsure = r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local
 		})
 	}
 	return v
 }
+
+// maxTries bounds how often a Strict call asks anew. The storage's clock may be
+// behind this process's for a moment, and then it says the same again.
+const maxTries = 3
 
 // rejection is what a call is told that was not admitted.
 func (b *Breaker) rejection() *OpenError {

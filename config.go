@@ -13,19 +13,20 @@ import (
 )
 
 // Config are the settings of a Breaker, or of all breakers of a Group. The
-// zero value is ready to use: pybreaker's defaults, in memory.
+// zero value is ready to use, without a storage.
 type Config struct {
 	// FailMax is how many failures in a row open the circuit: 5 if 0. In this
-	// process, every success that is counted breaks the row. Over the fleet, a
-	// row of FailMax makes the circuit suspect (see Suspicion): what a process
-	// has not failed itself it does not know to break.
+	// process, every success that is counted breaks the row. Over the
+	// fleet, FailMax reported failures make the circuit suspect (see
+	// Suspicion). A process that knows of no failure reports no success, so
+	// its successes do not break the fleet's row.
 	FailMax int
 
 	// Suspicion is the least time for which the fleet is asked before its
 	// circuit opens: 50 ms if 0. It lasts up to three times as long as the row
-	// of failures took to come about, and half of ResetTimeout at most. Each
-	// failure that is reported meanwhile stands against four fifths of the
-	// calls: a circuit opens if more than four in five fail.
+	// of failures took to come about, and half of ResetTimeout at most. All
+	// processes report what they see meanwhile. The circuit opens if more than
+	// four calls in five fail.
 	Suspicion time.Duration
 
 	// ResetTimeout is how long the circuit stays open before a trial may run:
@@ -46,7 +47,7 @@ type Config struct {
 	// this long.
 	TrialTimeout time.Duration
 
-	// Exclude reports errors that count as successes, as in pybreaker: those
+	// Exclude reports errors that count as successes, those
 	// with which a healthy service answers. A call with such an error still
 	// returns it.
 	Exclude []func(error) bool
@@ -67,8 +68,8 @@ type Config struct {
 	// Strict has every call read the fleet's circuit from the storage first,
 	// one round trip, and wait until its outcome is known there. Without it a
 	// call decides from what this process knows, which may be behind by as long
-	// as the storage takes to tell. A success that met no failures on record
-	// when it began is not sent, here as there.
+	// as the storage takes to tell. A success is still not
+	// reported if no failures were on record when its call began.
 	Strict bool
 
 	// StorageTimeout is the most that one call ever waits for the storage:

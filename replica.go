@@ -493,7 +493,7 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 // attach ends the trouble: the shared record counts again. What the storage has
 // lost is put back first.
 func (r *replica) attach() {
-	if r.trouble != nil && r.out.mend {
+	if r.trouble != nil && !r.out.mendAt.IsZero() {
 		return
 	}
 	r.trouble, r.failed, r.retryAt = nil, 0, time.Time{}

@@ -461,7 +461,7 @@ var mutants = []struct{ rule, file, from, to string }{ // those of suspicion las
 	{"a lease that nobody runs is given back", "replica.go", "case onRecord && !r.out.sent.settles(l.id)", "case false && !r.out.sent.settles(l.id)"},
 	{"a lease is remembered until the storage has answered", "replica.go", "case !onRecord && answered && !asked,", "case !onRecord,"},
 	{"a process that is cut off leaves the trial to the fleet", "replica.go", "return r.since.Add(aloneAfter)", "return r.since"},
-	{"an older record is not taken for news", "replica.go", "	case rec.Generation < r.shared.Generation:\n		r.out.mend = true\n	case rec.Generation > r.shared.Generation:\n", "	default:\n"},
+	{"an older record is not taken for news", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if", "	case rec.Generation < r.shared.Generation:\n		r.adopt(rec, now)\n		if"},
 	{"successes refute", "state.go", "suspicion.success*c.Successes", "0*c.Successes"},
 	{"the fleet is asked", "state.go", "case t.limits.Suspicion == 0:", "case true:"},
 	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: now.Add(r.OpensAt.Sub(r.SuspectAt)), ", ""},

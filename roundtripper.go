@@ -32,7 +32,8 @@ import (
 // circuit, it stays open at least so long, for all processes: an hour at most.
 //
 // A request goes past the breakers when its circuit has no valid name (see
-// CheckName), or when the Group is full.
+// CheckName), when the Group is stopped, or when the Group's settings for that
+// name are invalid.
 type Transport struct {
 	// Base sends the requests: http.DefaultTransport if nil. It gets the very
 	// request that the Transport was given.
@@ -43,8 +44,8 @@ type Transport struct {
 	Breakers *Group
 
 	// Circuit names the circuit of a request. By default it is the host, with
-	// the port where there is one, of an http or https URL, in lower case. It
-	// should not make names of what a stranger can vary at will.
+	// the port where there is one, of an http or https URL, in lower case. Keep
+	// names low-cardinality and out of a client's control.
 	Circuit func(*http.Request) string
 
 	// Classify decides what a request says of the service. By default an error
@@ -94,7 +95,7 @@ type skipKey struct{}
 
 // Skip returns a context whose requests go past the breakers of every
 // Transport: they are sent whatever the state of the circuit, and count for
-// nothing. It is for a health check, say, and is Infuse's skip_breaker.
+// nothing. It is for a health check, say.
 func Skip(ctx context.Context) context.Context {
 	return context.WithValue(ctx, skipKey{}, true)
 }
@@ -123,7 +124,7 @@ func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, e
 	return response, nil
 }
 
-// unavailableText says nothing of the circuit: it may end up with a stranger.
+// unavailableText says nothing of the circuit: it may be shown to anybody.
 const unavailableText = "Service Unavailable: the circuit is open\n"
 
 func (t *Transport) base() http.RoundTripper {

@@ -98,8 +98,7 @@ func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 	k.told = time.UnixMilli(now)
 	if fields[5] != "" {
 		// A clock that was set back makes no wait longer than when it began.
-		// What was written in this very millisecond is dated one later.
-		k.record, k.problem = ParseRecord([]byte(fields[5]), time.UnixMilli(min(written, now+1)))
+		k.record, k.problem = ParseRecord([]byte(fields[5]), time.UnixMilli(min(written, now)))
 	}
 	if count > math.MaxInt32 {
 		k.problem = fmt.Errorf("has the count %d", count)

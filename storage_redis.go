@@ -285,7 +285,8 @@ func (a *redisChange) onlyCounts(base Record) bool {
 }
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
-	text := AppendRecord(nil, a.next.withoutHeard(), a.now)
+	// Redis dates it by whole milliseconds, and nothing is to be due early.
+	text := AppendRecord(nil, a.next.withoutHeard(), a.now.Add(-time.Millisecond))
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, fmt.Errorf("infuse: the change would leave a record that %w", err)
 	}

@@ -3,7 +3,7 @@
 -- ARGV     7 g, 8 n, 9 b, 10 r, 11 whether to publish (0 or 1)
 
 local g, n, b, r = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
-local t = int(now + 1) -- rounded up: nothing is ever due early
+local t = int(now)
 
 write('v', v, 'g', g, 't', t, 'n', n, 'b', b, 'r', r)
 redis.call('PEXPIRE', key, int(life))

@@ -435,7 +435,6 @@ func (r *replica) observed(rec Record, now time.Time) {
 		r.out.mendAt = time.Time{}
 	case rec.Generation > r.shared.Generation:
 		r.adopt(rec, now)
-		r.settleLeases(false)
 	}
 }
 
@@ -521,6 +520,7 @@ func (r *replica) adopt(rec Record, now time.Time) {
 	if !rec.suspect() {
 		r.out.hold = time.Time{}
 	}
+	r.settleLeases(false)
 }
 
 // unanswered is an input: a request failed, or was not answered in time. Its

@@ -359,7 +359,11 @@ func (c *chaos) quiet() error {
 	}
 	stored := c.record.At(c.time())
 	if len(stored.Trials) > 0 {
-		return fmt.Errorf("a ghost holds a place: %+v", stored.Trials)
+		var known []string
+		for _, n := range c.nodes {
+			known = append(known, fmt.Sprintf("%d: generation %d, %d leases, trouble %v", n.number, n.replica.shared.Generation, len(n.replica.leases), n.replica.trouble))
+		}
+		return fmt.Errorf("a ghost holds a place in %+v, known is %q", stored, known)
 	}
 	if c.kind.failures && c.record.Failures != c.failed {
 		return fmt.Errorf("%d failures on record, %d calls failed", c.record.Failures, c.failed)

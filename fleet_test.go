@@ -324,7 +324,7 @@ func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 		{processes: 100, rate: 1, lasts: 600}, {processes: 20, rate: 5, lasts: 600}, {processes: 20, rate: 1, lasts: 1800},
 	} {
 		if long() {
-			f.lasts *= 5
+			f.lasts *= 2
 		}
 		for _, share := range []float64{0.01, 0.05, 0.10} {
 			f.errors = atRandom(share)

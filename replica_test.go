@@ -421,7 +421,7 @@ func chaosKinds() []chaosKind {
 func TestReplicasOnABadNetwork(t *testing.T) {
 	runs, first := 50, rand.Uint64()
 	if long() {
-		runs *= 30
+		runs *= 4
 	}
 	if given := os.Getenv(chaosSeed); given != "" {
 		var err error

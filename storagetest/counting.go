@@ -109,8 +109,9 @@ func testRefutation(t *testing.T, s infuse.Storage) {
 func testSuspicionEnds(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.Suspicion = short
+	began := time.Now()
 	c.calls("fff")
-	suspected, began := c.seen, time.Now()
+	suspected := c.seen
 	eventually(t, "it opens", func() bool { return c.load().State == infuse.StateOpen })
 	check(t, time.Since(began) >= short-coarse, "it opens after %v, not %v", time.Since(began), short)
 	r := c.load()

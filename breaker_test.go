@@ -1804,3 +1804,23 @@ func BenchmarkCall(b *testing.B) {
 		})
 	}
 }
+
+// Nothing but redis-cli could mend a record that cannot be read.
+func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
+	for what, spoil := range map[string]func() error{
+		"garbage":      func() error { return client.HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "garbage").Err() },
+		"another type": func() error { return client.Set(t.Context(), "infuse:{prices}", "garbage", 0).Err() },
+	} {
+		require.NoError(t, client.Del(t.Context(), "infuse:{prices}").Err())
+		require.NoError(t, spoil())
+		_ = b.Call(t.Context(), fails)
+		require.Error(t, b.Stats().Away, what)
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen), what)
+		require.NoError(t, b.Stats().Away, what)
+		require.Equal(t, infuse.StateOpen, recordOf(t, b).State, what)
+		require.NoError(t, b.Move(t.Context(), infuse.StateClosed), what)
+	}
+}

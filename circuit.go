@@ -305,7 +305,7 @@ func (c *circuit) moves(ctx context.Context, to State) error {
 	c.step(func(r *replica, now time.Time) {
 		trouble = r.trouble
 		if number = r.moved(to, now); number > 0 {
-			done = c.waitFor(func(r *replica) bool { return r.heard(number) })
+			done = c.waitFor(func(r *replica) bool { return r.confirmed(number) })
 		}
 	})
 	if number == 0 {

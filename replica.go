@@ -401,13 +401,25 @@ func (r *replica) lease(id string) *lease {
 // moved is an input: a move by hand. It returns the number under which the
 // storage is to hear of it; 0 if it was the own circuit's alone.
 func (r *replica) moved(to State, now time.Time) uint64 {
-	if !r.attached() {
+	switch {
+	case r.attached():
+	case r.linked && r.linkUp && !isTrouble(r.trouble):
+		// The record cannot be read: the move replaces it, and all that was yet
+		// to be said of it.
+		r.out.sent, r.out.under, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
+	default:
 		r.moveOwn(to, now)
 		return 0
 	}
 	r.out.next.Move = &Move{to}
 	r.noted++
 	return r.noted
+}
+
+// confirmed reports whether the storage has heard of the move of that number,
+// or will not for now.
+func (r *replica) confirmed(number uint64) bool {
+	return number <= r.landed || isTrouble(r.trouble)
 }
 
 func (r *replica) moveOwn(to State, now time.Time) {

@@ -11,7 +11,7 @@ local before, b = tonumber(old[4]) or 0, old[5] or '0'
 if before <= lower or before >= upper then
   return reply('0', old[1], old[3], old[4], b, old[6])
 end
-local n = math.max(math.min(before + add, UNLIMITED), lower)
+local n = math.max(math.min(before + add, UNLIMITED), 0)
 local restarted = ARGV[8] == '1' and (add == 0 or n < upper)
 if restarted then
   n = math.min(after, UNLIMITED)

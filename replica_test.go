@@ -472,7 +472,7 @@ var mutants = []struct{ rule, file, from, to string }{ // those of suspicion las
 	{"an older record is not taken for news", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if", "	case rec.Generation < r.shared.Generation:\n		r.adopt(rec, now)\n		if"},
 	{"successes refute", "state.go", "suspicion.success*c.Successes", "0*c.Successes"},
 	{"the fleet is asked", "state.go", "case t.limits.Suspicion == 0:", "case true:"},
-	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: now.Add(r.OpensAt.Sub(r.SuspectAt)), ", ""},
+	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: r.CalmUntil, ", ""},
 	{"a suspicion lasts as long as the failures took", "state.go", "min(max(length, t.limits.Suspicion)", "min(t.limits.Suspicion"},
 	{"successes are told while the circuit is suspect", "replica.go", "return r.shared.Failures > 0 || r.shared.suspect() ||", "return r.shared.Failures > 0 && !r.shared.suspect() ||"},
 }

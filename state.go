@@ -373,7 +373,11 @@ func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 		if _, early := r.opensEarly(l, now); early {
 			upper = l.many()
 		}
-		return step{add: c.Failures - suspicion.success*c.Successes, upper: upper}
+		lower := 0
+		if r.timed() {
+			lower = l.FailMax - 1
+		}
+		return step{add: c.Failures - suspicion.success*c.Successes, lower: lower, upper: upper}
 	}
 	if !r.CalmUntil.IsZero() && now.Before(r.CalmUntil) {
 		upper = unlimited
@@ -383,7 +387,7 @@ func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 
 // to returns the count after the step.
 func (s step) to(level int) (next int, restarted bool) {
-	next = int(max(min(int64(level)+int64(s.add), unlimited), int64(s.lower)))
+	next = int(max(min(int64(level)+int64(s.add), unlimited), 0))
 	if s.restarts && (s.add == 0 || next < s.upper) {
 		return min(s.after, unlimited), true
 	}
@@ -405,10 +409,12 @@ func (r *Record) judge(t *terms, now time.Time) {
 	case r.State != StateClosed:
 	case r.suspect():
 		if r.Balance <= 0 {
-			r.refute(now)
+			r.refute()
 		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= t.limits.many() {
 			r.Generation, r.OpensAt = r.nextGeneration(t, now), at
 			r.pass(now)
+		} else if r.Balance < t.limits.FailMax && r.timed() { // above the generation with which it would have opened
+			r.Generation, r.OpensAt = r.nextGeneration(t, now)+1, r.DueAt
 		}
 	case r.Failures < t.limits.FailMax || now.Before(r.CalmUntil):
 	case t.limits.Suspicion == 0:
@@ -426,7 +432,14 @@ func (r *Record) becomeSuspect(t *terms, now time.Time) {
 	length = min(max(length, t.limits.Suspicion), t.limits.ResetTimeout/2)
 	r.Generation, r.By, r.Cause = r.nextGeneration(t, now), t.by, t.cause
 	r.SuspectAt, r.OpensAt, r.Balance = now, now.Add(length), t.limits.FailMax
-	r.DueAt = now.Add(t.openTime())
+	r.DueAt, r.CalmUntil = now.Add(t.openTime()), r.OpensAt
+}
+
+// timed reports whether a suspect record opens when the time of its suspicion
+// is over. Once successes outweigh the failures, time alone does not open it
+// before a trial would be due: it waits for more failures, or for successes.
+func (r *Record) timed() bool {
+	return !r.OpensAt.After(r.CalmUntil) && r.OpensAt.Before(r.DueAt)
 }
 
 // opensEarly tells when a suspicion ends if the failures are many, and whether
@@ -450,10 +463,10 @@ const coarse = 2 * time.Millisecond
 // would have lasted. Its generation is above the one with which the record
 // would have opened: a process that missed the refutation takes it for news
 // then, and not for a loss.
-func (r *Record) refute(now time.Time) {
+func (r *Record) refute() {
 	*r = Record{
 		Generation: r.Generation + 2, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
-		CalmUntil: now.Add(r.OpensAt.Sub(r.SuspectAt)), Trials: r.Trials, heard: r.heard,
+		CalmUntil: r.CalmUntil, Trials: r.Trials, heard: r.heard,
 	}
 }
 

@@ -52,9 +52,10 @@ type node struct {
 	replica replica
 	view    view
 	timer   int
-	down    bool  // its link
-	sent    bool  // a request of it is under way
-	told    int64 // the generation that it was told last
+	down    bool    // its link
+	sent    bool    // a request of it is under way
+	late    float64 // when an answer to it was late last
+	told    int64   // the generation that it was told last
 }
 
 // chaosStep is what happens at a time. The network's dice are the step's own,
@@ -267,8 +268,11 @@ func (n *node) send(change *Change) {
 		record := n.arrive(change)
 		if !n.lost() {
 			back := n.delay()
-			if n.kind.lossless && change.Number == 0 { // one answer is late, and not all
-				back = 0.001
+			if n.kind.lossless && (change.Number == 0 || n.now < n.late+2) {
+				back = 0.001 // one answer is late, and not all: a process whose answers are is cut off
+			}
+			if back > 0.05 {
+				n.late = n.now
 			}
 			n.after(back, func() {
 				answered = true

@@ -34,7 +34,8 @@ func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
 	eventuallyState(t, infuse.StateOpen, fleet[1])
 	time.Sleep(time.Until(recordOf(t, fleet[0]).DueAt) + 10*time.Millisecond)
 	s.Pause()
-	require.NoError(t, fleet[0].Call(t.Context(), succeeds), "its own trial")
+	require.ErrorIs(t, fleet[0].Call(t.Context(), succeeds), infuse.ErrOpen, "it may be that one answer is late")
+	require.Eventually(t, func() bool { return fleet[0].Call(t.Context(), succeeds) == nil }, patience, pace, "its own trial")
 	time.Sleep(6 * time.Second) // the client has given up, Redis has not
 	s.Resume()
 	began := time.Now()
@@ -66,6 +67,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 			var made, waited atomic.Int64
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
+			stalled := standstill(ctx)
 			var proxies []*redistest.Proxy
 			var breakers []*infuse.Breaker
 			for range 3 {
@@ -118,7 +120,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 			counted = recordOf(t, near).Failures
 			t.Logf("%d failures, %d counted, worst extra wait %v", made.Load(), counted, time.Duration(waited.Load()).Round(time.Millisecond))
 			require.EqualValues(t, made.Load(), counted)
-			require.Less(t, time.Duration(waited.Load()), storageTimeout+faultMargin)
+			require.Less(t, time.Duration(waited.Load()), storageTimeout+faultMargin+2*stalled())
 		})
 	}
 }

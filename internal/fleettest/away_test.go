@@ -751,7 +751,7 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 		StorageBack: func(*infuse.Breaker, time.Duration) { back.Add(1) },
 	}}})
 	least := patience // of several outages: the machine has other things to do
-	for outage := int64(1); outage <= 3 && least > 50*time.Millisecond; outage++ {
+	for outage := int64(1); outage <= 3 && least > storageTimeout; outage++ {
 		w.between(isLost, nil)
 		waited, err := waitOf(breakers[0], fails)
 		require.Equal(t, errIll, err)
@@ -761,5 +761,5 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 		w.between(nil, nil)
 		require.Eventually(t, func() bool { return back.Load() == outage*int64(circuits) }, patience, pace)
 	}
-	require.LessOrEqual(t, least, 50*time.Millisecond)
+	require.LessOrEqual(t, least, storageTimeout, "no call waits longer")
 }

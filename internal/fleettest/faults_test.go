@@ -284,10 +284,12 @@ func endure(t *testing.T, clients [2]infuse.RedisClient, newcomer infuse.RedisCl
 }
 
 // requireTold is for the circuits of both processes that satisfy which. Where
-// the machine stood still, Redis was away for as long, and nothing is shown.
+// the machine stood still, or Redis answered none too soon in a fault that does
+// not keep it from answering, Redis was away for as long, and nothing is shown.
 func (tr *traffic) requireTold(times int32, which func(p *process, b *infuse.Breaker) bool) {
 	tr.t.Helper()
-	if tr.stall > storageTimeout/2 {
+	if tr.stall > storageTimeout/2 || times == 0 && tr.worst > storageTimeout*4/5 {
+		tr.t.Log("the machine was too slow to tell an outage from itself")
 		return
 	}
 	for _, p := range tr.fleet {

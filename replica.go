@@ -691,11 +691,11 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		}
 	}
 	due(&r.own)
+	if r.shared.suspect() { // also while the storage is away: calls from then on belong to another generation
+		earliest(r.shared.OpensAt)
+	}
 	if r.attached() {
 		due(r.shared.at(now))
-		if r.shared.suspect() {
-			earliest(r.shared.OpensAt)
-		}
 		if !r.out.under {
 			earliest(r.out.hold)
 			earliest(r.out.mendAt)

@@ -341,8 +341,10 @@ func (r *Record) count(c *Calls, t *terms, now time.Time) Verdict {
 	level, restarted := r.step(c, t.limits, now).to(before)
 	if r.suspect() {
 		r.Balance = level
-		if due := now.Add(t.openFor); due.After(r.DueAt) {
-			r.DueAt = due
+		// All are to hear of it: else a process that has not would take the later
+		// time for a clock that was set back. So what differs by little is left.
+		if due := now.Add(t.openFor); due.Sub(r.DueAt) > t.limits.Suspicion {
+			r.DueAt, r.Generation = due, r.nextGeneration(t, now)
 		}
 		return VerdictApplied
 	}

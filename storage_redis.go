@@ -280,8 +280,7 @@ func (r Record) withoutHeard() Record {
 // onlyCounts reports that the change does no more than to add to the count.
 func (a *redisChange) onlyCounts(base Record) bool {
 	return a.Calls != (Calls{}) && len(a.Settled) == 0 && a.Move == nil && a.Ask == "" &&
-		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
-		(a.next.DueAt.Equal(base.DueAt) || a.round >= strictRounds)
+		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
 }
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {

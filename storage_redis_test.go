@@ -812,7 +812,7 @@ func (w *twin) advance(d time.Duration) {
 func (w *twin) nearDeadline(c Change) bool {
 	now := w.clock.now()
 	r := w.model
-	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion)}, deadlines(r.Trials)...)
+	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion), r.DueAt.Add(c.Limits.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
 	return slices.ContainsFunc(all, func(t time.Time) bool { return t.Sub(now).Abs() <= w.clock.unit() })
 }
 

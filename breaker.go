@@ -91,6 +91,9 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	err := fn(ctx)
 	returned = true
 	if err == nil && b.view.Load() == v {
+		if v.tallies {
+			v.tally.add()
+		}
 		return nil
 	}
 	b.finish(ctx, v.admission(), err)
@@ -279,7 +282,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	if v.settings.Strict && v.admits != admitsAsker { // who asks is answered with what there is
+	if v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) { // what asks for a trial is answered with what there is
 		v = b.refreshed(ctx)
 	}
 	for tries := 1; ; tries++ {
@@ -295,7 +298,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 			return a, nil
 		case v.admits == admitsNone:
 			return a, v.rejection
-		case !v.settings.Strict || !b.attached() || tries == maxTries:
+		case v.state == StateClosed || !v.settings.Strict || !b.attached() || tries == maxTries:
 			return a, b.rejection()
 		}
 		// The circuit has moved since it was asked, or another call was asking.
@@ -373,9 +376,12 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 }
 
 func (b *Breaker) count(a *admission, r *result) {
-	if r.outcome != OutcomeSuccess || !b.isQuiet(a) {
+	switch {
+	case r.outcome != OutcomeSuccess || !b.isQuiet(a):
 		b.ended(a, r)
 		b.tell()
+	case a.view.tallies:
+		a.view.tally.add()
 	}
 }
 

@@ -179,7 +179,7 @@ func (e *exchange) isEmpty(response *http.Response) bool {
 // trial has closed.
 func (e *exchange) watchAfterTrial(response *http.Response) {
 	v := e.breaker.view.Load()
-	if v.admits != admitsAll {
+	if v.state != StateClosed {
 		return // more trials are needed, and each is judged by its own headers
 	}
 	e.admission = v.admission()

@@ -31,6 +31,9 @@ type replica struct {
 	failed   int       // attempts since the trouble began
 	borrowed int64     // the generation of the own record where it stands in for the shared one
 
+	countsUntil time.Time // until then successes are tallied: the fleet was asked for its failure rate
+	credit      float64   // of a call that a ramp lets run: it does at 1
+
 	cause  error  // of the last failure of this process that opened a circuit, or may yet
 	ids    uint64 // so many were made
 	noted  uint64 // so many outcomes were noted for the storage
@@ -47,6 +50,7 @@ type outbox struct {
 	numbers uint64 // of changes, so far
 
 	next    Change        // being filled
+	tallied int           // successes since the last report. They go with the next one
 	openFor time.Duration // the longest that the failures in next ask for
 	hold    time.Time     // until then, successes alone do not go
 	mendAt  time.Time     // when what shared says goes to the storage, which may have lost it; zero if not
@@ -86,7 +90,9 @@ type admission struct {
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
-	return replica{settings: s, source: source, linked: linked, linkUp: true, random: seed}
+	r := replica{settings: s, source: source, linked: linked, linkUp: true, random: seed}
+	r.credit = r.roll()
+	return r
 }
 
 // attached reports whether the shared record counts.
@@ -109,7 +115,7 @@ var closed Record
 // ended is an input: an admitted call has ended. It returns the number of the
 // outcome among those that the storage is to hear; 0 if it need not.
 func (r *replica) ended(a *admission, res result, now time.Time) (number uint64) {
-	if res.outcome == OutcomeFailure && (r.linked || a.trial != "" || r.own.Failures+1 >= r.settings.FailMax) {
+	if res.outcome == OutcomeFailure && (r.linked || a.trial != "" || r.settings.FailureRate > 0 || r.own.Failures+1 >= r.settings.FailMax) {
 		r.cause = causeOf(res.err) // may be told
 	}
 	late := a.shared < r.sharedSince(now)
@@ -136,9 +142,35 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 }
 
 // timeless reports whether time plays no part in an outcome: where no fleet is
-// asked, and nothing is or becomes open.
+// asked, nothing is or becomes open, and no window counts.
 func (r *replica) timeless(o Outcome) bool {
-	return !r.linked && r.own.State == StateClosed && (o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
+	return !r.linked && r.own.State == StateClosed && r.settings.FailureRate == 0 &&
+		(o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
+}
+
+// tallied is an input: so many calls have succeeded since the last input, and
+// were only counted.
+func (r *replica) tallied(n int, now time.Time) {
+	r.keep(n)
+	if r.decides() {
+		t := terms{limits: &r.settings.own, generation: r.own.Generation}
+		r.own.tally(&Calls{Successes: n}, &t, now)
+	}
+}
+
+// keep has so many successes go with the next report.
+func (r *replica) keep(n int) {
+	if r.linked && r.settings.FailureRate > 0 {
+		r.out.tallied = min(r.out.tallied+n, unlimited)
+	}
+}
+
+// counting reports whether successes are tallied: while there are failures in
+// the own window, or the fleet is asked.
+func (r *replica) counting(now time.Time) bool {
+	l := &r.settings.limits
+	return l.FailureRate > 0 && r.decides() &&
+		(r.own.Window.failing(l.Window, now) || r.attached() && now.Before(r.countsUntil))
 }
 
 // sharedSince is the generation below which calls count for nothing.
@@ -157,7 +189,7 @@ func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 	case a.trial != "" && r.own.trial(a.trial) >= 0:
 		r.settleOwn(a, res, now)
 	case res.outcome == OutcomeIgnored || !r.decides():
-	case res.outcome == OutcomeSuccess && r.own.Failures == 0:
+	case res.outcome == OutcomeSuccess && r.own.Failures == 0 && r.own.Window.Buckets == nil:
 	default:
 		c := Calls{Successes: 1}
 		if res.outcome == OutcomeFailure {
@@ -194,6 +226,9 @@ func (r *replica) ownMoved(before State) {
 	switch r.own.State {
 	case StateOpen:
 		n := r.settings.FailMax
+		if !r.settings.rowCounts() {
+			n = r.settings.MinCalls
+		}
 		r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
 	case StateClosed:
 		r.out.next.Calls = Calls{Successes: 1}
@@ -206,12 +241,14 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 		return 0
 	}
 	if res.outcome == OutcomeSuccess && !r.awaitsSuccess() {
+		r.keep(1)
 		return 0
 	}
 	r.out.next.Calls.add(res.outcome)
 	if res.outcome == OutcomeFailure {
+		r.report()
 		r.out.openFor = max(r.out.openFor, res.openFor)
-	} else if r.shared.suspect() && r.out.hold.IsZero() {
+	} else if r.shared.weighed() && r.out.hold.IsZero() {
 		// In a large fleet a few are enough, and the others hear of them first.
 		most := min(r.settings.Suspicion, r.shared.OpensAt.Sub(now)) / 4
 		r.out.hold = now.Add(time.Duration(r.roll() * float64(most)))
@@ -220,10 +257,17 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 	return r.noted
 }
 
-// awaitsSuccess reports whether a success is worth telling: there are failures
-// on record, or about to be.
+// report adds to next what was tallied.
+func (r *replica) report() {
+	r.out.next.Calls.Tallied = min(r.out.next.Calls.Tallied+r.out.tallied, unlimited)
+	r.out.tallied = 0
+}
+
+// awaitsSuccess reports whether a success is news: there is a row of failures on
+// record or about to be, and that counts.
 func (r *replica) awaitsSuccess() bool {
-	return r.shared.Failures > 0 || r.shared.suspect() || r.out.next.Calls.Failures > 0 || r.out.sent.Calls.Failures > 0
+	return r.shared.weighed() || r.settings.rowCounts() &&
+		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sent.Calls.Failures > 0)
 }
 
 // add appends an outcome.
@@ -258,7 +302,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	own, fleet := r.own.at(now), r.fleet(now)
 	a := r.admission("", now)
 	if own.State == StateClosed && fleet.State == StateClosed {
-		return a, admits
+		return a, r.rampLets(own, fleet, now)
 	}
 	most, soon := r.settings.MaxTrials, now.Add(armedEarly)
 	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.aloneFrom(now).After(soon) || r.asking() {
@@ -277,6 +321,20 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// rampLets decides on a call in a closed circuit: of those that come during a
+// ramp, it admits as many as their shares add up to.
+func (r *replica) rampLets(own, fleet *Record, now time.Time) decision {
+	ramp := r.settings.Ramp
+	share := min(own.share(ramp, now), fleet.share(ramp, now))
+	if share < 1 {
+		if r.credit += share; r.credit < 1 {
+			return rejects
+		}
+		r.credit--
+	}
+	return admits
 }
 
 // aloneAfter is for how long a process that is cut off leaves the trial to the
@@ -529,7 +587,16 @@ func (r *replica) adopt(rec Record, now time.Time) {
 	if rec.Since > before.Since || !rec.suspect() && before.suspect() && next.Failures == 0 {
 		*next, r.out.openFor = Calls{}, 0
 	}
-	if !rec.suspect() {
+	if rec.Since > before.Since {
+		r.out.tallied = 0
+	}
+	switch {
+	case rec.rated() && r.settings.FailureRate > 0:
+		r.countsUntil = now.Add(r.settings.Window)
+		if !before.rated() { // in a large fleet a few are enough, and the others hear of them first
+			r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 2))
+		}
+	case !rec.suspect():
 		r.out.hold = time.Time{}
 	}
 	r.settleLeases(false)
@@ -612,6 +679,9 @@ func (r *replica) repay() {
 // outgoing returns what is to go to the storage now, and takes it to be under
 // way: a change, or a read if it has no number; nil if nothing is to go.
 func (r *replica) outgoing(now time.Time) *Change {
+	if r.out.tallied > 0 && !r.counting(now) { // as old as a window
+		r.out.tallied = 0
+	}
 	switch {
 	case !r.linked || r.out.under:
 		return nil
@@ -632,8 +702,15 @@ func (r *replica) fill(now time.Time) bool {
 	next := &r.out.next
 	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" ||
 		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
-	if !urgent && (next.Calls.Successes == 0 || now.Before(r.out.hold)) {
+	asked := r.shared.rated() && r.out.tallied > 0
+	if !urgent && (next.Calls.Successes == 0 && !asked || now.Before(r.out.hold)) {
+		if !now.Before(r.out.hold) {
+			r.out.hold = r.nextHold(now)
+		}
 		return false
+	}
+	if asked {
+		r.report()
 	}
 	r.out.numbers++
 	c := *next
@@ -642,8 +719,23 @@ func (r *replica) fill(now time.Time) bool {
 	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
 	c.OpenFor = r.openFor(now)
 	r.out.sent, r.out.through = c, r.noted
-	r.out.next, r.out.openFor, r.out.hold, r.out.mendAt = Change{}, 0, time.Time{}, time.Time{}
+	r.out.next, r.out.openFor, r.out.hold, r.out.mendAt = Change{}, 0, r.nextHold(now), time.Time{}
 	return true
+}
+
+// nextHold is until when what was tallied waits for a failure to go with. While
+// the fleet is asked for its failure rate, each process reports once a bucket,
+// and once more before the end.
+func (r *replica) nextHold(now time.Time) time.Time {
+	if !r.shared.rated() {
+		return time.Time{}
+	}
+	half := float64(r.settings.Window/windowBuckets) / 2
+	next := now.Add(time.Duration(half + r.roll()*half))
+	if last := r.shared.OpensAt.Add(-time.Duration(r.roll() * float64(r.settings.Suspicion))); last.After(now) && last.Before(next) {
+		return last
+	}
+	return next
 }
 
 // openFor is for how long the calls in next open the fleet's circuit: as long
@@ -677,7 +769,7 @@ func (r *replica) idle() bool { return !r.pending() && r.out.sent.Number == 0 }
 // after now, zero if there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
-	if !r.linked && r.own.State == StateClosed {
+	if !r.linked && r.own.State == StateClosed && r.own.Window.Buckets == nil && r.own.ClosedAt.IsZero() {
 		return at
 	}
 	earliest := func(t time.Time) {
@@ -691,11 +783,17 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		}
 	}
 	due(&r.own)
+	earliest(r.own.rampEnds(r.settings.Ramp))
+	if r.counting(now) { // for what was tallied meanwhile
+		earliest(r.own.Window.nextBucket(now))
+		earliest(r.countsUntil)
+	}
 	if r.shared.suspect() { // also while the storage is away: calls from then on belong to another generation
 		earliest(r.shared.OpensAt)
 	}
 	if r.attached() {
 		due(r.shared.at(now))
+		earliest(r.shared.rampEnds(r.settings.Ramp))
 		if !r.out.under {
 			earliest(r.out.hold)
 			earliest(r.out.mendAt)
@@ -741,6 +839,9 @@ func (r Record) bounded(s *settings, now time.Time) Record {
 	}
 	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter) / 2); r.CalmUntil.After(latest) {
 		r.CalmUntil = latest
+	}
+	if r.ClosedAt.After(now) {
+		r.ClosedAt = now
 	}
 	latest := now.Add(max(s.TrialTimeout, maxRetryAfter))
 	for i, t := range r.Trials {

@@ -76,6 +76,7 @@ type RedisStorage struct {
 //	t          when these were written, in milliseconds of Redis's clock
 //	n          the record's count, in place of the one in r
 //	b          when the row of failures began, or 0
+//	w          the record's window, in place of the one in r
 //	s:<source> the highest number of that source, and when it was used last
 var (
 	//go:embed read.lua
@@ -243,11 +244,20 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 		return false, a.run(ctx, swapScript, "v", "")
 	case a.onlyCounts(base) && !step.reached(base.level()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
-			step.add, flag(step.restarts), step.after, step.lower, step.upper)
+			step.add, flag(step.restarts), step.after, step.lower, step.upper,
+			a.width().Milliseconds(), a.Calls.Failures+a.Calls.Successes+a.Calls.Tallied, a.Calls.Failures)
 	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
 		return false, a.run(ctx, swapScript, "v", "")
 	}
 	return a.swap(ctx)
+}
+
+// width is that of the buckets that the sender counts in; 0 if it counts in none.
+func (a *redisChange) width() time.Duration {
+	if a.Limits.FailureRate == 0 {
+		return 0
+	}
+	return a.Limits.Window / windowBuckets
 }
 
 func (a *redisChange) generation() string { return strconv.FormatInt(a.known.record.Generation, 10) }
@@ -285,7 +295,9 @@ func (a *redisChange) onlyCounts(base Record) bool {
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	// Redis dates it by whole milliseconds, and nothing is to be due early.
-	text := AppendRecord(nil, a.next.withoutHeard(), a.now.Add(-time.Millisecond))
+	kept := a.next.withoutHeard()
+	kept.Window = Window{}
+	text := AppendRecord(nil, kept, a.now.Add(-time.Millisecond))
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, fmt.Errorf("infuse: the change would leave a record that %w", err)
 	}
@@ -299,7 +311,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 		field, seen = "g", a.generation()
 	}
 	err = a.run(ctx, swapScript, field, seen,
-		a.next.Generation, a.next.level(), began, text, flag(a.verdict == VerdictMoved))
+		a.next.Generation, a.next.level(), began, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved))
 	if err != nil || a.known.status != statusDone {
 		return false, err
 	}
@@ -355,10 +367,10 @@ func (s *RedisStorage) run(ctx context.Context, script *redis.Script, key string
 	case err != nil:
 		s.findMaster(ctx)
 		return knownRecord{}, fmt.Errorf("infuse: redis: %w", err)
-	case len(reply) != 7:
-		return knownRecord{}, fmt.Errorf("infuse: redis: a script replied with %d values, not with 7", len(reply))
+	case len(reply) != 1+messageParts:
+		return knownRecord{}, fmt.Errorf("infuse: redis: a script replied with %d values, not with %d", len(reply), 1+messageParts)
 	}
-	k := parseKnown([6]string(reply[1:]), time.Now())
+	k := parseKnown([messageParts]string(reply[1:]), time.Now())
 	k.status = reply[0]
 	return k, nil
 }

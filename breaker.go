@@ -268,6 +268,9 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 		b.settings().tellRejected(ctx, b, rejected)
 	} else {
 		a.view.settings.tellBeforeCall(ctx, b)
+		if a.view.settings.SlowCall > 0 {
+			a.began = time.Now()
+		}
 	}
 	told = true
 	return a, rejected
@@ -345,6 +348,21 @@ func (b *Breaker) finish(ctx context.Context, a admission, err error) {
 	b.settle(ctx, a, result{outcome: outcome, err: err})
 }
 
+// isSlow reports whether the call takes longer than Config.SlowCall allows.
+func (a *admission) isSlow() bool {
+	return !a.began.IsZero() && time.Since(a.began) > a.view.settings.SlowCall
+}
+
+// slowResult is that of a call which is slow and would be a success otherwise.
+func (a *admission) slowResult() result {
+	return result{outcome: OutcomeFailure, err: slowError(a.view.settings.SlowCall)}
+}
+
+// slowError is the cause where a call took longer than that.
+type slowError time.Duration
+
+func (e slowError) Error() string { return fmt.Sprintf("slower than %v", time.Duration(e)) }
+
 // isQuiet reports whether a success of the call need not be counted.
 func (b *Breaker) isQuiet(a *admission) bool {
 	return a.view.quiet && a.trial == "" && b.view.Load() == a.view
@@ -366,6 +384,9 @@ func (b *Breaker) classify(ctx context.Context, a admission, err error) Outcome 
 func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
+	}
+	if r.outcome == OutcomeSuccess && a.isSlow() {
+		r = a.slowResult()
 	}
 	if a.view.plain {
 		b.count(&a, &r)

@@ -3,7 +3,7 @@
 -- limit is to be judged before it counts on.
 --
 -- ARGV     7 add, 8 restarts (0 or 1), 9 after, 10 lower, 11 upper
---          12 width of a bucket (0: no window), 13 calls, 14 failures
+--          12 width of a bucket, 13 calls, 14 failures
 
 local UNLIMITED = 2147483647
 local add, after = tonumber(ARGV[7]), tonumber(ARGV[9])
@@ -31,7 +31,7 @@ local function added(w, width, calls, failures)
     s = tonumber(s)
     if s > now - 10 * old and s <= now + old then table.insert(all, { s, tonumber(c), tonumber(f) }) end
   end
-  if calls > 0 and (#all > 0 or failures > 0) then
+  if calls > 0 and width > 0 and (#all > 0 or failures > 0) then
     if #all > 0 then width = math.max(width, old) end
     if #all == 0 or now >= all[#all][1] + width then table.insert(all, { now, 0, 0 }) end
     local last = all[#all]
@@ -47,8 +47,7 @@ local function added(w, width, calls, failures)
   for i, b in ipairs(all) do all[i] = int(b[1]) .. ',' .. int(b[2]) .. ',' .. int(b[3]) end
   return int(width) .. ';' .. table.concat(all, ';')
 end
-local width = tonumber(ARGV[12])
-if width > 0 then w = added(w, width, tonumber(ARGV[13]), tonumber(ARGV[14])) end
+w = added(w, tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]))
 
 write('v', v, 'n', n, 'b', b, 'w', w)
 if redis.call('PTTL', key) < life then

@@ -50,9 +50,9 @@ type outbox struct {
 	numbers uint64 // of changes, so far
 
 	next    Change        // being filled
-	tallied int           // successes since the last report. They go with the next one
+	counted Counted       // for the failure rate: goes with next, but not before hold while the fleet is asked for it
 	openFor time.Duration // the longest that the failures in next ask for
-	hold    time.Time     // until then, successes alone do not go
+	hold    time.Time     // until then, successes alone do not go, nor does what was counted while the fleet is asked
 	mendAt  time.Time     // when what shared says goes to the storage, which may have lost it; zero if not
 }
 
@@ -87,6 +87,7 @@ type admission struct {
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
+	began  time.Time     // where Config.SlowCall asks for it
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
@@ -151,17 +152,18 @@ func (r *replica) timeless(o Outcome) bool {
 // tallied is an input: so many calls have succeeded since the last input, and
 // were only counted.
 func (r *replica) tallied(n int, now time.Time) {
-	r.keep(n)
-	if r.decides() {
-		t := terms{limits: &r.settings.own, generation: r.own.Generation}
-		r.own.tally(&Calls{Successes: n}, &t, now)
+	if !r.decides() {
+		return
 	}
+	r.keep(OutcomeSuccess, n)
+	t := terms{limits: &r.settings.own, generation: r.own.Generation}
+	r.own.tally(&Calls{Successes: n}, Counted{Calls: n}, &t, now)
 }
 
-// keep has so many successes go with the next report.
-func (r *replica) keep(n int) {
+// keep counts outcomes for the fleet's failure rate.
+func (r *replica) keep(o Outcome, n int) {
 	if r.linked && r.settings.FailureRate > 0 {
-		r.out.tallied = min(r.out.tallied+n, unlimited)
+		r.out.counted.add(o, n)
 	}
 }
 
@@ -191,14 +193,16 @@ func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.own.Failures == 0 && r.own.Window.Buckets == nil:
 	default:
-		c := Calls{Successes: 1}
-		if res.outcome == OutcomeFailure {
-			c = Calls{Failures: 1, Lead: 1, Streak: 1}
+		var c Calls
+		var counted Counted
+		c.add(res.outcome)
+		if r.settings.FailureRate > 0 {
+			counted.add(res.outcome, 1)
 		}
 		t := terms{limits: &r.settings.own, by: r.settings.Instance, cause: textOf(r.cause), generation: a.own}
 		t.openFor = max(t.limits.ResetTimeout, res.openFor)
 		before := r.own.State
-		r.own.tally(&c, &t, now)
+		r.own.tally(&c, counted, &t, now)
 		r.ownMoved(before)
 	}
 }
@@ -225,13 +229,15 @@ func (r *replica) ownMoved(before State) {
 	}
 	switch r.own.State {
 	case StateOpen:
-		n := r.settings.FailMax
-		if !r.settings.rowCounts() {
-			n = r.settings.MinCalls
+		if n := r.settings.FailMax; r.settings.rowCounts() {
+			r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
 		}
-		r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
+		r.out.counted = Counted{}
+		if n := r.settings.MinCalls; r.settings.FailureRate > 0 {
+			r.out.counted = Counted{Calls: n, Failures: n}
+		}
 	case StateClosed:
-		r.out.next.Calls = Calls{Successes: 1}
+		r.out.next.Calls, r.out.counted = Calls{Successes: 1}, Counted{}
 	}
 }
 
@@ -240,28 +246,32 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 	if res.outcome == OutcomeIgnored || !r.linked || !r.decides() || r.trouble == nil && r.shared.at(now).State != StateClosed {
 		return 0
 	}
-	if res.outcome == OutcomeSuccess && !r.awaitsSuccess() {
-		r.keep(1)
-		return 0
+	if res.outcome == OutcomeFailure || r.counting(now) {
+		r.keep(res.outcome, 1)
 	}
-	r.out.next.Calls.add(res.outcome)
+	news := r.awaitsSuccess()
 	if res.outcome == OutcomeFailure {
-		r.report()
+		news = r.shared.weighed() || r.settings.rowCounts()
 		r.out.openFor = max(r.out.openFor, res.openFor)
 	} else if r.shared.weighed() && r.out.hold.IsZero() {
 		// In a large fleet a few are enough, and the others hear of them first.
 		most := min(r.settings.Suspicion, r.shared.OpensAt.Sub(now)) / 4
 		r.out.hold = now.Add(time.Duration(r.roll() * float64(most)))
 	}
+	if news {
+		r.out.next.Calls.add(res.outcome)
+	}
+	if !news && !r.reportsRate() {
+		return 0
+	}
 	r.noted++
 	return r.noted
 }
 
-// report adds to next what was tallied.
-func (r *replica) report() {
-	r.out.next.Calls.Tallied = min(r.out.next.Calls.Tallied+r.out.tallied, unlimited)
-	r.out.tallied = 0
-}
+// reportsRate reports whether what was counted goes at once: a failure does,
+// unless the fleet is asked. Then every process reports at times that do not
+// depend on the outcomes, so that the storage hears of successes as of failures.
+func (r *replica) reportsRate() bool { return r.out.counted.Failures > 0 && !r.shared.rated() }
 
 // awaitsSuccess reports whether a success is news: there is a row of failures on
 // record or about to be, and that counts.
@@ -588,7 +598,7 @@ func (r *replica) adopt(rec Record, now time.Time) {
 		*next, r.out.openFor = Calls{}, 0
 	}
 	if rec.Since > before.Since {
-		r.out.tallied = 0
+		r.out.counted = Counted{}
 	}
 	switch {
 	case rec.rated() && r.settings.FailureRate > 0:
@@ -679,8 +689,8 @@ func (r *replica) repay() {
 // outgoing returns what is to go to the storage now, and takes it to be under
 // way: a change, or a read if it has no number; nil if nothing is to go.
 func (r *replica) outgoing(now time.Time) *Change {
-	if r.out.tallied > 0 && !r.counting(now) { // as old as a window
-		r.out.tallied = 0
+	if r.out.counted.Calls > 0 && !r.counting(now) { // as old as a window
+		r.out.counted = Counted{}
 	}
 	switch {
 	case !r.linked || r.out.under:
@@ -699,18 +709,15 @@ func (r *replica) outgoing(now time.Time) *Change {
 
 // fill makes what is to be said the next change, if it may go yet.
 func (r *replica) fill(now time.Time) bool {
-	next := &r.out.next
-	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" ||
+	next, held := &r.out.next, now.Before(r.out.hold)
+	asked := r.shared.rated()
+	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" || r.reportsRate() ||
 		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
-	asked := r.shared.rated() && r.out.tallied > 0
-	if !urgent && (next.Calls.Successes == 0 && !asked || now.Before(r.out.hold)) {
-		if !now.Before(r.out.hold) {
+	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Calls > 0)) {
+		if asked && !held {
 			r.out.hold = r.nextHold(now)
 		}
 		return false
-	}
-	if asked {
-		r.report()
 	}
 	r.out.numbers++
 	c := *next
@@ -718,24 +725,27 @@ func (r *replica) fill(now time.Time) bool {
 	c.Seen, c.Limits = r.shared, r.settings.limits
 	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
 	c.OpenFor = r.openFor(now)
+	if !asked || !held {
+		c.Counted, r.out.counted, r.out.hold = r.out.counted, Counted{}, r.nextHold(now)
+	}
 	r.out.sent, r.out.through = c, r.noted
-	r.out.next, r.out.openFor, r.out.hold, r.out.mendAt = Change{}, 0, r.nextHold(now), time.Time{}
+	r.out.next, r.out.openFor, r.out.mendAt = Change{}, 0, time.Time{}
 	return true
 }
 
-// nextHold is until when what was tallied waits for a failure to go with. While
-// the fleet is asked for its failure rate, each process reports once a bucket,
-// and once more before the end.
+// nextHold is until when what was counted is held back while the fleet is asked
+// for its failure rate. It is often at first, and later once a bucket, and once
+// more before the end.
 func (r *replica) nextHold(now time.Time) time.Time {
 	if !r.shared.rated() {
 		return time.Time{}
 	}
-	half := float64(r.settings.Window/windowBuckets) / 2
-	next := now.Add(time.Duration(half + r.roll()*half))
-	if last := r.shared.OpensAt.Add(-time.Duration(r.roll() * float64(r.settings.Suspicion))); last.After(now) && last.Before(next) {
+	pause := max(now.Sub(r.shared.SuspectAt), r.settings.Suspicion/2)
+	pause = time.Duration((1 + r.roll()) / 2 * float64(min(pause, r.settings.Window/windowBuckets)))
+	if last := r.shared.OpensAt.Add(-time.Duration(r.roll() * float64(r.settings.Suspicion))); last.After(now) && last.Before(now.Add(pause)) {
 		return last
 	}
-	return next
+	return now.Add(pause)
 }
 
 // openFor is for how long the calls in next open the fleet's circuit: as long
@@ -759,7 +769,7 @@ func (r *replica) heard(number uint64) bool {
 // pending reports whether something is yet to be said.
 func (r *replica) pending() bool {
 	n := &r.out.next
-	return n.Calls != (Calls{}) || len(n.Settled) > 0 || n.Move != nil || n.Ask != ""
+	return n.Calls != (Calls{}) || r.reportsRate() || len(n.Settled) > 0 || n.Move != nil || n.Ask != ""
 }
 
 // idle reports whether the storage has heard everything.

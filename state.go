@@ -128,7 +128,20 @@ type Calls struct {
 	Successes int // all that need telling: those that met failures on record, or a suspicion
 	Lead      int // the failures before the first success
 	Streak    int // the failures after the last success
-	Tallied   int // successes beside those, for the failure rate alone: they were no news when they ended
+}
+
+// Counted is calls that count for the failure rate.
+type Counted struct {
+	Calls    int // all
+	Failures int // of them
+}
+
+// add appends so many outcomes.
+func (c *Counted) add(o Outcome, n int) {
+	c.Calls = min(c.Calls+n, unlimited)
+	if o == OutcomeFailure {
+		c.Failures = min(c.Failures+n, unlimited)
+	}
 }
 
 // Settlement is the end of a trial.
@@ -150,8 +163,9 @@ type Change struct {
 	Cause  string // of the failures in Calls and Settled
 
 	Settled []Settlement
-	Calls   Calls
-	OpenFor time.Duration // if Calls open the circuit: for so long, in place of Limits.ResetTimeout
+	Calls   Calls         // for the row of failures
+	Counted Counted       // for the failure rate: all calls since the sender's last, these among them or not
+	OpenFor time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
 	Move    *Move
 	Ask     string // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
@@ -178,8 +192,9 @@ const maxHeard = 512
 var suspicion = struct {
 	success int // what a success takes from the balance; a failure adds 1
 	length  int // how many times as long as the row a suspicion lasts
-	early   int // the circuit opens early at so many times FailMax
-}{4, 3, 4}
+	early   int // the circuit opens early at so many times FailMax, or with so many times MinCalls
+	rated   int // one of the rate lasts at least so many times Limits.Suspicion, unless it is refuted
+}{4, 3, 4, 4}
 
 // Apply returns the record after the change, and what became of the change.
 // It is pure: now is the storage's present time, on the clock that the
@@ -215,9 +230,9 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 		for _, s := range c.Settled {
 			step(r.settle(s, &t, now))
 		}
-		if c.Calls != (Calls{}) {
+		if c.counts() {
 			r.Window.Buckets = slices.Clone(r.Window.Buckets)
-			step(r.count(&c.Calls, &t, now))
+			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
 		if c.Move != nil {
 			step(r.move(c.Move.To, &t, now))
@@ -241,13 +256,16 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 
 // tally is apply for a change that has nothing but one sender's calls. The
 // record's window is its own, and is written to in place.
-func (r *Record) tally(c *Calls, t *terms, now time.Time) {
+func (r *Record) tally(c *Calls, counted Counted, t *terms, now time.Time) {
 	r.pass(now)
-	r.count(c, t, now)
+	r.count(c, counted, t, now)
 	if c.Failures > 0 {
 		r.judge(t, now)
 	}
 }
+
+// counts reports whether the change has outcomes of calls.
+func (c *Change) counts() bool { return c.Calls != (Calls{}) || c.Counted != (Counted{}) }
 
 // terms are what the steps of a change are judged by.
 type terms struct {
@@ -356,13 +374,11 @@ func (r *Record) noLater(seen *Record) {
 }
 
 // count adds the outcomes of calls; what they come to is for judge.
-func (r *Record) count(c *Calls, t *terms, now time.Time) Verdict {
+func (r *Record) count(c *Calls, counted Counted, t *terms, now time.Time) Verdict {
 	if r.State != StateClosed || t.generation < r.Since {
 		return VerdictRefused
 	}
-	if t.limits.FailureRate > 0 {
-		r.Window.add(c.Failures+c.Successes+c.Tallied, c.Failures, t.limits.Window/windowBuckets, now)
-	}
+	r.Window.add(counted, t.limits.Window/windowBuckets, now)
 	before := r.level()
 	level, restarted := r.step(c, t.limits, now).to(before)
 	r.setLevel(level)
@@ -518,6 +534,9 @@ func (r *Record) timed() bool {
 // that is earlier than it would end anyway.
 func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool) {
 	at = r.SuspectAt.Add(l.Suspicion)
+	if r.Rated { // until all have heard of it, more failures are reported than successes
+		at = r.SuspectAt.Add(time.Duration(suspicion.rated) * l.Suspicion)
+	}
 	if now.After(at) {
 		at = now
 	}

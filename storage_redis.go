@@ -245,19 +245,11 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	case a.onlyCounts(base) && !step.reached(base.level()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
 			step.add, flag(step.restarts), step.after, step.lower, step.upper,
-			a.width().Milliseconds(), a.Calls.Failures+a.Calls.Successes+a.Calls.Tallied, a.Calls.Failures)
+			a.Limits.Window.Milliseconds()/windowBuckets, a.Counted.Calls, a.Counted.Failures)
 	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
 		return false, a.run(ctx, swapScript, "v", "")
 	}
 	return a.swap(ctx)
-}
-
-// width is that of the buckets that the sender counts in; 0 if it counts in none.
-func (a *redisChange) width() time.Duration {
-	if a.Limits.FailureRate == 0 {
-		return 0
-	}
-	return a.Limits.Window / windowBuckets
 }
 
 func (a *redisChange) generation() string { return strconv.FormatInt(a.known.record.Generation, 10) }
@@ -265,7 +257,7 @@ func (a *redisChange) generation() string { return strconv.FormatInt(a.known.rec
 // nothingToWrite reports that the change leaves the record as it is, and says
 // nothing that would have to be remembered.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.Calls != (Calls{}) || a.Move != nil
+	says := len(a.Settled) > 0 || a.counts() || a.Move != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutHeard(), a.now))
 }
@@ -289,7 +281,7 @@ func (r Record) withoutHeard() Record {
 
 // onlyCounts reports that the change does no more than to add to the count.
 func (a *redisChange) onlyCounts(base Record) bool {
-	return a.Calls != (Calls{}) && len(a.Settled) == 0 && a.Move == nil && a.Ask == "" &&
+	return a.counts() && len(a.Settled) == 0 && a.Move == nil && a.Ask == "" &&
 		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
 }
 

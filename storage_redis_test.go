@@ -712,7 +712,7 @@ func (w *twin) keep(want Record, verdict Verdict, c Change, got Record) {
 	if verdict == VerdictRefused {
 		return
 	}
-	if says := len(c.Settled) > 0 || c.Calls != (Calls{}) || c.Move != nil; !says && !w.remembers(c) {
+	if says := len(c.Settled) > 0 || c.counts() || c.Move != nil; !says && !w.remembers(c) {
 		want.heard = w.model.heard // which is as good: it says nothing the second time, too
 	}
 	if want.Generation > w.model.Generation && got.Generation > w.model.Generation {
@@ -845,9 +845,10 @@ func (w *twin) change(storage int) Change {
 		if w.roll.oneIn(2) {
 			c.Calls = Calls{Failures: 1 + lead, Lead: 1 + lead, Streak: 1 + lead}
 		}
-		if w.roll.oneIn(2) {
-			c.Calls.Tallied = w.roll(10)
-		}
+	}
+	if w.roll.oneIn(2) {
+		c.Counted.Failures = w.roll(4)
+		c.Counted.Calls = c.Counted.Failures + w.roll(10)
 	}
 	if w.roll.oneIn(4) {
 		c.OpenFor = w.duration()

@@ -25,11 +25,11 @@ type Bucket struct {
 
 const windowBuckets = 10
 
-// add counts calls that have ended now. It writes to the buckets in place.
-func (w *Window) add(calls, failures int, width time.Duration, now time.Time) {
+// add adds calls that have ended now. It writes to the buckets in place.
+func (w *Window) add(c Counted, width time.Duration, now time.Time) {
 	w.forget(now)
 	switch last := len(w.Buckets) - 1; {
-	case calls == 0 || last < 0 && failures == 0:
+	case c.Calls == 0 || width == 0 || last < 0 && c.Failures == 0:
 		return
 	case last < 0:
 		w.Width = width
@@ -41,7 +41,7 @@ func (w *Window) add(calls, failures int, width time.Duration, now time.Time) {
 		}
 	}
 	b := &w.Buckets[len(w.Buckets)-1]
-	b.Calls, b.Failures = min(b.Calls+calls, unlimited), min(b.Failures+failures, unlimited)
+	b.Calls, b.Failures = min(b.Calls+c.Calls, unlimited), min(b.Failures+c.Failures, unlimited)
 	if len(w.Buckets) > windowBuckets { // they were narrower before
 		first, second := w.Buckets[0], &w.Buckets[1]
 		second.Calls, second.Failures = min(first.Calls+second.Calls, unlimited), min(first.Failures+second.Failures, unlimited)

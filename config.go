@@ -191,8 +191,8 @@ func newSettings(cfg Config) (*settings, error) {
 		{"MaxTrials", &s.MaxTrials, 1, maxMaxTrials},
 		{"MaxCircuits", &s.MaxCircuits, 1024, math.MaxInt32},
 	} {
-		if *n.value < 0 || *n.value > n.most {
-			reject("%s is %d: must be from 1 to %d, or 0 for the default", n.field, *n.value, n.most)
+		if *n.value < 0 || *n.value > n.most { // with a rate, 0 is no row at all
+			reject("%s is %d: must be from 1 to %d, or 0 for %d", n.field, *n.value, n.most, n.preset)
 		}
 		if *n.value == 0 {
 			*n.value = n.preset

@@ -25,13 +25,14 @@ n = int(n)
 
 -- w is the width, and the start, calls and failures of each bucket.
 local function added(w, width, calls, failures)
+  if calls == 0 or width == 0 then return w end
   local old = tonumber(string.match(w, '^%d+') or 0)
   local all = {}
   for s, c, f in string.gmatch(w, '(%d+),(%d+),(%d+)') do
     s = tonumber(s)
     if s > now - 10 * old and s <= now + old then table.insert(all, { s, tonumber(c), tonumber(f) }) end
   end
-  if calls > 0 and width > 0 and (#all > 0 or failures > 0) then
+  if #all > 0 or failures > 0 then
     if #all > 0 then width = math.max(width, old) end
     if #all == 0 or now >= all[#all][1] + width then table.insert(all, { now, 0, 0 }) end
     local last = all[#all]
@@ -40,8 +41,6 @@ local function added(w, width, calls, failures)
       local first = table.remove(all, 1)
       all[1][2], all[1][3] = math.min(all[1][2] + first[2], UNLIMITED), math.min(all[1][3] + first[3], UNLIMITED)
     end
-  else
-    width = old
   end
   if #all == 0 then return '' end
   for i, b in ipairs(all) do all[i] = int(b[1]) .. ',' .. int(b[2]) .. ',' .. int(b[3]) end

@@ -689,7 +689,7 @@ func (r *replica) repay() {
 // outgoing returns what is to go to the storage now, and takes it to be under
 // way: a change, or a read if it has no number; nil if nothing is to go.
 func (r *replica) outgoing(now time.Time) *Change {
-	if r.out.counted.Calls > 0 && !r.counting(now) { // as old as a window
+	if r.out.counted.Failures == 0 && !r.counting(now) { // as old as a window
 		r.out.counted = Counted{}
 	}
 	switch {
@@ -795,7 +795,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	due(&r.own)
 	earliest(r.own.rampEnds(r.settings.Ramp))
 	if r.counting(now) { // for what was tallied meanwhile
-		earliest(r.own.Window.nextBucket(now))
+		earliest(r.own.Window.nextBucket(now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
 		earliest(r.countsUntil)
 	}
 	if r.shared.suspect() { // also while the storage is away: calls from then on belong to another generation

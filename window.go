@@ -27,9 +27,12 @@ const windowBuckets = 10
 
 // add adds calls that have ended now. It writes to the buckets in place.
 func (w *Window) add(c Counted, width time.Duration, now time.Time) {
+	if c.Calls == 0 || width == 0 {
+		return
+	}
 	w.forget(now)
 	switch last := len(w.Buckets) - 1; {
-	case c.Calls == 0 || width == 0 || last < 0 && c.Failures == 0:
+	case last < 0 && c.Failures == 0:
 		return
 	case last < 0:
 		w.Width = width

@@ -196,9 +196,11 @@ func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.own.Failures == 0 && r.own.Window.Buckets == nil:
 	default:
-		var c Calls
+		c := Calls{Successes: 1}
+		if res.outcome == OutcomeFailure {
+			c = Calls{Failures: 1, Lead: 1, Streak: 1}
+		}
 		var counted []Bucket
-		c.add(res.outcome)
 		if r.settings.FailureRate > 0 {
 			counted = []Bucket{one(res.outcome, 1, now)}
 		}

@@ -364,7 +364,9 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verd
 	if r.State != StateClosed || t.generation < r.Since {
 		return VerdictRefused
 	}
-	r.Window.add(counted, t.limits.Window/windowBuckets, now)
+	if len(counted) > 0 {
+		r.Window.add(counted, t.limits.Window/windowBuckets, now)
+	}
 	before := r.level()
 	level, restarted := r.step(c, t.limits, now).to(before)
 	r.setLevel(level)
@@ -448,17 +450,24 @@ func (r *Record) judge(t *terms, now time.Time) {
 }
 
 func (r *Record) judgeCount(t *terms, now time.Time) {
-	at, early := r.opensEarly(t.limits, now)
 	switch {
 	case r.State != StateClosed:
-	case r.weighed() && r.Balance <= 0:
-		r.refute(r.CalmUntil)
-	case r.weighed() && early && r.Balance >= t.limits.many():
-		r.opensAt(at, r.nextGeneration(t, now))
-	case r.weighed() && r.Balance < t.limits.FailMax && r.timed(): // above the generation with which it would have opened
-		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
-	case !r.weighed() && r.Failures >= t.limits.FailMax && !now.Before(r.CalmUntil):
+	case r.weighed():
+		r.judgeBalance(t, now)
+	case r.Failures >= t.limits.FailMax && !now.Before(r.CalmUntil):
 		r.suspected(false, max(0, now.Sub(r.RowSince)), t, now)
+	}
+}
+
+func (r *Record) judgeBalance(t *terms, now time.Time) {
+	at, early := r.opensEarly(t.limits, now)
+	switch {
+	case r.Balance <= 0:
+		r.refute(r.CalmUntil)
+	case early && r.Balance >= t.limits.many():
+		r.opensAt(at, r.nextGeneration(t, now))
+	case r.Balance < t.limits.FailMax && r.timed(): // above the generation with which it would have opened
+		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
 	}
 	r.pass(now)
 }

@@ -66,7 +66,7 @@ var rows = []row{
 	{
 		name: "a minute of health, then a total outage", before: minuteOfHealth, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(20), at(20), at(20), at(492), at(500)},
-		why:   contain + "; failsafe-go rounds 49.6 % up",
+		why:   contain + "; failsafe-go rounds 49.5 % up",
 	},
 	{
 		name: "a minute of health, then 60 % fail", before: minuteOfHealth, parts: []part{{6000, hundredth, "FFsFs"}},
@@ -85,12 +85,12 @@ var rows = []row{
 	{
 		name: "a minute with 1 % errors, then a total outage", before: minuteOfNoise, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(501), at(501), at(495), at(482), at(491)},
-		why:   "all contain the noise before; their buckets begin at other times",
+		why:   "all contain the noise before; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
 	},
 	{
 		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfNoise, parts: []part{{6000, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(901), at(901), at(831), at(800), at(801)},
-		why:   "all contain the noise before; their buckets begin at other times",
+		why:   "all contain the noise before; the buckets begin at different times",
 	},
 	{
 		name: "10 failures, 90 successes, again and again", parts: []part{{6000, hundredth, rounds(10, 100)}},

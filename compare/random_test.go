@@ -95,7 +95,7 @@ func runRandom(t *testing.T, r *rand.Rand, storage infuse.Storage, sum *tally) {
 	b, err := infuse.New("service", s.config(storage))
 	require.NoError(t, err)
 	defer b.Stop()
-	ref := &bounded{settings: s}
+	ref := &bounded{settings: s, asked: storage != nil}
 	var steps strings.Builder
 	for range 3 + r.IntN(6) {
 		step, failing := randomStep(r, s.window), pick(r, 0, 0.01, 0.1, 0.3, 0.5, 0.7, 1)
@@ -150,6 +150,7 @@ type bounded struct {
 	settings
 	surely   []ended // what a window of any such length keeps
 	possibly []ended // what one of some such length keeps
+	asked    bool    // a fleet may have asked for all calls, failures or not
 	open     bool
 	openTil  time.Time
 }
@@ -192,7 +193,7 @@ func (b *bounded) add(now time.Time, fails bool) {
 	if fails || b.surely != nil {
 		b.surely = append(b.surely, ended{now, fails})
 	}
-	if fails || failuresWithin(b.possibly, b.longest(), now) > 0 {
+	if fails || b.asked || failuresWithin(b.possibly, b.longest(), now) > 0 {
 		b.possibly = append(b.possibly, ended{now, fails})
 	}
 }

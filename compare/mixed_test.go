@@ -103,6 +103,15 @@ func TestOneReportEndsASuspicionEarly(t *testing.T) {
 	require.False(t, f.suspect(), "the next report can still refute it")
 }
 
+func TestATotalOutageAfterHealthOpensWithinASecond(t *testing.T) {
+	f, calls := newFleet(), 0
+	for ; f.record.State == infuse.StateClosed; calls++ {
+		f.passes(hundredth)
+		f.reports(limits(noRow, 0.5, 10*time.Second, time.Minute), 1, 1)
+	}
+	require.LessOrEqual(t, calls, 100, "of a hundred a second")
+}
+
 func TestASuspicionOfTheRateLastsHalfAWindow(t *testing.T) {
 	f := newFleet()
 	f.reports(loose, 30, 15)

@@ -184,8 +184,6 @@ func (b *bounded) follow(ran, opened bool) {
 func (b *bounded) shortest() time.Duration { return b.window * 9 / 10 }
 func (b *bounded) longest() time.Duration  { return b.window * 11 / 10 }
 
-// add keeps in possibly what followed a failure that has left the window since:
-// see TestAWindowWhoseLastFailureHasLeftIsEmpty.
 func (b *bounded) add(now time.Time, fails bool) {
 	if failuresWithin(b.surely, b.shortest(), now) == 0 {
 		b.surely = nil

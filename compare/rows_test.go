@@ -84,12 +84,12 @@ var rows = []row{
 	},
 	{
 		name: "a minute with 1 % errors, then a total outage", before: minuteOfNoise, parts: []part{{6000, hundredth, "F"}},
-		opens: [columns][]int{at(501), at(501), at(495), at(482), at(491)},
+		opens: [columns][]int{at(491), at(491), at(495), at(482), at(491)},
 		why:   "all contain the noise before; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
 	},
 	{
 		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfNoise, parts: []part{{6000, hundredth, "FFsFs"}},
-		opens: [columns][]int{at(901), at(901), at(831), at(800), at(801)},
+		opens: [columns][]int{at(801), at(801), at(831), at(800), at(801)},
 		why:   "all contain the noise before; the buckets begin at different times",
 	},
 	{
@@ -108,8 +108,8 @@ var rows = []row{
 	},
 	{
 		name: "two calls a second, all fail, for 12 s", parts: []part{{24, time.Second / 2, "F"}},
-		opens: [columns][]int{at(20), at(20), at(20), at(21), at(21)},
-		why:   "20 calls just fill the window; their buckets begin before the first call",
+		opens: [columns][]int{at(21), at(21), at(20), at(21), at(21)},
+		why:   "20 calls just fill the window; buckets begin before the first call",
 	},
 	{
 		name: "19 failures, 10 s of silence, 19 failures", parts: []part{{19, hundredth, "F"}, {1, 10 * time.Second, "F"}, {18, hundredth, "F"}},
@@ -132,8 +132,8 @@ var rows = []row{
 	},
 }
 
-// loneFailure is no row of the table, because ours does not do in it what its
-// documentation says.
+// loneFailure is no row of the table: it is for what ours does, and the others
+// do not.
 var loneFailure = row{
 	before: []part{{1, hundredth, "F"}, {1050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
 }

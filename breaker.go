@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,6 +80,10 @@ func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err
 // as the view is the same and fast, a success need not be counted.
 func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
+	if v.onlyCounts {
+		v.counts.add(rejectedCalls)
+		return v.rejection
+	}
 	if !v.fast {
 		return b.runCounted(ctx, v, fn) // apart, so that the defer below holds on to the view alone, and not to an admission
 	}
@@ -93,6 +98,9 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	if err == nil && b.view.Load() == v {
 		if v.tallies {
 			v.tally.add()
+		}
+		if v.counts != nil {
+			v.counts.add(int(OutcomeSuccess))
 		}
 		return nil
 	}
@@ -147,20 +155,33 @@ func (b *Breaker) Failures() int { return b.Stats().Failures }
 // Stats are what this process knows of a circuit. Fields may be added.
 type Stats struct {
 	State    State
-	Local    bool      // the circuit of this process alone is not closed
-	Failures int       // in a row: of this process or, if those are more, of the fleet
-	Since    time.Time // when this process saw State begin
-	Away     error     // why the storage is away; nil while it is not
+	Local    bool                                                 // the circuit of this process alone is not closed
+	Failures int                                                  // in a row: of this process or, if those are more, of the fleet
+	Since    time.Time                                            // when this process saw State begin
+	Override *Override                                            // what holds the circuit; nil if nothing does
+	Calls    struct{ Success, Failure, Ignored, Rejected uint64 } // if Config.CountCalls
+	Away     error                                                // why the storage is away; nil while it is not
 }
 
 // Stats returns what this process knows of the circuit. It does no I/O.
 func (b *Breaker) Stats() Stats {
 	v := b.view.Load()
 	s := Stats{State: v.state, Local: v.local}
-	b.look(func(r *replica) {
-		s.Failures = max(r.own.Failures, r.shared.Failures)
-		s.Away, s.Since = r.trouble, b.since
-	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.takeTally(now)
+	r := &b.replica
+	if b.counts != nil {
+		n := b.counts.sum()
+		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
+	}
+	s.Failures = max(r.own.Failures, r.shared.Failures)
+	s.Away, s.Since = r.trouble, b.since
+	if o := r.override(now); o != nil {
+		held := *o
+		s.Override = &held
+	}
 	return s
 }
 
@@ -191,16 +212,60 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 // storage has not confirmed the move. The circuit has then moved for this
 // process; the error says whether the others may still hear of it.
 func (b *Breaker) Move(ctx context.Context, to State) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("infuse: moving circuit %q to %v: nothing was done: %w", b.Name(), to, err)
-	}
 	if to > StateHalfOpen {
 		return fmt.Errorf("infuse: moving circuit %q: %v is not a state", b.Name(), to)
+	}
+	return b.handle(ctx, Change{Move: &Move{to}}, "moved to "+to.String())
+}
+
+// Override holds the circuit open or closed for all processes, until it is
+// cleared or over, whatever its calls come to, and clears the circuit that each
+// process has of its own. Another override replaces it; Move moves the circuit
+// behind it. It holds while the storage is away, and a storage that has lost it
+// is told again by a process that knows it. Waiting and errors are Move's.
+func (b *Breaker) Override(ctx context.Context, o Override) error {
+	o.By = cmp.Or(o.By, b.settings().Instance)
+	if err := o.check(time.Now()); err != nil {
+		return fmt.Errorf("infuse: overriding circuit %q: %w", b.Name(), err)
+	}
+	o.By, o.Reason = presentable(o.By, maxTextLength), presentable(o.Reason, maxTextLength)
+	return b.handle(ctx, Change{Override: &o}, "held "+o.State.String())
+}
+
+// ClearOverride ends an override, for all processes; where there is none,
+// nothing changes but the history. by is who ends it: Config.Instance if empty.
+// Waiting and errors are Move's.
+func (b *Breaker) ClearOverride(ctx context.Context, by string) error {
+	by = presentable(cmp.Or(by, b.settings().Instance), maxTextLength)
+	return b.handle(ctx, Change{Override: &Override{By: by, Until: longAgo}}, "released")
+}
+
+// longAgo is the end of an override that clears another.
+var longAgo = time.Unix(1, 0)
+
+func (o *Override) check(now time.Time) error {
+	switch {
+	case o.State != StateOpen && o.State != StateClosed:
+		return fmt.Errorf("Override.State is %v: must be open or closed", o.State)
+	case !o.Until.IsZero() && !now.Before(o.Until):
+		return fmt.Errorf("Override.Until is %v, which is over", o.Until)
+	case o.Until.Sub(now) > maxTimeout:
+		return fmt.Errorf("Override.Until is %v: at most %v ahead, or zero for until it is cleared", o.Until, maxTimeout)
+	case max(len(o.By), len(o.Reason)) > maxTextLength:
+		return fmt.Errorf("Override.By or Reason is longer than %d bytes", maxTextLength)
+	}
+	return nil
+}
+
+// handle makes a change by hand, and bounds what it waits for.
+func (b *Breaker) handle(ctx context.Context, c Change, what string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("infuse: circuit %q was not %s, nothing was done: %w", b.Name(), what, err)
 	}
 	ctx, cancel := b.bounded(ctx)
 	defer cancel()
 	defer b.tell()
-	return b.moves(ctx, to)
+	return b.byHand(ctx, c, what)
 }
 
 // bounded returns a context for one request that a caller has asked for.
@@ -265,6 +330,9 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	}()
 	b.tell()
 	if rejected != nil {
+		if counts := b.view.Load().counts; counts != nil {
+			counts.add(rejectedCalls)
+		}
 		b.settings().tellRejected(ctx, b, rejected)
 	} else {
 		a.view.settings.tellBeforeCall(ctx, b)
@@ -387,6 +455,9 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 	}
 	if r.outcome == OutcomeSuccess && a.isSlow() {
 		r = a.slowResult()
+	}
+	if a.view.counts != nil {
+		a.view.counts.add(int(r.outcome))
 	}
 	if a.view.plain {
 		b.count(&a, &r)

@@ -1774,6 +1774,8 @@ func BenchmarkCall(b *testing.B) {
 		listeners []*infuse.Listener
 	}{
 		{"closed", infuse.StateClosed, succeeds, nil},
+		{"closed, CountCalls", infuse.StateClosed, succeeds, nil},
+		{"open, CountCalls", infuse.StateOpen, succeeds, nil},
 		{"closed, rate", infuse.StateClosed, succeeds, nil},
 		{"closed, rate, failures in the window", infuse.StateClosed, succeeds, nil},
 		{"closed, LogListener", infuse.StateClosed, succeeds, []*infuse.Listener{quiet}},
@@ -1783,6 +1785,7 @@ func BenchmarkCall(b *testing.B) {
 		{"half failing, LogListener", infuse.StateClosed, fails, []*infuse.Listener{quiet}},
 	} {
 		cfg := infuse.Config{FailMax: 1000, ResetTimeout: time.Hour, Listeners: c.listeners}
+		cfg.CountCalls = strings.Contains(c.name, "CountCalls")
 		if strings.Contains(c.name, "rate") {
 			cfg.FailureRate, cfg.Window = 0.5, time.Hour
 		}

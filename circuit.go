@@ -29,7 +29,8 @@ type circuit struct {
 
 	mu      sync.Mutex
 	replica replica
-	tally   *striped  // successes that the replica has not been told of yet; nil until some are counted
+	tally   *striped // successes that the replica has not been told of yet; nil until some are counted
+	counts  *callCounts
 	before  *view     // the view before this one: used again where calls meet the same
 	since   time.Time // when the view's state began
 	timer   *time.Timer
@@ -167,9 +168,16 @@ func (c *circuit) publish(now time.Time) {
 		if v.tallies && c.tally == nil {
 			c.tally = new(striped)
 		}
-		v.tally = c.tally
+		if v.settings.CountCalls && c.counts == nil {
+			c.counts = new(callCounts)
+		}
+		if v.tally = c.tally; v.settings.CountCalls {
+			v.counts = c.counts
+		}
 		if v.admits == admitsNone && !v.settings.Strict && !v.settings.rejects {
-			v.rejects = v.rejection
+			if v.onlyCounts = v.settings.CountCalls; !v.onlyCounts {
+				v.rejects = v.rejection
+			}
 		}
 		c.breaker.view.Store(&v)
 	}
@@ -186,6 +194,10 @@ func (c *circuit) transition(from, to *view, now time.Time) Transition {
 	t := Transition{From: from.state, To: to.state, Local: to.local || to.state == StateClosed && from.local, At: now}
 	if to.state == StateOpen {
 		t.Cause = textOf(to.rejection.Cause)
+	}
+	if o := c.replica.override(now); o != nil {
+		t.Origin, t.Cause = o.By, o.Reason
+		return t
 	}
 	t.Origin = c.replica.shared.By
 	if t.Local || !c.replica.attached() {
@@ -314,21 +326,21 @@ func (c *circuit) waitFor(until func(*replica) bool) <-chan struct{} {
 	return w.done
 }
 
-// moves moves the circuit by hand, and waits until the storage has confirmed
-// it or ctx is done.
-func (c *circuit) moves(ctx context.Context, to State) error {
+// byHand moves or overrides the circuit, and waits until the storage has
+// confirmed it or ctx is done. what tells what was done.
+func (c *circuit) byHand(ctx context.Context, change Change, what string) error {
 	var number uint64
 	var done <-chan struct{}
 	var trouble error
 	c.step(func(r *replica, now time.Time) {
 		trouble = r.trouble
-		if number = r.moved(to, now); number > 0 {
+		if number = r.byHand(change, now); number > 0 {
 			done = c.waitFor(func(r *replica) bool { return r.confirmed(number) })
 		}
 	})
 	if number == 0 {
 		if trouble != nil {
-			return fmt.Errorf("infuse: circuit %q moved to %v for this process alone: the storage is away: %w", c.name, to, trouble)
+			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is away: %w", c.name, what, trouble)
 		}
 		return nil
 	}
@@ -345,7 +357,7 @@ func (c *circuit) moves(ctx context.Context, to State) error {
 	if confirmed {
 		return nil
 	}
-	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q moved to %v, and may still hear of it: %w", c.name, to, trouble)
+	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still hear of it: %w", c.name, what, trouble)
 }
 
 // look has f see the replica.

@@ -54,10 +54,19 @@ type encodedRecord struct {
 	OpenTime int64    `json:"opentime,omitempty"`
 	ClosedAt *int64   `json:"closed,omitempty"` // ago
 
+	Override *encodedOverride `json:"override,omitempty"`
+
 	By     string         `json:"by,omitempty"`
 	Cause  string         `json:"cause,omitempty"`
 	Trials []encodedTrial `json:"trials,omitempty"`
 	Heard  []encodedHeard `json:"heard,omitempty"`
+}
+
+type encodedOverride struct {
+	State  State  `json:"state"`
+	By     string `json:"by,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Left   *int64 `json:"left,omitempty"`
 }
 
 type encodedTrial struct {
@@ -100,6 +109,10 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	}
 	if row := ago(r.RowSince); row != nil {
 		e.RowSince = *row
+	}
+	if o := r.Override; o != nil { // a reader that does not know it would let calls run, or none
+		e.Readable = recordSchema
+		e.Override = &encodedOverride{o.State, clip(o.By, maxTextLength), clip(o.Reason, maxTextLength), left(o.Until)}
 	}
 	for _, b := range r.Window.Buckets {
 		e.Width = milliseconds(r.Window.Width)
@@ -157,6 +170,9 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 	if e.Failures > 0 {
 		r.RowSince = before(&e.RowSince)
 	}
+	if o := e.Override; o != nil {
+		r.Override = &Override{o.State, o.By, o.Reason, after(o.Left)}
+	}
 	for _, b := range e.Window {
 		ago := int64(b[0])
 		r.Window.Width = boundedWait(e.Width)
@@ -186,6 +202,8 @@ func (e *encodedRecord) check(now time.Time) error {
 		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Moved))
 	case min(e.Failures, e.Successes, e.Balance) < 0 || max(e.Failures, e.Successes, e.Balance) > math.MaxInt32:
 		return errors.New("has counts beyond any limit")
+	case e.Override != nil && (e.Override.State > StateOpen || max(len(e.Override.By), len(e.Override.Reason)) > maxTextLength):
+		return errors.New("has an override that cannot be")
 	case min(e.OpenFor, e.OpenTime) < 0:
 		return errors.New("has an open time below zero")
 	case len(e.Window) > windowBuckets || e.Window != nil && e.Width < 1:

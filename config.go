@@ -125,6 +125,9 @@ type Config struct {
 	// process ID if empty. At most 200 bytes.
 	Instance string
 
+	// CountCalls keeps the counters of Stats.Calls, for some nanoseconds a call.
+	CountCalls bool
+
 	// MaxCircuits is how many breakers a Group keeps: 1024 if 0. New ignores it.
 	MaxCircuits int
 }

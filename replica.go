@@ -316,6 +316,12 @@ const (
 func (r *replica) asked(now time.Time) (admission, decision) {
 	own, fleet := r.own.at(now), r.fleet(now)
 	a := r.admission("", now)
+	if o := r.override(now); o != nil {
+		if o.State == StateClosed {
+			return a, admits
+		}
+		return a, rejects
+	}
 	if own.State == StateClosed && fleet.State == StateClosed {
 		return a, r.rampLets(own, fleet, now)
 	}
@@ -471,33 +477,45 @@ func (r *replica) lease(id string) *lease {
 
 // Inputs: by hand.
 
-// moved is an input: a move by hand. It returns the number under which the
-// storage is to hear of it; 0 if it was the own circuit's alone.
-func (r *replica) moved(to State, now time.Time) uint64 {
+// byHand is an input: a move or an override. It returns the number under which
+// the storage is to hear of it; 0 if it was the own circuit's alone.
+func (r *replica) byHand(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
 	case r.linked && r.linkUp && !isTrouble(r.trouble):
-		// The record cannot be read: the move replaces it, and all that was yet
-		// to be said of it.
+		// The record cannot be read: this replaces it, and all that was yet to be
+		// said of it.
 		r.out.sent, r.out.under, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
 	default:
-		r.moveOwn(to, now)
+		r.byHandAlone(c, now)
 		return 0
 	}
-	r.out.next.Move = &Move{to}
+	r.out.next.Move = cmp.Or(c.Move, r.out.next.Move)
+	r.out.next.Override = cmp.Or(c.Override, r.out.next.Override)
 	r.noted++
 	return r.noted
 }
 
-// confirmed reports whether the storage has heard of the move of that number,
+// confirmed reports whether the storage has heard of what was done by hand,
 // or will not for now.
 func (r *replica) confirmed(number uint64) bool {
 	return number <= r.landed || isTrouble(r.trouble)
 }
 
-func (r *replica) moveOwn(to State, now time.Time) {
-	c := Change{By: r.settings.Instance, Move: &Move{to}}
-	r.applyOwn(&c, now)
+func (r *replica) byHandAlone(c Change, now time.Time) {
+	own := Change{By: r.settings.Instance, Move: c.Move, Override: c.Override}
+	r.applyOwn(&own, now)
+}
+
+// override returns what holds the circuit, whatever it came to; nil if nothing
+// does. The fleet's holds while the storage is away, too.
+func (r *replica) override(now time.Time) *Override {
+	for _, o := range []*Override{r.shared.Override, r.own.Override} {
+		if o.holds(now) {
+			return o
+		}
+	}
+	return nil
 }
 
 // configured is an input: other settings.
@@ -656,15 +674,16 @@ func (r *replica) detach(err error, now time.Time) {
 		return
 	}
 	r.trouble, r.since, r.failed = err, now, 0
-	if by := cmp.Or(r.out.next.Move, r.out.sent.Move); by != nil { // it goes for this process at least
-		r.out.next.Move = nil
-		r.moveOwn(by.To, now)
+	hand := Change{Move: cmp.Or(r.out.next.Move, r.out.sent.Move), Override: cmp.Or(r.out.next.Override, r.out.sent.Override)}
+	if hand.Move != nil || hand.Override != nil { // it goes for this process at least
+		r.out.next.Move, r.out.next.Override = nil, nil
+		r.byHandAlone(hand, now)
 		return
 	}
 	fleet, most := r.foreseen(now), r.settings.MaxTrials
 	if fleet.State != StateClosed && (r.own.State == StateClosed || fleet.blockedUntil(most, now).After(r.own.blockedUntil(most, now))) {
 		generation := max(r.own.Generation, fleet.Generation) + 1
-		fleet.Generation, fleet.Since, fleet.heard = generation, generation, nil
+		fleet.Generation, fleet.Since, fleet.Override, fleet.heard = generation, generation, nil, nil
 		r.own, r.borrowed = fleet, generation
 	}
 }
@@ -716,7 +735,7 @@ func (r *replica) outgoing(now time.Time) *Change {
 func (r *replica) fill(now time.Time) bool {
 	next, held := &r.out.next, now.Before(r.out.hold)
 	asked := r.shared.rated()
-	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" || r.reportsRate() ||
+	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Override != nil || next.Ask != "" || r.reportsRate() ||
 		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
 	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
 		if asked && !held {
@@ -774,7 +793,7 @@ func (r *replica) heard(number uint64) bool {
 // pending reports whether something is yet to be said.
 func (r *replica) pending() bool {
 	n := &r.out.next
-	return n.Calls != (Calls{}) || r.reportsRate() || len(n.Settled) > 0 || n.Move != nil || n.Ask != ""
+	return n.Calls != (Calls{}) || r.reportsRate() || len(n.Settled) > 0 || n.Move != nil || n.Override != nil || n.Ask != ""
 }
 
 // idle reports whether the storage has heard everything.
@@ -784,7 +803,7 @@ func (r *replica) idle() bool { return !r.pending() && r.out.sent.Number == 0 }
 // after now, zero if there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
-	if !r.linked && r.own.State == StateClosed && r.own.Window.Buckets == nil && r.own.ClosedAt.IsZero() {
+	if !r.linked && r.own.State == StateClosed && r.own.Window.Buckets == nil && r.own.ClosedAt.IsZero() && r.own.Override == nil {
 		return at
 	}
 	earliest := func(t time.Time) {
@@ -798,6 +817,9 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		}
 	}
 	due(&r.own)
+	if o := r.override(now); o != nil {
+		earliest(o.Until)
+	}
 	earliest(r.own.rampEnds(r.settings.Ramp))
 	if r.counting(now) { // for what was tallied meanwhile
 		earliest(r.own.Window.nextBucket(now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one

@@ -155,7 +155,7 @@ func (c *chaos) do(s chaosStep) {
 	case "forget":
 		c.record = Record{}
 	case "move":
-		n.step(func(r *replica, now time.Time) { r.moved(s.to, now) })
+		n.step(func(r *replica, now time.Time) { r.byHand(Change{Move: &Move{s.to}}, now) })
 	case "call":
 		n.call(s)
 	}

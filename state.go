@@ -69,7 +69,7 @@ type Record struct {
 	Generation int64     // raised by everything but counts, at least to the storage's time in milliseconds
 	Since      int64     // the generation with which the state began: calls that were admitted before it count for nothing
 	Opened     int64     // the generation of the last opening
-	Moved      int64     // the generation of the last move by hand
+	Moved      int64     // the generation of the last move or override by hand
 	Failures   int       // in a row; after an opening, as many as it took
 	RowSince   time.Time // when the row of failures began
 	Successes  int       // of trials in a row, while half-open
@@ -86,6 +86,8 @@ type Record struct {
 	Window   Window        // of a closed circuit whose failure rate counts
 	OpenTime time.Duration // of the last opening, without what the service asked for; 0 where it does not grow
 	ClosedAt time.Time     // when it was closed last, after it was open
+
+	Override *Override // nil: none
 
 	By    string // the instance that reported the last failure of the row, or moved the circuit
 	Cause string // of the last opening
@@ -148,18 +150,34 @@ type Change struct {
 	By     string // the sender's instance
 	Cause  string // of the failures in Calls and Settled
 
-	Settled []Settlement
-	Calls   Calls         // for the row of failures
-	Counted []Bucket      // for the failure rate: all calls since the sender's last, these among them or not
-	OpenFor time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
-	Move    *Move
-	Ask     string // the ID of a trial that is asked for. It is granted if the record then has it among its trials
+	Settled  []Settlement
+	Calls    Calls         // for the row of failures
+	Counted  []Bucket      // for the failure rate: all calls since the sender's last, these among them or not
+	OpenFor  time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
+	Move     *Move
+	Override *Override // replaces the one on record; one that is over clears it
+	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
 	news uint64 // the sender's: how much it had heard when it sent this
 }
 
 // Move is a move by hand.
 type Move struct{ To State }
+
+// Override holds a circuit open or closed, whatever its calls come to. While it
+// is held closed, every call runs and outcomes are still counted; while it is
+// held open, none runs.
+type Override struct {
+	State  State     // open or closed
+	By     string    // who holds it: a person, usually. At most 200 bytes; Config.Instance if empty
+	Reason string    // shown with each rejection; at most 200 bytes
+	Until  time.Time // zero: until it is cleared
+}
+
+// holds reports whether the override is there, and not over.
+func (o *Override) holds(now time.Time) bool {
+	return o != nil && (o.Until.IsZero() || now.Before(o.Until))
+}
 
 // Verdict is what became of a change.
 type Verdict uint8
@@ -223,6 +241,9 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 		if c.Move != nil {
 			step(r.move(c.Move.To, &t, now))
 		}
+		if c.Override != nil {
+			step(r.override(*c.Override, &t, now))
+		}
 		if c.Ask != "" {
 			step(r.ask(c.Ask, &t, now))
 		}
@@ -279,7 +300,7 @@ func (r Record) At(now time.Time) Record {
 
 // at is At without a copy where time has changed nothing.
 func (r *Record) at(now time.Time) *Record {
-	if !r.suspect() && len(r.Trials) == 0 {
+	if !r.suspect() && len(r.Trials) == 0 && r.Override == nil {
 		return r
 	}
 	passed := r.At(now)
@@ -293,6 +314,9 @@ func (r *Record) pass(now time.Time) {
 	}
 	if len(r.Trials) > 0 {
 		r.Trials = liveTrials(r.Trials, now)
+	}
+	if !r.Override.holds(now) {
+		r.Override = nil
 	}
 }
 
@@ -318,7 +342,7 @@ func (r *Record) catchUp(seen *Record, now time.Time) {
 	case seen.Generation == r.Generation:
 		r.noLater(known)
 		r.pass(now)
-	case seen.Generation > r.Generation && (seen.outlasts(now) || seen.closedAfter(r)):
+	case seen.Generation > r.Generation && (seen.outlasts(now) || seen.closedAfter(r) || seen.overrides(r)):
 		heard := r.heard
 		*r = *seen
 		r.heard = heard
@@ -333,6 +357,12 @@ func (r *Record) outlasts(now time.Time) bool {
 // closedAfter reports whether r has closed what old still says is open.
 func (r *Record) closedAfter(old *Record) bool {
 	return r.State == StateClosed && old.State != StateClosed && old.Opened <= r.Opened
+}
+
+// overrides reports whether r has an override that old does not have, or none
+// that it still has.
+func (r *Record) overrides(old *Record) bool {
+	return r.Moved > old.Moved && (r.Override != nil || old.Override != nil)
 }
 
 // noLater bounds the waits of the record by those that were known of the same
@@ -552,7 +582,7 @@ const coarse = 10 * time.Millisecond
 func (r *Record) refute(calm time.Time) {
 	next := Record{
 		Generation: r.Generation + 2, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
-		CalmUntil: calm, Trials: r.Trials, Window: r.Window, OpenTime: r.OpenTime, ClosedAt: r.ClosedAt, heard: r.heard,
+		CalmUntil: calm, Override: r.Override, Trials: r.Trials, Window: r.Window, OpenTime: r.OpenTime, ClosedAt: r.ClosedAt, heard: r.heard,
 	}
 	if r.Rated { // its row goes on
 		next.Failures, next.RowSince = r.Failures, r.RowSince
@@ -600,12 +630,21 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 	return VerdictMoved
 }
 
+func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
+	r.Generation = r.nextGeneration(t, now)
+	r.Moved, r.Override = r.Generation, nil
+	if o.holds(now) {
+		r.Override = &o
+	}
+	return VerdictMoved
+}
+
 func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
 	due := r.State == StateOpen && !now.Before(r.DueAt)
 	switch {
 	case r.trial(id) >= 0:
 		return VerdictApplied
-	case !due && r.State != StateHalfOpen || len(r.Trials) >= t.limits.MaxTrials:
+	case r.Override != nil, !due && r.State != StateHalfOpen || len(r.Trials) >= t.limits.MaxTrials:
 		return VerdictRefused
 	case due:
 		r.By = t.by
@@ -622,7 +661,7 @@ func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
 func (r *Record) transition(to State, t *terms, now time.Time) {
 	next := Record{
 		State: to, Generation: r.nextGeneration(t, now), Opened: r.Opened, Moved: r.Moved,
-		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, By: r.By, Cause: r.Cause, heard: r.heard,
+		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
 	}
 	next.Since = next.Generation
 	if to != StateClosed {
@@ -639,7 +678,7 @@ func (r *Record) open(generation int64, due time.Time, grown time.Duration) {
 	*r = Record{
 		State: StateOpen, Generation: generation, Since: generation, Opened: generation, Moved: r.Moved,
 		Failures: r.Failures, DueAt: due, Trials: staleTrials(r.Trials), OpenTime: cmp.Or(grown, r.OpenTime),
-		By: r.By, Cause: r.Cause, heard: r.heard,
+		Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
 	}
 }
 

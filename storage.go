@@ -91,6 +91,11 @@ const keptFor = time.Hour
 // keepUntil returns when a record that is saved now may be forgotten.
 func (r Record) keepUntil(now time.Time) time.Time {
 	last := now
+	if o := r.Override; o != nil {
+		if last = o.Until; last.IsZero() { // until it is cleared
+			last = now.Add(maxTimeout)
+		}
+	}
 	for _, t := range append([]time.Time{r.DueAt, r.CalmUntil, r.remembersUntil()}, deadlines(r.Trials)...) {
 		if t.After(last) {
 			last = t

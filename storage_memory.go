@@ -103,6 +103,10 @@ func (s *MemoryStorage) tell(c *memoryCircuit, r Record) {
 func (r Record) clone() Record {
 	r.Trials = slices.Clone(r.Trials)
 	r.Window.Buckets = slices.Clone(r.Window.Buckets)
+	if r.Override != nil {
+		o := *r.Override
+		r.Override = &o
+	}
 	return r
 }
 

@@ -146,7 +146,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	a.known = s.known.get(a.key)
 	for ; a.round < maxRounds; a.round++ {
 		done, err := a.try(ctx)
-		if err == nil && a.known.problem != nil && c.Move == nil {
+		if err == nil && a.known.problem != nil && c.Move == nil && c.Override == nil {
 			err = a.known.err(circuit)
 		}
 		if err != nil {
@@ -233,6 +233,7 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	c := a.Change
 	c.Seen = c.Seen.translated(a.here, a.now)
 	c.Counted = translated(c.Counted, a.here, a.now)
+	c.Override = c.Override.translated(a.here, a.now)
 	base := a.known.record.At(a.now)
 	base.catchUp(&c.Seen, a.now)
 	step := base.step(&c.Calls, &c.Limits, a.now)
@@ -260,7 +261,7 @@ func (a *redisChange) generation() string { return strconv.FormatInt(a.known.rec
 // nothingToWrite reports that the change leaves the record as it is, and says
 // nothing that would have to be remembered.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.counts() || a.Move != nil
+	says := len(a.Settled) > 0 || a.counts() || a.Move != nil || a.Override != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutHeard(), a.now))
 }
@@ -284,7 +285,7 @@ func (r Record) withoutHeard() Record {
 
 // onlyCounts reports that the change does no more than to add to the count.
 func (a *redisChange) onlyCounts(base Record) bool {
-	return a.counts() && len(a.Settled) == 0 && a.Move == nil && a.Ask == "" &&
+	return a.counts() && len(a.Settled) == 0 && a.Move == nil && a.Override == nil && a.Ask == "" &&
 		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
 }
 
@@ -301,7 +302,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 		began = a.next.RowSince.UnixMilli()
 	}
 	field, seen := "v", a.known.version
-	if a.round >= strictRounds && a.Move != nil && a.known.problem == nil && a.known.record.State == StateClosed {
+	if a.round >= strictRounds && (a.Move != nil || a.Override != nil) && a.known.problem == nil && a.known.record.State == StateClosed {
 		// A move is not to wait until failures pause.
 		field, seen = "g", a.generation()
 	}

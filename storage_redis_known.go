@@ -47,12 +47,22 @@ func (r Record) translated(here, there time.Time) Record {
 		times = append(times, &r.Trials[i].Deadline)
 	}
 	r.Window.Buckets = translated(r.Window.Buckets, here, there)
+	r.Override = r.Override.translated(here, there)
 	for _, t := range times {
 		if !t.IsZero() {
 			*t = there.Add(t.Sub(here))
 		}
 	}
 	return r
+}
+
+func (o *Override) translated(here, there time.Time) *Override {
+	if o == nil || o.Until.IsZero() {
+		return o
+	}
+	translated := *o
+	translated.Until = there.Add(o.Until.Sub(here))
+	return &translated
 }
 
 func translated(buckets []Bucket, here, there time.Time) []Bucket {

@@ -5,19 +5,21 @@ import "time"
 // view is what calls meet: a pure function of the replica, in the form in
 // which the hot path needs it. It never changes.
 type view struct {
-	rejects   error // the rejection of every call, where nobody is to be told of it; nil otherwise
-	plain     bool  // every call runs, and nothing else is to be done for it before
-	quiet     bool  // a success that finds the same view is no news: at most it is tallied
-	fast      bool  // both
-	tallies   bool  // it is tallied
-	tally     *striped
-	admits    gate
-	own       int64 // the generations of the calls that it admits
-	shared    int64
-	settings  *settings
-	state     State
-	local     bool       // the state is the own circuit's alone
-	rejection *OpenError // nil where every call runs
+	rejects    error // the rejection of every call, where nobody is to be told of it; nil otherwise
+	onlyCounts bool  // every call is rejected and counted, and nobody is to be told
+	plain      bool  // every call runs, and nothing else is to be done for it before
+	quiet      bool  // a success that finds the same view is no news: at most it is tallied
+	fast       bool  // both
+	tallies    bool  // it is tallied
+	tally      *striped
+	counts     *callCounts // of all calls; nil where nobody asks
+	admits     gate
+	own        int64 // the generations of the calls that it admits
+	shared     int64
+	settings   *settings
+	state      State
+	local      bool       // the state is the own circuit's alone
+	rejection  *OpenError // nil where every call runs
 }
 
 // gate is what a view does with a call.
@@ -37,15 +39,25 @@ const armedEarly = time.Millisecond
 // derive makes v what calls meet. It is a func of the replica alone.
 func (v *view) derive(r *replica, circuit string, now time.Time) {
 	v.settings, v.own, v.shared = r.settings, r.own.Since, r.sharedSince(now)
-	if r.trouble != nil && r.settings.Fallback != FallbackLocal {
+	held := r.override(now)
+	if held != nil && held.State == StateOpen {
+		v.heldOpen(r, held, circuit)
+		return
+	}
+	if held == nil && r.trouble != nil && r.settings.Fallback != FallbackLocal {
 		v.fallBack(r, circuit)
 		return
 	}
 	own, fleet := r.own.at(now), r.fleet(now)
+	if held != nil && (own.State != StateClosed || fleet.State != StateClosed) { // nothing is counted then
+		v.quiet, v.plain = true, !r.settings.hooked()
+		v.fast = v.plain
+		return
+	}
 	if own.State == StateClosed && fleet.State == StateClosed {
 		v.quiet = (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
 		v.tallies = r.counting(now)
-		if r.settings.Ramp > 0 {
+		if r.settings.Ramp > 0 && held == nil {
 			v.onRamp(r, own, fleet, circuit, now)
 		}
 		v.plain = v.admits == admitsAll && !r.settings.hooked()
@@ -85,6 +97,12 @@ func (v *view) onRamp(r *replica, own, fleet *Record, circuit string, now time.T
 		v.admits = admitsAsker
 		v.rejection = &OpenError{Circuit: circuit, State: StateClosed, Local: local, DueAt: until}
 	}
+}
+
+// heldOpen is derive under an override that lets no call run.
+func (v *view) heldOpen(r *replica, o *Override, circuit string) {
+	v.state, v.admits, v.local = StateOpen, admitsNone, r.linked && o == r.own.Override
+	v.rejection = &OpenError{Circuit: circuit, State: StateOpen, Local: v.local, By: o.By, Reason: o.Reason, DueAt: o.Until}
 }
 
 // fallBack is derive by Config.Fallback, where that does not leave it to the

@@ -1,0 +1,179 @@
+package infuse_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+func hold(state infuse.State, until time.Time) infuse.Override {
+	return infuse.Override{State: state, By: "ann", Reason: "maintenance", Until: until}
+}
+
+func TestAnOverrideHoldsForTheFleet(t *testing.T) {
+	for name, storage := range storages(t) {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			var mu sync.Mutex
+			var told []infuse.Transition
+			listener := &infuse.Listener{StateChange: func(_ *infuse.Breaker, tr infuse.Transition) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, tr)
+			}}
+			cfg := patiently(infuse.Config{Storage: storage})
+			one := startBreaker(t, "prices", cfg)
+			cfg.Listeners = []*infuse.Listener{listener}
+			other := startBreaker(t, "prices", cfg)
+
+			require.NoError(t, one.Override(ctx, hold(infuse.StateOpen, time.Now().Add(time.Hour))))
+			eventuallyState(t, infuse.StateOpen, one, other)
+			rejection := requireRejected(t, other)
+			require.Equal(t, "ann", rejection.By)
+			require.Equal(t, "maintenance", rejection.Reason)
+			require.False(t, rejection.Local)
+			require.InDelta(t, time.Hour, rejection.RetryAfter(), float64(time.Minute))
+			require.Regexp(t, `^infuse: circuit "prices" is open, a trial may run in .*: "maintenance"$`, rejection.Error())
+			require.Equal(t, "ann", other.Stats().Override.By)
+			require.Equal(t, "maintenance", recordOf(t, one).Override.Reason)
+			require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(told) == 1 }, patience, pace)
+			require.Equal(t, "ann", told[0].Origin)
+			require.Equal(t, "maintenance", told[0].Cause)
+
+			// Held closed: every call runs, and outcomes are counted.
+			require.NoError(t, other.Override(ctx, hold(infuse.StateClosed, time.Time{})))
+			eventuallyState(t, infuse.StateClosed, one, other)
+			for range 20 {
+				require.ErrorIs(t, one.Call(ctx, fails), errIll)
+			}
+			requireState(t, infuse.StateClosed, one)
+			require.NotZero(t, recordOf(t, one).By)
+
+			require.NoError(t, one.ClearOverride(ctx, "bob"))
+			require.Nil(t, recordOf(t, one).Override)
+			require.Nil(t, one.Stats().Override)
+			require.Eventually(t, func() bool { return other.Stats().Override == nil }, patience, pace)
+			require.NoError(t, one.ClearOverride(ctx, "bob"), "once more")
+
+			// One that is over lets calls run again, by time alone.
+			require.NoError(t, one.Move(ctx, infuse.StateClosed))
+			require.NoError(t, one.Override(ctx, hold(infuse.StateOpen, time.Now().Add(300*time.Millisecond))))
+			requireState(t, infuse.StateOpen, one)
+			eventuallyState(t, infuse.StateClosed, one, other)
+			require.NoError(t, other.Call(ctx, succeeds))
+			require.Nil(t, recordOf(t, one).Override)
+		})
+	}
+}
+
+func TestAnOverrideWithoutAFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := startBreaker(t, "prices", infuse.Config{Fallback: infuse.FallbackOpen})
+		require.NoError(t, b.Override(ctx, infuse.Override{State: infuse.StateOpen, Until: time.Now().Add(time.Minute)}))
+		rejection := requireRejected(t, b)
+		require.NotEmpty(t, rejection.By, "the instance")
+		time.Sleep(time.Minute - time.Millisecond)
+		requireRejected(t, b)
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		require.NoError(t, b.Call(ctx, succeeds))
+
+		// Behind an override the circuit is what it was.
+		trip(t, b)
+		require.NoError(t, b.Override(ctx, hold(infuse.StateClosed, time.Time{})))
+		requireState(t, infuse.StateClosed, b)
+		for range 100 {
+			require.ErrorIs(t, b.Call(ctx, fails), errIll)
+		}
+		require.Zero(t, allocations(func() { _ = b.Call(context.Background(), succeeds) }))
+		require.NoError(t, b.ClearOverride(ctx, ""))
+		requireState(t, infuse.StateOpen, b)
+		time.Sleep(time.Minute)
+		require.NoError(t, b.Call(ctx, succeeds), "the trial")
+		requireState(t, infuse.StateClosed, b)
+	})
+}
+
+func TestAnOverrideIsChecked(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{})
+	for want, o := range map[string]infuse.Override{
+		"Override.State is half-open: must be open or closed": {State: infuse.StateHalfOpen},
+		"which is over":                   {State: infuse.StateOpen, Until: time.Now().Add(-time.Second)},
+		"ahead, or zero":                  {State: infuse.StateOpen, Until: time.Now().AddDate(2, 0, 0)},
+		"Reason is longer than 200 bytes": {State: infuse.StateOpen, Reason: strings.Repeat("x", 201)},
+	} {
+		require.ErrorContains(t, b.Override(t.Context(), o), want)
+	}
+	require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "a\nb", Reason: "<b>\x00"}))
+	require.Equal(t, "a b", requireRejected(t, b).By)
+	require.Equal(t, "<b> ", requireRejected(t, b).Reason)
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorContains(t, b.ClearOverride(cancelled, "ann"), "nothing was done")
+	requireState(t, infuse.StateOpen, b)
+}
+
+// It holds in a process that knows it while the storage is away, and a storage
+// that has lost it is told again.
+func TestAnOverrideOutlivesItsStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{Storage: storage})
+		require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Now().Add(time.Hour))))
+		storage.suffer(isAway)
+		require.Error(t, b.ClearOverride(t.Context(), "ann"), "the fleet has not heard of it")
+		require.Error(t, b.Stats().Away)
+		requireRejected(t, b)
+		storage.recover()
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		requireState(t, infuse.StateClosed, b) // the clearing was sent again
+	})
+	server := redistest.Start(t)
+	cfg := infuse.Config{Storage: host(t, server), StorageTimeout: time.Second}
+	b := startBreaker(t, "prices", cfg)
+	require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Time{})))
+	life := server.Client().TTL(t.Context(), "infuse:{prices}").Val()
+	require.Greater(t, life, 365*24*time.Hour, "its key outlives it")
+	require.NoError(t, server.Restart())
+	require.Eventually(t, func() bool {
+		r, err := b.Record(t.Context())
+		return err == nil && r.Override != nil && r.Override.By == "ann"
+	}, patience, pace)
+	requireRejected(t, startBreaker(t, "prices", cfg))
+}
+
+func TestAnOverrideMendsARecordThatCannotBeRead(t *testing.T) {
+	server := redistest.Start(t)
+	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
+	require.NoError(t, server.Client().HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "garbage").Err())
+	_ = b.Call(t.Context(), fails)
+	require.Error(t, b.Stats().Away)
+	require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Time{})))
+	require.NoError(t, b.Stats().Away)
+	require.Equal(t, "ann", recordOf(t, b).Override.By)
+}
+
+func TestAMoveMovesTheCircuitBehindAnOverride(t *testing.T) {
+	b := startBreaker(t, "prices", infuse.Config{Storage: infuse.NewMemoryStorage()})
+	ctx := t.Context()
+	require.NoError(t, b.Override(ctx, hold(infuse.StateClosed, time.Time{})))
+	require.NoError(t, b.Move(ctx, infuse.StateOpen))
+	requireState(t, infuse.StateClosed, b)
+	require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+	require.NoError(t, b.Override(ctx, hold(infuse.StateOpen, time.Time{})))
+	require.NoError(t, b.Move(ctx, infuse.StateClosed))
+	requireRejected(t, b)
+	require.NoError(t, b.ClearOverride(ctx, "ann"))
+	require.NoError(t, b.Call(ctx, succeeds), fmt.Sprint(recordOf(t, b)))
+}

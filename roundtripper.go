@@ -43,9 +43,17 @@ type Transport struct {
 	// the zero Config.
 	Breakers *Group
 
-	// Circuit names the circuit of a request. By default it is the host, with
-	// the port where there is one, of an http or https URL, in lower case. Keep
-	// names low-cardinality and out of a client's control.
+	// Circuit names the circuit of a request. By default it is the host of an
+	// http or https URL, with the port where that is not the scheme's. However a
+	// host is written, it has one name: lower case, without a dot at its end, and
+	// an international name in its ASCII form ("xn--"). So http and https of a
+	// host share a circuit unless the URL has a port of its own. Keep names
+	// low-cardinality and out of a client's control.
+	//
+	// Where Base does not dial what the URL says, the host may stand for several
+	// services: two unix sockets that are both called as http://localhost, say.
+	// They share a circuit, and the sick one shuts out the healthy one, unless
+	// Circuit tells them apart.
 	Circuit func(*http.Request) string
 
 	// Classify decides what a request says of the service. By default an error
@@ -160,7 +168,7 @@ func (t *Transport) circuit(r *http.Request) string {
 	case t.Circuit != nil:
 		return t.Circuit(r)
 	case isHTTP(r.URL):
-		return strings.ToLower(r.URL.Host)
+		return hostCircuit(r.URL)
 	}
 	return "" // Base alone knows what it is
 }

@@ -814,26 +814,6 @@ type holder struct{ r *http.Request }
 
 func (h *holder) Error() string { return "no answer from " + h.r.URL.Host }
 
-func TestTheHostIsTheCircuitByDefault(t *testing.T) {
-	base := always(http.StatusInternalServerError, "ill")
-	transport := &infuse.Transport{Base: base, Breakers: groupOf(t, infuse.Config{FailMax: 100})}
-	for url, circuit := range map[string]string{
-		"http://inventory.test/items?q=1":     "inventory.test",
-		"https://user:word@Prices.TEST/items": "prices.test",
-		"https://orders.test:8443":            "orders.test:8443",
-		"http://[::1]:80/":                    "[::1]:80",
-	} {
-		r := newRequest(t, http.MethodGet, url, nil)
-		r.Host = "virtual.test"
-		for range 2 {
-			_, err := transport.RoundTrip(r)
-			require.NoError(t, err)
-		}
-		b := breakerOf(t, transport.Breakers, circuit)
-		require.Equal(t, 2, b.Failures(), circuit)
-	}
-}
-
 func TestCircuitPicksTheName(t *testing.T) {
 	sick := baseFunc(func(r *http.Request) (*http.Response, error) {
 		if strings.HasPrefix(r.URL.Path, "/search") {

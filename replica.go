@@ -83,6 +83,7 @@ type admission struct {
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
+	late   bool          // the deadline of the call had passed before it began
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {

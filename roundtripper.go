@@ -228,7 +228,7 @@ func (e *exchange) run() (*http.Response, error) {
 func headersResult(outcome Outcome, response *http.Response, err error) result {
 	r := result{outcome: outcome, err: err}
 	if outcome == OutcomeFailure && err == nil {
-		r.err = statusError(response.StatusCode)
+		r.err = failureOf(response)
 		r.openFor = retryAfter(response)
 	}
 	return r

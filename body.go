@@ -1,0 +1,305 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// This file decides when a response has ended, and how. A response that ends
+// well is a success, and one that breaks off is a failure. A stream never ends
+// well: whoever restarts cuts it. So a response that has proved itself is a
+// success from then on, and its end counts for nothing.
+
+// provedAfter is how long a response must have been delivering to have proved
+// itself. A response that a sick service breaks off is over by then, as a rule:
+// what is read at once comes within milliseconds. Those who cut streams of a
+// healthy service let them live longer: idle timeouts begin at some seconds.
+const provedAfter = 2 * time.Second
+
+// body is the body of a response whose headers were no failure. It settles the
+// exchange when it ends, or when it has proved itself. It holds no resources:
+// one that is never closed is garbage like any other.
+type body struct {
+	exchange
+	response   *http.Response
+	from       io.ReadCloser
+	frames     *frames       // where the status is in the body itself; otherwise nil
+	began      time.Duration // by the clock of monotonic: the headers where the length is not known, or else the first data; 0 before
+	ended      atomic.Bool   // the exchange is settled
+	reads      uint8         // so many have delivered something; after 255 it goes on with 16
+	afterTrial bool          // the trial ended at the headers, so that only a failure counts
+	unwritten  bool          // WriteTo ended because its writer failed
+}
+
+// bodyWriterTo is a body whose original has WriteTo. io.Copy then needs no
+// buffer.
+type bodyWriterTo struct {
+	body
+	to io.Writer
+}
+
+// watch has the exchange settled when the response's body ends. It reports
+// whether there is such a body. A body that can be written to is a connection
+// that was handed over, as after a 101. What becomes of that says nothing of
+// the exchange.
+func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
+	from := response.Body
+	if e.isEmpty(response) || response.StatusCode == http.StatusSwitchingProtocols || e.request.Method == http.MethodConnect {
+		return false
+	}
+	if _, writable := from.(io.Writer); writable {
+		return false
+	}
+	var b *body
+	if _, ok := from.(io.WriterTo); ok {
+		w := new(bodyWriterTo)
+		b, response.Body = &w.body, w
+	} else {
+		b = new(body)
+		response.Body = b
+	}
+	b.exchange, b.response, b.from, b.afterTrial = *e, response, from, afterTrial
+	if response.ContentLength < 0 {
+		b.began = monotonic()
+	}
+	if e.transport.Classify != nil {
+		b.frames = framesOf(response)
+	}
+	return true
+}
+
+// isEmpty reports whether there is nothing to read. HTTP/2 has an empty body of
+// its own in place of http.NoBody.
+func (e *exchange) isEmpty(response *http.Response) bool {
+	return response.Body == nil || response.Body == http.NoBody ||
+		response.ProtoMajor == 2 && (response.ContentLength == 0 || e.request.Method == http.MethodHead)
+}
+
+// watchAfterTrial watches the body as one more call in the circuit that the
+// trial has closed.
+func (e *exchange) watchAfterTrial(response *http.Response) {
+	v := e.breaker.view.Load()
+	if v.admits != admitsAll {
+		return // more trials are needed, and each is judged by its own headers
+	}
+	e.admission = v.admission()
+	e.watch(response, true)
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if b.frames != nil {
+		b.frames.see(p[:n])
+	}
+	if err != nil {
+		b.end(err)
+	} else if n > 0 {
+		b.delivers()
+	}
+	return n, err
+}
+
+// Close is the caller's decision. What the caller has not read is no failure of
+// the service, and neither is the error of a Read that Close interrupts.
+func (b *body) Close() error {
+	first := b.ended.CompareAndSwap(false, true)
+	err := b.from.Close()
+	if first && !b.afterTrial {
+		b.succeed()
+	}
+	return err
+}
+
+// WriteTo implements io.WriterTo. An error of the writer is no failure of the
+// service.
+func (b *bodyWriterTo) WriteTo(w io.Writer) (int64, error) {
+	b.to, b.unwritten = w, false
+	n, err := b.from.(io.WriterTo).WriteTo((*destination)(b))
+	switch {
+	case err == nil:
+		b.end(io.EOF)
+	case !b.unwritten:
+		b.end(err)
+	}
+	return n, err
+}
+
+// destination is the writer of a body's WriteTo. It sees what comes, and
+// remembers whether it was the writer that failed.
+type destination bodyWriterTo
+
+func (d *destination) Write(p []byte) (int, error) {
+	if d.frames != nil {
+		d.frames.see(p)
+	}
+	n, err := d.to.Write(p)
+	d.wrote(n, len(p), err)
+	return n, err
+}
+
+// WriteString saves a copy if the body is a string.
+func (d *destination) WriteString(s string) (int, error) {
+	if d.frames != nil {
+		d.frames.see([]byte(s))
+	}
+	n, err := io.WriteString(d.to, s)
+	d.wrote(n, len(s), err)
+	return n, err
+}
+
+func (d *destination) wrote(written, given int, err error) {
+	if err != nil || written < given {
+		d.unwritten = true
+	} else if given > 0 {
+		d.body.delivers()
+	}
+}
+
+// delivers notes that data has come, and that more may. It reads the clock for
+// the first data, and then for every sixteenth that comes.
+func (b *body) delivers() {
+	if b.reads++; b.reads == 0 {
+		b.reads = 16
+	}
+	switch {
+	case b.ended.Load():
+	case b.frames != nil && b.frames.trailer != nil: // the service has said how it went
+		b.end(io.EOF)
+	case b.reads == 1 && b.response.ContentLength < 0 && streamOf(b.request, b.response) == streamOfEvents:
+		b.prove()
+	case b.began == 0:
+		b.began = monotonic()
+	case b.reads%16 == 0 && monotonic()-b.began >= provedAfter:
+		b.prove()
+	}
+}
+
+// prove settles the exchange as a success: what comes later counts for nothing.
+func (b *body) prove() {
+	if b.ended.CompareAndSwap(false, true) && !b.afterTrial {
+		b.succeed()
+	}
+}
+
+// end settles the exchange by the error that has ended the body, once.
+func (b *body) end(err error) {
+	if !b.ended.CompareAndSwap(false, true) {
+		return
+	}
+	if err == io.EOF && !b.hasTrailer() {
+		if !b.afterTrial {
+			b.succeed()
+		}
+		return
+	}
+	returned := false
+	defer func() {
+		if !returned && !b.afterTrial { // Classify panicked
+			b.breaker.unwound(b.request.Context(), b.admission, recover())
+		}
+	}()
+	r := b.verdict(err)
+	returned = true
+	switch {
+	case !b.afterTrial:
+		b.settle(r)
+	case r.outcome == OutcomeFailure: // it counts, but the listeners have heard how the call ended
+		b.breaker.ended(&b.admission, &r)
+		b.breaker.tell()
+	}
+}
+
+// verdict is what the end of the body says.
+func (b *body) verdict(err error) result {
+	switch {
+	case err == io.EOF:
+		response := b.withTrailer()
+		r := result{outcome: b.classify(response, nil)}
+		if r.outcome != OutcomeSuccess {
+			r.err = failureOf(response)
+		}
+		return r
+	case b.isCut(err):
+		return result{outcome: OutcomeIgnored, err: err}
+	}
+	return result{outcome: b.classify(b.response, err), err: err}
+}
+
+// isCut reports whether the error is the end that a stream meets, and so says
+// nothing of the service: the stream had begun well.
+func (b *body) isCut(err error) bool {
+	lasted := b.began != 0 && monotonic()-b.began >= provedAfter
+	switch {
+	case b.response.ContentLength >= 0:
+		return false // it is known what is missing
+	case streamOf(b.request, b.response) != noStream:
+		return lasted || b.reads > 0
+	}
+	return lasted && !isTimeout(b.request, err) // a stream can be silent, and what stalls looks the same
+}
+
+// stream is what a response is by its nature.
+type stream uint8
+
+const (
+	noStream       stream = iota
+	streamOfEvents        // it has proved itself with its first data
+	streamOfFrames        // it may yet say that it has failed
+)
+
+// streamOf returns what a response without a length is, by its type or by what
+// was asked for.
+func streamOf(r *http.Request, response *http.Response) stream {
+	if t := response.Header["Content-Type"]; len(t) > 0 {
+		media, parameters, _ := strings.Cut(t[0], ";")
+		switch media {
+		case "text/event-stream", "application/x-ndjson", "application/json-seq", "multipart/x-mixed-replace":
+			return streamOfEvents
+		case "application/json":
+		default:
+			switch {
+			case strings.HasPrefix(media, "application/grpc"), strings.HasPrefix(media, "application/connect+"):
+				return streamOfFrames
+			case parameters != "" && strings.Contains(parameters, "stream=watch"):
+				return streamOfEvents
+			}
+		}
+	}
+	if isWatch(r.URL.RawQuery) {
+		return streamOfEvents
+	}
+	return noStream
+}
+
+// isWatch reports whether a query asks for a watch in the manner of Kubernetes,
+// whose answer has the type of any other.
+func isWatch(query string) bool {
+	for query != "" {
+		var one string
+		if one, query, _ = strings.Cut(query, "&"); one == "watch=true" || one == "watch=1" {
+			return true
+		}
+	}
+	return false
+}
+
+// isTimeout reports whether somebody's patience has ended, and not the
+// connection.
+func isTimeout(r *http.Request, err error) bool {
+	var timeout net.Error
+	return r.Context().Err() != nil || isClosed(cancelOf(r)) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.As(err, &timeout) && timeout.Timeout()
+}
+
+var processBegan = time.Now()
+
+// monotonic is how long the process has been running. It costs half of what
+// time.Now does, which reads the wall clock, too. With a fake clock it may be
+// negative.
+func monotonic() time.Duration { return time.Since(processBegan) }

@@ -26,10 +26,16 @@ const provedAfter = 2 * time.Second
 // exchange when it ends, or when it has proved itself. It holds no resources:
 // one that is never closed is garbage like any other.
 type body struct {
-	exchange
+	transport *Transport // of the exchange, and so on: a body is no larger than it must be
+	breaker   *Breaker
+	request   *http.Request
+	view      *view
+	own       int64
+	shared    int64
+	waited    time.Duration
+
 	response   *http.Response
-	from       io.ReadCloser
-	frames     *frames       // where the status is in the body itself; otherwise nil
+	from       io.ReadCloser // *frames where the status is in the body itself
 	began      time.Duration // by the clock of monotonic: the headers where the length is not known, or else the first data; 0 before
 	ended      atomic.Bool   // the exchange is settled
 	reads      uint8         // so many have delivered something; after 255 it goes on with 16
@@ -56,6 +62,9 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 	if _, writable := from.(io.Writer); writable {
 		return false
 	}
+	if e.transport.Classify != nil {
+		from = framed(from, response)
+	}
 	var b *body
 	if _, ok := from.(io.WriterTo); ok {
 		w := new(bodyWriterTo)
@@ -64,14 +73,26 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		b = new(body)
 		response.Body = b
 	}
-	b.exchange, b.response, b.from, b.afterTrial = *e, response, from, afterTrial
+	b.transport, b.breaker, b.request = e.transport, e.breaker, e.request
+	b.view, b.own, b.shared, b.waited = e.admission.view, e.admission.own, e.admission.shared, e.admission.waited
+	b.response, b.from, b.afterTrial = response, from, afterTrial
 	if response.ContentLength < 0 {
 		b.began = monotonic()
 	}
-	if e.transport.Classify != nil {
-		b.frames = framesOf(response)
-	}
 	return true
+}
+
+// exchange is the exchange of the body. That was no trial, or is one no more.
+func (b *body) exchange() *exchange {
+	a := admission{view: b.view, own: b.own, shared: b.shared, waited: b.waited}
+	return &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
+}
+
+// succeed settles the exchange as a success. As a rule that need not be counted.
+func (b *body) succeed() {
+	if !b.afterTrial && !(b.view.fast && b.breaker.view.Load() == b.view) {
+		b.exchange().settle(result{})
+	}
 }
 
 // isEmpty reports whether there is nothing to read. HTTP/2 has an empty body of
@@ -94,13 +115,10 @@ func (e *exchange) watchAfterTrial(response *http.Response) {
 
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.from.Read(p)
-	if b.frames != nil {
-		b.frames.see(p[:n])
-	}
 	if err != nil {
 		b.end(err)
 	} else if n > 0 {
-		b.delivers()
+		b.delivers(n)
 	}
 	return n, err
 }
@@ -110,7 +128,7 @@ func (b *body) Read(p []byte) (int, error) {
 func (b *body) Close() error {
 	first := b.ended.CompareAndSwap(false, true)
 	err := b.from.Close()
-	if first && !b.afterTrial {
+	if first {
 		b.succeed()
 	}
 	return err
@@ -135,9 +153,6 @@ func (b *bodyWriterTo) WriteTo(w io.Writer) (int64, error) {
 type destination bodyWriterTo
 
 func (d *destination) Write(p []byte) (int, error) {
-	if d.frames != nil {
-		d.frames.see(p)
-	}
 	n, err := d.to.Write(p)
 	d.wrote(n, len(p), err)
 	return n, err
@@ -145,9 +160,6 @@ func (d *destination) Write(p []byte) (int, error) {
 
 // WriteString saves a copy if the body is a string.
 func (d *destination) WriteString(s string) (int, error) {
-	if d.frames != nil {
-		d.frames.see([]byte(s))
-	}
 	n, err := io.WriteString(d.to, s)
 	d.wrote(n, len(s), err)
 	return n, err
@@ -157,32 +169,36 @@ func (d *destination) wrote(written, given int, err error) {
 	if err != nil || written < given {
 		d.unwritten = true
 	} else if given > 0 {
-		d.body.delivers()
+		d.body.delivers(given)
 	}
 }
 
 // delivers notes that data has come, and that more may. It reads the clock for
-// the first data, and then for every sixteenth that comes.
-func (b *body) delivers() {
+// the first data, unless that is all there is, and then for every sixteenth that
+// comes.
+func (b *body) delivers(n int) {
 	if b.reads++; b.reads == 0 {
 		b.reads = 16
 	}
-	switch {
+	switch length := b.response.ContentLength; {
+	case b.reads == 1 && length >= 0:
+		if int64(n) < length {
+			b.began = monotonic()
+		}
 	case b.ended.Load():
-	case b.frames != nil && b.frames.trailer != nil: // the service has said how it went
+	case b.reads == 1 && streamOf(b.request, b.response) == streamOfEvents, b.reads%16 == 0 && b.lasts():
+		b.prove()
+	case b.hasLastFrame(): // the service has said how it went
 		b.end(io.EOF)
-	case b.reads == 1 && b.response.ContentLength < 0 && streamOf(b.request, b.response) == streamOfEvents:
-		b.prove()
-	case b.began == 0:
-		b.began = monotonic()
-	case b.reads%16 == 0 && monotonic()-b.began >= provedAfter:
-		b.prove()
 	}
 }
 
+// lasts reports whether the response has been running for long enough.
+func (b *body) lasts() bool { return b.began != 0 && monotonic()-b.began >= provedAfter }
+
 // prove settles the exchange as a success: what comes later counts for nothing.
 func (b *body) prove() {
-	if b.ended.CompareAndSwap(false, true) && !b.afterTrial {
+	if b.ended.CompareAndSwap(false, true) {
 		b.succeed()
 	}
 }
@@ -193,34 +209,33 @@ func (b *body) end(err error) {
 		return
 	}
 	if err == io.EOF && !b.hasTrailer() {
-		if !b.afterTrial {
-			b.succeed()
-		}
+		b.succeed()
 		return
 	}
+	e := b.exchange()
 	returned := false
 	defer func() {
 		if !returned && !b.afterTrial { // Classify panicked
-			b.breaker.unwound(b.request.Context(), b.admission, recover())
+			e.breaker.unwound(e.request.Context(), e.admission, recover())
 		}
 	}()
-	r := b.verdict(err)
+	r := b.verdict(e, err)
 	returned = true
 	switch {
 	case !b.afterTrial:
-		b.settle(r)
+		e.settle(r)
 	case r.outcome == OutcomeFailure: // it counts, but the listeners have heard how the call ended
-		b.breaker.ended(&b.admission, &r)
+		b.breaker.ended(&e.admission, &r)
 		b.breaker.tell()
 	}
 }
 
 // verdict is what the end of the body says.
-func (b *body) verdict(err error) result {
+func (b *body) verdict(e *exchange, err error) result {
 	switch {
 	case err == io.EOF:
 		response := b.withTrailer()
-		r := result{outcome: b.classify(response, nil)}
+		r := result{outcome: e.classify(response, nil)}
 		if r.outcome != OutcomeSuccess {
 			r.err = failureOf(response)
 		}
@@ -228,20 +243,19 @@ func (b *body) verdict(err error) result {
 	case b.isCut(err):
 		return result{outcome: OutcomeIgnored, err: err}
 	}
-	return result{outcome: b.classify(b.response, err), err: err}
+	return result{outcome: e.classify(b.response, err), err: err}
 }
 
 // isCut reports whether the error is the end that a stream meets, and so says
 // nothing of the service: the stream had begun well.
 func (b *body) isCut(err error) bool {
-	lasted := b.began != 0 && monotonic()-b.began >= provedAfter
 	switch {
 	case b.response.ContentLength >= 0:
 		return false // it is known what is missing
 	case streamOf(b.request, b.response) != noStream:
-		return lasted || b.reads > 0
+		return b.reads > 0 || b.lasts()
 	}
-	return lasted && !isTimeout(b.request, err) // a stream can be silent, and what stalls looks the same
+	return b.lasts() && !isTimeout(b.request, err) // a stream can be silent, and what stalls looks the same
 }
 
 // stream is what a response is by its nature.
@@ -256,19 +270,18 @@ const (
 // streamOf returns what a response without a length is, by its type or by what
 // was asked for.
 func streamOf(r *http.Request, response *http.Response) stream {
-	if t := response.Header["Content-Type"]; len(t) > 0 {
+	const json = "application/json" // as most are
+	if t := response.Header["Content-Type"]; len(t) > 0 && !(strings.HasPrefix(t[0], json) && (len(t[0]) == len(json) || t[0][len(json)] == ';')) {
 		media, parameters, _ := strings.Cut(t[0], ";")
 		switch media {
 		case "text/event-stream", "application/x-ndjson", "application/json-seq", "multipart/x-mixed-replace":
 			return streamOfEvents
-		case "application/json":
-		default:
-			switch {
-			case strings.HasPrefix(media, "application/grpc"), strings.HasPrefix(media, "application/connect+"):
-				return streamOfFrames
-			case parameters != "" && strings.Contains(parameters, "stream=watch"):
-				return streamOfEvents
-			}
+		}
+		switch {
+		case strings.HasPrefix(media, "application/grpc"), strings.HasPrefix(media, "application/connect+"):
+			return streamOfFrames
+		case parameters != "" && strings.Contains(parameters, "stream=watch"):
+			return streamOfEvents
 		}
 	}
 	if isWatch(r.URL.RawQuery) {

@@ -244,17 +244,16 @@ func (b *Breaker) settings() *settings { return b.view.Load().settings }
 // admission is what lets in a call that the view alone decides on.
 func (v *view) admission() admission { return admission{view: v, own: v.own, shared: v.shared} }
 
-// enter admits a call or rejects it.
-func (b *Breaker) enter(ctx context.Context) (admission, *OpenError) {
+// enter admits a call, as a says then, or rejects it.
+func (b *Breaker) enter(ctx context.Context, a *admission) (rejected *OpenError) {
 	late := isLate(ctx)
 	if v := b.view.Load(); v.plain {
-		a := v.admission()
-		a.late = late
-		return a, nil
+		a.view, a.own, a.shared = v, v.own, v.shared
+	} else {
+		*a, rejected = b.admit(ctx)
 	}
-	a, rejected := b.admit(ctx)
 	a.late = late
-	return a, rejected
+	return rejected
 }
 
 // isLate reports whether the deadline of a call has passed: before it begins,

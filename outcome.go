@@ -74,6 +74,9 @@ func isServerError(status int) bool { return status >= 500 && status <= 599 }
 // classify decides on an exchange. It is called with a response, with an error,
 // or with both if the body of the response has failed.
 func (e *exchange) classify(response *http.Response, err error) Outcome {
+	if err == nil && e.transport.Classify == nil {
+		return DefaultClassify(e.request, response, nil)
+	}
 	switch {
 	case err != nil && isRejectionBy(e.breaker.Name(), err):
 		return OutcomeIgnored
@@ -81,12 +84,10 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 		return OutcomeIgnored
 	case e.transport.Classify != nil:
 		return e.transport.Classify(e.request, response, err)
-	case err != nil && isCalledOff(e.request):
+	case isCalledOff(e.request):
 		return OutcomeIgnored
-	case err != nil:
-		return e.admission.view.settings.classify(e.request.Context(), e.breaker.Name(), err)
 	}
-	return DefaultClassify(e.request, response, nil)
+	return e.admission.view.settings.classify(e.request.Context(), e.breaker.Name(), err)
 }
 
 // Retry-After.

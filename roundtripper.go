@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // Transport is an http.RoundTripper that fails a request to an unhealthy
@@ -71,7 +72,8 @@ type Transport struct {
 	OnRejected func(*http.Request, *OpenError) (*http.Response, error)
 
 	making sync.Once
-	own    *Group // in place of Breakers
+	own    *Group                     // in place of Breakers
+	last   atomic.Pointer[groupEntry] // the circuit of the last request
 }
 
 // RoundTrip implements http.RoundTripper. The error is Base's, or an
@@ -81,11 +83,10 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if b == nil {
 		return t.base().RoundTrip(r)
 	}
-	a, rejected := b.enter(r.Context())
-	if rejected != nil {
+	e := exchange{transport: t, breaker: b, request: r}
+	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
 		return t.reject(r, rejected)
 	}
-	e := exchange{transport: t, breaker: b, admission: a, request: r}
 	return e.run()
 }
 
@@ -148,7 +149,7 @@ func (t *Transport) breaker(r *http.Request) *Breaker {
 	if r.URL == nil || r.Context().Value(skipKey{}) != nil {
 		return nil
 	}
-	b, err := t.breakers().Breaker(t.circuit(r))
+	b, err := t.breakers().again(&t.last, t.circuit(r))
 	if err != nil {
 		return nil
 	}
@@ -167,10 +168,13 @@ func (t *Transport) circuit(r *http.Request) string {
 	switch {
 	case t.Circuit != nil:
 		return t.Circuit(r)
-	case isHTTP(r.URL):
-		return hostCircuit(r.URL)
+	case !isHTTP(r.URL):
+		return "" // Base alone knows what it is
 	}
-	return "" // Base alone knows what it is
+	if last := t.last.Load(); last != nil && last.portless && last.name == r.URL.Host {
+		return last.name
+	}
+	return hostCircuit(r.URL)
 }
 
 func (t *Transport) reject(r *http.Request, rejected *OpenError) (*http.Response, error) {
@@ -218,7 +222,7 @@ func (e *exchange) run() (*http.Response, error) {
 		e.settle(result{})
 		e.watchAfterTrial(response)
 	} else if !e.watch(response, false) {
-		e.succeed()
+		e.settle(result{})
 	}
 	return response, nil
 }
@@ -236,10 +240,6 @@ func headersResult(outcome Outcome, response *http.Response, err error) result {
 
 func (e *exchange) settle(r result) {
 	e.breaker.settle(e.request.Context(), e.admission, r)
-}
-
-func (e *exchange) succeed() {
-	e.settle(result{})
 }
 
 var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")

@@ -927,6 +927,27 @@ func TestTenThousandHostsStayBounded(t *testing.T) {
 	}, patience, pace)
 }
 
+// The circuit of the last request is at hand for the next one, unless the group
+// has forgotten it meanwhile.
+func TestACircuitThatTheGroupHasForgottenIsMadeAnew(t *testing.T) {
+	group := groupOf(t, infuse.Config{MaxCircuits: 1})
+	transport := &infuse.Transport{Base: always(http.StatusOK, ""), Breakers: group}
+	get := func(host string) {
+		response, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
+		require.NoError(t, err)
+		_, _ = readAll(response)
+	}
+	get("inventory.test")
+	first := breakerOf(t, group, "inventory.test")
+	breakerOf(t, group, "prices.test") // makes room
+	get("inventory.test")
+	again := breakerOf(t, group, "inventory.test")
+	require.NotSame(t, first, again)
+	require.NoError(t, again.Move(t.Context(), infuse.StateOpen))
+	_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://inventory.test", nil))
+	require.ErrorIs(t, err, infuse.ErrOpen)
+}
+
 // The recipe of the README: a service, as it starts, has its callers try it at
 // once, instead of waiting out the reset timeout.
 func TestAServiceThatStartsAnnouncesItself(t *testing.T) {

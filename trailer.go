@@ -95,23 +95,31 @@ func failureOf(response *http.Response) error {
 // hasTrailer reports whether the end of the body says more than the headers, to
 // somebody who wants to know.
 func (b *body) hasTrailer() bool {
-	return b.transport.Classify != nil && (len(b.response.Trailer) > 0 || b.frames != nil && b.frames.trailer != nil)
+	return b.transport.Classify != nil && (len(b.response.Trailer) > 0 || b.hasLastFrame())
+}
+
+// hasLastFrame reports whether the last frame has come, and can be read.
+func (b *body) hasLastFrame() bool {
+	f, ok := b.from.(*frames)
+	return ok && f.trailer != nil
 }
 
 // withTrailer returns the response for Classify. What the last frame said is in
 // the trailer of a copy: the caller's response stays as it is.
 func (b *body) withTrailer() *http.Response {
-	if b.frames == nil || b.frames.trailer == nil {
+	f, ok := b.from.(*frames)
+	if !ok || f.trailer == nil {
 		return b.response
 	}
 	seen := *b.response
-	seen.Trailer = b.frames.trailer
+	seen.Trailer = f.trailer
 	return &seen
 }
 
-// frames looks for the last frame of a body as it passes. A frame is a byte of
-// flags, four of length, and as many as that says.
+// frames is a body that looks for its last frame as it is read. A frame is a
+// byte of flags, four of length, and as many as that says.
 type frames struct {
+	io.ReadCloser
 	lastFlag byte
 	connect  bool // its last frame is JSON, and not header lines
 	gzip     bool // a frame that says so is compressed
@@ -127,16 +135,22 @@ type frames struct {
 // maxLastFrame bounds what is kept of a last frame. A longer one says nothing.
 const maxLastFrame = 16 << 10
 
-// framesOf returns nil for a response whose status is not in its body.
-func framesOf(response *http.Response) *frames {
+// framed returns the body of a response, as frames if its status is in it.
+func framed(from io.ReadCloser, response *http.Response) io.ReadCloser {
 	media, _, _ := strings.Cut(response.Header.Get("Content-Type"), ";")
 	switch {
 	case media == "application/grpc-web" || strings.HasPrefix(media, "application/grpc-web+"):
-		return &frames{lastFlag: 0x80, gzip: response.Header.Get("Grpc-Encoding") == "gzip"}
+		return &frames{ReadCloser: from, lastFlag: 0x80, gzip: response.Header.Get("Grpc-Encoding") == "gzip"}
 	case strings.HasPrefix(media, "application/connect+"):
-		return &frames{lastFlag: 0x02, connect: true, gzip: response.Header.Get("Connect-Content-Encoding") == "gzip"}
+		return &frames{ReadCloser: from, lastFlag: 0x02, connect: true, gzip: response.Header.Get("Connect-Content-Encoding") == "gzip"}
 	}
-	return nil
+	return from
+}
+
+func (f *frames) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	f.see(p[:n])
+	return n, err
 }
 
 // see takes the next bytes of the body.

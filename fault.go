@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -86,11 +87,16 @@ func (e *exchange) isOfRequestBody(err error) bool {
 	if errors.As(err, &tooLarge) || errors.Is(err, http.ErrBodyReadAfterClose) {
 		return true // it is the body of a request to this server, which is passed on
 	}
+	var ofFile *fs.PathError
 	base, ok := e.transport.base().(*http.Transport)
-	if !ok || r.GetBody != nil || isIn(err, isOfTransport) {
+	switch {
+	case !ok || r.GetBody != nil:
 		return false
-	}
-	if base.Proxy == nil {
+	case errors.As(err, &ofFile): // its cause is a number, as that of a connection's error
+		return true
+	case isIn(err, isOfTransport):
+		return false
+	case base.Proxy == nil:
 		return true
 	}
 	proxy, err := base.Proxy(r) // an error, and what a proxy says, are handed on as well

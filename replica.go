@@ -558,6 +558,15 @@ func (r *replica) unread(err error, now time.Time) {
 	r.retryAt = now.Add(backoff(r.failed, r.roll()))
 }
 
+// gaveUp is an input: the caller of a trial has waited for the storage to hear
+// of the outcome of that number, and may not wait any longer. What a late answer
+// does soon after is done now, so that the caller meets what its trial came to.
+func (r *replica) gaveUp(number uint64, now time.Time) {
+	if !r.heard(number) {
+		r.detach(errStorageTimeout, now)
+	}
+}
+
 // lost is an input: the link to the storage is down.
 func (r *replica) lost(err error, now time.Time) {
 	r.linkUp = false

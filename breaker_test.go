@@ -650,7 +650,15 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 // A report goes out although the context of its call has ended.
 func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
 	server := redistest.Start(t)
-	b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 3, ResetTimeout: time.Hour, Storage: host(t, server)}))
+	b := startBreaker(t, "prices", patiently(infuse.Config{
+		FailMax: 3, ResetTimeout: time.Hour, Storage: host(t, server),
+		Classify: func(_ context.Context, err error) infuse.Outcome { // by default a call that came too late is ignored
+			if err != nil {
+				return infuse.OutcomeFailure
+			}
+			return infuse.OutcomeSuccess
+		},
+	}))
 	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
 	for range 3 {

@@ -274,7 +274,7 @@ func (c *circuit) ended(a *admission, res *result) {
 	}
 	c.finish(now)
 	if waits && !c.await(done, c.storageTimeout()-a.waited) && a.trial != "" {
-		c.step(func(r *replica, now time.Time) { r.gaveUp(number, now) })
+		c.step(func(r *replica, _ time.Time) { r.gaveUp(number) })
 	}
 }
 

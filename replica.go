@@ -31,12 +31,13 @@ type replica struct {
 	failed   int       // attempts since the trouble began
 	borrowed int64     // the generation of the own record where it stands in for the shared one
 
-	cause  error  // of the last failure of this process that opened a circuit, or may yet
-	ids    uint64 // so many were made
-	noted  uint64 // so many outcomes were noted for the storage
-	landed uint64 // and so many of them it has heard
-	news   uint64 // so many records were adopted
-	random uint64 // the state of a generator of random numbers
+	cause   error  // of the last failure of this process that opened a circuit, or may yet
+	ids     uint64 // so many were made
+	noted   uint64 // so many outcomes were noted for the storage
+	landed  uint64 // and so many of them it has heard
+	unheard uint64 // up to this one, a caller has stopped waiting for that
+	news    uint64 // so many records were adopted
+	random  uint64 // the state of a generator of random numbers
 }
 
 // outbox is what the storage is yet to hear.
@@ -559,12 +560,18 @@ func (r *replica) unread(err error, now time.Time) {
 }
 
 // gaveUp is an input: the caller of a trial has waited for the storage to hear
-// of the outcome of that number, and may not wait any longer. What a late answer
-// does soon after is done now, so that the caller meets what its trial came to.
-func (r *replica) gaveUp(number uint64, now time.Time) {
-	if !r.heard(number) {
-		r.detach(errStorageTimeout, now)
+// of the outcome of that number, and may not wait any longer.
+func (r *replica) gaveUp(number uint64) { r.unheard = max(r.unheard, number) }
+
+// met is the fleet's record as calls meet it. If the caller of a trial did not
+// see it heard of, that is the record as it will be then: whoever ran the trial
+// meets what it came to, however late the storage is.
+func (r *replica) met(now time.Time) *Record {
+	if r.attached() && r.unheard > 0 && !r.heard(r.unheard) {
+		foreseen := r.foreseen(now)
+		return foreseen.at(now)
 	}
+	return r.fleet(now)
 }
 
 // lost is an input: the link to the storage is down.

@@ -39,7 +39,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 		v.fallBack(r, circuit)
 		return
 	}
-	own, fleet := r.own.at(now), r.fleet(now)
+	own, fleet := r.own.at(now), r.met(now)
 	if own.State == StateClosed && fleet.State == StateClosed {
 		v.quiet = own.Failures == 0 && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
 		v.plain = !r.settings.hooked()

@@ -88,10 +88,14 @@ func (b *body) exchange() *exchange {
 	return &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
 }
 
-// succeed settles the exchange as a success. As a rule that need not be counted.
+// succeed settles the exchange as a success. As a rule that is no news.
 func (b *body) succeed() {
-	if !b.afterTrial && !(b.view.fast && b.breaker.view.Load() == b.view) {
+	switch v := b.view; {
+	case b.afterTrial:
+	case !v.fast || b.breaker.view.Load() != v:
 		b.exchange().settle(result{})
+	case v.tallies:
+		v.tally.add()
 	}
 }
 
@@ -106,7 +110,7 @@ func (e *exchange) isEmpty(response *http.Response) bool {
 // trial has closed.
 func (e *exchange) watchAfterTrial(response *http.Response) {
 	v := e.breaker.view.Load()
-	if v.admits != admitsAll {
+	if v.state != StateClosed {
 		return // more trials are needed, and each is judged by its own headers
 	}
 	e.admission = v.admission()

@@ -91,6 +91,9 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	err := fn(ctx)
 	returned = true
 	if err == nil && b.view.Load() == v {
+		if v.tallies {
+			v.tally.add()
+		}
 		return nil
 	}
 	b.finish(ctx, v.admission(), err)
@@ -274,6 +277,9 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 		b.settings().tellRejected(ctx, b, rejected)
 	} else {
 		a.view.settings.tellBeforeCall(ctx, b)
+		if a.view.settings.SlowCall > 0 {
+			a.began = time.Now()
+		}
 	}
 	told = true
 	return a, rejected
@@ -288,7 +294,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	if v.settings.Strict && v.admits != admitsAsker { // who asks is answered with what there is
+	if v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) { // what asks for a trial is answered with what there is
 		v = b.refreshed(ctx)
 	}
 	for tries := 1; ; tries++ {
@@ -304,7 +310,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 			return a, nil
 		case v.admits == admitsNone:
 			return a, v.rejection
-		case !v.settings.Strict || !b.attached() || tries == maxTries:
+		case v.state == StateClosed || !v.settings.Strict || !b.attached() || tries == maxTries:
 			return a, b.rejection()
 		}
 		// The circuit has moved since it was asked, or another call was asking.
@@ -354,6 +360,21 @@ func (b *Breaker) finish(ctx context.Context, a admission, err error) {
 	b.settle(ctx, a, result{outcome: outcome, err: err})
 }
 
+// isSlow reports whether the call takes longer than Config.SlowCall allows.
+func (a *admission) isSlow() bool {
+	return !a.began.IsZero() && time.Since(a.began) > a.view.settings.SlowCall
+}
+
+// slowResult is that of a call which is slow and would be a success otherwise.
+func (a *admission) slowResult() result {
+	return result{outcome: OutcomeFailure, err: slowError(a.view.settings.SlowCall)}
+}
+
+// slowError is the cause where a call took longer than that.
+type slowError time.Duration
+
+func (e slowError) Error() string { return fmt.Sprintf("slower than %v", time.Duration(e)) }
+
 // isQuiet reports whether a success of the call need not be counted.
 func (b *Breaker) isQuiet(a *admission) bool {
 	return a.view.quiet && a.trial == "" && b.view.Load() == a.view
@@ -376,6 +397,9 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
+	if r.outcome == OutcomeSuccess && a.isSlow() {
+		r = a.slowResult()
+	}
 	if a.view.plain {
 		b.count(&a, &r)
 		return
@@ -385,9 +409,12 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 }
 
 func (b *Breaker) count(a *admission, r *result) {
-	if r.outcome != OutcomeSuccess || !b.isQuiet(a) {
+	switch {
+	case r.outcome != OutcomeSuccess || !b.isQuiet(a):
 		b.ended(a, r)
 		b.tell()
+	case a.view.tallies:
+		a.view.tally.add()
 	}
 }
 

@@ -123,14 +123,16 @@ func TestACallThatItsCallerCancelledIsIgnored(t *testing.T) {
 	}
 }
 
-func TestADeadlineThatHasPassedIsAFailure(t *testing.T) {
+func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 10})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
-	defer cancel()
-	require.ErrorIs(t, b.Call(ctx, func(ctx context.Context) error {
-		<-ctx.Done()
-		return ctx.Err()
-	}), context.DeadlineExceeded)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, b.Call(ctx, func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}), context.DeadlineExceeded)
+	})
 	require.Equal(t, 1, b.Failures(), "the caller's own")
 
 	require.ErrorIs(t, b.Call(t.Context(), func(context.Context) error { return context.DeadlineExceeded }), context.DeadlineExceeded)

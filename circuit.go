@@ -29,6 +29,7 @@ type circuit struct {
 
 	mu      sync.Mutex
 	replica replica
+	tally   *striped  // successes that the replica has not been told of yet; nil until some are counted
 	before  *view     // the view before this one: used again where calls meet the same
 	since   time.Time // when the view's state began
 	timer   *time.Timer
@@ -98,8 +99,20 @@ func base36(n uint64) string { return strconv.FormatUint(n, 36) }
 func (c *circuit) step(input func(r *replica, now time.Time)) {
 	c.mu.Lock()
 	now := time.Now()
+	c.takeTally(now)
 	input(&c.replica, now)
 	c.finish(now)
+}
+
+// takeTally tells the replica of the successes that were tallied since the last
+// step. c.mu is held.
+func (c *circuit) takeTally(now time.Time) {
+	if c.tally == nil {
+		return
+	}
+	if n := c.tally.take(); n > 0 {
+		c.replica.tallied(int(min(n, unlimited)), now)
+	}
 }
 
 // finish ends a step: it gives the lock back, and carries out what follows.
@@ -151,6 +164,10 @@ func (c *circuit) publish(now time.Time) {
 		c.breaker.view.Store(c.before)
 	default:
 		v := fresh
+		if v.tallies && c.tally == nil {
+			c.tally = new(striped)
+		}
+		v.tally = c.tally
 		if v.admits == admitsNone && !v.settings.Strict && !v.settings.rejects {
 			v.rejects = v.rejection
 		}
@@ -265,6 +282,7 @@ func (c *circuit) ended(a *admission, res *result) {
 	var now time.Time
 	if !c.replica.timeless(res.outcome) {
 		now = time.Now()
+		c.takeTally(now)
 	}
 	number := c.replica.ended(a, *res, now)
 	waits := number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || c.replica.settings.Strict || c.stopped)

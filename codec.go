@@ -14,7 +14,7 @@ import (
 // Two numbers let processes of different versions share a circuit: the schema
 // of the writer, and the oldest schema whose readers understand what it wrote.
 const (
-	recordSchema   = 2
+	recordSchema   = 3
 	recordReadable = 2
 )
 
@@ -44,8 +44,15 @@ type encodedRecord struct {
 
 	SuspectAt *int64 `json:"suspect,omitempty"` // ago
 	OpensAt   *int64 `json:"opens,omitempty"`
+	Rated     bool   `json:"rated,omitempty"`
 	Balance   int    `json:"balance,omitempty"`
+	OpenFor   int64  `json:"openfor,omitempty"`
 	CalmUntil *int64 `json:"calm,omitempty"`
+
+	Width    int64    `json:"width,omitempty"`  // of the buckets
+	Window   [][3]int `json:"window,omitempty"` // of each bucket: ago, calls, failures
+	OpenTime int64    `json:"opentime,omitempty"`
+	ClosedAt *int64   `json:"closed,omitempty"` // ago
 
 	By     string         `json:"by,omitempty"`
 	Cause  string         `json:"cause,omitempty"`
@@ -87,11 +94,16 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		Schema: recordSchema, Readable: recordReadable,
 		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
 		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
-		SuspectAt: ago(r.SuspectAt), OpensAt: left(r.OpensAt), Balance: r.Balance, CalmUntil: left(r.CalmUntil),
+		SuspectAt: ago(r.SuspectAt), OpensAt: left(r.OpensAt), Rated: r.Rated, Balance: r.Balance, CalmUntil: left(r.CalmUntil),
+		OpenFor: milliseconds(r.OpenFor), OpenTime: milliseconds(r.OpenTime), ClosedAt: ago(r.ClosedAt),
 		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
 	}
 	if row := ago(r.RowSince); row != nil {
 		e.RowSince = *row
+	}
+	for _, b := range r.Window.Buckets {
+		e.Width = milliseconds(r.Window.Width)
+		e.Window = append(e.Window, [3]int{int(*ago(b.Start)), b.Calls, b.Failures})
 	}
 	for _, t := range r.Trials {
 		e.Trials = append(e.Trials, encodedTrial{t.ID, milliseconds(max(0, t.Deadline.Sub(now))), t.Stale})
@@ -138,11 +150,17 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 	r := Record{
 		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Moved: e.Moved,
 		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
-		SuspectAt: before(e.SuspectAt), OpensAt: after(e.OpensAt), Balance: e.Balance, CalmUntil: after(e.CalmUntil),
+		SuspectAt: before(e.SuspectAt), OpensAt: after(e.OpensAt), Rated: e.Rated, Balance: e.Balance, CalmUntil: after(e.CalmUntil),
+		OpenFor: boundedWait(e.OpenFor), OpenTime: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
 		By: e.By, Cause: e.Cause,
 	}
 	if e.Failures > 0 {
 		r.RowSince = before(&e.RowSince)
+	}
+	for _, b := range e.Window {
+		ago := int64(b[0])
+		r.Window.Width = boundedWait(e.Width)
+		r.Window.Buckets = append(r.Window.Buckets, Bucket{before(&ago), b[1], b[2]})
 	}
 	for _, t := range e.Trials {
 		r.Trials = append(r.Trials, Trial{t.ID, after(&t.Left), t.Stale})
@@ -168,10 +186,19 @@ func (e *encodedRecord) check(now time.Time) error {
 		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Moved))
 	case min(e.Failures, e.Successes, e.Balance) < 0 || max(e.Failures, e.Successes, e.Balance) > math.MaxInt32:
 		return errors.New("has counts beyond any limit")
+	case min(e.OpenFor, e.OpenTime) < 0:
+		return errors.New("has an open time below zero")
+	case len(e.Window) > windowBuckets || e.Window != nil && e.Width < 1:
+		return errors.New("has a window that cannot be")
 	case max(len(e.By), len(e.Cause)) > maxTextLength:
 		return errors.New("has a cause or an instance that is too long")
 	case len(e.Trials) > maxMaxTrials || len(e.Heard) > maxHeard:
 		return errors.New("has more trials or sources than any limit")
+	}
+	for _, b := range e.Window {
+		if b[0] < 0 || b[2] < 0 || b[2] > b[1] || b[1] > unlimited {
+			return errors.New("has a window that cannot be")
+		}
 	}
 	for _, t := range e.Trials {
 		if err := CheckSource(t.ID); err != nil {

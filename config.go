@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,8 @@ import (
 // Config are the settings of a Breaker, or of all breakers of a Group. The
 // zero value is ready to use, without a storage.
 type Config struct {
-	// FailMax is how many failures in a row open the circuit: 5 if 0. In this
+	// FailMax is how many failures in a row open the circuit. If it is 0: 5, or
+	// with a FailureRate, that no row opens it. In this
 	// process, every success that is counted breaks the row. Over the
 	// fleet, FailMax reported failures make the circuit suspect (see
 	// Suspicion). A process that knows of no failure reports no success, so
@@ -29,9 +31,46 @@ type Config struct {
 	// four calls in five fail.
 	Suspicion time.Duration
 
+	// FailureRate opens the circuit when this share of the calls in Window has
+	// failed: 0.5 is one call in two, and 0 is off. It is judged at failures. In
+	// this process it opens the circuit at once. Over the fleet it makes it
+	// suspect: all processes report what they have counted, and it opens if the
+	// rate is still as high at the end.
+	//
+	// A window begins with a failure: the successes before are not in it, and
+	// while there is no failure in it nothing is counted.
+	FailureRate float64
+
+	// Window is how far back the FailureRate looks: 10 s if 0, and from 100 ms to
+	// an hour. It moves on by a tenth of its length at a time.
+	Window time.Duration
+
+	// MinCalls is how many calls must be in the Window before the FailureRate
+	// decides anything: 20 if 0. The fewer they are, the more often it is chance
+	// that decides: see docs/policies.md.
+	MinCalls int
+
+	// SlowCall makes a failure of a call that would count as a success and has
+	// taken longer: of Call, of Do, of a permit, and of a request until its
+	// headers. 0 is off; with it every call reads the clock twice.
+	SlowCall time.Duration
+
 	// ResetTimeout is how long the circuit stays open before a trial may run:
 	// 60 s if 0. At least a millisecond; a fraction of one is rounded up.
 	ResetTimeout time.Duration
+
+	// MaxResetTimeout lets the open time grow: it doubles each time the circuit
+	// opens again, from ResetTimeout up to this, for the whole fleet alike. For
+	// every such time that the circuit stays closed, one doubling is forgotten. 0:
+	// it does not grow. What a service asks for by Retry-After may be longer, and
+	// a move by hand is for ResetTimeout.
+	MaxResetTimeout time.Duration
+
+	// Ramp has traffic return gently: for so long after the circuit has closed,
+	// only a share of the calls runs, which grows from a tenth to all, in the whole
+	// fleet alike. The others are rejected, with the time that is left. 0 is off;
+	// at most an hour.
+	Ramp time.Duration
 
 	// SuccessThreshold is how many trials in a row must succeed to close the
 	// circuit: 1 if 0.
@@ -117,6 +156,7 @@ func (f Fallback) String() string {
 // bounds a record, maxTimeout also what a record from outside can ask for.
 const (
 	maxFailMax   = math.MaxInt32
+	minWindow    = 100 * time.Millisecond
 	maxMaxTrials = 1024
 	maxTimeout   = 366 * 24 * time.Hour
 )
@@ -137,17 +177,22 @@ func newSettings(cfg Config) (*settings, error) {
 	reject := func(format string, args ...any) {
 		invalid = append(invalid, fmt.Errorf("infuse: Config."+format, args...))
 	}
+	presetFailMax := 5
+	if s.FailureRate > 0 {
+		presetFailMax = unlimited
+	}
 	for _, n := range []struct {
 		field        string
 		value        *int
 		preset, most int
 	}{
-		{"FailMax", &s.FailMax, 5, maxFailMax},
+		{"FailMax", &s.FailMax, presetFailMax, maxFailMax},
+		{"MinCalls", &s.MinCalls, 20, maxFailMax},
 		{"SuccessThreshold", &s.SuccessThreshold, 1, maxFailMax},
 		{"MaxTrials", &s.MaxTrials, 1, maxMaxTrials},
 		{"MaxCircuits", &s.MaxCircuits, 1024, math.MaxInt32},
 	} {
-		if *n.value < 0 || *n.value > n.most {
+		if *n.value < 0 || *n.value > n.most { // with a rate, 0 is no row at all
 			reject("%s is %d: must be from 1 to %d, or 0 for %d", n.field, *n.value, n.most, n.preset)
 		}
 		if *n.value == 0 {
@@ -155,22 +200,34 @@ func newSettings(cfg Config) (*settings, error) {
 		}
 	}
 	for _, d := range []struct {
-		field  string
-		value  *time.Duration
-		preset time.Duration
+		field               string
+		value               *time.Duration
+		preset, least, most time.Duration
 	}{
-		{"ResetTimeout", &s.ResetTimeout, time.Minute},
-		{"TrialTimeout", &s.TrialTimeout, 30 * time.Second},
-		{"StorageTimeout", &s.StorageTimeout, 100 * time.Millisecond},
-		{"Suspicion", &s.Suspicion, 50 * time.Millisecond},
+		{"ResetTimeout", &s.ResetTimeout, time.Minute, time.Millisecond, maxTimeout},
+		{"TrialTimeout", &s.TrialTimeout, 30 * time.Second, time.Millisecond, maxTimeout},
+		{"StorageTimeout", &s.StorageTimeout, 100 * time.Millisecond, time.Millisecond, maxTimeout},
+		{"Suspicion", &s.Suspicion, 50 * time.Millisecond, time.Millisecond, maxTimeout},
+		{"Window", &s.Window, 10 * time.Second, minWindow, time.Hour},
+		{"SlowCall", &s.SlowCall, 0, time.Microsecond, maxTimeout},
+		{"MaxResetTimeout", &s.MaxResetTimeout, 0, max(cmp.Or(s.ResetTimeout, time.Minute), time.Millisecond), maxTimeout},
+		{"Ramp", &s.Ramp, 0, time.Millisecond, time.Hour},
 	} {
-		if *d.value == 0 {
+		switch {
+		case *d.value == 0:
 			*d.value = d.preset
+		case *d.value < d.least || *d.value > d.most:
+			preset := "off"
+			if d.preset > 0 {
+				preset = d.preset.String()
+			}
+			reject("%s is %v: must be from %v to %v, or 0 for %s", d.field, *d.value, d.least, d.most, preset)
+		case d.field != "SlowCall": // which no storage keeps
+			*d.value = time.Duration(milliseconds(*d.value)) * time.Millisecond
 		}
-		if *d.value < time.Millisecond || *d.value > maxTimeout {
-			reject("%s is %v: must be from 1ms to %v, or 0 for %v", d.field, *d.value, maxTimeout, d.preset)
-		}
-		*d.value = time.Duration(milliseconds(*d.value)) * time.Millisecond
+	}
+	if !(s.FailureRate >= 0 && s.FailureRate <= 1) { // NaN, too
+		reject("FailureRate is %v: must be from 0 to 1, where 0.5 is one call in two and 0 is off", s.FailureRate)
 	}
 	for i, exclude := range s.Exclude {
 		if exclude == nil {
@@ -204,7 +261,10 @@ func (s *settings) derive() {
 		host, _ := os.Hostname()
 		s.Instance = clip(host, maxTextLength-20) + ":" + strconv.Itoa(os.Getpid())
 	}
-	s.own = Limits{FailMax: s.FailMax, ResetTimeout: s.ResetTimeout, SuccessThreshold: s.SuccessThreshold, MaxTrials: s.MaxTrials, TrialTimeout: s.TrialTimeout}
+	s.own = Limits{
+		FailMax: s.FailMax, ResetTimeout: s.ResetTimeout, SuccessThreshold: s.SuccessThreshold, MaxTrials: s.MaxTrials, TrialTimeout: s.TrialTimeout,
+		FailureRate: s.FailureRate, Window: s.Window, MinCalls: s.MinCalls, MaxResetTimeout: s.MaxResetTimeout,
+	}
 	s.limits = s.own
 	s.limits.Suspicion = s.Suspicion
 	for _, l := range s.Listeners {
@@ -214,7 +274,12 @@ func (s *settings) derive() {
 }
 
 // hooked reports whether every call has something to do beside running.
-func (s *settings) hooked() bool { return s.Strict || s.perCall || s.Classify != nil }
+func (s *settings) hooked() bool {
+	return s.Strict || s.perCall || s.Classify != nil || s.SlowCall > 0
+}
+
+// rowCounts reports whether a row of failures can open the circuit.
+func (s *settings) rowCounts() bool { return s.FailMax < unlimited }
 
 // classify is what the error of a call on the named circuit says.
 func (s *settings) classify(ctx context.Context, circuit string, err error) Outcome {

@@ -20,16 +20,17 @@ var ErrOpen = errors.New("infuse: circuit open")
 // an earlier call's.
 type OpenError struct {
 	Circuit string
-	State   State     // open, or half-open while others' trials run
+	State   State     // open, half-open while others' trials run, or closed on a ramp (Config.Ramp)
 	Local   bool      // it is the circuit of this process alone: the fleet's is closed
 	Cause   error     // what opened it, as text where another process saw it; nil if that is not known. It is not part of Error()
 	By      string    // the instance that opened it, or that began the trials; empty if that is not known
 	Reason  string    // of an override
-	DueAt   time.Time // when a trial may run; zero: one is due, or another's trial runs
+	DueAt   time.Time // when a trial may run, or all calls on a ramp; zero: one is due, or another's trial runs
 }
 
-// RetryAfter returns how long it is until a trial may run: 0 when one is due,
-// or when another's trial runs and so its end cannot be known.
+// RetryAfter returns how long it is until a trial may run, or all calls on a
+// ramp: 0 when a trial is due, or when another's runs and so its end cannot be
+// known.
 func (e *OpenError) RetryAfter() time.Duration {
 	if e.DueAt.IsZero() {
 		return 0
@@ -44,7 +45,10 @@ func (e *OpenError) Error() string {
 	if e.Local {
 		text += " in this process alone"
 	}
-	if left := e.RetryAfter(); left > 0 {
+	switch left := e.RetryAfter(); {
+	case e.State == StateClosed:
+		text += fmt.Sprintf(" again, and for %v more it lets only some calls run", left.Round(time.Millisecond))
+	case left > 0:
 		text += fmt.Sprintf(", a trial may run in %v", left.Round(time.Millisecond))
 	}
 	if e.Reason != "" {

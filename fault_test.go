@@ -58,20 +58,6 @@ func TestACallThatCameTooLateIsIgnored(t *testing.T) {
 	}
 }
 
-// A deadline that passes during the call is another matter: the service may be
-// what is slow.
-func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
-	b := startBreaker(t, "prices", infuse.Config{})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	err := b.Call(ctx, func(ctx context.Context) error {
-		<-ctx.Done()
-		return ctx.Err()
-	})
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Equal(t, 1, b.Failures())
-}
-
 // A request whose deadline had passed is not sent at all.
 func TestARequestThatCameTooLateIsIgnored(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {

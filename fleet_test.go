@@ -29,6 +29,7 @@ type fleet struct {
 	lasts     float64                               // seconds
 	errors    func(process int, at float64) float64 // the share of calls that fail
 	latency   float64                               // one way to the storage, in seconds; 0.5 ms if 0
+	config    Config
 }
 
 // tally is what came of it.
@@ -40,6 +41,7 @@ type fleetTally struct {
 	healthyRejected                int     // rejected calls of processes for which less than half of the calls fail
 	limitAt, openAt                float64 // of the first opening after the onset
 	callsToOpen                    int
+	counted                        int     // calls that the processes counted for the failure rate
 	admitting                      int     // processes that let calls run
 	shutAt                         float64 // when there was none left, after the onset
 }
@@ -62,8 +64,9 @@ type process struct {
 	number  int
 	replica replica
 	view    view
-	timer   int // counts what the timer was set for
-	stream  int // counts how often the calls were drawn anew
+	timer   int     // counts what the timer was set for
+	stream  int     // counts how often the calls were drawn anew
+	tallied float64 // since when successes that are only tallied are to be drawn
 }
 
 // happening is something that happens at a time; events are a heap of them.
@@ -99,7 +102,8 @@ func simulate(f fleet, onset float64, seed uint64) fleetTally {
 	if s.latency == 0 {
 		s.latency = 0.0005
 	}
-	shared, err := newSettings(Config{Storage: NewMemoryStorage(), Instance: "simulated"})
+	f.config.Storage, f.config.Instance = NewMemoryStorage(), "simulated"
+	shared, err := newSettings(f.config)
 	if err != nil {
 		panic(err)
 	}
@@ -142,7 +146,8 @@ func (s *simulation) countOpening() {
 // step is the shell's: an input, then the view, the timer and what is to be sent.
 func (p *process) step(input func(r *replica, now time.Time)) {
 	now := p.time()
-	wasQuiet, wasAlone := p.view.quiet, p.view.local && p.view.state == StateOpen
+	wasQuiet, wasAlone := p.quiet(), p.view.local && p.view.state == StateOpen
+	p.takeTally(now)
 	input(&p.replica, now)
 	change := p.replica.outgoing(now)
 	admitted := p.view.admits == admitsAll
@@ -157,9 +162,35 @@ func (p *process) step(input func(r *replica, now time.Time)) {
 		p.after(p.latency, func() { p.arrive(change) })
 	}
 	p.arm(now)
-	if p.view.quiet != wasQuiet {
+	if p.quiet() != wasQuiet {
 		p.draw()
 	}
+}
+
+// quiet reports whether successes change nothing but a tally.
+func (p *process) quiet() bool { return p.view.quiet && p.view.admits == admitsAll }
+
+// takeTally draws how many calls have succeeded since the last step.
+func (p *process) takeTally(now time.Time) {
+	if p.view.tallies && p.quiet() {
+		mean := p.rate * (1 - p.errors(p.number, p.now)) * (p.now - p.tallied)
+		if n := p.poisson(mean); n > 0 {
+			p.counted += n
+			p.replica.tallied(n, now)
+		}
+	}
+	p.tallied = p.now
+}
+
+func (s *simulation) poisson(mean float64) int {
+	if mean > 50 {
+		return max(0, int(math.Round(mean+math.Sqrt(mean)*s.roll.NormFloat64())))
+	}
+	n, left := 0, math.Exp(-mean)
+	for product := s.roll.Float64(); product > left; product *= s.roll.Float64() {
+		n++
+	}
+	return n
 }
 
 func (p *process) noteAdmitting(before, after bool) {
@@ -214,7 +245,7 @@ func (p *process) arrive(change *Change) {
 // draw draws the next call: of a quiet process, the next that fails.
 func (p *process) draw() {
 	p.stream++
-	stream, quiet := p.stream, p.view.quiet
+	stream, quiet := p.stream, p.quiet()
 	rate, share := p.rate, p.errors(p.number, p.now)
 	if quiet {
 		rate *= share

@@ -114,7 +114,7 @@ func (l *link) send(c *circuit, q *Change) {
 	l.start(c, q, failed, func(a answer) {
 		switch {
 		case a.err == nil:
-			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.Calls != (Calls{}) {
+			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {
 				l.doubted.Store(false)
 			}
 			c.answered(q, a.record)

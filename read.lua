@@ -6,7 +6,7 @@
 --          3 which is compared: v or g, 4 what the sender has seen of it
 --          5 until when that holds
 --          6 how long the key lives
--- Reply    status (0 not as seen, 1 done, 2 heard before), v, now, t, n, b, r
+-- Reply    status (0 not as seen, 1 done, 2 heard before), v, now, t, n, b, w, r
 --
 -- Times are whole milliseconds. Numbers are only ever printed by int.
 
@@ -18,7 +18,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local source = 's:' .. ARGV[1]
-local old = redis.pcall('HMGET', key, 'v', 'g', 't', 'n', 'b', 'r', source)
+local old = redis.pcall('HMGET', key, 'v', 'g', 't', 'n', 'b', 'w', 'r', source)
 if old.err then
   if string.match(old.err, '^%u+') ~= seen then return old end
   redis.call('DEL', key) -- of another type, and the sender knows it
@@ -26,15 +26,15 @@ if old.err then
 end
 local v = old[1] or (redis.call('HLEN', key) == 0 and '0' or 'none') -- none: a stranger's hash
 
-local function reply(status, v, t, n, b, r)
+local function reply(status, v, t, n, b, w, r)
   local function short(s) return string.sub(s or '0', 1, 20) end
-  return { status, short(v), int(now), short(t), short(n), short(b), string.sub(r or '', 1, 262145) }
+  return { status, short(v), int(now), short(t), short(n), short(b), string.sub(w or '', 1, 601), string.sub(r or '', 1, 262145) }
 end
 
-local heard = number ~= '' and string.sub(old[7] or '', 1, 20) >= number
+local heard = number ~= '' and string.sub(old[8] or '', 1, 20) >= number
 local is = (ARGV[3] == 'v' or v == 'none') and v or old[2] or '0'
 if heard or is ~= seen or now >= tonumber(ARGV[5]) then
-  return reply(heard and '2' or '0', v, old[3], old[4], old[5], old[6])
+  return reply(heard and '2' or '0', v, old[3], old[4], old[5], old[6], old[7])
 end
 
 -- Versions follow the time, so that none is given twice, not even after the
@@ -47,7 +47,7 @@ v = int(math.max(last < 2 ^ 52 and last + 1 or 0, time[1] * 1000000 + time[2]))
 local function write(...)
   if number == '' then return redis.call('HSET', key, ...) end
   redis.call('HSET', key, source, number .. ' ' .. int(now), ...)
-  if old[7] or redis.call('HLEN', key) <= 6 + 512 then return end
+  if old[8] or redis.call('HLEN', key) <= 7 + 512 then return end
   local all, sources = redis.call('HGETALL', key), {}
   for i = 1, #all, 2 do
     if string.sub(all[i], 1, 2) == 's:' then

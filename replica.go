@@ -31,6 +31,9 @@ type replica struct {
 	failed   int       // attempts since the trouble began
 	borrowed int64     // the generation of the own record where it stands in for the shared one
 
+	countsUntil time.Time // until then successes are tallied: the fleet was asked for its failure rate
+	credit      float64   // of a call that a ramp lets run: it does at 1
+
 	cause   error  // of the last failure of this process that opened a circuit, or may yet
 	ids     uint64 // so many were made
 	noted   uint64 // so many outcomes were noted for the storage
@@ -48,8 +51,9 @@ type outbox struct {
 	numbers uint64 // of changes, so far
 
 	next    Change        // being filled
+	counted Counted       // for the failure rate: goes with next, but not before hold while the fleet is asked for it
 	openFor time.Duration // the longest that the failures in next ask for
-	hold    time.Time     // until then, successes alone do not go
+	hold    time.Time     // until then, successes alone do not go, nor does what was counted while the fleet is asked
 	mendAt  time.Time     // when what shared says goes to the storage, which may have lost it; zero if not
 }
 
@@ -84,11 +88,14 @@ type admission struct {
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
+	began  time.Time     // where Config.SlowCall asks for it
 	late   bool          // the deadline of the call had passed before it began
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
-	return replica{settings: s, source: source, linked: linked, linkUp: true, random: seed}
+	r := replica{settings: s, source: source, linked: linked, linkUp: true, random: seed}
+	r.credit = r.roll()
+	return r
 }
 
 // attached reports whether the shared record counts.
@@ -111,7 +118,7 @@ var closed Record
 // ended is an input: an admitted call has ended. It returns the number of the
 // outcome among those that the storage is to hear; 0 if it need not.
 func (r *replica) ended(a *admission, res result, now time.Time) (number uint64) {
-	if res.outcome == OutcomeFailure && (r.linked || a.trial != "" || r.own.Failures+1 >= r.settings.FailMax) {
+	if res.outcome == OutcomeFailure && (r.linked || a.trial != "" || r.settings.FailureRate > 0 || r.own.Failures+1 >= r.settings.FailMax) {
 		r.cause = causeOf(res.err) // may be told
 	}
 	late := a.shared < r.sharedSince(now)
@@ -138,9 +145,36 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 }
 
 // timeless reports whether time plays no part in an outcome: where no fleet is
-// asked, and nothing is or becomes open.
+// asked, nothing is or becomes open, and no window counts.
 func (r *replica) timeless(o Outcome) bool {
-	return !r.linked && r.own.State == StateClosed && (o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
+	return !r.linked && r.own.State == StateClosed && r.settings.FailureRate == 0 &&
+		(o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
+}
+
+// tallied is an input: so many calls have succeeded since the last input, and
+// were only counted.
+func (r *replica) tallied(n int, now time.Time) {
+	if !r.decides() {
+		return
+	}
+	r.keep(OutcomeSuccess, n)
+	t := terms{limits: &r.settings.own, generation: r.own.Generation}
+	r.own.tally(&Calls{Successes: n}, Counted{Calls: n}, &t, now)
+}
+
+// keep counts outcomes for the fleet's failure rate.
+func (r *replica) keep(o Outcome, n int) {
+	if r.linked && r.settings.FailureRate > 0 {
+		r.out.counted.add(o, n)
+	}
+}
+
+// counting reports whether successes are tallied: while there are failures in
+// the own window, or the fleet is asked.
+func (r *replica) counting(now time.Time) bool {
+	l := &r.settings.limits
+	return l.FailureRate > 0 && r.decides() &&
+		(r.own.Window.failing(l.Window, now) || r.attached() && now.Before(r.countsUntil))
 }
 
 // sharedSince is the generation below which calls count for nothing.
@@ -159,16 +193,18 @@ func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 	case a.trial != "" && r.own.trial(a.trial) >= 0:
 		r.settleOwn(a, res, now)
 	case res.outcome == OutcomeIgnored || !r.decides():
-	case res.outcome == OutcomeSuccess && r.own.Failures == 0:
+	case res.outcome == OutcomeSuccess && r.own.Failures == 0 && r.own.Window.Buckets == nil:
 	default:
-		c := Calls{Successes: 1}
-		if res.outcome == OutcomeFailure {
-			c = Calls{Failures: 1, Lead: 1, Streak: 1}
+		var c Calls
+		var counted Counted
+		c.add(res.outcome)
+		if r.settings.FailureRate > 0 {
+			counted.add(res.outcome, 1)
 		}
 		t := terms{limits: &r.settings.own, by: r.settings.Instance, cause: textOf(r.cause), generation: a.own}
 		t.openFor = max(t.limits.ResetTimeout, res.openFor)
 		before := r.own.State
-		r.own.tally(&c, &t, now)
+		r.own.tally(&c, counted, &t, now)
 		r.ownMoved(before)
 	}
 }
@@ -195,10 +231,15 @@ func (r *replica) ownMoved(before State) {
 	}
 	switch r.own.State {
 	case StateOpen:
-		n := r.settings.FailMax
-		r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
+		if n := r.settings.FailMax; r.settings.rowCounts() {
+			r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
+		}
+		r.out.counted = Counted{}
+		if n := r.settings.MinCalls; r.settings.FailureRate > 0 {
+			r.out.counted = Counted{Calls: n, Failures: n}
+		}
 	case StateClosed:
-		r.out.next.Calls = Calls{Successes: 1}
+		r.out.next.Calls, r.out.counted = Calls{Successes: 1}, Counted{}
 	}
 }
 
@@ -207,25 +248,38 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 	if res.outcome == OutcomeIgnored || !r.linked || !r.decides() || r.trouble == nil && r.shared.at(now).State != StateClosed {
 		return 0
 	}
-	if res.outcome == OutcomeSuccess && !r.awaitsSuccess() {
-		return 0
+	if res.outcome == OutcomeFailure || r.counting(now) {
+		r.keep(res.outcome, 1)
 	}
-	r.out.next.Calls.add(res.outcome)
+	news := r.awaitsSuccess()
 	if res.outcome == OutcomeFailure {
+		news = r.shared.weighed() || r.settings.rowCounts()
 		r.out.openFor = max(r.out.openFor, res.openFor)
-	} else if r.shared.suspect() && r.out.hold.IsZero() {
+	} else if r.shared.weighed() && r.out.hold.IsZero() {
 		// In a large fleet a few are enough, and the others hear of them first.
 		most := min(r.settings.Suspicion, r.shared.OpensAt.Sub(now)) / 4
 		r.out.hold = now.Add(time.Duration(r.roll() * float64(most)))
+	}
+	if news {
+		r.out.next.Calls.add(res.outcome)
+	}
+	if !news && !r.reportsRate() {
+		return 0
 	}
 	r.noted++
 	return r.noted
 }
 
-// awaitsSuccess reports whether a success is worth telling: there are failures
-// on record, or about to be.
+// reportsRate reports whether what was counted goes at once: a failure does,
+// unless the fleet is asked. Then every process reports at times that do not
+// depend on the outcomes, so that the storage hears of successes as of failures.
+func (r *replica) reportsRate() bool { return r.out.counted.Failures > 0 && !r.shared.rated() }
+
+// awaitsSuccess reports whether a success is news: there is a row of failures on
+// record or about to be, and that counts.
 func (r *replica) awaitsSuccess() bool {
-	return r.shared.Failures > 0 || r.shared.suspect() || r.out.next.Calls.Failures > 0 || r.out.sent.Calls.Failures > 0
+	return r.shared.weighed() || r.settings.rowCounts() &&
+		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sent.Calls.Failures > 0)
 }
 
 // add appends an outcome.
@@ -260,7 +314,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	own, fleet := r.own.at(now), r.fleet(now)
 	a := r.admission("", now)
 	if own.State == StateClosed && fleet.State == StateClosed {
-		return a, admits
+		return a, r.rampLets(own, fleet, now)
 	}
 	most, soon := r.settings.MaxTrials, now.Add(armedEarly)
 	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.aloneFrom(now).After(soon) || r.asking() {
@@ -279,6 +333,20 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// rampLets decides on a call in a closed circuit: of those that come during a
+// ramp, it admits as many as their shares add up to.
+func (r *replica) rampLets(own, fleet *Record, now time.Time) decision {
+	ramp := r.settings.Ramp
+	share := min(own.share(ramp, now), fleet.share(ramp, now))
+	if share < 1 {
+		if r.credit += share; r.credit < 1 {
+			return rejects
+		}
+		r.credit--
+	}
+	return admits
 }
 
 // aloneAfter is for how long a process that is cut off leaves the trial to the
@@ -531,7 +599,16 @@ func (r *replica) adopt(rec Record, now time.Time) {
 	if rec.Since > before.Since || !rec.suspect() && before.suspect() && next.Failures == 0 {
 		*next, r.out.openFor = Calls{}, 0
 	}
-	if !rec.suspect() {
+	if rec.Since > before.Since {
+		r.out.counted = Counted{}
+	}
+	switch {
+	case rec.rated() && r.settings.FailureRate > 0:
+		r.countsUntil = now.Add(r.settings.Window)
+		if !before.rated() { // in a large fleet a few are enough, and the others hear of them first
+			r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 2))
+		}
+	case !rec.suspect():
 		r.out.hold = time.Time{}
 	}
 	r.settleLeases(false)
@@ -629,6 +706,9 @@ func (r *replica) repay() {
 // outgoing returns what is to go to the storage now, and takes it to be under
 // way: a change, or a read if it has no number; nil if nothing is to go.
 func (r *replica) outgoing(now time.Time) *Change {
+	if r.out.counted.Failures == 0 && !r.counting(now) { // as old as a window
+		r.out.counted = Counted{}
+	}
 	switch {
 	case !r.linked || r.out.under:
 		return nil
@@ -646,10 +726,14 @@ func (r *replica) outgoing(now time.Time) *Change {
 
 // fill makes what is to be said the next change, if it may go yet.
 func (r *replica) fill(now time.Time) bool {
-	next := &r.out.next
-	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" ||
+	next, held := &r.out.next, now.Before(r.out.hold)
+	asked := r.shared.rated()
+	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" || r.reportsRate() ||
 		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
-	if !urgent && (next.Calls.Successes == 0 || now.Before(r.out.hold)) {
+	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Calls > 0)) {
+		if asked && !held {
+			r.out.hold = r.nextHold(now)
+		}
 		return false
 	}
 	r.out.numbers++
@@ -658,9 +742,27 @@ func (r *replica) fill(now time.Time) bool {
 	c.Seen, c.Limits = r.shared, r.settings.limits
 	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
 	c.OpenFor = r.openFor(now)
+	if !asked || !held {
+		c.Counted, r.out.counted, r.out.hold = r.out.counted, Counted{}, r.nextHold(now)
+	}
 	r.out.sent, r.out.through = c, r.noted
-	r.out.next, r.out.openFor, r.out.hold, r.out.mendAt = Change{}, 0, time.Time{}, time.Time{}
+	r.out.next, r.out.openFor, r.out.mendAt = Change{}, 0, time.Time{}
 	return true
+}
+
+// nextHold is until when what was counted is held back while the fleet is asked
+// for its failure rate. It is often at first, and later once a bucket, and once
+// more before the end.
+func (r *replica) nextHold(now time.Time) time.Time {
+	if !r.shared.rated() {
+		return time.Time{}
+	}
+	pause := max(now.Sub(r.shared.SuspectAt), r.settings.Suspicion/2)
+	pause = time.Duration((1 + r.roll()) / 2 * float64(min(pause, r.settings.Window/windowBuckets)))
+	if last := r.shared.OpensAt.Add(-time.Duration(r.roll() * float64(r.settings.Suspicion))); last.After(now) && last.Before(now.Add(pause)) {
+		return last
+	}
+	return now.Add(pause)
 }
 
 // openFor is for how long the calls in next open the fleet's circuit: as long
@@ -684,7 +786,7 @@ func (r *replica) heard(number uint64) bool {
 // pending reports whether something is yet to be said.
 func (r *replica) pending() bool {
 	n := &r.out.next
-	return n.Calls != (Calls{}) || len(n.Settled) > 0 || n.Move != nil || n.Ask != ""
+	return n.Calls != (Calls{}) || r.reportsRate() || len(n.Settled) > 0 || n.Move != nil || n.Ask != ""
 }
 
 // idle reports whether the storage has heard everything.
@@ -694,7 +796,7 @@ func (r *replica) idle() bool { return !r.pending() && r.out.sent.Number == 0 }
 // after now, zero if there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
-	if !r.linked && r.own.State == StateClosed {
+	if !r.linked && r.own.State == StateClosed && r.own.Window.Buckets == nil && r.own.ClosedAt.IsZero() {
 		return at
 	}
 	earliest := func(t time.Time) {
@@ -708,11 +810,17 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		}
 	}
 	due(&r.own)
+	earliest(r.own.rampEnds(r.settings.Ramp))
+	if r.counting(now) { // for what was tallied meanwhile
+		earliest(r.own.Window.nextBucket(now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
+		earliest(r.countsUntil)
+	}
+	if r.shared.suspect() { // also while the storage is away: calls from then on belong to another generation
+		earliest(r.shared.OpensAt)
+	}
 	if r.attached() {
 		due(r.shared.at(now))
-		if r.shared.suspect() {
-			earliest(r.shared.OpensAt)
-		}
+		earliest(r.shared.rampEnds(r.settings.Ramp))
 		if !r.out.under {
 			earliest(r.out.hold)
 			earliest(r.out.mendAt)
@@ -758,6 +866,9 @@ func (r Record) bounded(s *settings, now time.Time) Record {
 	}
 	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter) / 2); r.CalmUntil.After(latest) {
 		r.CalmUntil = latest
+	}
+	if r.ClosedAt.After(now) {
+		r.ClosedAt = now
 	}
 	latest := now.Add(max(s.TrialTimeout, maxRetryAfter))
 	for i, t := range r.Trials {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Transport is an http.RoundTripper that fails a request to an unhealthy
@@ -214,10 +215,15 @@ func (e *exchange) run() (*http.Response, error) {
 	response, err = eitherOr(e.transport.base().RoundTrip(e.request))
 	outcome := e.classify(response, err)
 	returned = true
-	if outcome != OutcomeSuccess || err != nil {
+	switch {
+	case outcome != OutcomeSuccess || err != nil:
 		e.settle(headersResult(outcome, response, err))
 		return response, err
+	case e.admission.isSlow():
+		e.settle(e.admission.slowResult())
+		return response, nil
 	}
+	e.admission.began = time.Time{} // the body may take its time
 	if e.admission.trial != "" {
 		e.settle(result{})
 		e.watchAfterTrial(response)

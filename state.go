@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -75,10 +76,16 @@ type Record struct {
 	DueAt      time.Time // while open, or for when it opens: when a trial may run
 	Trials     []Trial   // the trials that run now, in the order in which they started
 
-	SuspectAt time.Time // while suspect: since when
-	OpensAt   time.Time // while suspect: when it opens
-	Balance   int       // while suspect: at zero the suspicion is refuted
-	CalmUntil time.Time // until then it does not become suspect: a suspicion was refuted
+	SuspectAt time.Time     // while suspect: since when
+	OpensAt   time.Time     // while suspect: when it opens
+	Rated     bool          // while suspect: of its failure rate, and not of its row
+	Balance   int           // while suspect of its row: at zero the suspicion is refuted
+	OpenFor   time.Duration // while suspect: what OpenTime will be
+	CalmUntil time.Time     // until then it does not become suspect: a suspicion was refuted
+
+	Window   Window        // of a closed circuit whose failure rate counts
+	OpenTime time.Duration // of the last opening, without what the service asked for; 0 where it does not grow
+	ClosedAt time.Time     // when it was closed last, after it was open
 
 	By    string // the instance that reported the last failure of the row, or moved the circuit
 	Cause string // of the last opening
@@ -100,8 +107,8 @@ type heard struct {
 	number uint64
 }
 
-// Limits are the settings of the sender that a change is judged by. All but
-// Suspicion are at least 1 (durations: a whole number of milliseconds).
+// Limits are the settings of the sender that a change is judged by. Durations
+// are whole milliseconds. What has no meaning for 0 beside it is at least 1.
 type Limits struct {
 	FailMax          int
 	ResetTimeout     time.Duration
@@ -109,6 +116,10 @@ type Limits struct {
 	MaxTrials        int
 	TrialTimeout     time.Duration
 	Suspicion        time.Duration // the shortest suspicion; with 0, the limit opens the circuit at once
+	FailureRate      float64       // 0: the rate does not count
+	Window           time.Duration // in which the rate counts
+	MinCalls         int           // in the window
+	MaxResetTimeout  time.Duration // 0: the open time does not grow
 }
 
 // Calls are outcomes of calls that were admitted while the circuit was closed.
@@ -117,6 +128,20 @@ type Calls struct {
 	Successes int // all that need telling: those that met failures on record, or a suspicion
 	Lead      int // the failures before the first success
 	Streak    int // the failures after the last success
+}
+
+// Counted is calls that count for the failure rate.
+type Counted struct {
+	Calls    int // all
+	Failures int // of them
+}
+
+// add appends so many outcomes.
+func (c *Counted) add(o Outcome, n int) {
+	c.Calls = min(c.Calls+n, unlimited)
+	if o == OutcomeFailure {
+		c.Failures = min(c.Failures+n, unlimited)
+	}
 }
 
 // Settlement is the end of a trial.
@@ -138,8 +163,9 @@ type Change struct {
 	Cause  string // of the failures in Calls and Settled
 
 	Settled []Settlement
-	Calls   Calls
-	OpenFor time.Duration // if Calls open the circuit: for so long, in place of Limits.ResetTimeout
+	Calls   Calls         // for the row of failures
+	Counted Counted       // for the failure rate: all calls since the sender's last, these among them or not
+	OpenFor time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
 	Move    *Move
 	Ask     string // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
@@ -166,8 +192,9 @@ const maxHeard = 512
 var suspicion = struct {
 	success int // what a success takes from the balance; a failure adds 1
 	length  int // how many times as long as the row a suspicion lasts
-	early   int // the circuit opens early at so many times FailMax
-}{4, 3, 4}
+	early   int // the circuit opens early at so many times FailMax, or with so many times MinCalls
+	rated   int // one of the rate lasts at least so many times Limits.Suspicion, unless it is refuted
+}{4, 3, 4, 4}
 
 // Apply returns the record after the change, and what became of the change.
 // It is pure: now is the storage's present time, on the clock that the
@@ -192,7 +219,7 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	r.pass(now)
 	r.catchUp(&c.Seen, now)
 	if r.suspect() || c.Calls.Lead > 0 { // whoever brought the count to a limit may have died since
-		r.judge(&t, now)
+		r.judgeCount(&t, now)
 	}
 	verdict, said := VerdictRefused, false
 	step := func(v Verdict) {
@@ -203,8 +230,9 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 		for _, s := range c.Settled {
 			step(r.settle(s, &t, now))
 		}
-		if c.Calls != (Calls{}) {
-			step(r.count(&c.Calls, &t, now))
+		if c.counts() {
+			r.Window.Buckets = slices.Clone(r.Window.Buckets)
+			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
 		if c.Move != nil {
 			step(r.move(c.Move.To, &t, now))
@@ -226,12 +254,18 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	return verdict
 }
 
-// tally is apply for a change that has nothing but one sender's calls.
-func (r *Record) tally(c *Calls, t *terms, now time.Time) {
+// tally is apply for a change that has nothing but one sender's calls. The
+// record's window is its own, and is written to in place.
+func (r *Record) tally(c *Calls, counted Counted, t *terms, now time.Time) {
 	r.pass(now)
-	r.count(c, t, now)
-	r.judge(t, now)
+	r.count(c, counted, t, now)
+	if c.Failures > 0 {
+		r.judge(t, now)
+	}
 }
+
+// counts reports whether the change has outcomes of calls.
+func (c *Change) counts() bool { return c.Calls != (Calls{}) || c.Counted != (Counted{}) }
 
 // terms are what the steps of a change are judged by.
 type terms struct {
@@ -242,11 +276,11 @@ type terms struct {
 }
 
 // openTime is how long the circuit stays open if calls open it.
-func (t *terms) openTime() time.Duration {
+func (t *terms) openTime(grown time.Duration) time.Duration {
 	if t.openFor > 0 {
-		return t.openFor
+		return max(t.openFor, grown)
 	}
-	return t.limits.ResetTimeout
+	return max(t.limits.ResetTimeout, grown)
 }
 
 // At returns the record as it is at the given time: open where a suspicion is
@@ -269,7 +303,7 @@ func (r *Record) at(now time.Time) *Record {
 // pass is At in place.
 func (r *Record) pass(now time.Time) {
 	if r.suspect() && !now.Before(r.OpensAt) {
-		r.open(r.Generation+1, r.DueAt)
+		r.open(r.Generation+1, r.DueAt, r.OpenFor)
 	}
 	if len(r.Trials) > 0 {
 		r.Trials = liveTrials(r.Trials, now)
@@ -277,6 +311,11 @@ func (r *Record) pass(now time.Time) {
 }
 
 func (r *Record) suspect() bool { return r.State == StateClosed && !r.OpensAt.IsZero() }
+
+// weighed reports whether the record is suspect of its row: then the balance
+// decides. rated reports whether it is suspect of its rate.
+func (r *Record) weighed() bool { return r.suspect() && !r.Rated }
+func (r *Record) rated() bool   { return r.suspect() && r.Rated }
 
 // Healthy reports that the record says nothing that the zero Record does not:
 // closed, without failures.
@@ -324,6 +363,8 @@ func (r *Record) noLater(seen *Record) {
 	earlier(&r.DueAt, seen.DueAt)
 	earlier(&r.OpensAt, seen.OpensAt)
 	earlier(&r.CalmUntil, seen.CalmUntil)
+	earlier(&r.SuspectAt, seen.SuspectAt) // nor does what has begun become younger
+	earlier(&r.ClosedAt, seen.ClosedAt)
 	for i := range r.Trials {
 		if known := seen.trial(r.Trials[i].ID); known >= 0 && seen.Trials[known].Deadline.Before(r.Trials[i].Deadline) {
 			r.Trials = slices.Clone(r.Trials)
@@ -333,29 +374,31 @@ func (r *Record) noLater(seen *Record) {
 }
 
 // count adds the outcomes of calls; what they come to is for judge.
-func (r *Record) count(c *Calls, t *terms, now time.Time) Verdict {
+func (r *Record) count(c *Calls, counted Counted, t *terms, now time.Time) Verdict {
 	if r.State != StateClosed || t.generation < r.Since {
 		return VerdictRefused
 	}
+	r.Window.add(counted, t.limits.Window/windowBuckets, now)
 	before := r.level()
 	level, restarted := r.step(c, t.limits, now).to(before)
+	r.setLevel(level)
 	if r.suspect() {
-		r.Balance = level
-		if due := now.Add(t.openFor); due.After(r.DueAt) {
-			r.DueAt = due
+		// All are to hear of it: else a process that has not would take the later
+		// time for a clock that was set back. So what differs by little is left.
+		if due := now.Add(t.openFor); due.Sub(r.DueAt) > t.limits.Suspicion {
+			r.DueAt, r.Generation = due, r.nextGeneration(t, now)
 		}
-		return VerdictApplied
 	}
-	r.Failures = level
-	if level > 0 && (before == 0 || restarted) {
+	if !r.weighed() && level > 0 && (before == 0 || restarted) {
 		r.RowSince = now
 	}
 	return VerdictApplied
 }
 
 // A step is what a change does to the one count of a closed record: the row of
-// failures or, while it is suspect, the balance. It is the only part of the
-// state machine that also runs in a storage that can count by itself.
+// failures or, while it is suspect of that, the balance. It and Window.add are
+// the only parts of the state machine that also run in a storage that can count
+// by itself.
 type step struct {
 	add      int  // first
 	restarts bool // then, if nothing was added or the count is below the upper limit, it becomes after
@@ -368,7 +411,7 @@ const unlimited = math.MaxInt32
 
 func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 	upper := l.FailMax
-	if r.suspect() {
+	if r.weighed() {
 		upper = unlimited
 		if _, early := r.opensEarly(l, now); early {
 			upper = l.many()
@@ -397,55 +440,103 @@ func (s step) to(level int) (next int, restarted bool) {
 func (s step) reached(level int) bool { return level <= s.lower || level >= s.upper }
 
 func (r *Record) level() int {
-	if r.suspect() {
+	if r.weighed() {
 		return r.Balance
 	}
 	return r.Failures
 }
 
-// judge moves a closed record whose count has reached a limit.
-func (r *Record) judge(t *terms, now time.Time) {
-	switch {
-	case r.State != StateClosed:
-	case r.suspect():
-		if r.Balance <= 0 {
-			r.refute()
-		} else if at, early := r.opensEarly(t.limits, now); early && r.Balance >= t.limits.many() {
-			r.Generation, r.OpensAt = r.nextGeneration(t, now), at
-			r.pass(now)
-		} else if r.Balance < t.limits.FailMax && r.timed() { // above the generation with which it would have opened
-			r.Generation, r.OpensAt = r.nextGeneration(t, now)+1, r.DueAt
-		}
-	case r.Failures < t.limits.FailMax || now.Before(r.CalmUntil):
-	case t.limits.Suspicion == 0:
-		r.By, r.Cause = t.by, t.cause
-		r.open(r.nextGeneration(t, now), now.Add(t.openTime()))
-	default:
-		r.becomeSuspect(t, now)
+func (r *Record) setLevel(n int) {
+	if r.weighed() {
+		r.Balance = n
+	} else {
+		r.Failures = n
 	}
 }
 
-// becomeSuspect asks the fleet: the record opens after a while, unless refuted.
-// The state does not begin anew, so that calls which run now are heard.
-func (r *Record) becomeSuspect(t *terms, now time.Time) {
-	length := time.Duration(suspicion.length) * max(0, now.Sub(r.RowSince))
-	length = min(max(length, t.limits.Suspicion), t.limits.ResetTimeout/2)
-	r.Generation, r.By, r.Cause = r.nextGeneration(t, now), t.by, t.cause
-	r.SuspectAt, r.OpensAt, r.Balance = now, now.Add(length), t.limits.FailMax
-	r.DueAt, r.CalmUntil = now.Add(t.openTime()), r.OpensAt
+// judge moves a closed record whose row or rate of failures has reached a limit,
+// and a suspect one that has fallen below it, or has gone far beyond.
+func (r *Record) judge(t *terms, now time.Time) {
+	r.judgeCount(t, now)
+	r.judgeRate(t, now)
+}
+
+func (r *Record) judgeCount(t *terms, now time.Time) {
+	at, early := r.opensEarly(t.limits, now)
+	switch {
+	case r.State != StateClosed:
+	case r.weighed() && r.Balance <= 0:
+		r.refute(r.CalmUntil)
+	case r.weighed() && early && r.Balance >= t.limits.many():
+		r.opensAt(at, r.nextGeneration(t, now))
+	case r.weighed() && r.Balance < t.limits.FailMax && r.timed(): // above the generation with which it would have opened
+		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
+	case !r.weighed() && r.Failures >= t.limits.FailMax && !now.Before(r.CalmUntil):
+		r.suspected(false, max(0, now.Sub(r.RowSince)), t, now)
+	}
+	r.pass(now)
+}
+
+func (r *Record) judgeRate(t *terms, now time.Time) {
+	if r.State != StateClosed || t.limits.FailureRate == 0 {
+		return
+	}
+	rate := r.Window.rate(t.limits, now)
+	at, early := r.opensEarly(t.limits, now)
+	switch {
+	case r.suspect() && rate.far && early:
+		r.opensAt(at, r.nextGeneration(t, now))
+	case r.rated() && !rate.over:
+		r.refute(now.Add(t.limits.Suspicion))
+	case !r.suspect() && rate.over && !now.Before(r.CalmUntil):
+		r.suspected(true, rate.lasting, t, now)
+	}
+	r.pass(now)
+}
+
+// opensAt gives the suspicion another end.
+func (r *Record) opensAt(at time.Time, generation int64) {
+	r.OpensAt, r.Generation = at, generation
+}
+
+// suspected has the fleet be asked: the record opens after a while, unless
+// refuted. The state does not begin anew, so that calls which run now are heard.
+// Where no fleet is to be asked, it opens at once.
+func (r *Record) suspected(rated bool, lasting time.Duration, t *terms, now time.Time) {
+	l, grown, generation := t.limits, r.grown(t.limits, now), r.nextGeneration(t, now)
+	due := now.Add(t.openTime(grown))
+	r.By, r.Cause = t.by, t.cause
+	if l.Suspicion == 0 {
+		r.open(generation, due, grown)
+		return
+	}
+	shortest := l.Suspicion
+	if rated { // it can end early, either way
+		shortest = max(shortest, l.Window/2)
+	}
+	length := min(max(time.Duration(suspicion.length)*lasting, shortest), l.ResetTimeout/2)
+	r.Generation, r.DueAt, r.OpenFor = generation, due, grown
+	r.SuspectAt, r.OpensAt, r.Rated = now, now.Add(length), rated
+	r.Balance, r.CalmUntil = 0, time.Time{}
+	if !rated {
+		r.Balance, r.CalmUntil = l.FailMax, r.OpensAt
+	}
 }
 
 // timed reports whether a suspect record opens when the time of its suspicion
 // is over. Once successes outweigh the failures, time alone does not open it
 // before a trial would be due: it waits for more failures, or for successes.
 func (r *Record) timed() bool {
-	return !r.OpensAt.After(r.CalmUntil) && r.OpensAt.Before(r.DueAt)
+	return !r.OpensAt.After(r.CalmUntil.Add(coarse)) && r.OpensAt.Before(r.DueAt)
 }
 
 // opensEarly tells when a suspicion ends if the failures are many, and whether
 // that is earlier than it would end anyway.
 func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool) {
 	at = r.SuspectAt.Add(l.Suspicion)
+	if r.Rated { // until all have heard of it, more failures are reported than successes
+		at = r.SuspectAt.Add(time.Duration(suspicion.rated) * l.Suspicion)
+	}
 	if now.After(at) {
 		at = now
 	}
@@ -459,15 +550,19 @@ func (l *Limits) many() int { return int(min(int64(suspicion.early)*int64(l.Fail
 // keep whole milliseconds, rounded up.
 const coarse = 2 * time.Millisecond
 
-// refute leaves the record closed, and above suspicion for as long as this one
-// would have lasted. Its generation is above the one with which the record
-// would have opened: a process that missed the refutation takes it for news
-// then, and not for a loss.
-func (r *Record) refute() {
-	*r = Record{
+// refute leaves the record closed, and above suspicion until then: after one of
+// the row for as long as that would have lasted. Its generation is above the one
+// with which the record would have opened: a process that missed the refutation
+// takes it for news then, and not for a loss.
+func (r *Record) refute(calm time.Time) {
+	next := Record{
 		Generation: r.Generation + 2, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
-		CalmUntil: r.CalmUntil, Trials: r.Trials, heard: r.heard,
+		CalmUntil: calm, Trials: r.Trials, Window: r.Window, OpenTime: r.OpenTime, ClosedAt: r.ClosedAt, heard: r.heard,
 	}
+	if r.Rated { // its row goes on
+		next.Failures, next.RowSince = r.Failures, r.RowSince
+	}
+	*r = next
 }
 
 // settle ends a trial. A stale one frees its place, and no more.
@@ -489,7 +584,8 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 		}
 	case s.Outcome == OutcomeFailure:
 		r.By, r.Cause = t.by, t.cause
-		r.open(r.nextGeneration(t, now), now.Add(max(t.limits.ResetTimeout, s.OpenFor)))
+		grown := r.grown(t.limits, now)
+		r.open(r.nextGeneration(t, now), now.Add(max(t.limits.ResetTimeout, s.OpenFor, grown)), grown)
 	}
 	return VerdictMoved
 }
@@ -501,7 +597,7 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 	case again: // its trials go on, and as in pybreaker the successes count anew
 		r.Generation, r.Successes = r.nextGeneration(t, now), 0
 	case to == StateOpen:
-		r.open(r.nextGeneration(t, now), now.Add(t.limits.ResetTimeout))
+		r.open(r.nextGeneration(t, now), now.Add(t.limits.ResetTimeout), 0)
 	default:
 		r.transition(to, t, now)
 	}
@@ -531,20 +627,24 @@ func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
 func (r *Record) transition(to State, t *terms, now time.Time) {
 	next := Record{
 		State: to, Generation: r.nextGeneration(t, now), Opened: r.Opened, Moved: r.Moved,
-		Trials: staleTrials(r.Trials), By: r.By, Cause: r.Cause, heard: r.heard,
+		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, By: r.By, Cause: r.Cause, heard: r.heard,
 	}
 	next.Since = next.Generation
 	if to != StateClosed {
 		next.Failures = r.Failures
+	} else if r.State != StateClosed {
+		next.ClosedAt = now
 	}
 	*r = next
 }
 
-// open opens the record, with the given generation.
-func (r *Record) open(generation int64, due time.Time) {
+// open opens the record, with the given generation. grown is its new OpenTime; 0
+// leaves that as it is.
+func (r *Record) open(generation int64, due time.Time, grown time.Duration) {
 	*r = Record{
 		State: StateOpen, Generation: generation, Since: generation, Opened: generation, Moved: r.Moved,
-		Failures: r.Failures, DueAt: due, Trials: staleTrials(r.Trials), By: r.By, Cause: r.Cause, heard: r.heard,
+		Failures: r.Failures, DueAt: due, Trials: staleTrials(r.Trials), OpenTime: cmp.Or(grown, r.OpenTime),
+		By: r.By, Cause: r.Cause, heard: r.heard,
 	}
 }
 

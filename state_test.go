@@ -297,3 +297,32 @@ func TestNumbersThatMeanNothingArePrintedAsSuch(t *testing.T) {
 	require.Equal(t, "State(9)", State(9).String())
 	require.Equal(t, "Outcome(9)", Outcome(9).String())
 }
+
+// A Retry-After that came during a suspicion was lost to the processes that had
+// not heard of it: what they sent next took it for a clock that was set back.
+func TestARetryAfterDuringASuspicionIsPushed(t *testing.T) {
+	suspect := Record{}.then(calls(asking, "fffff"), noon)
+	busy := calls(asking, "f")
+	busy.OpenFor = 10 * time.Minute
+	later, verdict := suspect.Apply(busy, after(1))
+	require.Equal(t, VerdictMoved, verdict)
+	require.Equal(t, after(600_001), later.DueAt)
+
+	late := calls(asking, "f")
+	late.Seen = suspect
+	later, verdict = later.Apply(late, after(2))
+	require.Equal(t, VerdictApplied, verdict)
+	require.Equal(t, after(600_001), later.DueAt, "the sender does not know it yet")
+}
+
+// A suspicion that ended while the storage was away left the view as it was.
+// Outcomes of calls that it admitted counted for nothing, here as well.
+func TestAReplicaWakesWhenASuspicionEndsWhileItIsOnItsOwn(t *testing.T) {
+	s, err := newSettings(Config{Storage: NewMemoryStorage()})
+	require.NoError(t, err)
+	r := newReplica(s, "p", true, 1)
+	r.observed(Record{}.then(calls(asking, "fffff"), noon), noon)
+	r.lost(errStorageTimeout, after(10))
+	r.back() // a request that was refused is tried again later
+	require.Equal(t, after(50), r.wakeAt(after(49)))
+}

@@ -91,7 +91,7 @@ const keptFor = time.Hour
 // keepUntil returns when a record that is saved now may be forgotten.
 func (r Record) keepUntil(now time.Time) time.Time {
 	last := now
-	for _, t := range append([]time.Time{r.DueAt, r.CalmUntil}, deadlines(r.Trials)...) {
+	for _, t := range append([]time.Time{r.DueAt, r.CalmUntil, r.remembersUntil()}, deadlines(r.Trials)...) {
 		if t.After(last) {
 			last = t
 		}

@@ -102,6 +102,7 @@ func (s *MemoryStorage) tell(c *memoryCircuit, r Record) {
 // clone returns a record that shares nothing with r.
 func (r Record) clone() Record {
 	r.Trials = slices.Clone(r.Trials)
+	r.Window.Buckets = slices.Clone(r.Window.Buckets)
 	return r
 }
 

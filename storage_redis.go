@@ -76,6 +76,7 @@ type RedisStorage struct {
 //	t          when these were written, in milliseconds of Redis's clock
 //	n          the record's count, in place of the one in r
 //	b          when the row of failures began, or 0
+//	w          the record's window, in place of the one in r
 //	s:<source> the highest number of that source, and when it was used last
 var (
 	//go:embed read.lua
@@ -243,7 +244,8 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 		return false, a.run(ctx, swapScript, "v", "")
 	case a.onlyCounts(base) && !step.reached(base.level()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
-			step.add, flag(step.restarts), step.after, step.lower, step.upper)
+			step.add, flag(step.restarts), step.after, step.lower, step.upper,
+			a.Limits.Window.Milliseconds()/windowBuckets, a.Counted.Calls, a.Counted.Failures)
 	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
 		return false, a.run(ctx, swapScript, "v", "")
 	}
@@ -255,7 +257,7 @@ func (a *redisChange) generation() string { return strconv.FormatInt(a.known.rec
 // nothingToWrite reports that the change leaves the record as it is, and says
 // nothing that would have to be remembered.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.Calls != (Calls{}) || a.Move != nil
+	says := len(a.Settled) > 0 || a.counts() || a.Move != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutHeard(), a.now))
 }
@@ -279,14 +281,15 @@ func (r Record) withoutHeard() Record {
 
 // onlyCounts reports that the change does no more than to add to the count.
 func (a *redisChange) onlyCounts(base Record) bool {
-	return a.Calls != (Calls{}) && len(a.Settled) == 0 && a.Move == nil && a.Ask == "" &&
-		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
-		(a.next.DueAt.Equal(base.DueAt) || a.round >= strictRounds)
+	return a.counts() && len(a.Settled) == 0 && a.Move == nil && a.Ask == "" &&
+		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
 }
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	// Redis dates it by whole milliseconds, and nothing is to be due early.
-	text := AppendRecord(nil, a.next.withoutHeard(), a.now.Add(-time.Millisecond))
+	kept := a.next.withoutHeard()
+	kept.Window = Window{}
+	text := AppendRecord(nil, kept, a.now.Add(-time.Millisecond))
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, fmt.Errorf("infuse: the change would leave a record that %w", err)
 	}
@@ -300,7 +303,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 		field, seen = "g", a.generation()
 	}
 	err = a.run(ctx, swapScript, field, seen,
-		a.next.Generation, a.next.level(), began, text, flag(a.verdict == VerdictMoved))
+		a.next.Generation, a.next.level(), began, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved))
 	if err != nil || a.known.status != statusDone {
 		return false, err
 	}
@@ -356,10 +359,10 @@ func (s *RedisStorage) run(ctx context.Context, script *redis.Script, key string
 	case err != nil:
 		s.findMaster(ctx)
 		return knownRecord{}, fmt.Errorf("infuse: redis: %w", err)
-	case len(reply) != 7:
-		return knownRecord{}, fmt.Errorf("infuse: redis: a script replied with %d values, not with 7", len(reply))
+	case len(reply) != 1+messageParts:
+		return knownRecord{}, fmt.Errorf("infuse: redis: a script replied with %d values, not with %d", len(reply), 1+messageParts)
 	}
-	k := parseKnown([6]string(reply[1:]), time.Now())
+	k := parseKnown([messageParts]string(reply[1:]), time.Now())
 	k.status = reply[0]
 	return k, nil
 }

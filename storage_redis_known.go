@@ -1,6 +1,8 @@
 package infuse
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -39,9 +41,12 @@ func (k knownRecord) local() Record {
 // while the record's own says here.
 func (r Record) translated(here, there time.Time) Record {
 	r = r.clone()
-	times := []*time.Time{&r.RowSince, &r.DueAt, &r.SuspectAt, &r.OpensAt, &r.CalmUntil}
+	times := []*time.Time{&r.RowSince, &r.DueAt, &r.SuspectAt, &r.OpensAt, &r.CalmUntil, &r.ClosedAt}
 	for i := range r.Trials {
 		times = append(times, &r.Trials[i].Deadline)
+	}
+	for i := range r.Window.Buckets {
+		times = append(times, &r.Window.Buckets[i].Start)
 	}
 	for _, t := range times {
 		if !t.IsZero() {
@@ -65,12 +70,13 @@ const (
 	forever      = 1 << 52
 	maxKnown     = 10_000
 	maxNumbers   = 5 * 20 // of a message, in bytes, without what separates them
-	messageParts = 6
+	maxWindow    = 600    // of a message, in bytes: of a width and ten buckets
+	messageParts = 7
 )
 
 // parseMessage reads what swap.lua publishes.
 func parseMessage(message string) (knownRecord, error) {
-	if len(message) > maxRecordLength+maxNumbers+messageParts {
+	if len(message) > maxRecordLength+maxNumbers+maxWindow+messageParts {
 		return knownRecord{}, fmt.Errorf("has %d bytes", len(message))
 	}
 	parts := strings.SplitN(message, " ", messageParts)
@@ -81,11 +87,11 @@ func parseMessage(message string) (knownRecord, error) {
 	return k, k.problem
 }
 
-// parseKnown reads the fields of a reply or a message: v, now, t, n, b, r. All
+// parseKnown reads the fields of a reply or a message: v, now, t, n, b, w, r. All
 // may be a stranger's.
 func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 	k := knownRecord{version: fields[0], at: at, told: at}
-	var numbers [messageParts - 1]int64
+	var numbers [messageParts - 2]int64
 	for i := range numbers {
 		n, err := strconv.ParseInt(fields[i], 10, 64)
 		if err != nil || n < 0 || n > forever {
@@ -96,10 +102,12 @@ func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 	}
 	now, written, count, began := numbers[1], numbers[2], numbers[3], numbers[4]
 	k.told = time.UnixMilli(now)
-	if fields[5] != "" {
+	if fields[6] != "" {
 		// A clock that was set back makes no wait longer than when it began.
-		k.record, k.problem = ParseRecord([]byte(fields[5]), time.UnixMilli(min(written, now)))
+		k.record, k.problem = ParseRecord([]byte(fields[6]), time.UnixMilli(min(written, now)))
 	}
+	window, err := parseWindow(fields[5])
+	k.problem = cmp.Or(k.problem, err)
 	if count > math.MaxInt32 {
 		k.problem = fmt.Errorf("has the count %d", count)
 	}
@@ -107,7 +115,7 @@ func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 		k.record = Record{}
 		return k
 	}
-	k.record.heard, k.record.RowSince = nil, time.Time{}
+	k.record.heard, k.record.RowSince, k.record.Window = nil, time.Time{}, window
 	k.record.setLevel(int(count))
 	if began > 0 && k.record.State == StateClosed {
 		k.record.RowSince = time.UnixMilli(min(began, now))
@@ -115,12 +123,45 @@ func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 	return k
 }
 
-func (r *Record) setLevel(n int) {
-	if r.suspect() {
-		r.Balance = n
-	} else {
-		r.Failures = n
+// formatWindow returns the window as count.lua has it.
+func formatWindow(w Window) string {
+	if len(w.Buckets) == 0 {
+		return ""
 	}
+	text := strconv.AppendInt(nil, w.Width.Milliseconds(), 10)
+	for _, b := range w.Buckets {
+		text = fmt.Appendf(text, ";%d,%d,%d", b.Start.UnixMilli(), b.Calls, b.Failures)
+	}
+	return string(text)
+}
+
+// parseWindow reads what formatWindow or count.lua has written.
+func parseWindow(text string) (w Window, err error) {
+	if text == "" {
+		return w, nil
+	}
+	problem := errors.New("has a window that cannot be")
+	parts := strings.Split(text, ";")
+	width, err := strconv.ParseInt(parts[0], 10, 64)
+	if err != nil || width < 1 || width > maxTimeout.Milliseconds() || len(text) > maxWindow || len(parts) > 1+windowBuckets {
+		return w, problem
+	}
+	w.Width = time.Duration(width) * time.Millisecond
+	for _, part := range parts[1:] {
+		var n [3]uint64 // start, calls, failures
+		for i := range n {
+			number, rest, more := strings.Cut(part, ",")
+			if n[i], err = strconv.ParseUint(number, 10, 63); err != nil || more != (i < 2) {
+				return w, problem
+			}
+			part = rest
+		}
+		if n[0] > forever || n[2] > n[1] || n[1] > unlimited {
+			return w, problem
+		}
+		w.Buckets = append(w.Buckets, Bucket{time.UnixMilli(int64(n[0])), int(n[1]), int(n[2])})
+	}
+	return w, nil
 }
 
 // order is the version as a number.

@@ -367,7 +367,7 @@ func TestSourcesOnRedisAreBounded(t *testing.T) {
 			if i < 500 {
 				continue
 			}
-			require.LessOrEqual(t, client.HLen(t.Context(), s.key("circuit")).Val(), int64(6+maxHeard))
+			require.LessOrEqual(t, client.HLen(t.Context(), s.key("circuit")).Val(), int64(7+maxHeard))
 			s.number--
 			s.must(failures(1))
 		}
@@ -712,7 +712,7 @@ func (w *twin) keep(want Record, verdict Verdict, c Change, got Record) {
 	if verdict == VerdictRefused {
 		return
 	}
-	if says := len(c.Settled) > 0 || c.Calls != (Calls{}) || c.Move != nil; !says && !w.remembers(c) {
+	if says := len(c.Settled) > 0 || c.counts() || c.Move != nil; !says && !w.remembers(c) {
 		want.heard = w.model.heard // which is as good: it says nothing the second time, too
 	}
 	if want.Generation > w.model.Generation && got.Generation > w.model.Generation {
@@ -736,7 +736,7 @@ func (w *twin) remembers(c Change) bool {
 func (w *twin) agrees(got Record, here, now time.Time) error {
 	want := w.model.At(now).translated(now, here)
 	text := func(r Record) string {
-		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Balance, r.By, r.Cause, len(r.Trials))
+		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Balance, r.Rated, r.OpenFor, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
 	}
 	if text(got) != text(want) {
 		return fmt.Errorf("%s is\n%s, not\n%s", w.circuit, text(got), text(want))
@@ -748,7 +748,7 @@ func (w *twin) agrees(got Record, here, now time.Time) error {
 				all[i] = here
 			}
 		}
-		all = append(all, r.SuspectAt)
+		all = append(all, r.SuspectAt, r.ClosedAt)
 		if r.State == StateClosed && r.Failures > 0 && !r.suspect() {
 			all = append(all, r.RowSince)
 		}
@@ -757,6 +757,11 @@ func (w *twin) agrees(got Record, here, now time.Time) error {
 	for i, t := range times(got) {
 		if t.IsZero() != times(want)[i].IsZero() || t.Sub(times(want)[i]).Abs() > time.Second {
 			return fmt.Errorf("%s has the times\n%v, not\n%v", w.circuit, times(got), times(want))
+		}
+	}
+	for i, b := range got.Window.Buckets {
+		if theirs := want.Window.Buckets[i]; b.Start.Sub(theirs.Start).Abs() > time.Second || b.Calls != theirs.Calls || b.Failures != theirs.Failures {
+			return fmt.Errorf("%s has the window %v, not %v", w.circuit, got.Window, want.Window)
 		}
 	}
 	for i := range got.Trials {
@@ -812,7 +817,15 @@ func (w *twin) advance(d time.Duration) {
 func (w *twin) nearDeadline(c Change) bool {
 	now := w.clock.now()
 	r := w.model
-	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion)}, deadlines(r.Trials)...)
+	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion), r.DueAt.Add(c.Limits.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
+	for _, width := range []time.Duration{r.Window.Width, c.Limits.Window / windowBuckets} {
+		for _, b := range r.Window.Buckets {
+			all = append(all, b.Start.Add(width), b.Start.Add(windowBuckets*width), b.Start.Add(-width))
+		}
+	}
+	for last := r.OpenTime; last > time.Second; last /= 2 { // each step of what it forgets
+		all = append(all, r.ClosedAt.Add(2*(r.OpenTime-last)), r.ClosedAt.Add(2*r.OpenTime-last))
+	}
 	return slices.ContainsFunc(all, func(t time.Time) bool { return t.Sub(now).Abs() <= w.clock.unit() })
 }
 
@@ -832,6 +845,10 @@ func (w *twin) change(storage int) Change {
 		if w.roll.oneIn(2) {
 			c.Calls = Calls{Failures: 1 + lead, Lead: 1 + lead, Streak: 1 + lead}
 		}
+	}
+	if w.roll.oneIn(2) {
+		c.Counted.Failures = w.roll(4)
+		c.Counted.Calls = c.Counted.Failures + w.roll(10)
 	}
 	if w.roll.oneIn(4) {
 		c.OpenFor = w.duration()
@@ -869,7 +886,7 @@ func (w *twin) see(storage int) Record {
 }
 
 func (w *twin) limits() Limits {
-	return Limits{
+	l := Limits{
 		FailMax:          1 + w.roll(6),
 		ResetTimeout:     w.duration(),
 		SuccessThreshold: 1 + w.roll(3),
@@ -877,6 +894,17 @@ func (w *twin) limits() Limits {
 		TrialTimeout:     w.duration(),
 		Suspicion:        time.Duration(w.roll(2)) * w.duration(),
 	}
+	if w.roll.oneIn(2) {
+		l.FailureRate, l.MinCalls = float64(1+w.roll(10))/10, 1+w.roll(20)
+		l.Window = 3 * windowBuckets * w.clock.unit() * time.Duration(1+w.roll(2))
+		if w.roll.oneIn(2) {
+			l.FailMax = unlimited
+		}
+	}
+	if w.roll.oneIn(2) {
+		l.MaxResetTimeout = l.ResetTimeout * time.Duration(1+w.roll(8))
+	}
+	return l
 }
 
 // duration is one that ends in a few steps, or not in this test.

@@ -7,8 +7,10 @@ import "time"
 type view struct {
 	rejects   error // the rejection of every call, where nobody is to be told of it; nil otherwise
 	plain     bool  // every call runs, and nothing else is to be done for it before
-	quiet     bool  // a success that finds the same view need not be counted
+	quiet     bool  // a success that finds the same view is no news: at most it is tallied
 	fast      bool  // both
+	tallies   bool  // it is tallied
+	tally     *striped
 	admits    gate
 	own       int64 // the generations of the calls that it admits
 	shared    int64
@@ -24,7 +26,7 @@ type gate uint8
 const (
 	admitsAll   gate = iota
 	admitsNone       // rejects from the view
-	admitsAsker      // one call asks for a trial, the others are rejected
+	admitsAsker      // each call asks the replica: for a trial, or on a ramp
 )
 
 // armedEarly is how much before its time a circuit counts as due in a view:
@@ -41,8 +43,10 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	}
 	own, fleet := r.own.at(now), r.met(now)
 	if own.State == StateClosed && fleet.State == StateClosed {
-		v.quiet = own.Failures == 0 && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
-		v.plain = !r.settings.hooked()
+		v.quiet = (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
+		v.tallies = r.counting(now)
+		v.onRamp(r, own, fleet, circuit, now)
+		v.plain = v.admits == admitsAll && !r.settings.hooked()
 		v.fast = v.plain && v.quiet
 		return
 	}
@@ -65,6 +69,19 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	v.rejection = &OpenError{Circuit: circuit, State: v.state, Local: v.local, By: blocking.By, Cause: r.causeOf(blocking)}
 	if v.state == StateOpen {
 		v.rejection.DueAt = until
+	}
+}
+
+// onRamp is derive in a closed circuit that does not yet let every call run.
+func (v *view) onRamp(r *replica, own, fleet *Record, circuit string, now time.Time) {
+	until, fleets := own.rampEnds(r.settings.Ramp), fleet.rampEnds(r.settings.Ramp)
+	local := r.linked && !now.Before(fleets)
+	if fleets.After(until) {
+		until = fleets
+	}
+	if now.Before(until) {
+		v.admits = admitsAsker
+		v.rejection = &OpenError{Circuit: circuit, State: StateClosed, Local: local, DueAt: until}
 	}
 }
 
@@ -94,7 +111,7 @@ func (r *replica) causeOf(rec *Record) error {
 
 // same reports whether calls meet the same in both.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.quiet == w.quiet && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
+	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
 		v.settings == w.settings && v.state == w.state && v.local == w.local &&
 		v.rejection.same(w.rejection)
 }

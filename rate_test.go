@@ -1,0 +1,309 @@
+package infuse_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// The failure rate and slow calls, through breakers. What a window is, is in
+// window_test.go; what a fleet makes of a rate, in rate_fleet_test.go.
+
+// outcomes makes calls: f fails, s succeeds. It returns after how many the
+// circuit was open; 0 if it was not.
+func outcomes(t testing.TB, b *infuse.Breaker, calls string) int {
+	t.Helper()
+	for i, o := range calls {
+		fn := succeeds
+		if o == 'f' {
+			fn = fails
+		}
+		_ = b.Call(context.Background(), fn)
+		if b.State() == infuse.StateOpen {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+func repeat(n int, calls string) (all string) {
+	for range n {
+		all += calls
+	}
+	return all
+}
+
+// ways are the kinds of breaker that count calls on paths of their own.
+func ways(t *testing.T, cfg infuse.Config, test func(t *testing.T, b *infuse.Breaker)) {
+	for name, with := range map[string]func(*infuse.Config){
+		"alone":      func(*infuse.Config) {},
+		"listener":   func(c *infuse.Config) { c.Listeners = []*infuse.Listener{{Success: func(context.Context, *infuse.Breaker) {}}} },
+		"classify":   func(c *infuse.Config) { c.Classify = classifyPlainly },
+		"slow calls": func(c *infuse.Config) { c.SlowCall = time.Hour },
+		"memory":     func(c *infuse.Config) { c.Storage = infuse.NewMemoryStorage() },
+		"strict":     func(c *infuse.Config) { c.Storage, c.Strict = infuse.NewMemoryStorage(), true },
+		"stranger's": func(c *infuse.Config) { c.Storage = struct{ infuse.Storage }{infuse.NewMemoryStorage()} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := cfg
+				with(&cfg)
+				test(t, startBreaker(t, "service", cfg))
+			})
+		})
+	}
+}
+
+func classifyPlainly(_ context.Context, err error) infuse.Outcome {
+	if err != nil {
+		return infuse.OutcomeFailure
+	}
+	return infuse.OutcomeSuccess
+}
+
+func TestTheRateOpensAtAFailure(t *testing.T) {
+	cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10}
+	for calls, opens := range map[string]int{
+		repeat(20, "f"):                              10,
+		repeat(20, "fs"):                             11, // 5 of 10 at a success decide nothing: a failure has to
+		repeat(50, "fss"):                            0,
+		repeat(100, "s") + repeat(10, "f"):           110, // a window begins with a failure
+		"f" + repeat(12, "s") + repeat(20, "f"):      24,
+		repeat(9, "f") + "ssss" + repeat(2, "f"):     14,
+		"f" + repeat(8, "s") + "f" + repeat(9, "sf"): 0,
+	} {
+		t.Run(calls, func(t *testing.T) {
+			ways(t, cfg, func(t *testing.T, b *infuse.Breaker) {
+				require.Equal(t, opens, outcomes(t, b, calls))
+			})
+		})
+	}
+}
+
+func TestARowOpensBesideARateOnlyIfItIsAskedFor(t *testing.T) {
+	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000}, func(t *testing.T, b *infuse.Breaker) {
+		require.Zero(t, outcomes(t, b, repeat(900, "f")))
+		require.Equal(t, 900, b.Failures())
+		require.Zero(t, outcomes(t, b, "s"))
+		require.Zero(t, outcomes(t, b, "f"))
+		require.Equal(t, 1, b.Failures())
+	})
+	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000, FailMax: 7}, func(t *testing.T, b *infuse.Breaker) {
+		require.Zero(t, outcomes(t, b, repeat(20, "ffffffs")))
+		require.Equal(t, 7, outcomes(t, b, repeat(7, "f")))
+	})
+}
+
+func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
+	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
+		require.Zero(t, outcomes(t, b, repeat(9, "f")))
+		time.Sleep(time.Second)
+		require.Zero(t, outcomes(t, b, repeat(9, "f")))
+		time.Sleep(900 * time.Millisecond)
+		require.Equal(t, 1, outcomes(t, b, "f"), "still in the window")
+	})
+	// Successes are put where they belong in time, though nobody looks at the
+	// clock when they end.
+	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
+		require.Zero(t, outcomes(t, b, "f"+repeat(100, "s")))
+		time.Sleep(950 * time.Millisecond)
+		require.Zero(t, outcomes(t, b, repeat(9, "f")), "the window holds 100 successes")
+		time.Sleep(100 * time.Millisecond)
+		require.Equal(t, 1, outcomes(t, b, "f"), "and then it does not")
+	})
+}
+
+func TestATrialIsNoPartOfTheRate(t *testing.T) {
+	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, ResetTimeout: time.Second}, func(t *testing.T, b *infuse.Breaker) {
+		require.Equal(t, 10, outcomes(t, b, repeat(10, "f")))
+		passSuspicion()
+		time.Sleep(6 * time.Second) // of a suspicion that lasts as long as half a window
+		require.Equal(t, 1, outcomes(t, b, "f"), "the trial")
+		time.Sleep(6 * time.Second)
+		require.Zero(t, outcomes(t, b, "s"+repeat(9, "f")), "a new window")
+		require.Equal(t, 1, outcomes(t, b, "f"))
+	})
+}
+
+func TestARateIsConfiguredAtAnyTime(t *testing.T) {
+	b := startBreaker(t, "service", infuse.Config{FailMax: 1000})
+	require.Zero(t, outcomes(t, b, repeat(30, "f")))
+	require.NoError(t, b.Configure(infuse.Config{FailureRate: 0.5, MinCalls: 10}))
+	require.Zero(t, outcomes(t, b, repeat(9, "f")), "counted from now on")
+	require.NoError(t, b.Configure(infuse.Config{FailMax: 1000}))
+	require.Zero(t, outcomes(t, b, repeat(30, "f")))
+	require.NoError(t, b.Configure(infuse.Config{FailureRate: 0.5, MinCalls: 10}))
+	require.Equal(t, 1, outcomes(t, b, "f"), "the window is still there")
+}
+
+func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newRemote()
+		storage.suffer(isAway)
+		cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10, Storage: storage}
+		one, other := startBreaker(t, "service", cfg), startBreaker(t, "service", cfg)
+		require.Equal(t, 10, outcomes(t, one, repeat(10, "f")))
+		requireState(t, infuse.StateClosed, other)
+		storage.recover()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		require.NoError(t, one.Stats().Away)
+		time.Sleep(10 * time.Second) // the fleet is asked, and nobody knows better
+		synctest.Wait()
+		requireState(t, infuse.StateOpen, one, other)
+	})
+}
+
+// One process of twenty for which every call fails is its own problem, and an
+// outage is the fleet's.
+func TestTheRateOfAFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		var all []*infuse.Breaker
+		for range 20 {
+			all = append(all, startBreaker(t, "service", infuse.Config{FailureRate: 0.5, Storage: storage}))
+		}
+		round := func(calls func(process int) string) {
+			for i, b := range all {
+				outcomes(t, b, calls(i))
+			}
+			time.Sleep(10 * time.Millisecond)
+			synctest.Wait()
+		}
+		for range 3000 { // 30 s
+			round(func(process int) string {
+				if process == 0 {
+					return "f"
+				}
+				return "s"
+			})
+		}
+		requireState(t, infuse.StateOpen, all[0])
+		require.True(t, all[0].Stats().Local)
+		requireState(t, infuse.StateClosed, all[1:]...)
+		require.Zero(t, recordOf(t, all[1]).Opened)
+		start := time.Now()
+		for recordOf(t, all[1]).Opened == 0 && time.Since(start) < time.Second {
+			round(func(int) string { return "f" })
+		}
+		require.NotZero(t, recordOf(t, all[1]).Opened)
+		requireState(t, infuse.StateOpen, all...)
+	})
+}
+
+func TestASlowCallIsAFailure(t *testing.T) {
+	cfg := infuse.Config{SlowCall: time.Second, FailMax: 100, Exclude: []func(error) bool{func(err error) bool { return errors.Is(err, errIll) }}}
+	takes := func(d time.Duration, err error) func(context.Context) error {
+		return func(context.Context) error {
+			time.Sleep(d)
+			return err
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var told []string
+		cfg := cfg
+		cfg.Listeners = []*infuse.Listener{{Failure: func(_ context.Context, _ *infuse.Breaker, err error) { told = append(told, err.Error()) }}}
+		b := startBreaker(t, "service", cfg)
+		ctx := t.Context()
+		require.NoError(t, b.Call(ctx, takes(time.Second, nil)))
+		require.Zero(t, b.Failures(), "as long as SlowCall is in time")
+		require.NoError(t, b.Call(ctx, takes(time.Second+1, nil)))
+		require.Equal(t, 1, b.Failures())
+		require.ErrorIs(t, b.Call(ctx, takes(2*time.Second, errIll)), errIll, "it would be a success otherwise")
+		require.Equal(t, 2, b.Failures())
+		_, err := infuse.Do(ctx, b, func(ctx context.Context) (int, error) { return 1, takes(2*time.Second, nil)(ctx) })
+		require.NoError(t, err)
+		require.Equal(t, 3, b.Failures())
+		for i, settle := range []func(infuse.Permit){
+			func(p infuse.Permit) { p.Done(nil) }, func(p infuse.Permit) { p.Settle(infuse.OutcomeSuccess) },
+		} {
+			p, err := b.Acquire(ctx)
+			require.NoError(t, err)
+			time.Sleep(2 * time.Second)
+			settle(p)
+			require.Equal(t, 4+i, b.Failures())
+		}
+		cancelled, cancel := context.WithCancel(ctx)
+		_ = b.Call(cancelled, func(ctx context.Context) error {
+			time.Sleep(2 * time.Second)
+			cancel()
+			return ctx.Err()
+		})
+		require.Equal(t, 5, b.Failures(), "what is ignored stays so")
+		require.Equal(t, []string{"slower than 1s"}, told[:1])
+		require.NoError(t, b.Call(ctx, succeeds))
+		require.Zero(t, b.Failures())
+
+		require.NoError(t, b.Move(ctx, infuse.StateHalfOpen))
+		require.NoError(t, b.Call(ctx, takes(2*time.Second, nil)))
+		requireState(t, infuse.StateOpen, b)
+		require.Equal(t, "slower than 1s", requireRejected(t, b).Cause.Error())
+	})
+}
+
+// A request is slow until its headers. Its body may take its time.
+func TestASlowRequestIsAFailure(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		const limit = 100 * time.Millisecond
+		cfg := infuse.Config{SlowCall: limit, FailMax: 100}
+		group := groupOf(t, cfg)
+		client := &http.Client{Transport: &infuse.Transport{Base: s.Client().Transport, Breakers: group}}
+		get := func() {
+			response, err := client.Get(s.URL)
+			require.NoError(t, err)
+			_, err = readAll(response)
+			require.NoError(t, err)
+		}
+		b := breakerOf(t, group, s.circuit())
+		s.does(func(w http.ResponseWriter, _ *http.Request) {
+			time.Sleep(2 * limit)
+			fmt.Fprint(w, "late")
+		})
+		get()
+		require.Equal(t, 1, b.Failures())
+		s.does(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+			time.Sleep(2 * limit)
+			fmt.Fprint(w, "in good time, and long")
+		})
+		require.Eventually(t, func() bool { // on a busy machine the headers may be late, too
+			get()
+			return b.Failures() == 0
+		}, patience, pace)
+	})
+}
+
+func TestTheNewSettingsAreChecked(t *testing.T) {
+	_, err := infuse.New("service", infuse.Config{
+		FailureRate: 50, Window: time.Millisecond, MinCalls: -1, SlowCall: -time.Second,
+		ResetTimeout: time.Minute, MaxResetTimeout: time.Second, Ramp: 2 * time.Hour,
+	})
+	require.Error(t, err)
+	for _, line := range []string{
+		"Config.FailureRate is 50: must be from 0 to 1, where 0.5 is one call in two and 0 is off",
+		"Config.Window is 1ms: must be from 100ms to 1h0m0s, or 0 for 10s",
+		"Config.MinCalls is -1: must be from 1 to 2147483647, or 0 for 20",
+		"Config.SlowCall is -1s: must be from 1µs to 8784h0m0s, or 0 for off",
+		"Config.MaxResetTimeout is 1s: must be from 1m0s to 8784h0m0s, or 0 for off",
+		"Config.Ramp is 2h0m0s: must be from 1ms to 1h0m0s, or 0 for off",
+	} {
+		require.ErrorContains(t, err, line)
+	}
+	for _, rate := range []float64{-0.1, 1.1, math.NaN()} {
+		_, err := infuse.New("service", infuse.Config{FailureRate: rate})
+		require.ErrorContains(t, err, "Config.FailureRate is")
+	}
+	_, err = infuse.New("service", infuse.Config{MaxResetTimeout: time.Second})
+	require.ErrorContains(t, err, "Config.MaxResetTimeout is 1s: must be from 1m0s", "the default ResetTimeout is the least")
+}
+

@@ -1,0 +1,251 @@
+package infuse_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+// How a circuit comes back: the open time that grows, and the ramp.
+
+// openFor returns for how long the circuit of b, which has just opened, stays
+// open.
+func openFor(t testing.TB, b *infuse.Breaker) time.Duration {
+	t.Helper()
+	return time.Until(requireRejected(t, b).DueAt)
+}
+
+func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
+	growing := infuse.Config{FailMax: 1, ResetTimeout: time.Second, MaxResetTimeout: 8 * time.Second}
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "service", growing)
+		trip(t, b)
+		for _, want := range []time.Duration{1, 2, 4, 8, 8} {
+			require.Equal(t, want*time.Second, openFor(t, b))
+			time.Sleep(want * time.Second)
+			require.Error(t, b.Call(t.Context(), fails), "the trial")
+		}
+		// Each time that it stays closed for as long as it was open last, one
+		// doubling is forgotten, and the next opening is one doubling.
+		for _, c := range []struct{ calm, want time.Duration }{
+			{0, 8}, {7, 8}, {8, 8}, {8 + 4 - 1, 8}, {8 + 4, 4}, {4, 4}, {4 + 2, 2}, {0, 4}, {4 + 2 + 1, 1}, {0, 2},
+		} {
+			time.Sleep(8 * time.Second)
+			require.NoError(t, b.Call(t.Context(), succeeds))
+			time.Sleep(c.calm * time.Second)
+			trip(t, b)
+			require.Equal(t, c.want*time.Second, openFor(t, b).Round(time.Millisecond), "after %d s of calm", c.calm)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // closed by hand forgets everything
+		b := startBreaker(t, "service", growing)
+		trip(t, b)
+		time.Sleep(time.Second)
+		require.Error(t, b.Call(t.Context(), fails))
+		require.Equal(t, 2*time.Second, openFor(t, b))
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.Equal(t, time.Second, openFor(t, b), "by hand it is ResetTimeout")
+		time.Sleep(time.Second)
+		require.Error(t, b.Call(t.Context(), fails))
+		require.Equal(t, 4*time.Second, openFor(t, b))
+	})
+}
+
+// The fleet's open time is on record: whoever runs the trial, it grows for all.
+func TestTheOpenTimeGrowsForTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		cfg := infuse.Config{ResetTimeout: time.Second, MaxResetTimeout: 8 * time.Second, Storage: storage}
+		var all []*infuse.Breaker
+		for range 3 {
+			all = append(all, startBreaker(t, "service", cfg))
+		}
+		tripFleetOf(t, all)
+		for i, want := range []time.Duration{2, 4, 8, 8} {
+			time.Sleep(openFor(t, all[i%3]))
+			require.Error(t, all[i%3].Call(t.Context(), fails))
+			synctest.Wait()
+			for _, b := range all {
+				require.Equal(t, want*time.Second, openFor(t, b).Round(time.Millisecond))
+			}
+		}
+	})
+}
+
+// tripFleetOf has the calls of all fail until the fleet's circuit is open.
+func tripFleetOf(t testing.TB, all []*infuse.Breaker) {
+	t.Helper()
+	for range 1000 {
+		for _, b := range all {
+			_ = b.Call(context.Background(), fails)
+		}
+		time.Sleep(pace)
+		if recordOf(t, all[0]).State == infuse.StateOpen {
+			return
+		}
+	}
+	require.FailNow(t, "the fleet's circuit did not open")
+}
+
+// A Retry-After keeps the circuit open for longer, and is not what doubles.
+func TestARetryAfterDoesNotGrow(t *testing.T) {
+	r := infuse.Record{}
+	limits := infuse.Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, MaxResetTimeout: 8 * time.Second}
+	now := time.UnixMilli(1_700_000_000_000)
+	failure := infuse.Change{Limits: limits, Calls: infuse.Calls{Failures: 1, Lead: 1, Streak: 1}, OpenFor: 30 * time.Second}
+	r, _ = r.Apply(failure, now)
+	require.Equal(t, now.Add(30*time.Second), r.DueAt)
+	now = r.DueAt
+	r, _ = r.Apply(infuse.Change{Limits: limits, Ask: "a"}, now)
+	r, _ = r.Apply(infuse.Change{Limits: limits, Settled: []infuse.Settlement{{ID: "a", Outcome: infuse.OutcomeFailure}}}, now)
+	require.Equal(t, now.Add(2*time.Second), r.DueAt)
+}
+
+// ran makes calls for a while, and returns which share of them ran in each
+// tenth of that time.
+func ran(t testing.TB, all []*infuse.Breaker, during time.Duration) (shares []float64) {
+	t.Helper()
+	const calls = 50 // of each, in a tenth
+	for range 10 {
+		n := 0
+		for range calls {
+			for _, b := range all {
+				err := b.Call(context.Background(), succeeds)
+				if err == nil {
+					n++
+					continue
+				}
+				var rejected *infuse.OpenError
+				require.ErrorAs(t, err, &rejected)
+				require.Equal(t, infuse.StateClosed, rejected.State)
+				require.Positive(t, rejected.RetryAfter())
+				require.LessOrEqual(t, rejected.RetryAfter(), during)
+			}
+			time.Sleep(during / 10 / calls)
+		}
+		shares = append(shares, float64(n)/calls/float64(len(all)))
+	}
+	return shares
+}
+
+// requireRamp checks that the shares are the ramp's, to a call a process.
+func requireRamp(t testing.TB, shares []float64) {
+	t.Helper()
+	for i, share := range shares {
+		mean := 0.1 + 0.9*(float64(i)+0.5)/10
+		require.InDelta(t, mean, share, 0.03, "in the %d. tenth of %v", i+1, shares)
+	}
+}
+
+func TestARampLetsAGrowingShareRun(t *testing.T) {
+	for name, with := range map[string]func(*infuse.Config){
+		"alone":      func(*infuse.Config) {},
+		"memory":     func(c *infuse.Config) { c.Storage = infuse.NewMemoryStorage() },
+		"strict":     func(c *infuse.Config) { c.Storage, c.Strict = infuse.NewMemoryStorage(), true },
+		"stranger's": func(c *infuse.Config) { c.Storage = struct{ infuse.Storage }{infuse.NewMemoryStorage()} },
+		"rate":       func(c *infuse.Config) { c.FailureRate, c.MinCalls = 0.5, 5 },
+		"listener":   func(c *infuse.Config) { c.Listeners = []*infuse.Listener{{Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) {}}} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := infuse.Config{ResetTimeout: 20 * time.Second, Ramp: 10 * time.Second}
+				with(&cfg)
+				b := startBreaker(t, "service", cfg)
+				trip(t, b)
+				time.Sleep(20 * time.Second)
+				require.NoError(t, b.Call(t.Context(), succeeds), "one trial")
+				requireState(t, infuse.StateClosed, b)
+				requireRamp(t, ran(t, []*infuse.Breaker{b}, 10*time.Second))
+				for range 100 {
+					require.NoError(t, b.Call(t.Context(), succeeds))
+				}
+				if !cfg.Strict {
+					require.Zero(t, allocations(func() { _ = b.Call(context.Background(), succeeds) }))
+				}
+			})
+		})
+	}
+}
+
+func TestAFleetRampsAlike(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := infuse.Config{ResetTimeout: 20 * time.Second, Ramp: 10 * time.Second, Storage: infuse.NewMemoryStorage()}
+		var all []*infuse.Breaker
+		for range 8 {
+			all = append(all, startBreaker(t, "service", cfg))
+		}
+		require.NoError(t, all[0].Move(t.Context(), infuse.StateOpen))
+		time.Sleep(20 * time.Second)
+		require.NoError(t, all[5].Call(t.Context(), succeeds), "one trial")
+		synctest.Wait()
+		requireState(t, infuse.StateClosed, all...)
+		requireRamp(t, ran(t, all, 10*time.Second))
+	})
+}
+
+// Many processes that call once each start a tenth of the calls, and not none.
+func TestARampIsFairToProcessesOfFewCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := infuse.Config{ResetTimeout: 20 * time.Second, Ramp: 10 * time.Second, Storage: infuse.NewMemoryStorage()}
+		var all []*infuse.Breaker
+		for range 300 {
+			all = append(all, startBreaker(t, "service", cfg))
+		}
+		require.NoError(t, all[0].Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, all[0].Move(t.Context(), infuse.StateClosed))
+		synctest.Wait()
+		n := 0
+		for _, b := range all {
+			if b.Call(t.Context(), succeeds) == nil {
+				n++
+			}
+		}
+		require.InDelta(t, 30, n, 5*math.Sqrt(30*0.9))
+	})
+}
+
+func TestFailuresDuringARampOpenAsEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "service", infuse.Config{ResetTimeout: time.Second, Ramp: 10 * time.Second})
+		trip(t, b)
+		time.Sleep(time.Second)
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		runs := 0
+		for b.State() == infuse.StateClosed {
+			if err := b.Call(t.Context(), fails); err == errIll {
+				runs++
+			}
+		}
+		require.Equal(t, 5, runs)
+	})
+}
+
+// Closing by hand begins a ramp, and closing once more ends it.
+func TestARampEndsByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "service", infuse.Config{Ramp: time.Hour})
+		ctx := t.Context()
+		require.NoError(t, b.Move(ctx, infuse.StateOpen))
+		require.NoError(t, b.Move(ctx, infuse.StateClosed))
+		var err error
+		for range 20 {
+			err = b.Call(ctx, succeeds)
+			if err != nil {
+				break
+			}
+		}
+		require.EqualError(t, err, fmt.Sprintf("infuse: circuit %q is closed again, and for 1h0m0s more it lets only some calls run", "service"))
+		require.ErrorIs(t, err, infuse.ErrOpen)
+		require.NoError(t, b.Move(ctx, infuse.StateClosed))
+		for range 20 {
+			require.NoError(t, b.Call(ctx, succeeds))
+		}
+	})
+}

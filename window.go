@@ -1,0 +1,126 @@
+package infuse
+
+import (
+	"slices"
+	"time"
+)
+
+// This file is what a record knows of the calls of late, and what that says of
+// the failure rate. Like state.go it is pure. Adding calls is mirrored by
+// count.lua.
+
+// Window is what the calls of late came to, in at most ten buckets of time. It
+// begins with a failure, and is empty where there was none for its length.
+type Window struct {
+	Width   time.Duration // of a bucket: a tenth of the longest Limits.Window among its senders
+	Buckets []Bucket      // oldest first
+}
+
+// Bucket is the calls of a Width from Start on.
+type Bucket struct {
+	Start    time.Time
+	Calls    int // all
+	Failures int // of them
+}
+
+const windowBuckets = 10
+
+// add adds calls that have ended now. It writes to the buckets in place.
+func (w *Window) add(c Counted, width time.Duration, now time.Time) {
+	if c.Calls == 0 || width == 0 {
+		return
+	}
+	w.forget(now)
+	switch last := len(w.Buckets) - 1; {
+	case last < 0 && c.Failures == 0:
+		return
+	case last < 0:
+		w.Width = width
+		w.Buckets = append(w.Buckets, Bucket{Start: now})
+	default:
+		w.Width = max(w.Width, width)
+		if !now.Before(w.Buckets[last].Start.Add(w.Width)) {
+			w.Buckets = append(w.Buckets, Bucket{Start: now})
+		}
+	}
+	b := &w.Buckets[len(w.Buckets)-1]
+	b.Calls, b.Failures = min(b.Calls+c.Calls, unlimited), min(b.Failures+c.Failures, unlimited)
+	if len(w.Buckets) > windowBuckets { // they were narrower before
+		first, second := w.Buckets[0], &w.Buckets[1]
+		second.Calls, second.Failures = min(first.Calls+second.Calls, unlimited), min(first.Failures+second.Failures, unlimited)
+		w.drop(1)
+	}
+}
+
+// forget drops the buckets that began a window ago, and those of a clock that
+// was set back since.
+func (w *Window) forget(now time.Time) {
+	oldest, newest := now.Add(-windowBuckets*w.Width), now.Add(w.Width)
+	first, end := 0, len(w.Buckets)
+	for first < end && !w.Buckets[first].Start.After(oldest) {
+		first++
+	}
+	for end > first && w.Buckets[end-1].Start.After(newest) {
+		end--
+	}
+	w.Buckets = w.Buckets[:end]
+	w.drop(first)
+}
+
+// drop drops the first n buckets, and keeps their room.
+func (w *Window) drop(n int) {
+	if n > 0 {
+		w.Buckets = w.Buckets[:copy(w.Buckets, w.Buckets[n:])]
+	}
+}
+
+// last returns the buckets that began in the last so long.
+func (w *Window) last(length time.Duration, now time.Time) []Bucket {
+	from := now.Add(-length)
+	for i := range w.Buckets {
+		if w.Buckets[i].Start.After(from) {
+			return w.Buckets[i:]
+		}
+	}
+	return nil
+}
+
+// failing reports whether there was a failure in the last so long.
+func (w *Window) failing(length time.Duration, now time.Time) bool {
+	return slices.ContainsFunc(w.last(length, now), func(b Bucket) bool { return b.Failures > 0 })
+}
+
+// nextBucket is when the calls of now on belong to another bucket.
+func (w *Window) nextBucket(now time.Time) time.Time {
+	if len(w.Buckets) == 0 {
+		return time.Time{}
+	}
+	start := w.Buckets[len(w.Buckets)-1].Start
+	return start.Add((max(0, now.Sub(start))/w.Width + 1) * w.Width)
+}
+
+// rate is what a window says under certain limits.
+type rate struct {
+	over    bool          // at least MinCalls, and at least FailureRate of them failed
+	far     bool          // so many that a suspicion need not last longer
+	lasting time.Duration // since the first of the calls
+}
+
+func (w *Window) rate(l *Limits, now time.Time) (r rate) {
+	if l.FailureRate == 0 || len(w.Buckets) == 0 {
+		return r
+	}
+	calls, failures := 0, 0
+	for _, b := range w.last(l.Window, now) {
+		if calls == 0 {
+			r.lasting = now.Sub(b.Start)
+		}
+		calls, failures = calls+b.Calls, failures+b.Failures
+	}
+	// A quotient, because that of whole numbers is exactly the one that a
+	// literal such as 0.55 stands for.
+	r.over = calls >= l.MinCalls && float64(failures)/float64(calls) >= l.FailureRate
+	many := float64(suspicion.early) * float64(l.MinCalls)
+	r.far = r.over && float64(calls) >= many && float64(failures)-l.FailureRate*float64(calls) >= (1-l.FailureRate)*many
+	return r
+}

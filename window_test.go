@@ -1,0 +1,206 @@
+package infuse
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// rating has a rate as its only limit, and opens at once.
+var rating = Limits{FailMax: unlimited, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, FailureRate: 0.5, Window: time.Second, MinCalls: 10}
+
+// asked is rating where the fleet is asked.
+func ratedBy(change func(*Limits)) Limits {
+	l := rating
+	l.Suspicion = 50 * time.Millisecond
+	change(&l)
+	return l
+}
+
+func counted(l Limits, calls, failures int) Change {
+	return Change{Limits: l, Counted: Counted{calls, failures}}
+}
+
+func TestARateOpensAtMinCallsAndNotBefore(t *testing.T) {
+	r := Record{}.then(counted(rating, 9, 9), noon)
+	require.Equal(t, StateClosed, r.State)
+	r = r.then(counted(rating, 1, 1), after(1))
+	require.Equal(t, StateOpen, r.State)
+	require.Equal(t, after(60_001), r.DueAt)
+	require.Empty(t, r.Window.Buckets, "what led to it is over")
+
+	r = Record{}.then(counted(rating, 100, 49), noon)
+	require.Equal(t, StateClosed, r.State)
+	r = r.then(counted(rating, 2, 2), after(1))
+	require.Equal(t, StateOpen, r.State, "exactly one in two")
+}
+
+// 55 failures of 100 are the rate that 0.55 stands for, though 0.55*100 is
+// above 55.
+func TestARateIsReachedByTheVeryNumber(t *testing.T) {
+	for n := 1; n <= 1000; n++ {
+		for _, calls := range []int{10, 100, 1000} {
+			if n > calls {
+				continue
+			}
+			l := rating
+			l.FailureRate = float64(n) / float64(calls)
+			require.True(t, Record{}.then(counted(l, calls, n), noon).State == StateOpen, "%d of %d", n, calls)
+			require.True(t, Record{}.then(counted(l, calls, n-1), noon).State == StateClosed, "%d of %d", n-1, calls)
+		}
+	}
+}
+
+func TestAWindowBeginsWithAFailureAndMovesOn(t *testing.T) {
+	r := Record{}.then(counted(rating, 1000, 0), noon)
+	require.Empty(t, r.Window.Buckets)
+	r = r.then(counted(rating, 5, 1), after(0)).then(counted(rating, 5, 4), after(99)).then(counted(rating, 3, 0), after(100))
+	require.Equal(t, Window{100 * time.Millisecond, []Bucket{{after(0), 10, 5}, {after(100), 3, 0}}}, Record{}.
+		then(counted(ratedBy(func(l *Limits) { l.MinCalls = 100 }), 10, 5), after(0)).
+		then(counted(ratedBy(func(l *Limits) { l.MinCalls = 100 }), 3, 0), after(100)).Window)
+	require.Equal(t, StateOpen, r.State, "5 of 10")
+}
+
+// Random calls come to the same as in a list of them.
+func TestAWindowIsAListOfCallsToATenth(t *testing.T) {
+	type call struct {
+		at   time.Time
+		fail bool
+	}
+	l := rating
+	for seed := range uint64(200) {
+		roll := rand.New(rand.NewPCG(seed, 1))
+		share := roll.Float64()
+		var w Window
+		var list []call
+		now := noon
+		for range 400 {
+			now = now.Add(time.Duration(roll.IntN(30)) * time.Millisecond)
+			if roll.IntN(40) == 0 {
+				now = now.Add(time.Duration(roll.IntN(1500)) * time.Millisecond)
+			}
+			fail := roll.Float64() < share
+			list = append(list, call{now, fail})
+			c := Counted{Calls: 1}
+			if fail {
+				c.Failures = 1
+			}
+			w.add(c, l.Window/windowBuckets, now)
+			calls, failures := 0, 0
+			for _, b := range w.last(l.Window, now) {
+				calls, failures = calls+b.Calls, failures+b.Failures
+			}
+			// least and most are what a window of nine tenths, and one of the
+			// whole length, hold after their first failure.
+			count := func(length time.Duration) (calls, failures int) {
+				for _, c := range list {
+					if !c.at.After(now.Add(-length)) {
+						continue
+					}
+					calls++
+					if c.fail {
+						failures++
+					}
+				}
+				return calls, failures
+			}
+			_, least := count(l.Window * 9 / 10)
+			most, mostFailures := count(l.Window)
+			require.GreaterOrEqual(t, failures, least, "seed %d", seed)
+			require.LessOrEqual(t, failures, mostFailures, "seed %d", seed)
+			require.LessOrEqual(t, calls, most, "seed %d", seed)
+			require.LessOrEqual(t, len(w.Buckets), windowBuckets)
+		}
+	}
+}
+
+// Half of a fleet may have another window. Buckets are as wide as the longest
+// wants, and nobody loses a call.
+func TestWindowsOfSeveralLengthsShareBuckets(t *testing.T) {
+	short := ratedBy(func(l *Limits) { l.MinCalls = 1 << 20 })
+	long := ratedBy(func(l *Limits) { l.MinCalls, l.Window = 1<<20, 10*time.Second })
+	var r Record
+	total := 0
+	for ms := 0; ms < 9000; ms += 37 {
+		l := short
+		if ms%2 == 0 && ms > 500 {
+			l = long
+		}
+		r = r.then(counted(l, 3, 1), after(ms))
+		total += 3
+		calls := 0
+		for _, b := range r.Window.Buckets {
+			calls += b.Calls
+		}
+		require.Equal(t, total, calls, "at %d ms", ms)
+		require.LessOrEqual(t, len(r.Window.Buckets), windowBuckets)
+	}
+	require.Equal(t, time.Second, r.Window.Width)
+	calls := 0
+	for _, b := range r.Window.last(short.Window, after(9000)) {
+		calls += b.Calls
+	}
+	require.Less(t, calls, 3*2*1000/37+3, "the short window sees its own length, to a bucket")
+	r = r.then(counted(short, 1, 1), after(30_000))
+	require.Equal(t, 100*time.Millisecond, r.Window.Width, "once they are empty, the next sender decides")
+}
+
+// A clock that was set back an hour does not keep what it counted for an hour.
+func TestAWindowOutlivesNoClockThatIsSetBack(t *testing.T) {
+	l := ratedBy(func(l *Limits) { l.MinCalls = 100 })
+	r := Record{}.then(counted(l, 90, 90), noon.Add(time.Hour)).then(counted(l, 1, 1), noon)
+	require.Equal(t, []Bucket{{noon, 1, 1}}, r.Window.Buckets)
+}
+
+func TestAHighRateIsASuspicionFirst(t *testing.T) {
+	l := ratedBy(func(l *Limits) {})
+	suspect := Record{}.then(counted(l, 5, 5), noon).then(counted(l, 5, 5), after(10))
+	require.True(t, suspect.rated())
+	require.Equal(t, StateClosed, suspect.State)
+	require.Equal(t, after(510), suspect.OpensAt, "half a window at least: it can end early, either way")
+	require.Equal(t, StateOpen, suspect.At(after(510)).State)
+	require.Equal(t, after(60_010), suspect.At(after(510)).DueAt)
+
+	refuted := suspect.then(counted(l, 11, 0), after(20))
+	require.False(t, refuted.suspect())
+	require.Equal(t, after(70), refuted.CalmUntil)
+	require.Greater(t, refuted.Generation, suspect.At(after(510)).Generation, "above the one with which it would have opened")
+	require.Len(t, refuted.Window.Buckets, 1, "the window goes on")
+	calm := refuted.then(counted(l, 9, 9), after(60))
+	require.False(t, calm.suspect())
+	again := refuted.then(counted(l, 9, 9), after(70))
+	require.True(t, again.rated())
+
+	many := suspect.then(counted(l, 29, 29), after(100))
+	require.Equal(t, after(510), many.OpensAt)
+	many = many.then(counted(l, 1, 1), after(110))
+	require.Equal(t, after(210), many.OpensAt, "four times MinCalls: four times Suspicion is enough")
+	require.Equal(t, StateOpen, many.At(after(210)).State)
+}
+
+// A row has the last word where it counts, too: its suspicion is the shorter.
+func TestARowDuringASuspicionOfTheRate(t *testing.T) {
+	l := ratedBy(func(l *Limits) { l.FailMax = 5 })
+	suspect := Record{}.then(counted(l, 10, 10), noon)
+	require.True(t, suspect.rated())
+	c := calls(l, "fffff")
+	r := suspect.then(c, after(10))
+	require.True(t, r.weighed())
+	require.Equal(t, after(60), r.OpensAt)
+	refuted := r.then(calls(l, "ss"), after(20))
+	require.False(t, refuted.weighed())
+	require.NotEmpty(t, refuted.Window.Buckets, "the rate is another question")
+}
+
+// Processes of other settings judge by their own. Who counts no rate ends no
+// suspicion of it.
+func TestASenderWithoutARateLeavesTheSuspicionOfOthers(t *testing.T) {
+	suspect := Record{}.then(counted(ratedBy(func(*Limits) {}), 10, 10), noon)
+	r := suspect.then(calls(asking, "s"), after(1))
+	require.True(t, r.rated())
+	r = r.then(calls(asking, "f"), after(2))
+	require.Equal(t, 1, r.Failures)
+	require.True(t, r.rated())
+}

@@ -251,15 +251,14 @@ func (b *body) verdict(e *exchange, err error) result {
 }
 
 // isCut reports whether the error is the end that a stream meets, and so says
-// nothing of the service: the stream had begun well.
+// nothing of the service: it was up when it began the stream.
 func (b *body) isCut(err error) bool {
-	switch {
-	case b.response.ContentLength >= 0:
+	if b.response.ContentLength >= 0 {
 		return false // it is known what is missing
-	case streamOf(b.request, b.response) != noStream:
-		return b.reads > 0 || b.lasts()
 	}
-	return b.lasts() && !isTimeout(b.request, err) // a stream can be silent, and what stalls looks the same
+	// A stream can be silent for as long as it likes. What is none by its nature,
+	// and is silent, may be what stalls.
+	return streamOf(b.request, b.response) != noStream || b.lasts() && !isTimeout(b.request, err)
 }
 
 // stream is what a response is by its nature.

@@ -16,8 +16,9 @@ import (
 // wants to change a part of it may call it for the rest.
 //
 // A 5xx is a failure, and any other response is a success. An error is ignored
-// if the caller has cancelled the request's context: ctx.Err() is
-// context.Canceled, whatever the cause. Any other error is a failure. That
+// if the caller has cancelled the request: ctx.Err() is context.Canceled,
+// whatever the cause, or Request.Cancel is closed. Any other error is a failure,
+// besides those about which no Classify is asked (see Transport.Classify). That
 // includes the end of the caller's own deadline, or of http.Client.Timeout,
 // because a server that stalls looks the same. This is a Classify for a caller
 // whose deadlines a healthy service may miss:
@@ -29,8 +30,8 @@ import (
 //		return infuse.DefaultClassify(r, resp, err)
 //	}
 //
-// An error of the caller's own request body is a failure, too: it looks like any
-// other. A Classify that knows the error can ignore it.
+// An error of the request's own body is a failure where it cannot be told from
+// the service's. A Classify that knows the error can ignore it.
 func DefaultClassify(r *http.Request, response *http.Response, err error) Outcome {
 	return classifyHTTP(r, response, err, isServerError)
 }

@@ -30,6 +30,17 @@ import (
 // waiting; if its body breaks off later, that counts as a failure of the
 // circuit that it has closed.
 //
+// A response that has proved itself is a success from then on, and how it ends
+// counts for nothing: a stream is cut by whoever restarts. It has proved itself
+// if data still comes two seconds after it began. A stream of events has with
+// its first data: by its type (text/event-stream, application/x-ndjson,
+// application/json-seq, multipart/x-mixed-replace), or as a Kubernetes watch. So
+// what breaks off before is a failure, unless it may be a stream that was silent:
+// one of events, of gRPC or of Connect, or a response without a length that has
+// been running for two seconds and was not ended by somebody's timeout. That
+// counts for nothing. A connection that is handed over, by a 101 or a CONNECT, is
+// a success with its headers.
+//
 // If such a failure is a 503 or a 429 with a Retry-After, and opens the
 // circuit, it stays open at least so long, for all processes: an hour at most.
 //
@@ -63,9 +74,19 @@ type Transport struct {
 	// response as by DefaultClassify.
 	//
 	// It is called with a response or with an error, and with both when the
-	// body of a response that was no failure breaks off. It is not asked about
-	// the error of a request that could not be sent because it is malformed,
-	// nor about a rejection by the same circuit: these are ignored.
+	// body of a response that was no failure breaks off. It is called with the
+	// response again at the end of a body that has a trailer, or that says in its
+	// last frame how it went, as gRPC-Web and Connect do: then response.Trailer
+	// has it. GRPCStatus is one that looks there.
+	//
+	// It is not asked about a rejection by the same circuit, nor about the cut of
+	// a stream, nor about a request that could not be sent through a fault of its
+	// own: these are ignored. Such a fault is what is malformed; a context whose
+	// deadline had passed before; a body of another length than ContentLength
+	// says; headers that an HTTP/2 peer would not take; and an error of the
+	// request's own body. The last is known where Base is an *http.Transport, the
+	// body cannot be had again (GetBody), and the error is not one of the network
+	// or of a protocol, nor of a proxy.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected answers a rejected request, whose body has been closed. By
@@ -111,7 +132,11 @@ func Skip(ctx context.Context) context.Context {
 }
 
 // ServiceUnavailable answers a rejected request with a 503 of our own in place
-// of an error, with a Retry-After: a Transport's OnRejected.
+// of an error, with a Retry-After: a Transport's OnRejected. It is for a server
+// that hands the answer on, a reverse proxy say. A client that heeds Retry-After
+// sleeps for as long as the circuit stays open, in place of failing at once:
+// go-retryablehttp and what is made with it (the clients of Vault), the Azure
+// SDK and Kubernetes' client-go do. For them leave OnRejected alone.
 func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, error) {
 	const status = http.StatusServiceUnavailable
 	response := &http.Response{

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -389,6 +390,36 @@ func TestSkipGoesPastTheBreaker(t *testing.T) {
 		require.NoError(t, err, "it is sent though the circuit is open")
 		_, _ = readAll(response)
 		require.Equal(t, int64(2), s.calls.Load())
+	})
+}
+
+// Retriers look for the words of a broken connection in err.Error(), and took a
+// rejection for one: they tried again, and in the end lost the *OpenError.
+func TestARejectionDoesNotSpeakWithItsCausesWords(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startWebClient(t, s, infuse.Config{FailMax: 1})
+		for _, breakIt := range []func(){
+			func() { s.does(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }) },
+			s.Server.Close, // then it is refused
+		} {
+			t.Run("", func(t *testing.T) {
+				breakIt()
+				require.NoError(t, c.breaker.Move(t.Context(), infuse.StateClosed))
+				_, broken := c.get()
+				require.Error(t, broken)
+				_, err := c.get()
+				var rejection *infuse.OpenError
+				require.ErrorAs(t, err, &rejection)
+				require.Error(t, rejection.Cause)
+				require.False(t, infuse.Retryable(err))
+				for _, words := range []string{"refused", "reset", "EOF", "timeout", "broken", "closed", "stream", rejection.Cause.Error()} {
+					require.NotContains(t, err.Error(), words)
+				}
+				for _, cause := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNREFUSED, syscall.ECONNRESET} {
+					require.NotErrorIs(t, err, cause)
+				}
+			})
+		}
 	})
 }
 

@@ -90,14 +90,17 @@ func (b *body) exchange() *exchange {
 
 // succeed settles the exchange as a success. As a rule that is no news.
 func (b *body) succeed() {
-	switch v := b.view; {
+	switch {
 	case b.afterTrial:
-	case !v.fast || b.breaker.view.Load() != v:
+	case b.isNews():
 		b.exchange().settle(result{})
-	case v.tallies:
-		v.tally.add()
+	case b.view.tallies:
+		b.view.tally.add()
 	}
 }
+
+// isNews reports whether a success changes more than a tally.
+func (b *body) isNews() bool { return !b.view.fast || b.breaker.view.Load() != b.view }
 
 // isEmpty reports whether there is nothing to read. HTTP/2 has an empty body of
 // its own in place of http.NoBody.
@@ -190,7 +193,7 @@ func (b *body) delivers(n int) {
 			b.began = monotonic()
 		}
 	case b.ended.Load():
-	case b.reads == 1 && streamOf(b.request, b.response) == streamOfEvents, b.reads%16 == 0 && b.lasts():
+	case b.reads == 1 && (b.isNews() || b.view.tallies) && streamOf(b.request, b.response) == streamOfEvents, b.reads%16 == 0 && b.lasts():
 		b.prove()
 	case b.hasLastFrame(): // the service has said how it went
 		b.end(io.EOF)

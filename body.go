@@ -22,6 +22,10 @@ import (
 // healthy service let them live longer: idle timeouts begin at some seconds.
 const provedAfter = 2 * time.Second
 
+// stride is how many reads that deliver something go by between two looks at
+// the clock.
+const stride = 16
+
 // body is the body of a response whose headers were no failure. It settles the
 // exchange when it ends, or when it has proved itself. It holds no resources:
 // one that is never closed is garbage like any other.
@@ -38,7 +42,7 @@ type body struct {
 	from       io.ReadCloser // *frames where the status is in the body itself
 	began      time.Duration // by the clock of monotonic: the headers where the length is not known, or else the first data; 0 before
 	ended      atomic.Bool   // the exchange is settled
-	reads      uint8         // so many have delivered something; after 255 it goes on with 16
+	reads      uint8         // so many have delivered something; after 255 it goes on with stride
 	afterTrial bool          // the trial ended at the headers, so that only a failure counts
 	unwritten  bool          // WriteTo ended because its writer failed
 }
@@ -76,11 +80,15 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 	b.transport, b.breaker, b.request = e.transport, e.breaker, e.request
 	b.view, b.own, b.shared, b.waited = e.admission.view, e.admission.own, e.admission.shared, e.admission.waited
 	b.response, b.from, b.afterTrial = response, from, afterTrial
-	if response.ContentLength < 0 {
+	if !b.hasLength() {
 		b.began = monotonic()
 	}
 	return true
 }
+
+// hasLength reports whether it is known how long the body is. A Base that does
+// not know may say -1, or nothing.
+func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
 
 // exchange is the exchange of the body. That was no trial, or is one no more.
 func (b *body) exchange() *exchange {
@@ -180,24 +188,29 @@ func (d *destination) wrote(written, given int, err error) {
 	}
 }
 
-// delivers notes that data has come, and that more may. It reads the clock for
-// the first data, unless that is all there is, and then for every sixteenth that
-// comes.
+// delivers notes that data has come, and that more may. In a body whose length
+// is known it reads the clock for the first data, unless that is all there is.
 func (b *body) delivers(n int) {
 	if b.reads++; b.reads == 0 {
-		b.reads = 16
+		b.reads = stride
 	}
-	switch length := b.response.ContentLength; {
-	case b.reads == 1 && length >= 0:
-		if int64(n) < length {
+	switch {
+	case b.reads == 1 && b.hasLength():
+		if int64(n) < b.response.ContentLength {
 			b.began = monotonic()
 		}
 	case b.ended.Load():
-	case b.reads == 1 && (b.isNews() || b.view.tallies) && streamOf(b.request, b.response) == streamOfEvents, b.reads%16 == 0 && b.lasts():
-		b.prove()
 	case b.hasLastFrame(): // the service has said how it went
 		b.end(io.EOF)
+	case b.reads == 1 && b.isEventful() || b.reads%stride == 0 && b.lasts():
+		b.prove()
 	}
+}
+
+// isEventful reports whether the body is a stream of events, in a circuit that
+// has something to do with a success.
+func (b *body) isEventful() bool {
+	return (b.isNews() || b.view.tallies) && streamOf(b.request, b.response) == streamOfEvents
 }
 
 // lasts reports whether the response has been running for long enough.
@@ -256,7 +269,7 @@ func (b *body) verdict(e *exchange, err error) result {
 // isCut reports whether the error is the end that a stream meets, and so says
 // nothing of the service: it was up when it began the stream.
 func (b *body) isCut(err error) bool {
-	if b.response.ContentLength >= 0 {
+	if b.hasLength() {
 		return false // it is known what is missing
 	}
 	// A stream can be silent for as long as it likes. What is none by its nature,

@@ -110,8 +110,9 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	return e.breaker.Load(), e.err
 }
 
-// again is Breaker for one that asks for the same name over and over, and keeps
-// for itself what it was last given.
+// again is Breaker for a caller that asks for the same name over and over. last
+// has what it was given last: as long as the group has that, too, no lock is
+// taken.
 func (g *Group) again(last *atomic.Pointer[groupEntry], name string) (*Breaker, error) {
 	if e := last.Load(); e != nil && e.name == name && !e.gone.Load() {
 		g.use(e)

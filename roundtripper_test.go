@@ -1139,3 +1139,48 @@ func newReusable(t *infuse.Transport) *reusable {
 	base := t.Base.(*reusable)
 	return &reusable{response: http.Response{StatusCode: base.response.StatusCode}, body: base.body}
 }
+
+// readerOnly hides what else a body can do.
+type readerOnly struct{ io.Reader }
+
+func (readerOnly) Close() error { return nil }
+
+// BenchmarkTransportAdds is a successful request with a body over a Base that
+// answers from memory, without the Transport and with it: the difference is what
+// the Transport adds.
+func BenchmarkTransportAdds(b *testing.B) {
+	const text = "a body of some length, as of an answer in JSON"
+	header := http.Header{"Content-Type": {"application/json"}, "Date": {"now"}, "Server": {"some"}, "Vary": {"Origin"}}
+	for _, kind := range []struct {
+		name   string
+		length int64
+		body   func() io.ReadCloser
+	}{
+		{"with a length", int64(len(text)), func() io.ReadCloser { return readerOnly{strings.NewReader(text)} }},
+		{"chunked", -1, func() io.ReadCloser { return readerOnly{strings.NewReader(text)} }},
+		{"with WriteTo", int64(len(text)), func() io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }},
+	} {
+		base := baseFunc(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{
+				Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+				Header: header, Body: kind.body(), ContentLength: kind.length, Request: r,
+			}, nil
+		})
+		run := func(name string, transport http.RoundTripper) {
+			b.Run(kind.name+"/"+name, func(b *testing.B) {
+				r := newRequest(b, http.MethodGet, "https://inventory.test/items", nil)
+				b.ReportAllocs()
+				for b.Loop() {
+					response, err := transport.RoundTrip(r)
+					if err != nil {
+						b.Fatal(err)
+					}
+					_, _ = io.Copy(io.Discard, response.Body)
+					_ = response.Body.Close()
+				}
+			})
+		}
+		run("bare", base)
+		run("a Transport", &infuse.Transport{Base: base, Breakers: groupOf(b, infuse.Config{})})
+	}
+}

@@ -1784,14 +1784,24 @@ func BenchmarkCall(b *testing.B) {
 		listeners []*infuse.Listener
 	}{
 		{"closed", infuse.StateClosed, succeeds, nil},
+		{"closed, rate", infuse.StateClosed, succeeds, nil},
+		{"closed, rate, failures in the window", infuse.StateClosed, succeeds, nil},
 		{"closed, LogListener", infuse.StateClosed, succeeds, []*infuse.Listener{quiet}},
 		{"open", infuse.StateOpen, succeeds, nil},
 		{"open, LogListener", infuse.StateOpen, succeeds, []*infuse.Listener{quiet}},
 		{"half failing", infuse.StateClosed, fails, nil},
 		{"half failing, LogListener", infuse.StateClosed, fails, []*infuse.Listener{quiet}},
 	} {
-		breaker := startBreaker(b, "prices", infuse.Config{FailMax: 1000, ResetTimeout: time.Hour, Listeners: c.listeners})
+		cfg := infuse.Config{FailMax: 1000, ResetTimeout: time.Hour, Listeners: c.listeners}
+		if strings.Contains(c.name, "rate") {
+			cfg.FailureRate, cfg.Window = 0.5, time.Hour
+		}
+		breaker := startBreaker(b, "prices", cfg)
 		require.NoError(b, breaker.Move(b.Context(), c.state))
+		if strings.Contains(c.name, "failures in the window") {
+			require.Error(b, breaker.Call(b.Context(), fails))
+			require.NoError(b, breaker.Call(b.Context(), succeeds))
+		}
 		calls := func(n int) {
 			ctx := context.Background()
 			for i := 0; i < n; i += 2 {

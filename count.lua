@@ -3,7 +3,7 @@
 -- limit is to be judged before it counts on.
 --
 -- ARGV     7 add, 8 restarts (0 or 1), 9 after, 10 lower, 11 upper
---          12 width of a bucket, 13 calls, 14 failures
+--          12 width of a bucket, 13 buckets of calls: ;start,calls,failures each
 
 local UNLIMITED = 2147483647
 local add, after = tonumber(ARGV[7]), tonumber(ARGV[9])
@@ -23,30 +23,42 @@ if n > 0 and (before == 0 or restarted) then
 end
 n = int(n)
 
--- w is the width, and the start, calls and failures of each bucket.
-local function added(w, width, calls, failures)
-  if calls == 0 or width == 0 then return w end
-  local old = tonumber(string.match(w, '^%d+') or 0)
-  local all = {}
+-- w is the width, and the start, calls and failures of each bucket; counted has
+-- no width.
+local function added(w, width, counted)
+  if counted == '' or width == 0 then return w end
+  local all, old, failures = {}, tonumber(string.match(w, '^%d+') or 0), 0
+  local function keeps(s, width) return s > now - 10 * width and s <= now + width end
+  local function add(b, c, f) b[2], b[3] = math.min(b[2] + c, UNLIMITED), math.min(b[3] + f, UNLIMITED) end
   for s, c, f in string.gmatch(w, '(%d+),(%d+),(%d+)') do
-    s = tonumber(s)
-    if s > now - 10 * old and s <= now + old then table.insert(all, { s, tonumber(c), tonumber(f) }) end
+    if keeps(tonumber(s), old) then table.insert(all, { tonumber(s), tonumber(c), tonumber(f) }) end
   end
-  if #all > 0 or failures > 0 then
-    if #all > 0 then width = math.max(width, old) end
-    if #all == 0 or now >= all[#all][1] + width then table.insert(all, { now, 0, 0 }) end
-    local last = all[#all]
-    last[2], last[3] = math.min(last[2] + calls, UNLIMITED), math.min(last[3] + failures, UNLIMITED)
-    if #all > 10 then
-      local first = table.remove(all, 1)
-      all[1][2], all[1][3] = math.min(all[1][2] + first[2], UNLIMITED), math.min(all[1][3] + first[3], UNLIMITED)
+  for f in string.gmatch(counted, ',%d+,(%d+)') do failures = failures + tonumber(f) end
+  if #all == 0 and failures == 0 then return '' end
+  if #all > 0 then width = math.max(width, old) end
+  for s, c, f in string.gmatch(counted, '(%d+),(%d+),(%d+)') do
+    s, c, f = tonumber(s), tonumber(c), tonumber(f)
+    local i = #all
+    while i > 0 and all[i][1] > s do i = i - 1 end
+    local ends = i > 0 and all[i][1] + width or 0
+    if s < ends then
+      add(all[i], c, f)
+    else
+      table.insert(all, i + 1, { math.max(s - s % width, ends), c, f })
     end
   end
+  local text = { int(width) }
+  while #all > 0 and not keeps(all[1][1], width) do table.remove(all, 1) end
+  while #all > 0 and not keeps(all[#all][1], width) do table.remove(all) end
+  while #all > 10 do
+    local first = table.remove(all, 1)
+    add(all[1], first[2], first[3])
+  end
   if #all == 0 then return '' end
-  for i, b in ipairs(all) do all[i] = int(b[1]) .. ',' .. int(b[2]) .. ',' .. int(b[3]) end
-  return int(width) .. ';' .. table.concat(all, ';')
+  for _, b in ipairs(all) do table.insert(text, int(b[1]) .. ',' .. int(b[2]) .. ',' .. int(b[3])) end
+  return table.concat(text, ';')
 end
-w = added(w, tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]))
+w = added(w, tonumber(ARGV[12]), ARGV[13])
 
 write('v', v, 'n', n, 'b', b, 'w', w)
 if redis.call('PTTL', key) < life then

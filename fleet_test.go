@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"container/heap"
 	"errors"
 	goflag "flag"
@@ -30,6 +31,7 @@ type fleet struct {
 	errors    func(process int, at float64) float64 // the share of calls that fail
 	latency   float64                               // one way to the storage, in seconds; 0.5 ms if 0
 	config    Config
+	other     *Config // of every second process, if not nil
 }
 
 // tally is what came of it.
@@ -102,14 +104,17 @@ func simulate(f fleet, onset float64, seed uint64) fleetTally {
 	if s.latency == 0 {
 		s.latency = 0.0005
 	}
-	f.config.Storage, f.config.Instance = NewMemoryStorage(), "simulated"
-	shared, err := newSettings(f.config)
-	if err != nil {
-		panic(err)
+	var all [2]*settings
+	for i, cfg := range []Config{f.config, *cmp.Or(f.other, &f.config)} {
+		cfg.Storage, cfg.Instance = NewMemoryStorage(), "simulated"
+		var err error
+		if all[i], err = newSettings(cfg); err != nil {
+			panic(err)
+		}
 	}
 	s.admitting = f.processes
 	for i := range f.processes {
-		p := &process{simulation: s, number: i, replica: newReplica(shared, fmt.Sprint("p", i), true, seed<<20+uint64(i))}
+		p := &process{simulation: s, number: i, replica: newReplica(all[i%2], fmt.Sprint("p", i), true, seed<<20+uint64(i))}
 		p.view.derive(&p.replica, "simulated", s.time())
 		s.all = append(s.all, p)
 		p.draw()

@@ -45,8 +45,10 @@ func repeat(n int, calls string) (all string) {
 // ways are the kinds of breaker that count calls on paths of their own.
 func ways(t *testing.T, cfg infuse.Config, test func(t *testing.T, b *infuse.Breaker)) {
 	for name, with := range map[string]func(*infuse.Config){
-		"alone":      func(*infuse.Config) {},
-		"listener":   func(c *infuse.Config) { c.Listeners = []*infuse.Listener{{Success: func(context.Context, *infuse.Breaker) {}}} },
+		"alone": func(*infuse.Config) {},
+		"listener": func(c *infuse.Config) {
+			c.Listeners = []*infuse.Listener{{Success: func(context.Context, *infuse.Breaker) {}}}
+		},
 		"classify":   func(c *infuse.Config) { c.Classify = classifyPlainly },
 		"slow calls": func(c *infuse.Config) { c.SlowCall = time.Hour },
 		"memory":     func(c *infuse.Config) { c.Storage = infuse.NewMemoryStorage() },
@@ -306,4 +308,3 @@ func TestTheNewSettingsAreChecked(t *testing.T) {
 	_, err = infuse.New("service", infuse.Config{MaxResetTimeout: time.Second})
 	require.ErrorContains(t, err, "Config.MaxResetTimeout is 1s: must be from 1m0s", "the default ResetTimeout is the least")
 }
-

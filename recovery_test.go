@@ -151,7 +151,9 @@ func TestARampLetsAGrowingShareRun(t *testing.T) {
 		"strict":     func(c *infuse.Config) { c.Storage, c.Strict = infuse.NewMemoryStorage(), true },
 		"stranger's": func(c *infuse.Config) { c.Storage = struct{ infuse.Storage }{infuse.NewMemoryStorage()} },
 		"rate":       func(c *infuse.Config) { c.FailureRate, c.MinCalls = 0.5, 5 },
-		"listener":   func(c *infuse.Config) { c.Listeners = []*infuse.Listener{{Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) {}}} },
+		"listener": func(c *infuse.Config) {
+			c.Listeners = []*infuse.Listener{{Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) {}}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -51,7 +51,7 @@ type outbox struct {
 	numbers uint64 // of changes, so far
 
 	next    Change        // being filled
-	counted Counted       // for the failure rate: goes with next, but not before hold while the fleet is asked for it
+	counted Window        // for the failure rate: goes with next, but not before hold while the fleet is asked for it
 	openFor time.Duration // the longest that the failures in next ask for
 	hold    time.Time     // until then, successes alone do not go, nor does what was counted while the fleet is asked
 	mendAt  time.Time     // when what shared says goes to the storage, which may have lost it; zero if not
@@ -157,15 +157,18 @@ func (r *replica) tallied(n int, now time.Time) {
 	if !r.decides() {
 		return
 	}
-	r.keep(OutcomeSuccess, n)
+	r.keep(one(OutcomeSuccess, n, now))
 	t := terms{limits: &r.settings.own, generation: r.own.Generation}
-	r.own.tally(&Calls{Successes: n}, Counted{Calls: n}, &t, now)
+	r.own.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
 }
 
 // keep counts outcomes for the fleet's failure rate.
-func (r *replica) keep(o Outcome, n int) {
+func (r *replica) keep(b Bucket) {
 	if r.linked && r.settings.FailureRate > 0 {
-		r.out.counted.add(o, n)
+		w := &r.out.counted
+		w.Width = r.settings.Window / windowBuckets
+		w.put(b)
+		w.forget(b.Start)
 	}
 }
 
@@ -195,17 +198,19 @@ func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.own.Failures == 0 && r.own.Window.Buckets == nil:
 	default:
-		var c Calls
-		var counted Counted
-		c.add(res.outcome)
+		c := Calls{Successes: 1}
+		if res.outcome == OutcomeFailure {
+			c = Calls{Failures: 1, Lead: 1, Streak: 1}
+		}
+		var counted []Bucket
 		if r.settings.FailureRate > 0 {
-			counted.add(res.outcome, 1)
+			counted = []Bucket{one(res.outcome, 1, now)}
 		}
 		t := terms{limits: &r.settings.own, by: r.settings.Instance, cause: textOf(r.cause), generation: a.own}
 		t.openFor = max(t.limits.ResetTimeout, res.openFor)
 		before := r.own.State
 		r.own.tally(&c, counted, &t, now)
-		r.ownMoved(before)
+		r.ownMoved(before, now)
 	}
 }
 
@@ -219,13 +224,13 @@ func (r *replica) applyOwn(c *Change, now time.Time) Verdict {
 	before := r.own.State
 	c.Limits = r.settings.own
 	verdict := r.own.apply(c, now)
-	r.ownMoved(before)
+	r.ownMoved(before, now)
 	return verdict
 }
 
 // ownMoved has what the own circuit came to while the storage is away stand for
 // all that led to it.
-func (r *replica) ownMoved(before State) {
+func (r *replica) ownMoved(before State, now time.Time) {
 	if r.trouble == nil || r.own.State == before {
 		return
 	}
@@ -234,12 +239,10 @@ func (r *replica) ownMoved(before State) {
 		if n := r.settings.FailMax; r.settings.rowCounts() {
 			r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
 		}
-		r.out.counted = Counted{}
-		if n := r.settings.MinCalls; r.settings.FailureRate > 0 {
-			r.out.counted = Counted{Calls: n, Failures: n}
-		}
+		r.out.counted = Window{}
+		r.keep(one(OutcomeFailure, r.settings.MinCalls, now))
 	case StateClosed:
-		r.out.next.Calls, r.out.counted = Calls{Successes: 1}, Counted{}
+		r.out.next.Calls, r.out.counted = Calls{Successes: 1}, Window{}
 	}
 }
 
@@ -249,7 +252,7 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 		return 0
 	}
 	if res.outcome == OutcomeFailure || r.counting(now) {
-		r.keep(res.outcome, 1)
+		r.keep(one(res.outcome, 1, now))
 	}
 	news := r.awaitsSuccess()
 	if res.outcome == OutcomeFailure {
@@ -273,7 +276,9 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 // reportsRate reports whether what was counted goes at once: a failure does,
 // unless the fleet is asked. Then every process reports at times that do not
 // depend on the outcomes, so that the storage hears of successes as of failures.
-func (r *replica) reportsRate() bool { return r.out.counted.Failures > 0 && !r.shared.rated() }
+func (r *replica) reportsRate() bool {
+	return failed(r.out.counted.Buckets) > 0 && !r.shared.rated()
+}
 
 // awaitsSuccess reports whether a success is news: there is a row of failures on
 // record or about to be, and that counts.
@@ -600,7 +605,7 @@ func (r *replica) adopt(rec Record, now time.Time) {
 		*next, r.out.openFor = Calls{}, 0
 	}
 	if rec.Since > before.Since {
-		r.out.counted = Counted{}
+		r.out.counted = Window{}
 	}
 	switch {
 	case rec.rated() && r.settings.FailureRate > 0:
@@ -706,8 +711,8 @@ func (r *replica) repay() {
 // outgoing returns what is to go to the storage now, and takes it to be under
 // way: a change, or a read if it has no number; nil if nothing is to go.
 func (r *replica) outgoing(now time.Time) *Change {
-	if r.out.counted.Failures == 0 && !r.counting(now) { // as old as a window
-		r.out.counted = Counted{}
+	if r.out.counted.Buckets != nil && failed(r.out.counted.Buckets) == 0 && !r.counting(now) {
+		r.out.counted = Window{}
 	}
 	switch {
 	case !r.linked || r.out.under:
@@ -730,7 +735,7 @@ func (r *replica) fill(now time.Time) bool {
 	asked := r.shared.rated()
 	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Ask != "" || r.reportsRate() ||
 		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
-	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Calls > 0)) {
+	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
 		if asked && !held {
 			r.out.hold = r.nextHold(now)
 		}
@@ -743,7 +748,7 @@ func (r *replica) fill(now time.Time) bool {
 	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
 	c.OpenFor = r.openFor(now)
 	if !asked || !held {
-		c.Counted, r.out.counted, r.out.hold = r.out.counted, Counted{}, r.nextHold(now)
+		c.Counted, r.out.counted, r.out.hold = r.out.counted.Buckets, Window{}, r.nextHold(now)
 	}
 	r.out.sent, r.out.through = c, r.noted
 	r.out.next, r.out.openFor, r.out.mendAt = Change{}, 0, time.Time{}

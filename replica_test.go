@@ -376,6 +376,9 @@ func (c *chaos) quiet() error {
 	if c.kind.failures && c.record.Failures != c.failed {
 		return fmt.Errorf("%d failures on record, %d calls failed", c.record.Failures, c.failed)
 	}
+	if err := c.windows(); err != nil {
+		return err
+	}
 	for _, n := range c.nodes {
 		r := &n.replica
 		switch known := r.shared.at(c.time()); {
@@ -392,6 +395,32 @@ func (c *chaos) quiet() error {
 		}
 	}
 	return nil
+}
+
+// windows checks that the record has what all processes have counted, but for
+// the successes that they are yet to tell. It is for windows that nothing leaves.
+func (c *chaos) windows() error {
+	if c.kind.config.Window < time.Hour {
+		return nil
+	}
+	told := c.record.Window.sum()
+	var counted Bucket
+	for _, n := range c.nodes {
+		counted.add(n.replica.own.Window.sum())
+		told.add(n.replica.out.counted.sum())
+	}
+	if told != counted {
+		return fmt.Errorf("told %+v, counted %+v", told, counted)
+	}
+	return nil
+}
+
+// sum is all that is in the window, as one bucket.
+func (w *Window) sum() (all Bucket) {
+	for _, b := range w.Buckets {
+		all.add(b)
+	}
+	return all
 }
 
 // shorten takes out steps as long as the sequence fails.
@@ -415,6 +444,11 @@ func chaosKinds() []chaosKind {
 	two := quick
 	two.MaxTrials, two.SuccessThreshold = 2, 2
 	counting := Config{FailMax: 1 << 30, MaxTrials: 1, Storage: storage}
+	rate := quick
+	rate.FailMax, rate.FailureRate, rate.MinCalls, rate.Window = 0, 0.6, 10, time.Second
+	both := rate
+	both.FailMax, both.MaxResetTimeout, both.Ramp = 4, time.Second, 300*time.Millisecond
+	countingRate := Config{FailureRate: 1, MinCalls: 1 << 30, Window: time.Hour, MaxTrials: 1, Storage: storage}
 	return []chaosKind{
 		{name: "exact counts", nodes: 5, config: counting, failures: true},
 		{name: "late answers", nodes: 4, config: quick, lossless: true, moves: true},
@@ -423,6 +457,10 @@ func chaosKinds() []chaosKind {
 		{name: "losses, two trials", nodes: 3, config: two, moves: true},
 		{name: "a storage that forgets", nodes: 3, config: quick, moves: true, forgets: true},
 		{name: "one process", nodes: 1, config: quick, moves: true},
+		{name: "exact counts of a rate", nodes: 5, config: countingRate},
+		{name: "a rate", nodes: 4, config: rate, moves: true},
+		{name: "a row, a rate and a ramp", nodes: 4, config: both, moves: true},
+		{name: "late answers, a row, a rate and a ramp", nodes: 4, config: both, lossless: true, moves: true},
 	}
 }
 
@@ -464,7 +502,7 @@ var mutants = []struct{ rule, file, from, to string }{ // those of suspicion las
 	{"an older change of a source is heard, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
 	{"calls of an older state count for nothing", "state.go", "|| t.generation < r.Since", ""},
 	{"as many trials run as may", "state.go", "len(r.Trials) >= t.limits.MaxTrials:", "len(r.Trials) > t.limits.MaxTrials:"},
-	{"trials keep their places across transitions", "state.go", "		Trials: staleTrials(r.Trials), By: r.By, Cause: r.Cause, heard: r.heard,\n	}\n	next.Since", "		By: r.By, Cause: r.Cause, heard: r.heard,\n	}\n	next.Since"},
+	{"trials keep their places across transitions", "state.go", "		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, By: r.By, Cause: r.Cause, heard: r.heard,\n	}\n	next.Since", "		OpenTime: r.OpenTime, By: r.By, Cause: r.Cause, heard: r.heard,\n	}\n	next.Since"},
 	{"a trial frees its place when it ends", "state.go", "r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])", "r.Trials = slices.Clone(r.Trials)"},
 	{"every change but a count raises the generation", "state.go", "	default:\n		r.Generation = r.nextGeneration(t, now)\n	}\n	r.Trials", "	}\n	r.Trials"},
 	{"an unanswered change goes again under its number", "replica.go", "case r.out.sent.Number > 0:", "case false:"},
@@ -475,10 +513,15 @@ var mutants = []struct{ rule, file, from, to string }{ // those of suspicion las
 	{"a process that is cut off leaves the trial to the fleet", "replica.go", "return r.since.Add(aloneAfter)", "return r.since"},
 	{"an older record is not taken for news", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if", "	case rec.Generation < r.shared.Generation:\n		r.adopt(rec, now)\n		if"},
 	{"successes refute", "state.go", "suspicion.success*c.Successes", "0*c.Successes"},
-	{"the fleet is asked", "state.go", "case t.limits.Suspicion == 0:", "case true:"},
-	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: r.CalmUntil, ", ""},
-	{"a suspicion lasts as long as the failures took", "state.go", "min(max(length, t.limits.Suspicion)", "min(t.limits.Suspicion"},
-	{"successes are told while the circuit is suspect", "replica.go", "return r.shared.Failures > 0 || r.shared.suspect() ||", "return r.shared.Failures > 0 && !r.shared.suspect() ||"},
+	{"the fleet is asked", "state.go", "if l.Suspicion == 0 {", "if true {"},
+	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: calm, ", ""},
+	{"a suspicion lasts as long as the failures took", "state.go", "min(max(time.Duration(suspicion.length)*lasting, shortest)", "min(shortest"},
+	{"successes are told while the circuit is suspect", "replica.go", "return r.shared.weighed() || r.settings.rowCounts() &&", "return !r.shared.weighed() && r.settings.rowCounts() &&"},
+	{"failures wait for the same time as successes while the fleet is asked for its rate", "replica.go", "r.out.counted.Failures > 0 && !r.shared.rated() }", "r.out.counted.Failures > 0 }"},
+	{"successes are counted while the fleet is asked for its rate", "replica.go", "r.attached() && now.Before(r.countsUntil))", "false)"},
+	{"what was counted is told while the fleet is asked", "replica.go", "!(asked && r.out.counted.Calls > 0)", "true"},
+	{"a suspicion of the rate lasts until all have heard of it", "state.go", "}{4, 3, 4, 4}", "}{4, 3, 4, 0}"},
+	{"a rate that has fallen refutes", "state.go", "case r.rated() && !rate.over:", "case false:"},
 }
 
 // go test -run TestMutants -v -timeout 30m . with INFUSE_MUTANTS=1
@@ -497,7 +540,7 @@ func TestMutants(t *testing.T) {
 			require.NoError(t, os.WriteFile(path, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600))
 			tests := "TestReplicas"
 			if i >= 14 {
-				tests = "TestAFleet|TestOneSick|TestAPartition|TestAnOutage"
+				tests = "TestAFleet|TestOneSick|TestAPartition|TestAnOutage|TestARate"
 			}
 			run := exec.Command("go", "test", "-vet=off", "-failfast", "-run", tests, ".")
 			run.Dir, run.Env = dir, append(os.Environ(), "INFUSE_MUTANTS=", "CI=")

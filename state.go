@@ -130,20 +130,6 @@ type Calls struct {
 	Streak    int // the failures after the last success
 }
 
-// Counted is calls that count for the failure rate.
-type Counted struct {
-	Calls    int // all
-	Failures int // of them
-}
-
-// add appends so many outcomes.
-func (c *Counted) add(o Outcome, n int) {
-	c.Calls = min(c.Calls+n, unlimited)
-	if o == OutcomeFailure {
-		c.Failures = min(c.Failures+n, unlimited)
-	}
-}
-
 // Settlement is the end of a trial.
 type Settlement struct {
 	ID      string
@@ -164,7 +150,7 @@ type Change struct {
 
 	Settled []Settlement
 	Calls   Calls         // for the row of failures
-	Counted Counted       // for the failure rate: all calls since the sender's last, these among them or not
+	Counted []Bucket      // for the failure rate: all calls since the sender's last, these among them or not
 	OpenFor time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
 	Move    *Move
 	Ask     string // the ID of a trial that is asked for. It is granted if the record then has it among its trials
@@ -256,7 +242,7 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 
 // tally is apply for a change that has nothing but one sender's calls. The
 // record's window is its own, and is written to in place.
-func (r *Record) tally(c *Calls, counted Counted, t *terms, now time.Time) {
+func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	r.pass(now)
 	r.count(c, counted, t, now)
 	if c.Failures > 0 {
@@ -265,7 +251,7 @@ func (r *Record) tally(c *Calls, counted Counted, t *terms, now time.Time) {
 }
 
 // counts reports whether the change has outcomes of calls.
-func (c *Change) counts() bool { return c.Calls != (Calls{}) || c.Counted != (Counted{}) }
+func (c *Change) counts() bool { return c.Calls != (Calls{}) || len(c.Counted) > 0 }
 
 // terms are what the steps of a change are judged by.
 type terms struct {
@@ -374,11 +360,13 @@ func (r *Record) noLater(seen *Record) {
 }
 
 // count adds the outcomes of calls; what they come to is for judge.
-func (r *Record) count(c *Calls, counted Counted, t *terms, now time.Time) Verdict {
+func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verdict {
 	if r.State != StateClosed || t.generation < r.Since {
 		return VerdictRefused
 	}
-	r.Window.add(counted, t.limits.Window/windowBuckets, now)
+	if len(counted) > 0 {
+		r.Window.add(counted, t.limits.Window/windowBuckets, now)
+	}
 	before := r.level()
 	level, restarted := r.step(c, t.limits, now).to(before)
 	r.setLevel(level)
@@ -462,17 +450,24 @@ func (r *Record) judge(t *terms, now time.Time) {
 }
 
 func (r *Record) judgeCount(t *terms, now time.Time) {
-	at, early := r.opensEarly(t.limits, now)
 	switch {
 	case r.State != StateClosed:
-	case r.weighed() && r.Balance <= 0:
-		r.refute(r.CalmUntil)
-	case r.weighed() && early && r.Balance >= t.limits.many():
-		r.opensAt(at, r.nextGeneration(t, now))
-	case r.weighed() && r.Balance < t.limits.FailMax && r.timed(): // above the generation with which it would have opened
-		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
-	case !r.weighed() && r.Failures >= t.limits.FailMax && !now.Before(r.CalmUntil):
+	case r.weighed():
+		r.judgeBalance(t, now)
+	case r.Failures >= t.limits.FailMax && !now.Before(r.CalmUntil):
 		r.suspected(false, max(0, now.Sub(r.RowSince)), t, now)
+	}
+}
+
+func (r *Record) judgeBalance(t *terms, now time.Time) {
+	at, early := r.opensEarly(t.limits, now)
+	switch {
+	case r.Balance <= 0:
+		r.refute(r.CalmUntil)
+	case early && r.Balance >= t.limits.many():
+		r.opensAt(at, r.nextGeneration(t, now))
+	case r.Balance < t.limits.FailMax && r.timed(): // above the generation with which it would have opened
+		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
 	}
 	r.pass(now)
 }

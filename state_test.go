@@ -32,7 +32,12 @@ func calls(limits Limits, outcomes string) Change {
 
 // then applies a change of a sender that is up to date.
 func (r Record) then(c Change, now time.Time) Record {
-	c.Seen = r
+	c.Seen, c.Counted = r, slices.Clone(c.Counted)
+	for i := range c.Counted {
+		if c.Counted[i].Start.IsZero() {
+			c.Counted[i].Start = now
+		}
+	}
 	next, _ := r.Apply(c, now)
 	return next
 }

@@ -232,6 +232,7 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	a.now = a.known.now(a.here)
 	c := a.Change
 	c.Seen = c.Seen.translated(a.here, a.now)
+	c.Counted = translated(c.Counted, a.here, a.now)
 	base := a.known.record.At(a.now)
 	base.catchUp(&c.Seen, a.now)
 	step := base.step(&c.Calls, &c.Limits, a.now)
@@ -242,10 +243,12 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 			return true, nil
 		}
 		return false, a.run(ctx, swapScript, "v", "")
+	case a.known.at.IsZero() && len(a.Counted) > 0: // when they were is not known on Redis's clock yet
+		return false, a.run(ctx, swapScript, "v", "")
 	case a.onlyCounts(base) && !step.reached(base.level()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
 			step.add, flag(step.restarts), step.after, step.lower, step.upper,
-			a.Limits.Window.Milliseconds()/windowBuckets, a.Counted.Calls, a.Counted.Failures)
+			a.Limits.Window.Milliseconds()/windowBuckets, formatBuckets(nil, c.Counted))
 	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
 		return false, a.run(ctx, swapScript, "v", "")
 	}

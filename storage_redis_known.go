@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,15 +46,21 @@ func (r Record) translated(here, there time.Time) Record {
 	for i := range r.Trials {
 		times = append(times, &r.Trials[i].Deadline)
 	}
-	for i := range r.Window.Buckets {
-		times = append(times, &r.Window.Buckets[i].Start)
-	}
+	r.Window.Buckets = translated(r.Window.Buckets, here, there)
 	for _, t := range times {
 		if !t.IsZero() {
 			*t = there.Add(t.Sub(here))
 		}
 	}
 	return r
+}
+
+func translated(buckets []Bucket, here, there time.Time) []Bucket {
+	buckets = slices.Clone(buckets)
+	for i := range buckets {
+		buckets[i].Start = there.Add(buckets[i].Start.Sub(here))
+	}
+	return buckets
 }
 
 // What a script did.
@@ -128,11 +135,14 @@ func formatWindow(w Window) string {
 	if len(w.Buckets) == 0 {
 		return ""
 	}
-	text := strconv.AppendInt(nil, w.Width.Milliseconds(), 10)
-	for _, b := range w.Buckets {
+	return string(formatBuckets(strconv.AppendInt(nil, w.Width.Milliseconds(), 10), w.Buckets))
+}
+
+func formatBuckets(text []byte, buckets []Bucket) []byte {
+	for _, b := range buckets {
 		text = fmt.Appendf(text, ";%d,%d,%d", b.Start.UnixMilli(), b.Calls, b.Failures)
 	}
-	return string(text)
+	return text
 }
 
 // parseWindow reads what formatWindow or count.lua has written.

@@ -587,6 +587,7 @@ type redisClock interface {
 	now() time.Time
 	advance(d time.Duration)
 	unit() time.Duration
+	width() time.Duration // of a bucket, whose edges no step is near
 }
 
 type realClock struct{}
@@ -594,6 +595,7 @@ type realClock struct{}
 func (realClock) now() time.Time          { return time.Now() }
 func (realClock) advance(d time.Duration) { time.Sleep(d) }
 func (realClock) unit() time.Duration     { return 20 * time.Millisecond }
+func (realClock) width() time.Duration    { return 320 * time.Millisecond }
 
 // miniClock moves both of miniredis's clocks: TIME, and that by which keys expire.
 type miniClock struct {
@@ -607,8 +609,9 @@ func newMiniClock(mini *miniredis.Miniredis) *miniClock {
 	return c
 }
 
-func (c *miniClock) now() time.Time      { return c.at }
-func (c *miniClock) unit() time.Duration { return 5 * time.Second }
+func (c *miniClock) now() time.Time       { return c.at }
+func (c *miniClock) unit() time.Duration  { return 5 * time.Second }
+func (c *miniClock) width() time.Duration { return 20 * time.Second }
 func (c *miniClock) advance(d time.Duration) {
 	c.at = c.at.Add(d)
 	c.mini.SetTime(c.at)
@@ -682,7 +685,7 @@ func (w *twin) step() error {
 	c.Seen = w.see(i)
 	here, now := time.Now(), w.clock.now()
 	theirs := c
-	theirs.Seen = c.Seen.translated(here, now)
+	theirs.Seen, theirs.Counted = c.Seen.translated(here, now), translated(c.Counted, here, now)
 	want, wantVerdict := w.model.Apply(theirs, now)
 	got, verdict, err := w.storages[i].Apply(context.Background(), w.circuit, c)
 	w.story = append(w.story, fmt.Sprintf("%v storage %d: %+v\n\t-> %v %+v %v", now.Sub(time.UnixMilli(1_790_000_000_000)), i, theirs, verdict, got, err))
@@ -818,11 +821,8 @@ func (w *twin) nearDeadline(c Change) bool {
 	now := w.clock.now()
 	r := w.model
 	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion), r.DueAt.Add(c.Limits.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
-	for _, width := range []time.Duration{r.Window.Width, c.Limits.Window / windowBuckets} {
-		for _, b := range r.Window.Buckets {
-			all = append(all, b.Start.Add(width), b.Start.Add(windowBuckets*width), b.Start.Add(-width))
-		}
-	}
+	edge := now.Truncate(w.clock.width()) // of buckets
+	all = append(all, edge, edge.Add(w.clock.width()))
 	for last := r.OpenTime; last > time.Second; last /= 2 { // each step of what it forgets
 		all = append(all, r.ClosedAt.Add(2*(r.OpenTime-last)), r.ClosedAt.Add(2*r.OpenTime-last))
 	}
@@ -846,9 +846,12 @@ func (w *twin) change(storage int) Change {
 			c.Calls = Calls{Failures: 1 + lead, Lead: 1 + lead, Streak: 1 + lead}
 		}
 	}
-	if w.roll.oneIn(2) {
-		c.Counted.Failures = w.roll(4)
-		c.Counted.Calls = c.Counted.Failures + w.roll(10)
+	for range w.roll(3) { // in the middle of buckets
+		failures, middle := w.roll(4), w.clock.width()/2+time.Duration(w.roll(14))*w.clock.width()
+		c.Counted = append(c.Counted, Bucket{
+			Start: time.Now().Add(-time.Duration(w.clock.now().UnixMilli()%w.clock.width().Milliseconds())*time.Millisecond - middle + w.clock.width()),
+			Calls: 1 + failures + w.roll(10), Failures: failures,
+		})
 	}
 	if w.roll.oneIn(4) {
 		c.OpenFor = w.duration()
@@ -896,7 +899,7 @@ func (w *twin) limits() Limits {
 	}
 	if w.roll.oneIn(2) {
 		l.FailureRate, l.MinCalls = float64(1+w.roll(10))/10, 1+w.roll(20)
-		l.Window = 3 * windowBuckets * w.clock.unit() * time.Duration(1+w.roll(2))
+		l.Window = windowBuckets * w.clock.width() * time.Duration(1+w.roll(2))
 		if w.roll.oneIn(2) {
 			l.FailMax = unlimited
 		}

@@ -45,7 +45,9 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	if own.State == StateClosed && fleet.State == StateClosed {
 		v.quiet = (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
 		v.tallies = r.counting(now)
-		v.onRamp(r, own, fleet, circuit, now)
+		if r.settings.Ramp > 0 {
+			v.onRamp(r, own, fleet, circuit, now)
+		}
 		v.plain = v.admits == admitsAll && !r.settings.hooked()
 		v.fast = v.plain && v.quiet
 		return

@@ -16,40 +16,77 @@ type Window struct {
 	Buckets []Bucket      // oldest first
 }
 
-// Bucket is the calls of a Width from Start on.
+// Bucket is the calls that ended within a Width from Start on.
 type Bucket struct {
-	Start    time.Time
-	Calls    int // all
-	Failures int // of them
+	Start    time.Time // a multiple of Width on the clock of who counts
+	Calls    int       // all
+	Failures int       // of them
 }
 
 const windowBuckets = 10
 
-// add adds calls that have ended now. It writes to the buckets in place.
-func (w *Window) add(c Counted, width time.Duration, now time.Time) {
-	if c.Calls == 0 || width == 0 {
+// add adds calls by when they ended. It writes to the buckets in place.
+func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
+	if len(counted) == 0 || width == 0 {
 		return
 	}
 	w.forget(now)
-	switch last := len(w.Buckets) - 1; {
-	case last < 0 && c.Failures == 0:
-		return
-	case last < 0:
-		w.Width = width
-		w.Buckets = append(w.Buckets, Bucket{Start: now})
-	default:
+	if len(w.Buckets) > 0 {
 		w.Width = max(w.Width, width)
-		if !now.Before(w.Buckets[last].Start.Add(w.Width)) {
-			w.Buckets = append(w.Buckets, Bucket{Start: now})
-		}
+	} else if failed(counted) > 0 {
+		w.Width = width
+	} else {
+		return
 	}
-	b := &w.Buckets[len(w.Buckets)-1]
-	b.Calls, b.Failures = min(b.Calls+c.Calls, unlimited), min(b.Failures+c.Failures, unlimited)
-	if len(w.Buckets) > windowBuckets { // they were narrower before
-		first, second := w.Buckets[0], &w.Buckets[1]
-		second.Calls, second.Failures = min(first.Calls+second.Calls, unlimited), min(first.Failures+second.Failures, unlimited)
+	for _, c := range counted {
+		w.put(c)
+	}
+	w.forget(now)
+	for len(w.Buckets) > windowBuckets { // they were narrower before
+		w.Buckets[1].add(w.Buckets[0])
 		w.drop(1)
 	}
+}
+
+// put adds the calls of one bucket to that of their time, or to a new one.
+func (w *Window) put(c Bucket) {
+	i := len(w.Buckets)
+	for i > 0 && w.Buckets[i-1].Start.After(c.Start) {
+		i--
+	}
+	start := time.UnixMilli(c.Start.UnixMilli() / w.Width.Milliseconds() * w.Width.Milliseconds())
+	if i > 0 {
+		ends := w.Buckets[i-1].Start.Add(w.Width)
+		if c.Start.Before(ends) {
+			w.Buckets[i-1].add(c)
+			return
+		}
+		if start.Before(ends) {
+			start = ends
+		}
+	}
+	w.Buckets = slices.Insert(w.Buckets, i, Bucket{start, c.Calls, c.Failures})
+}
+
+func (b *Bucket) add(c Bucket) {
+	b.Calls, b.Failures = min(b.Calls+c.Calls, unlimited), min(b.Failures+c.Failures, unlimited)
+}
+
+// failed returns how many of the calls have failed.
+func failed(counted []Bucket) (n int) {
+	for _, c := range counted {
+		n += c.Failures
+	}
+	return n
+}
+
+// one is a single outcome, or several like it, for add.
+func one(o Outcome, n int, now time.Time) Bucket {
+	b := Bucket{Start: now, Calls: n}
+	if o == OutcomeFailure {
+		b.Failures = n
+	}
+	return b
 }
 
 // forget drops the buckets that began a window ago, and those of a clock that
@@ -65,6 +102,9 @@ func (w *Window) forget(now time.Time) {
 	}
 	w.Buckets = w.Buckets[:end]
 	w.drop(first)
+	if len(w.Buckets) == 0 {
+		w.Width = 0
+	}
 }
 
 // drop drops the first n buckets, and keeps their room.

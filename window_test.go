@@ -19,8 +19,9 @@ func ratedBy(change func(*Limits)) Limits {
 	return l
 }
 
+// now stands for the time at which a change is applied.
 func counted(l Limits, calls, failures int) Change {
-	return Change{Limits: l, Counted: Counted{calls, failures}}
+	return Change{Limits: l, Counted: []Bucket{{Calls: calls, Failures: failures}}}
 }
 
 func TestARateOpensAtMinCallsAndNotBefore(t *testing.T) {
@@ -83,11 +84,11 @@ func TestAWindowIsAListOfCallsToATenth(t *testing.T) {
 			}
 			fail := roll.Float64() < share
 			list = append(list, call{now, fail})
-			c := Counted{Calls: 1}
+			outcome := OutcomeSuccess
 			if fail {
-				c.Failures = 1
+				outcome = OutcomeFailure
 			}
-			w.add(c, l.Window/windowBuckets, now)
+			w.add([]Bucket{one(outcome, 1, now)}, l.Window/windowBuckets, now)
 			calls, failures := 0, 0
 			for _, b := range w.last(l.Window, now) {
 				calls, failures = calls+b.Calls, failures+b.Failures

@@ -73,7 +73,7 @@ func testSuspicion(t *testing.T, s infuse.Storage) {
 
 	change := calls("f")
 	change.OpenFor = 3 * long
-	equal(t, applied, c.apply(change))
+	equal(t, moved, c.apply(change), "all are to hear of the longer open time")
 	about(t, time.Now().Add(3*long), c.load().DueAt, "a failure may prolong the open time")
 	equal(t, 2, c.load().Balance)
 }

@@ -36,7 +36,13 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 		{"a suspicion opens the circuit by time alone", testSuspicionEnds},
 		{"many failures end a suspicion early", testSuspicionEndsEarly},
 
+		{"a window has the calls of all senders", testWindow},
+		{"a rate begins a suspicion that the rate decides", testRate},
+		{"the open time grows and shrinks", testGrowth},
+		{"a record knows when it was closed", testClosedAt},
+
 		{"concurrent failures are all counted", testConcurrentFailures},
+		{"concurrent calls of a window are all counted", testConcurrentWindow},
 		{"concurrent outcomes in a suspicion are all counted", testConcurrentSuspicion},
 		{"concurrent failures at the limit open it once", testConcurrentLimit},
 		{"of many that ask at once as many get a trial as may run", testConcurrentAskers},

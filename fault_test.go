@@ -4,7 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -103,7 +107,8 @@ func TestARequestThatIsCalledOffByItsCancelIsIgnored(t *testing.T) {
 					s.calls.Store(0)
 					cancel := make(chan struct{})
 					r := newRequest(t, http.MethodGet, s.URL, nil)
-					r.Cancel = cancel //nolint:staticcheck // there are clients that set it
+					//lint:ignore SA1019 there are clients that set it
+					r.Cancel = cancel
 					if before {
 						close(cancel)
 					} else {
@@ -260,4 +265,38 @@ func TestAServiceCannotSpeakForTheCaller(t *testing.T) {
 	_, err := c.get()
 	require.ErrorContains(t, err, "ContentLength=5")
 	require.Equal(t, 2, c.breaker.Failures())
+}
+
+// Strangers who broke off their uploads opened the circuit of the service behind
+// a reverse proxy.
+func TestAnUploadThatItsSenderBreaksOffIsIgnored(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+		c := startFailedClient(t, s)
+		to, err := url.Parse(s.URL)
+		require.NoError(t, err)
+		failed := make(chan error, 1)
+		proxy := httptest.NewServer(&httputil.ReverseProxy{
+			Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(to) },
+			Transport:    c.transport,
+			ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed <- err },
+		})
+		defer proxy.Close()
+		for name, head := range map[string]string{
+			"with a length": "Content-Length: 100\r\n\r\nhalf",
+			"chunked":       "Transfer-Encoding: chunked\r\n\r\n10\r\nhalf",
+		} {
+			t.Run(name, func(t *testing.T) {
+				conn, err := net.Dial("tcp", proxy.Listener.Addr().String())
+				require.NoError(t, err)
+				before := s.calls.Load()
+				_, err = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: proxy.test\r\n"+head)
+				require.NoError(t, err)
+				require.Eventually(t, func() bool { return s.calls.Load() > before }, patience, pace)
+				require.NoError(t, conn.Close())
+				err = <-failed
+				require.Equal(t, 1, c.breaker.Failures(), "%T: %v", err, err)
+			})
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package infuse_test
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/url"
@@ -75,7 +76,7 @@ func TestAHostThatIsNone(t *testing.T) {
 func TestTheCircuitIsNamedAsTheHostIsDialled(t *testing.T) {
 	for _, host := range []string{"bücher.example", "BÜCHER.Example", "faß.example", "россия.рф", "例子.测试", "a.例え.b"} {
 		var dialled string
-		base := &http.Transport{Dial: func(_, address string) (net.Conn, error) { //nolint:staticcheck // the address is all that is wanted
+		base := &http.Transport{DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
 			dialled = address
 			return nil, errIll
 		}}

@@ -28,11 +28,21 @@ n = int(n)
 local function added(w, width, counted)
   if counted == '' or width == 0 then return w end
   local all, old, failures = {}, tonumber(string.match(w, '^%d+') or 0), 0
-  local function keeps(s, width) return s > now - 10 * width and s <= now + width end
+  local function kept(all, width)
+    local kept, failures = {}, 0
+    for _, b in ipairs(all) do
+      if b[1] > now - 10 * width and b[1] <= now + width then
+        table.insert(kept, b)
+        failures = failures + b[3]
+      end
+    end
+    return failures > 0 and kept or {}
+  end
   local function add(b, c, f) b[2], b[3] = math.min(b[2] + c, UNLIMITED), math.min(b[3] + f, UNLIMITED) end
   for s, c, f in string.gmatch(w, '(%d+),(%d+),(%d+)') do
-    if keeps(tonumber(s), old) then table.insert(all, { tonumber(s), tonumber(c), tonumber(f) }) end
+    table.insert(all, { tonumber(s), tonumber(c), tonumber(f) })
   end
+  all = kept(all, old)
   for f in string.gmatch(counted, ',%d+,(%d+)') do failures = failures + tonumber(f) end
   if #all == 0 and failures == 0 then return '' end
   if #all > 0 then width = math.max(width, old) end
@@ -47,14 +57,13 @@ local function added(w, width, counted)
       table.insert(all, i + 1, { math.max(s - s % width, ends), c, f })
     end
   end
-  local text = { int(width) }
-  while #all > 0 and not keeps(all[1][1], width) do table.remove(all, 1) end
-  while #all > 0 and not keeps(all[#all][1], width) do table.remove(all) end
+  all = kept(all, width)
   while #all > 10 do
     local first = table.remove(all, 1)
     add(all[1], first[2], first[3])
   end
   if #all == 0 then return '' end
+  local text = { int(width) }
   for _, b in ipairs(all) do table.insert(text, int(b[1]) .. ',' .. int(b[2]) .. ',' .. int(b[3])) end
   return table.concat(text, ';')
 end

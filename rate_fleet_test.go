@@ -31,6 +31,22 @@ func ratedFleets(seconds float64) []fleet {
 	return all
 }
 
+// News that takes 10 ms to reach 1,000 processes finds many failures on their
+// way: they are no reason to open early.
+func TestARateOpensNoFleetThatHearsLate(t *testing.T) {
+	f := fleet{processes: 1000, rate: 20, lasts: 2, latency: 0.01, config: halfOfTheCalls}
+	for seed, share := range []float64{0.4, 0.4, 0.45, 0.45} {
+		f.errors = atRandom(share)
+		got := simulate(f, 0, uint64(seed))
+		assert.Zero(t, got.openings, "%v %%: %+v", 100*share, got)
+	}
+	// Of many processes with few calls each, failures heard at once and successes
+	// later would come to more than half.
+	f = fleet{processes: 10_000, rate: 2, lasts: 1, config: halfOfTheCalls, errors: atRandom(0.45)}
+	got := simulate(f, 0, 1)
+	assert.Zero(t, got.openings, "%+v", got)
+}
+
 // The first report of each process is a failure. A fleet that believed its
 // failures before it has heard of its successes opened at 30 % errors.
 func TestARateBelowTheLimitOpensNoFleet(t *testing.T) {

@@ -113,6 +113,16 @@ func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
 		time.Sleep(900 * time.Millisecond)
 		require.Equal(t, 1, outcomes(t, b, "f"), "still in the window")
 	})
+	// Once its last failure has left, a window is empty, and the next begins with
+	// a failure.
+	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
+		require.Zero(t, outcomes(t, b, "f"))
+		for range 21 {
+			require.Zero(t, outcomes(t, b, repeat(100, "s")))
+			time.Sleep(50 * time.Millisecond)
+		}
+		require.Equal(t, 10, outcomes(t, b, repeat(10, "f")))
+	})
 	// Successes are put where they belong in time, though nobody looks at the
 	// clock when they end.
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {

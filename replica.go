@@ -168,7 +168,7 @@ func (r *replica) keep(b Bucket) {
 		w := &r.out.counted
 		w.Width = r.settings.Window / windowBuckets
 		w.put(b)
-		w.forget(b.Start)
+		w.prune(b.Start)
 	}
 }
 

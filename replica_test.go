@@ -517,9 +517,8 @@ var mutants = []struct{ rule, file, from, to string }{ // those of suspicion las
 	{"a refuted circuit is above suspicion", "state.go", "CalmUntil: calm, ", ""},
 	{"a suspicion lasts as long as the failures took", "state.go", "min(max(time.Duration(suspicion.length)*lasting, shortest)", "min(shortest"},
 	{"successes are told while the circuit is suspect", "replica.go", "return r.shared.weighed() || r.settings.rowCounts() &&", "return !r.shared.weighed() && r.settings.rowCounts() &&"},
-	{"failures wait for the same time as successes while the fleet is asked for its rate", "replica.go", "r.out.counted.Failures > 0 && !r.shared.rated() }", "r.out.counted.Failures > 0 }"},
 	{"successes are counted while the fleet is asked for its rate", "replica.go", "r.attached() && now.Before(r.countsUntil))", "false)"},
-	{"what was counted is told while the fleet is asked", "replica.go", "!(asked && r.out.counted.Calls > 0)", "true"},
+	{"what was counted is told while the fleet is asked", "replica.go", "!(asked && r.out.counted.Buckets != nil)", "true"},
 	{"a suspicion of the rate lasts until all have heard of it", "state.go", "}{4, 3, 4, 4}", "}{4, 3, 4, 0}"},
 	{"a rate that has fallen refutes", "state.go", "case r.rated() && !rate.over:", "case false:"},
 }

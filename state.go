@@ -542,8 +542,8 @@ func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool)
 func (l *Limits) many() int { return int(min(int64(suspicion.early)*int64(l.FailMax), unlimited)) }
 
 // coarse is what two times may differ by that stand for the same one: storages
-// keep whole milliseconds, rounded up.
-const coarse = 2 * time.Millisecond
+// keep whole milliseconds, rounded up, each time that they save a record.
+const coarse = 10 * time.Millisecond
 
 // refute leaves the record closed, and above suspicion until then: after one of
 // the row for as long as that would have lasted. Its generation is above the one

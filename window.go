@@ -89,9 +89,17 @@ func one(o Outcome, n int, now time.Time) Bucket {
 	return b
 }
 
-// forget drops the buckets that began a window ago, and those of a clock that
-// was set back since.
+// forget drops what is too old. Without a failure nothing is left.
 func (w *Window) forget(now time.Time) {
+	w.prune(now)
+	if failed(w.Buckets) == 0 {
+		w.Buckets, w.Width = w.Buckets[:0], 0
+	}
+}
+
+// prune drops the buckets that began a window ago, and those of a clock that was
+// set back since.
+func (w *Window) prune(now time.Time) {
 	oldest, newest := now.Add(-windowBuckets*w.Width), now.Add(w.Width)
 	first, end := 0, len(w.Buckets)
 	for first < end && !w.Buckets[first].Start.After(oldest) {
@@ -102,9 +110,6 @@ func (w *Window) forget(now time.Time) {
 	}
 	w.Buckets = w.Buckets[:end]
 	w.drop(first)
-	if len(w.Buckets) == 0 {
-		w.Width = 0
-	}
 }
 
 // drop drops the first n buckets, and keeps their room.

@@ -1,0 +1,21 @@
+module github.com/infuse-go/infuse/compare
+
+go 1.25.0
+
+replace github.com/infuse-go/infuse => ../
+
+require (
+	github.com/failsafe-go/failsafe-go v0.9.8
+	github.com/infuse-go/infuse v0.0.0-00010101000000-000000000000
+	github.com/sony/gobreaker/v2 v2.4.0
+	github.com/stretchr/testify v1.12.1
+)
+
+require (
+	github.com/bits-and-blooms/bitset v1.24.4 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/redis/go-redis/v9 v9.22.0 // indirect
+	go.uber.org/atomic v1.11.0 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/sys v0.30.0 // indirect
+)

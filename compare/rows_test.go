@@ -1,0 +1,139 @@
+package compare_test
+
+import (
+	"strings"
+	"time"
+)
+
+// row is a line of the table: a sequence, and the calls at which each breaker
+// opens, in the order of subjects.
+type row struct {
+	name     string
+	openTime time.Duration // preset.openTime if 0
+	before   []part        // is replayed first, and its calls have no numbers
+	parts    []part
+	opens    [columns][]int
+	why      string
+}
+
+// rounds is a pattern: so many failures, then successes up to so many calls.
+func rounds(failures, calls int) string {
+	return strings.Repeat("F", failures) + strings.Repeat("s", calls-failures)
+}
+
+// at is one call at which a breaker opens, or several.
+func at(calls ...int) []int { return calls }
+
+var (
+	minuteOfHealth = []part{{6000, hundredth, "s"}}
+	minuteOfNoise  = []part{{6000, hundredth, rounds(1, 100)}}
+	never          []int
+)
+
+// everySubject is the openings of a row in which all agree.
+func everySubject(openings []int) (all [columns][]int) {
+	for i := range all {
+		all[i] = openings
+	}
+	return all
+}
+
+const (
+	contain     = "theirs contain the health before"
+	alike       = "all agree"
+	atSuccesses = "failsafe-go judges at successes, too"
+)
+
+var rows = []row{
+	{
+		name: "40 % fail", parts: []part{{6000, hundredth, "FsFss"}},
+		opens: everySubject(never), why: alike,
+	},
+	{
+		name: "60 % fail", parts: []part{{6000, hundredth, "FFsFs"}},
+		opens: [columns][]int{at(21), at(21), at(21), at(20), at(21)},
+		why:   atSuccesses,
+	},
+	{
+		name: "50 % fail, exactly the rate; a success first", parts: []part{{6000, hundredth, "sF"}},
+		opens: [columns][]int{at(22), at(22), at(22), at(20), at(20)},
+		why:   "ours begins with the first failure, so it has one call fewer",
+	},
+	{
+		name: "a total outage from the first call on", parts: []part{{6000, hundredth, "F"}},
+		opens: everySubject(at(20)), why: alike,
+	},
+	{
+		name: "a minute of health, then a total outage", before: minuteOfHealth, parts: []part{{6000, hundredth, "F"}},
+		opens: [columns][]int{at(20), at(20), at(20), at(492), at(500)},
+		why:   contain + "; failsafe-go rounds 49.5 % up",
+	},
+	{
+		name: "a minute of health, then 60 % fail", before: minuteOfHealth, parts: []part{{6000, hundredth, "FFsFs"}},
+		opens: [columns][]int{at(21), at(21), at(21), at(800), at(801)},
+		why:   contain,
+	},
+	{
+		name: "a minute of health, 30 failures, health again", before: minuteOfHealth, parts: []part{{30, hundredth, "F"}, {3000, hundredth, "s"}},
+		opens: [columns][]int{at(20), at(20), at(20), never, never},
+		why:   contain + ": 0.3 s of failures are 3 % of their window",
+	},
+	{
+		name: "a minute of health, 19 failures, health again", before: minuteOfHealth, parts: []part{{19, hundredth, "F"}, {3000, hundredth, "s"}},
+		opens: everySubject(never), why: "all agree: below MinCalls at the last failure",
+	},
+	{
+		name: "a minute with 1 % errors, then a total outage", before: minuteOfNoise, parts: []part{{6000, hundredth, "F"}},
+		opens: [columns][]int{at(501), at(501), at(495), at(482), at(491)},
+		why:   "all contain the noise before; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
+	},
+	{
+		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfNoise, parts: []part{{6000, hundredth, "FFsFs"}},
+		opens: [columns][]int{at(901), at(901), at(831), at(800), at(801)},
+		why:   "all contain the noise before; the buckets begin at different times",
+	},
+	{
+		name: "10 failures, 90 successes, again and again", parts: []part{{6000, hundredth, rounds(10, 100)}},
+		opens: [columns][]int{never, never, never, at(20), never},
+		why:   atSuccesses + ": 10 of the first 20 calls have failed",
+	},
+	{
+		name: "501 successes, 499 failures, again and again", parts: []part{{6000, hundredth, strings.Repeat("s", 501) + rounds(499, 499)}},
+		opens: [columns][]int{at(521), at(521), at(521), at(993), at(1000)},
+		why:   contain,
+	},
+	{
+		name: "one call a second, all fail", parts: []part{{600, time.Second, "F"}},
+		opens: everySubject(never), why: "all agree: 10 calls in the window are below MinCalls",
+	},
+	{
+		name: "two calls a second, all fail, for 12 s", parts: []part{{24, time.Second / 2, "F"}},
+		opens: [columns][]int{at(20), at(20), at(20), at(21), at(21)},
+		why:   "20 calls just fill the window; their buckets begin before the first call",
+	},
+	{
+		name: "19 failures, 10 s of silence, 19 failures", parts: []part{{19, hundredth, "F"}, {1, 10 * time.Second, "F"}, {18, hundredth, "F"}},
+		opens: everySubject(never), why: "all agree: the silence is longer than the window",
+	},
+	{
+		name: "10 failures, 9.5 s of silence, 10 failures", parts: []part{{10, hundredth, "F"}, {1, 9500 * time.Millisecond, "F"}, {9, hundredth, "F"}},
+		opens: everySubject(at(20)), why: "all agree: the silence is shorter",
+	},
+	{
+		name: "one failure, 20.5 s of health, a total outage", before: []part{{1, hundredth, "F"}, {2050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
+		opens: [columns][]int{at(20), at(20), at(20), at(449), at(452)},
+		why:   contain,
+	},
+	{
+		name: "open time 5 s: an outage of 8 s, 12 s of health, 60 % fail", openTime: 5 * time.Second,
+		parts: []part{{800, hundredth, "F"}, {1200, hundredth, "s"}, {700, hundredth, "FFsFs"}},
+		opens: [columns][]int{at(20, 520, 2021, 2521), at(20, 520, 2021, 2521), at(20, 520, 2021, 2521), at(20, 520), at(20, 521)},
+		why:   contain + "; gobreaker tries after its open time, not at it",
+	},
+}
+
+// loneFailure is no row of the table, because ours does not do in it what its
+// documentation says.
+var loneFailure = row{
+	before: []part{{1, hundredth, "F"}, {1050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
+}

@@ -6,7 +6,7 @@ test: ; go test ./...
 race: ; go test -race ./...
 linearizability: ; cd linearizability && go test -count=1 -v . | grep -v client
 mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
-fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
+fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter HostCircuit Frames; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -o AGREE.md
 docs: ; go test -count=1 -run TestDocuments .

@@ -84,7 +84,7 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 		v.counts.add(rejectedCalls)
 		return v.rejection
 	}
-	if !v.fast {
+	if !v.fast || ctx.Err() != nil {
 		return b.runCounted(ctx, v, fn) // apart, so that the defer below holds on to the view alone, and not to an admission
 	}
 	returned := false // and not recover() == nil, which a Goexit has too
@@ -118,6 +118,7 @@ func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Conte
 			return rejected
 		}
 	}
+	a.late = isLate(ctx)
 	returned := false
 	defer func() {
 		if !returned {
@@ -311,13 +312,21 @@ func (b *Breaker) settings() *settings { return b.view.Load().settings }
 // admission is what lets in a call that the view alone decides on.
 func (v *view) admission() admission { return admission{view: v, own: v.own, shared: v.shared} }
 
-// enter admits a call or rejects it.
-func (b *Breaker) enter(ctx context.Context) (admission, *OpenError) {
+// enter admits a call, as a says then, or rejects it.
+func (b *Breaker) enter(ctx context.Context, a *admission) (rejected *OpenError) {
+	late := isLate(ctx)
 	if v := b.view.Load(); v.plain {
-		return v.admission(), nil
+		a.view, a.own, a.shared = v, v.own, v.shared
+	} else {
+		*a, rejected = b.admit(ctx)
 	}
-	return b.admit(ctx)
+	a.late = late
+	return rejected
 }
+
+// isLate reports whether the deadline of a call has passed: before it begins,
+// that is no fault of the service.
+func isLate(ctx context.Context) bool { return ctx.Err() == context.DeadlineExceeded }
 
 // admit decides on a call that the view cannot admit by itself.
 func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
@@ -410,7 +419,10 @@ func (b *Breaker) rejection() *OpenError {
 // finish classifies the error of an admitted call, and counts its outcome.
 func (b *Breaker) finish(ctx context.Context, a admission, err error) {
 	outcome := OutcomeSuccess
-	if err != nil || a.view.settings.Classify != nil {
+	switch {
+	case err != nil && a.late && a.view.settings.Classify == nil:
+		outcome = OutcomeIgnored
+	case err != nil || a.view.settings.Classify != nil:
 		outcome = b.classify(ctx, a, err)
 	}
 	b.settle(ctx, a, result{outcome: outcome, err: err})
@@ -526,6 +538,7 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 			return Permit{}, rejected
 		}
 	}
+	a.late = isLate(ctx)
 	t := tickets.Get().(*ticket)
 	t.breaker, t.ctx, t.admission = b, ctx, a
 	return Permit{ticket: t, number: t.number.Load()}, nil

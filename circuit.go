@@ -303,18 +303,20 @@ func (c *circuit) ended(a *admission, res *result) {
 		done = c.waitFor(func(r *replica) bool { return r.heard(number) })
 	}
 	c.finish(now)
-	if waits {
-		c.await(done, c.storageTimeout()-a.waited)
+	if waits && !c.await(done, c.storageTimeout()-a.waited) && a.trial != "" {
+		c.step(func(r *replica, _ time.Time) { r.gaveUp(number) })
 	}
 }
 
-// await waits until done is closed, for so long at most.
-func (c *circuit) await(done <-chan struct{}, most time.Duration) {
+// await waits until done is closed, for so long at most. It reports whether it is.
+func (c *circuit) await(done <-chan struct{}, most time.Duration) bool {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
 	case <-done:
+		return true
 	case <-timer.C:
+		return false
 	}
 }
 

@@ -96,8 +96,9 @@ type Config struct {
 	//
 	// By default nil is a success; an error of a call whose own context was
 	// cancelled by its caller (ctx.Err() is context.Canceled) is ignored, and
-	// so is a rejection by this same circuit; any other error is a failure,
-	// also that of a deadline of the caller's own.
+	// so is that of a call whose deadline had passed before it began, and a
+	// rejection by this same circuit; any other error is a failure, also that
+	// of a deadline of the caller's own which passes during the call.
 	Classify func(ctx context.Context, err error) Outcome
 
 	// Storage keeps the circuit of the fleet. nil: there is no fleet, and the

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -35,10 +36,13 @@ type Group struct {
 
 // groupEntry is a breaker, or one that is being made.
 type groupEntry struct {
-	breaker atomic.Pointer[Breaker]
-	used    atomic.Int64
-	made    chan struct{} // closed when it is made, or could not be
-	err     error         // why it could not
+	name     string
+	portless bool        // as the name of a host: it is the same for every scheme
+	gone     atomic.Bool // the group has forgotten it
+	breaker  atomic.Pointer[Breaker]
+	used     atomic.Int64
+	made     chan struct{} // closed when it is made, or could not be
+	err      error         // why it could not
 }
 
 var errGroupStopped = errors.New("infuse: the group is stopped")
@@ -98,14 +102,37 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	if e == nil {
 		return g.make(name)
 	}
-	if now := g.clock.Load(); e.used.Load() != now {
-		e.used.Store(g.clock.Add(1)) // not written while the same circuit is used again and again
-	}
+	g.use(e)
 	if b := e.breaker.Load(); b != nil {
 		return b, nil
 	}
 	<-e.made
 	return e.breaker.Load(), e.err
+}
+
+// again is Breaker for a caller that asks for the same name over and over. last
+// has what it was given last: as long as the group has that, too, no lock is
+// taken.
+func (g *Group) again(last *atomic.Pointer[groupEntry], name string) (*Breaker, error) {
+	if e := last.Load(); e != nil && e.name == name && !e.gone.Load() {
+		g.use(e)
+		return e.breaker.Load(), nil
+	}
+	b, err := g.Breaker(name)
+	if err == nil {
+		g.mu.RLock()
+		if e := g.breakers[name]; e != nil && e.breaker.Load() == b {
+			last.Store(e)
+		}
+		g.mu.RUnlock()
+	}
+	return b, err
+}
+
+func (g *Group) use(e *groupEntry) {
+	if now := g.clock.Load(); e.used.Load() != now {
+		e.used.Store(g.clock.Add(1)) // not written while the same circuit is used again and again
+	}
 }
 
 // make makes a breaker, or waits for the one that another call is making.
@@ -176,7 +203,7 @@ func (g *Group) add(name string) (e *groupEntry, mine bool, err error) {
 	}
 	for len(g.breakers) >= g.settings.MaxCircuits && g.makeRoom() {
 	}
-	e = &groupEntry{made: make(chan struct{})}
+	e = &groupEntry{name: name, portless: !strings.Contains(name, ":"), made: make(chan struct{})}
 	e.used.Store(g.clock.Add(1))
 	g.breakers[name] = e
 	return e, true, nil
@@ -196,7 +223,10 @@ func (g *Group) makeRoom() bool {
 			victim, least = name, w
 		}
 	}
-	delete(g.breakers, victim)
+	if e := g.breakers[victim]; e != nil {
+		e.gone.Store(true)
+		delete(g.breakers, victim)
+	}
 	return victim != ""
 }
 

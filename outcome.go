@@ -1,26 +1,24 @@
 package infuse
 
 import (
-	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
-// This file decides what an HTTP exchange says of the service. Three things
-// belong in it: how headers and errors are classified, how a body ends, and how
-// long a Retry-After keeps the circuit open. Sending is in roundtripper.go.
+// This file decides what an HTTP exchange says of the service: how headers and
+// errors are classified, and how long a Retry-After keeps the circuit open. How
+// a body ends is in body.go, and whose fault an error is in fault.go.
 
 // DefaultClassify is the Classify of a Transport that has none. A Classify that
 // wants to change a part of it may call it for the rest.
 //
 // A 5xx is a failure, and any other response is a success. An error is ignored
-// if the caller has cancelled the request's context: ctx.Err() is
-// context.Canceled, whatever the cause. Any other error is a failure. That
+// if the caller has cancelled the request: ctx.Err() is context.Canceled,
+// whatever the cause, or Request.Cancel is closed. Any other error is a failure,
+// besides those about which no Classify is asked (see Transport.Classify). That
 // includes the end of the caller's own deadline, or of http.Client.Timeout,
 // because a server that stalls looks the same. This is a Classify for a caller
 // whose deadlines a healthy service may miss:
@@ -32,8 +30,8 @@ import (
 //		return infuse.DefaultClassify(r, resp, err)
 //	}
 //
-// An error of the caller's own request body is a failure, too: it looks like any
-// other. A Classify that knows the error can ignore it.
+// An error of the request's own body is a failure where it cannot be told from
+// the service's. A Classify that knows the error can ignore it.
 func DefaultClassify(r *http.Request, response *http.Response, err error) Outcome {
 	return classifyHTTP(r, response, err, isServerError)
 }
@@ -64,7 +62,7 @@ func FailOnlyOn(statuses ...int) func(*http.Request, *http.Response, error) Outc
 
 func classifyHTTP(r *http.Request, response *http.Response, err error, fails func(status int) bool) Outcome {
 	switch {
-	case err != nil && isCancelled(r.Context()):
+	case err != nil && isCalledOff(r):
 		return OutcomeIgnored
 	case err != nil || fails(response.StatusCode):
 		return OutcomeFailure
@@ -77,197 +75,20 @@ func isServerError(status int) bool { return status >= 500 && status <= 599 }
 // classify decides on an exchange. It is called with a response, with an error,
 // or with both if the body of the response has failed.
 func (e *exchange) classify(response *http.Response, err error) Outcome {
+	if err == nil && e.transport.Classify == nil {
+		return DefaultClassify(e.request, response, nil)
+	}
 	switch {
 	case err != nil && isRejectionBy(e.breaker.Name(), err):
 		return OutcomeIgnored
-	case response == nil && isMalformed(e.request):
+	case response == nil && e.isCallersFault(err):
 		return OutcomeIgnored
 	case e.transport.Classify != nil:
 		return e.transport.Classify(e.request, response, err)
-	case err != nil:
-		return e.admission.view.settings.classify(e.request.Context(), e.breaker.Name(), err)
+	case isCalledOff(e.request):
+		return OutcomeIgnored
 	}
-	return DefaultClassify(e.request, response, nil)
-}
-
-// isMalformed reports whether an http.Transport refuses the request before it
-// sends anything. It is called only for a request that has failed.
-func isMalformed(r *http.Request) bool {
-	return r.Header == nil ||
-		r.Method != "" && !isToken(r.Method) ||
-		isHTTP(r.URL) && r.URL.Host == "" ||
-		strings.ContainsFunc(r.Host, isBlankOrControl) ||
-		r.ContentLength != 0 && r.Body == nil ||
-		isBadHeader(r.Header) || isBadHeader(r.Trailer)
-}
-
-func isHTTP(u *url.URL) bool { return u.Scheme == "http" || u.Scheme == "https" }
-
-func isBadHeader(h http.Header) bool {
-	for name, values := range h {
-		if !isToken(name) || slices.ContainsFunc(values, hasControl) {
-			return true
-		}
-	}
-	return false
-}
-
-// isToken reports whether s is a token of RFC 9110, 5.6.2.
-func isToken(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	return s != ""
-}
-
-func hasControl(value string) bool {
-	return strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f })
-}
-
-func isBlankOrControl(c rune) bool { return c <= ' ' || c == 0x7f }
-
-// The end of a body.
-
-// body is the body of a response whose headers were no failure. It settles the
-// exchange when it ends. It holds no resources: one that is never closed is
-// garbage like any other.
-type body struct {
-	exchange
-	response   *http.Response
-	from       io.ReadCloser
-	afterTrial bool // the trial ended at the headers, so that only a failure counts
-	ended      atomic.Bool
-}
-
-// bodyWriterTo is a body whose original has WriteTo. io.Copy then needs no
-// buffer.
-type bodyWriterTo struct {
-	body
-	to destination
-}
-
-// watch has the exchange settled when the response's body ends. It reports
-// whether there is such a body. A body that can be written to is a connection
-// that was handed over, as after a 101. What becomes of that says nothing of
-// the exchange.
-func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
-	from := response.Body
-	if e.isEmpty(response) || response.StatusCode == http.StatusSwitchingProtocols {
-		return false
-	}
-	if _, writable := from.(io.Writer); writable {
-		return false
-	}
-	if _, ok := from.(io.WriterTo); ok {
-		response.Body = &bodyWriterTo{body: body{exchange: *e, response: response, from: from, afterTrial: afterTrial}}
-	} else {
-		response.Body = &body{exchange: *e, response: response, from: from, afterTrial: afterTrial}
-	}
-	return true
-}
-
-// isEmpty reports whether there is nothing to read. HTTP/2 has an empty body of
-// its own in place of http.NoBody.
-func (e *exchange) isEmpty(response *http.Response) bool {
-	return response.Body == nil || response.Body == http.NoBody ||
-		response.ProtoMajor == 2 && (response.ContentLength == 0 || e.request.Method == http.MethodHead)
-}
-
-// watchAfterTrial watches the body as one more call in the circuit that the
-// trial has closed.
-func (e *exchange) watchAfterTrial(response *http.Response) {
-	v := e.breaker.view.Load()
-	if v.state != StateClosed {
-		return // more trials are needed, and each is judged by its own headers
-	}
-	e.admission = v.admission()
-	e.watch(response, true)
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	n, err := b.from.Read(p)
-	if err != nil {
-		b.end(err)
-	}
-	return n, err
-}
-
-// Close is the caller's decision. What the caller has not read is no failure of
-// the service, and neither is the error of a Read that Close interrupts.
-func (b *body) Close() error {
-	first := b.ended.CompareAndSwap(false, true)
-	err := b.from.Close()
-	if first && !b.afterTrial {
-		b.succeed()
-	}
-	return err
-}
-
-// WriteTo implements io.WriterTo. An error of the writer is no failure of the
-// service.
-func (b *bodyWriterTo) WriteTo(w io.Writer) (int64, error) {
-	b.to = destination{Writer: w}
-	n, err := b.from.(io.WriterTo).WriteTo(&b.to)
-	switch {
-	case err == nil:
-		b.end(io.EOF)
-	case !b.to.failed:
-		b.end(err)
-	}
-	return n, err
-}
-
-// destination remembers whether it was the writer that failed.
-type destination struct {
-	io.Writer
-	failed bool
-}
-
-func (d *destination) Write(p []byte) (int, error) {
-	n, err := d.Writer.Write(p)
-	d.note(n, len(p), err)
-	return n, err
-}
-
-// WriteString saves a copy if the body is a string.
-func (d *destination) WriteString(s string) (int, error) {
-	n, err := io.WriteString(d.Writer, s)
-	d.note(n, len(s), err)
-	return n, err
-}
-
-func (d *destination) note(written, given int, err error) {
-	d.failed = d.failed || err != nil || written < given
-}
-
-// end settles the exchange by the error that has ended the body, once.
-func (b *body) end(err error) {
-	if !b.ended.CompareAndSwap(false, true) {
-		return
-	}
-	if err == io.EOF {
-		if !b.afterTrial {
-			b.succeed()
-		}
-		return
-	}
-	returned := false
-	defer func() {
-		if !returned && !b.afterTrial { // Classify panicked
-			b.breaker.unwound(b.request.Context(), b.admission, recover())
-		}
-	}()
-	r := result{outcome: b.classify(b.response, err), err: err}
-	returned = true
-	switch {
-	case !b.afterTrial:
-		b.settle(r)
-	case r.outcome == OutcomeFailure: // it counts, but the listeners have heard how the call ended
-		b.breaker.ended(&b.admission, &r)
-		b.breaker.tell()
-	}
+	return e.admission.view.settings.classify(e.request.Context(), e.breaker.Name(), err)
 }
 
 // Retry-After.

@@ -34,12 +34,13 @@ type replica struct {
 	countsUntil time.Time // until then successes are tallied: the fleet was asked for its failure rate
 	credit      float64   // of a call that a ramp lets run: it does at 1
 
-	cause  error  // of the last failure of this process that opened a circuit, or may yet
-	ids    uint64 // so many were made
-	noted  uint64 // so many outcomes were noted for the storage
-	landed uint64 // and so many of them it has heard
-	news   uint64 // so many records were adopted
-	random uint64 // the state of a generator of random numbers
+	cause   error  // of the last failure of this process that opened a circuit, or may yet
+	ids     uint64 // so many were made
+	noted   uint64 // so many outcomes were noted for the storage
+	landed  uint64 // and so many of them it has heard
+	unheard uint64 // up to this one, a caller has stopped waiting for that
+	news    uint64 // so many records were adopted
+	random  uint64 // the state of a generator of random numbers
 }
 
 // outbox is what the storage is yet to hear.
@@ -88,6 +89,7 @@ type admission struct {
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
 	began  time.Time     // where Config.SlowCall asks for it
+	late   bool          // the deadline of the call had passed before it began
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
@@ -655,6 +657,21 @@ func (r *replica) unread(err error, now time.Time) {
 	r.detach(err, now)
 	r.failed++
 	r.retryAt = now.Add(backoff(r.failed, r.roll()))
+}
+
+// gaveUp is an input: the caller of a trial has waited for the storage to hear
+// of the outcome of that number, and may not wait any longer.
+func (r *replica) gaveUp(number uint64) { r.unheard = max(r.unheard, number) }
+
+// met is the fleet's record as calls meet it. If the caller of a trial did not
+// see it heard of, that is the record as it will be then: whoever ran the trial
+// meets what it came to, however late the storage is.
+func (r *replica) met(now time.Time) *Record {
+	if r.attached() && r.unheard > 0 && !r.heard(r.unheard) {
+		foreseen := r.foreseen(now)
+		return foreseen.at(now)
+	}
+	return r.fleet(now)
 }
 
 // lost is an input: the link to the storage is down.

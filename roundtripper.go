@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,6 +30,17 @@ import (
 // waiting; if its body breaks off later, that counts as a failure of the
 // circuit that it has closed.
 //
+// A response that has proved itself is a success from then on, and how it ends
+// counts for nothing: a stream is cut by whoever restarts. It has proved itself
+// if data still comes two seconds after it began. A stream of events has with
+// its first data: by its type (text/event-stream, application/x-ndjson,
+// application/json-seq, multipart/x-mixed-replace), or as a Kubernetes watch. So
+// what breaks off before is a failure, unless it may be a stream that was silent:
+// one of events, of gRPC or of Connect, or a response without a length that has
+// been running for two seconds and was not ended by somebody's timeout. That
+// counts for nothing. A connection that is handed over, by a 101 or a CONNECT, is
+// a success with its headers.
+//
 // If such a failure is a 503 or a 429 with a Retry-After, and opens the
 // circuit, it stays open at least so long, for all processes: an hour at most.
 //
@@ -44,9 +56,17 @@ type Transport struct {
 	// the zero Config.
 	Breakers *Group
 
-	// Circuit names the circuit of a request. By default it is the host, with
-	// the port where there is one, of an http or https URL, in lower case. Keep
-	// names low-cardinality and out of a client's control.
+	// Circuit names the circuit of a request. By default it is the host of an
+	// http or https URL, with the port where that is not the scheme's. However a
+	// host is written, it has one name: lower case, without a dot at its end, and
+	// an international name in its ASCII form ("xn--"). So http and https of a
+	// host share a circuit unless the URL has a port of its own. Keep names
+	// low-cardinality and out of a client's control.
+	//
+	// Where Base does not dial what the URL says, the host may stand for several
+	// services: two unix sockets that are both called as http://localhost, say.
+	// They share a circuit, and the sick one shuts out the healthy one, unless
+	// Circuit tells them apart.
 	Circuit func(*http.Request) string
 
 	// Classify decides what a request says of the service. By default an error
@@ -54,9 +74,19 @@ type Transport struct {
 	// response as by DefaultClassify.
 	//
 	// It is called with a response or with an error, and with both when the
-	// body of a response that was no failure breaks off. It is not asked about
-	// the error of a request that could not be sent because it is malformed,
-	// nor about a rejection by the same circuit: these are ignored.
+	// body of a response that was no failure breaks off. It is called with the
+	// response again at the end of a body that has a trailer, or that says in its
+	// last frame how it went, as gRPC-Web and Connect do: then response.Trailer
+	// has it. GRPCStatus is one that looks there.
+	//
+	// It is not asked about a rejection by the same circuit, nor about the cut of
+	// a stream, nor about a request that could not be sent through a fault of its
+	// own: these are ignored. Such a fault is what is malformed; a context whose
+	// deadline had passed before; a body of another length than ContentLength
+	// says; headers that an HTTP/2 peer would not take; and an error of the
+	// request's own body. The last is known where Base is an *http.Transport, the
+	// body cannot be had again (GetBody), and the error is not one of the network
+	// or of a protocol, nor of a proxy.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected answers a rejected request, whose body has been closed. By
@@ -64,7 +94,8 @@ type Transport struct {
 	OnRejected func(*http.Request, *OpenError) (*http.Response, error)
 
 	making sync.Once
-	own    *Group // in place of Breakers
+	own    *Group                     // in place of Breakers
+	last   atomic.Pointer[groupEntry] // the circuit of the last request
 }
 
 // RoundTrip implements http.RoundTripper. The error is Base's, or an
@@ -74,11 +105,10 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if b == nil {
 		return t.base().RoundTrip(r)
 	}
-	a, rejected := b.enter(r.Context())
-	if rejected != nil {
+	e := exchange{transport: t, breaker: b, request: r}
+	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
 		return t.reject(r, rejected)
 	}
-	e := exchange{transport: t, breaker: b, admission: a, request: r}
 	return e.run()
 }
 
@@ -102,7 +132,11 @@ func Skip(ctx context.Context) context.Context {
 }
 
 // ServiceUnavailable answers a rejected request with a 503 of our own in place
-// of an error, with a Retry-After: a Transport's OnRejected.
+// of an error, with a Retry-After: a Transport's OnRejected. It is for a server
+// that hands the answer on, a reverse proxy say. A client that heeds Retry-After
+// sleeps for as long as the circuit stays open, in place of failing at once:
+// go-retryablehttp and what is made with it (the clients of Vault), the Azure
+// SDK and Kubernetes' client-go do. For them leave OnRejected alone.
 func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, error) {
 	const status = http.StatusServiceUnavailable
 	response := &http.Response{
@@ -141,7 +175,7 @@ func (t *Transport) breaker(r *http.Request) *Breaker {
 	if r.URL == nil || r.Context().Value(skipKey{}) != nil {
 		return nil
 	}
-	b, err := t.breakers().Breaker(t.circuit(r))
+	b, err := t.breakers().again(&t.last, t.circuit(r))
 	if err != nil {
 		return nil
 	}
@@ -160,10 +194,13 @@ func (t *Transport) circuit(r *http.Request) string {
 	switch {
 	case t.Circuit != nil:
 		return t.Circuit(r)
-	case isHTTP(r.URL):
-		return strings.ToLower(r.URL.Host)
+	case !isHTTP(r.URL):
+		return "" // Base alone knows what it is
 	}
-	return "" // Base alone knows what it is
+	if last := t.last.Load(); last != nil && last.portless && last.name == r.URL.Host {
+		return last.name
+	}
+	return hostCircuit(r.URL)
 }
 
 func (t *Transport) reject(r *http.Request, rejected *OpenError) (*http.Response, error) {
@@ -216,7 +253,7 @@ func (e *exchange) run() (*http.Response, error) {
 		e.settle(result{})
 		e.watchAfterTrial(response)
 	} else if !e.watch(response, false) {
-		e.succeed()
+		e.settle(result{})
 	}
 	return response, nil
 }
@@ -226,7 +263,7 @@ func (e *exchange) run() (*http.Response, error) {
 func headersResult(outcome Outcome, response *http.Response, err error) result {
 	r := result{outcome: outcome, err: err}
 	if outcome == OutcomeFailure && err == nil {
-		r.err = statusError(response.StatusCode)
+		r.err = failureOf(response)
 		r.openFor = retryAfter(response)
 	}
 	return r
@@ -234,10 +271,6 @@ func headersResult(outcome Outcome, response *http.Response, err error) result {
 
 func (e *exchange) settle(r result) {
 	e.breaker.settle(e.request.Context(), e.admission, r)
-}
-
-func (e *exchange) succeed() {
-	e.settle(result{})
 }
 
 var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -389,6 +390,36 @@ func TestSkipGoesPastTheBreaker(t *testing.T) {
 		require.NoError(t, err, "it is sent though the circuit is open")
 		_, _ = readAll(response)
 		require.Equal(t, int64(2), s.calls.Load())
+	})
+}
+
+// Retriers look for the words of a broken connection in err.Error(), and took a
+// rejection for one: they tried again, and in the end lost the *OpenError.
+func TestARejectionDoesNotSpeakWithItsCausesWords(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startWebClient(t, s, infuse.Config{FailMax: 1})
+		for _, breakIt := range []func(){
+			func() { s.does(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }) },
+			s.Server.Close, // then it is refused
+		} {
+			t.Run("", func(t *testing.T) {
+				breakIt()
+				require.NoError(t, c.breaker.Move(t.Context(), infuse.StateClosed))
+				_, broken := c.get()
+				require.Error(t, broken)
+				_, err := c.get()
+				var rejection *infuse.OpenError
+				require.ErrorAs(t, err, &rejection)
+				require.Error(t, rejection.Cause)
+				require.False(t, infuse.Retryable(err))
+				for _, words := range []string{"refused", "reset", "EOF", "timeout", "broken", "closed", "stream", rejection.Cause.Error()} {
+					require.NotContains(t, err.Error(), words)
+				}
+				for _, cause := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNREFUSED, syscall.ECONNRESET} {
+					require.NotErrorIs(t, err, cause)
+				}
+			})
+		}
 	})
 }
 
@@ -814,26 +845,6 @@ type holder struct{ r *http.Request }
 
 func (h *holder) Error() string { return "no answer from " + h.r.URL.Host }
 
-func TestTheHostIsTheCircuitByDefault(t *testing.T) {
-	base := always(http.StatusInternalServerError, "ill")
-	transport := &infuse.Transport{Base: base, Breakers: groupOf(t, infuse.Config{FailMax: 100})}
-	for url, circuit := range map[string]string{
-		"http://inventory.test/items?q=1":     "inventory.test",
-		"https://user:word@Prices.TEST/items": "prices.test",
-		"https://orders.test:8443":            "orders.test:8443",
-		"http://[::1]:80/":                    "[::1]:80",
-	} {
-		r := newRequest(t, http.MethodGet, url, nil)
-		r.Host = "virtual.test"
-		for range 2 {
-			_, err := transport.RoundTrip(r)
-			require.NoError(t, err)
-		}
-		b := breakerOf(t, transport.Breakers, circuit)
-		require.Equal(t, 2, b.Failures(), circuit)
-	}
-}
-
 func TestCircuitPicksTheName(t *testing.T) {
 	sick := baseFunc(func(r *http.Request) (*http.Response, error) {
 		if strings.HasPrefix(r.URL.Path, "/search") {
@@ -945,6 +956,27 @@ func TestTenThousandHostsStayBounded(t *testing.T) {
 		runtime.GC() // stops the breakers that nothing refers to any more
 		return storage.watched.Load() <= bound
 	}, patience, pace)
+}
+
+// The circuit of the last request is at hand for the next one, unless the group
+// has forgotten it meanwhile.
+func TestACircuitThatTheGroupHasForgottenIsMadeAnew(t *testing.T) {
+	group := groupOf(t, infuse.Config{MaxCircuits: 1})
+	transport := &infuse.Transport{Base: always(http.StatusOK, ""), Breakers: group}
+	get := func(host string) {
+		response, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
+		require.NoError(t, err)
+		_, _ = readAll(response)
+	}
+	get("inventory.test")
+	first := breakerOf(t, group, "inventory.test")
+	breakerOf(t, group, "prices.test") // makes room
+	get("inventory.test")
+	again := breakerOf(t, group, "inventory.test")
+	require.NotSame(t, first, again)
+	require.NoError(t, again.Move(t.Context(), infuse.StateOpen))
+	_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://inventory.test", nil))
+	require.ErrorIs(t, err, infuse.ErrOpen)
 }
 
 // The recipe of the README: a service, as it starts, has its callers try it at
@@ -1106,4 +1138,49 @@ func BenchmarkTransport(b *testing.B) {
 func newReusable(t *infuse.Transport) *reusable {
 	base := t.Base.(*reusable)
 	return &reusable{response: http.Response{StatusCode: base.response.StatusCode}, body: base.body}
+}
+
+// readerOnly hides what else a body can do.
+type readerOnly struct{ io.Reader }
+
+func (readerOnly) Close() error { return nil }
+
+// BenchmarkTransportAdds is a successful request with a body over a Base that
+// answers from memory, without the Transport and with it: the difference is what
+// the Transport adds.
+func BenchmarkTransportAdds(b *testing.B) {
+	const text = "a body of some length, as of an answer in JSON"
+	header := http.Header{"Content-Type": {"application/json"}, "Date": {"now"}, "Server": {"some"}, "Vary": {"Origin"}}
+	for _, kind := range []struct {
+		name   string
+		length int64
+		body   func() io.ReadCloser
+	}{
+		{"with a length", int64(len(text)), func() io.ReadCloser { return readerOnly{strings.NewReader(text)} }},
+		{"chunked", -1, func() io.ReadCloser { return readerOnly{strings.NewReader(text)} }},
+		{"with WriteTo", int64(len(text)), func() io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }},
+	} {
+		base := baseFunc(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{
+				Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+				Header: header, Body: kind.body(), ContentLength: kind.length, Request: r,
+			}, nil
+		})
+		run := func(name string, transport http.RoundTripper) {
+			b.Run(kind.name+"/"+name, func(b *testing.B) {
+				r := newRequest(b, http.MethodGet, "https://inventory.test/items", nil)
+				b.ReportAllocs()
+				for b.Loop() {
+					response, err := transport.RoundTrip(r)
+					if err != nil {
+						b.Fatal(err)
+					}
+					_, _ = io.Copy(io.Discard, response.Body)
+					_ = response.Body.Close()
+				}
+			})
+		}
+		run("bare", base)
+		run("a Transport", &infuse.Transport{Base: base, Breakers: groupOf(b, infuse.Config{})})
+	}
 }

@@ -48,7 +48,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 		v.fallBack(r, circuit)
 		return
 	}
-	own, fleet := r.own.at(now), r.fleet(now)
+	own, fleet := r.own.at(now), r.met(now)
 	if held != nil && (own.State != StateClosed || fleet.State != StateClosed) { // nothing is counted then
 		v.quiet, v.plain = true, !r.settings.hooked()
 		v.fast = v.plain

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-retryablehttp"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel/codes"
@@ -74,6 +75,21 @@ func TestGoRetryablehttp(t *testing.T) {
 	require.NoError(t, err)
 	requireWell(t, response.Body)
 	require.Equal(t, infuse.StateClosed, breaker.State())
+}
+
+// What ServiceUnavailable's comment warns of: this client would sleep for as
+// long as the circuit stays open.
+func TestGoRetryablehttpSleepsOnServiceUnavailable(t *testing.T) {
+	s, transport, breaker := start(t)
+	transport.OnRejected = infuse.ServiceUnavailable
+	require.NoError(t, breaker.Move(t.Context(), infuse.StateOpen))
+	response, err := (&http.Client{Transport: transport}).Get(s.URL)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	again, err := retryablehttp.DefaultRetryPolicy(t.Context(), response, nil)
+	require.NoError(t, err)
+	require.True(t, again)
+	require.Greater(t, retryablehttp.DefaultBackoff(time.Millisecond, time.Millisecond, 0, response), 59*time.Minute)
 }
 
 func TestOtelhttp(t *testing.T) {

@@ -1,0 +1,337 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// This file decides when a response has ended, and how. A response that ends
+// well is a success, and one that breaks off is a failure. A stream never ends
+// well: whoever restarts cuts it. So a response that has proved itself is a
+// success from then on, and its end counts for nothing.
+
+// provedAfter is how long a response must have been delivering to have proved
+// itself. A response that a sick service breaks off is over by then, as a rule:
+// what is read at once comes within milliseconds. Those who cut streams of a
+// healthy service let them live longer: idle timeouts begin at some seconds.
+const provedAfter = 2 * time.Second
+
+// stride is how many reads that deliver something go by between two looks at
+// the clock.
+const stride = 16
+
+// body is the body of a response whose headers were no failure. It settles the
+// exchange when it ends, or when it has proved itself. It holds no resources:
+// one that is never closed is garbage like any other.
+type body struct {
+	transport *Transport // of the exchange, and so on: a body is no larger than it must be
+	breaker   *Breaker
+	request   *http.Request
+	view      *view
+	own       int64
+	shared    int64
+	waited    time.Duration
+
+	response   *http.Response
+	from       io.ReadCloser // *frames where the status is in the body itself
+	began      time.Duration // by the clock of monotonic: the headers where the length is not known, or else the first data; 0 before
+	ended      atomic.Bool   // the exchange is settled
+	reads      uint8         // so many have delivered something; after 255 it goes on with stride
+	afterTrial bool          // the trial ended at the headers, so that only a failure counts
+	unwritten  bool          // WriteTo ended because its writer failed
+}
+
+// bodyWriterTo is a body whose original has WriteTo. io.Copy then needs no
+// buffer.
+type bodyWriterTo struct {
+	body
+	to io.Writer
+}
+
+// watch has the exchange settled when the response's body ends. It reports
+// whether there is such a body. A body that can be written to is a connection
+// that was handed over, as after a 101. What becomes of that says nothing of
+// the exchange.
+func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
+	from := response.Body
+	if e.isEmpty(response) || response.StatusCode == http.StatusSwitchingProtocols || e.request.Method == http.MethodConnect {
+		return false
+	}
+	if _, writable := from.(io.Writer); writable {
+		return false
+	}
+	if e.transport.Classify != nil {
+		from = framed(from, response)
+	}
+	var b *body
+	if _, ok := from.(io.WriterTo); ok {
+		w := new(bodyWriterTo)
+		b, response.Body = &w.body, w
+	} else {
+		b = new(body)
+		response.Body = b
+	}
+	b.transport, b.breaker, b.request = e.transport, e.breaker, e.request
+	b.view, b.own, b.shared, b.waited = e.admission.view, e.admission.own, e.admission.shared, e.admission.waited
+	b.response, b.from, b.afterTrial = response, from, afterTrial
+	if !b.hasLength() {
+		b.began = monotonic()
+	}
+	return true
+}
+
+// hasLength reports whether it is known how long the body is. A Base that does
+// not know may say -1, or nothing.
+func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
+
+// exchange is the exchange of the body. That was no trial, or is one no more.
+func (b *body) exchange() *exchange {
+	a := admission{view: b.view, own: b.own, shared: b.shared, waited: b.waited}
+	return &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
+}
+
+// succeed settles the exchange as a success. As a rule that is no news.
+func (b *body) succeed() {
+	switch {
+	case b.afterTrial:
+	case b.isNews():
+		b.exchange().settle(result{})
+	case b.view.tallies:
+		b.view.tally.add()
+	}
+}
+
+// isNews reports whether a success changes more than a tally.
+func (b *body) isNews() bool { return !b.view.fast || b.breaker.view.Load() != b.view }
+
+// isEmpty reports whether there is nothing to read. HTTP/2 has an empty body of
+// its own in place of http.NoBody.
+func (e *exchange) isEmpty(response *http.Response) bool {
+	return response.Body == nil || response.Body == http.NoBody ||
+		response.ProtoMajor == 2 && (response.ContentLength == 0 || e.request.Method == http.MethodHead)
+}
+
+// watchAfterTrial watches the body as one more call in the circuit that the
+// trial has closed.
+func (e *exchange) watchAfterTrial(response *http.Response) {
+	v := e.breaker.view.Load()
+	if v.state != StateClosed {
+		return // more trials are needed, and each is judged by its own headers
+	}
+	e.admission = v.admission()
+	e.watch(response, true)
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if err != nil {
+		b.end(err)
+	} else if n > 0 {
+		b.delivers(n)
+	}
+	return n, err
+}
+
+// Close is the caller's decision. What the caller has not read is no failure of
+// the service, and neither is the error of a Read that Close interrupts.
+func (b *body) Close() error {
+	first := b.ended.CompareAndSwap(false, true)
+	err := b.from.Close()
+	if first {
+		b.succeed()
+	}
+	return err
+}
+
+// WriteTo implements io.WriterTo. An error of the writer is no failure of the
+// service.
+func (b *bodyWriterTo) WriteTo(w io.Writer) (int64, error) {
+	b.to, b.unwritten = w, false
+	n, err := b.from.(io.WriterTo).WriteTo((*destination)(b))
+	switch {
+	case err == nil:
+		b.end(io.EOF)
+	case !b.unwritten:
+		b.end(err)
+	}
+	return n, err
+}
+
+// destination is the writer of a body's WriteTo. It sees what comes, and
+// remembers whether it was the writer that failed.
+type destination bodyWriterTo
+
+func (d *destination) Write(p []byte) (int, error) {
+	n, err := d.to.Write(p)
+	d.wrote(n, len(p), err)
+	return n, err
+}
+
+// WriteString saves a copy if the body is a string.
+func (d *destination) WriteString(s string) (int, error) {
+	n, err := io.WriteString(d.to, s)
+	d.wrote(n, len(s), err)
+	return n, err
+}
+
+func (d *destination) wrote(written, given int, err error) {
+	if err != nil || written < given {
+		d.unwritten = true
+	} else if given > 0 {
+		d.body.delivers(given)
+	}
+}
+
+// delivers notes that data has come, and that more may. In a body whose length
+// is known it reads the clock for the first data, unless that is all there is.
+func (b *body) delivers(n int) {
+	if b.reads++; b.reads == 0 {
+		b.reads = stride
+	}
+	switch {
+	case b.reads == 1 && b.hasLength():
+		if int64(n) < b.response.ContentLength {
+			b.began = monotonic()
+		}
+	case b.ended.Load():
+	case b.hasLastFrame(): // the service has said how it went
+		b.end(io.EOF)
+	case b.reads == 1 && b.isEventful() || b.reads%stride == 0 && b.lasts():
+		b.prove()
+	}
+}
+
+// isEventful reports whether the body is a stream of events, in a circuit that
+// has something to do with a success.
+func (b *body) isEventful() bool {
+	return (b.isNews() || b.view.tallies) && streamOf(b.request, b.response) == streamOfEvents
+}
+
+// lasts reports whether the response has been running for long enough.
+func (b *body) lasts() bool { return b.began != 0 && monotonic()-b.began >= provedAfter }
+
+// prove settles the exchange as a success: what comes later counts for nothing.
+func (b *body) prove() {
+	if b.ended.CompareAndSwap(false, true) {
+		b.succeed()
+	}
+}
+
+// end settles the exchange by the error that has ended the body, once.
+func (b *body) end(err error) {
+	if !b.ended.CompareAndSwap(false, true) {
+		return
+	}
+	if err == io.EOF && !b.hasTrailer() {
+		b.succeed()
+		return
+	}
+	e := b.exchange()
+	returned := false
+	defer func() {
+		if !returned && !b.afterTrial { // Classify panicked
+			e.breaker.unwound(e.request.Context(), e.admission, recover())
+		}
+	}()
+	r := b.verdict(e, err)
+	returned = true
+	switch {
+	case !b.afterTrial:
+		e.settle(r)
+	case r.outcome == OutcomeFailure: // it counts, but the listeners have heard how the call ended
+		b.breaker.ended(&e.admission, &r)
+		b.breaker.tell()
+	}
+}
+
+// verdict is what the end of the body says.
+func (b *body) verdict(e *exchange, err error) result {
+	switch {
+	case err == io.EOF:
+		response := b.withTrailer()
+		r := result{outcome: e.classify(response, nil)}
+		if r.outcome != OutcomeSuccess {
+			r.err = failureOf(response)
+		}
+		return r
+	case b.isCut(err):
+		return result{outcome: OutcomeIgnored, err: err}
+	}
+	return result{outcome: e.classify(b.response, err), err: err}
+}
+
+// isCut reports whether the error is the end that a stream meets, and so says
+// nothing of the service: it was up when it began the stream.
+func (b *body) isCut(err error) bool {
+	if b.hasLength() {
+		return false // it is known what is missing
+	}
+	// A stream can be silent for as long as it likes. What is none by its nature,
+	// and is silent, may be what stalls.
+	return streamOf(b.request, b.response) != noStream || b.lasts() && !isTimeout(b.request, err)
+}
+
+// stream is what a response is by its nature.
+type stream uint8
+
+const (
+	noStream       stream = iota
+	streamOfEvents        // it has proved itself with its first data
+	streamOfFrames        // it may yet say that it has failed
+)
+
+// streamOf returns what a response without a length is, by its type or by what
+// was asked for.
+func streamOf(r *http.Request, response *http.Response) stream {
+	const json = "application/json" // as most are
+	if t := response.Header["Content-Type"]; len(t) > 0 && !(strings.HasPrefix(t[0], json) && (len(t[0]) == len(json) || t[0][len(json)] == ';')) {
+		media, parameters, _ := strings.Cut(t[0], ";")
+		switch media {
+		case "text/event-stream", "application/x-ndjson", "application/json-seq", "multipart/x-mixed-replace":
+			return streamOfEvents
+		}
+		switch {
+		case strings.HasPrefix(media, "application/grpc"), strings.HasPrefix(media, "application/connect+"):
+			return streamOfFrames
+		case parameters != "" && strings.Contains(parameters, "stream=watch"):
+			return streamOfEvents
+		}
+	}
+	if isWatch(r.URL.RawQuery) {
+		return streamOfEvents
+	}
+	return noStream
+}
+
+// isWatch reports whether a query asks for a watch in the manner of Kubernetes,
+// whose answer has the type of any other.
+func isWatch(query string) bool {
+	for query != "" {
+		var one string
+		if one, query, _ = strings.Cut(query, "&"); one == "watch=true" || one == "watch=1" {
+			return true
+		}
+	}
+	return false
+}
+
+// isTimeout reports whether somebody's patience has ended, and not the
+// connection.
+func isTimeout(r *http.Request, err error) bool {
+	var timeout net.Error
+	return r.Context().Err() != nil || isClosed(cancelOf(r)) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.As(err, &timeout) && timeout.Timeout()
+}
+
+var processBegan = time.Now()
+
+// monotonic is how long the process has been running. It costs half of what
+// time.Now does, which reads the wall clock, too. With a fake clock it may be
+// negative.
+func monotonic() time.Duration { return time.Since(processBegan) }

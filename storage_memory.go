@@ -2,6 +2,7 @@ package infuse
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ type MemoryStorage struct {
 type memoryCircuit struct {
 	record   Record
 	until    time.Time // from then on, the record may go if nobody watches it
+	history  []Event   // the oldest first
 	watchers []*memoryWatcher
 	news     queue[Record] // what the watchers are yet to hear
 }
@@ -63,6 +65,10 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 	c := s.circuit(circuit)
 	record, verdict := c.record.Apply(change, now)
 	if verdict != VerdictRefused {
+		if events := c.record.events(&record, &change, now); events != nil {
+			c.history = slices.Concat(c.history, events)
+			c.history = c.history[max(0, len(c.history)-MaxHistory):]
+		}
 		c.record = record.clone() // its trials may be the sender's
 		c.until = record.keepUntil(now)
 	}
@@ -87,6 +93,41 @@ func (s *MemoryStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 		defer s.mu.Unlock()
 		c.watchers = slices.DeleteFunc(slices.Clone(c.watchers), func(other *memoryWatcher) bool { return other == w })
 		s.tidy(circuit, c, s.now())
+	}
+}
+
+// History implements Historian.
+func (s *MemoryStorage) History(_ context.Context, circuit string) ([]Event, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.circuits[circuit]
+	if c == nil {
+		return nil, CheckName(circuit)
+	}
+	all := slices.Clone(c.history)
+	if opened, ok := c.record.openedByTime(s.now()); ok {
+		all = append(all, opened)
+	}
+	slices.Reverse(all)
+	return all[:min(len(all), MaxHistory)], nil
+}
+
+// Circuits implements Lister.
+func (s *MemoryStorage) Circuits(context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		s.mu.Lock()
+		var names []string
+		for name, c := range s.circuits {
+			if c.record.Generation > 0 || !c.record.Healthy() {
+				names = append(names, name)
+			}
+		}
+		s.mu.Unlock()
+		for _, name := range names {
+			if !yield(name, nil) {
+				return
+			}
+		}
 	}
 }
 

@@ -1,0 +1,75 @@
+package infuse
+
+import (
+	"context"
+	"iter"
+	"time"
+)
+
+// This file is what a storage may do beside keeping records: remember what
+// became of a circuit, and tell which circuits it has. It is for pages and
+// commands of operators; no breaker asks for it.
+
+// Historian is a Storage that remembers. MemoryStorage and RedisStorage do.
+type Historian interface {
+	// History returns what became of the circuit, the newest first: at most
+	// MaxHistory events.
+	History(ctx context.Context, circuit string) ([]Event, error)
+}
+
+// Lister is a Storage that tells its circuits. MemoryStorage and RedisStorage do.
+type Lister interface {
+	// Circuits yields the names of the circuits that have a record, in no
+	// order: those that are or were sick within the life of a record. A name is
+	// untrusted, and may come twice. It stops at the first error.
+	Circuits(ctx context.Context) iter.Seq2[string, error]
+}
+
+// MaxHistory is how many events of a circuit a storage of this package keeps.
+const MaxHistory = 50
+
+// Event is a transition of the fleet's circuit, or an override.
+type Event struct {
+	At       time.Time
+	From, To State     // equal where a move or an override left the state as it was
+	ByHand   bool      // by Move or Override
+	By       string    // the instance that caused it, or who overrode it
+	Cause    string    // of an opening
+	Override *Override // what holds the circuit from then on; nil: nothing does
+}
+
+// events returns what became of a circuit by a change that left it as next.
+func (r *Record) events(next *Record, c *Change, now time.Time) (all []Event) {
+	before := r.At(now)
+	if opened, ok := r.openedByTime(now); ok {
+		all = append(all, opened)
+	}
+	overridden := !sameOverride(before.Override, next.Override)
+	if before.State == next.State && before.Moved == next.Moved && before.Opened == next.Opened && !overridden {
+		return all
+	}
+	e := Event{At: now, From: before.State, To: next.State, By: next.By, Override: next.Override, ByHand: next.Moved > before.Moved}
+	if next.State == StateOpen {
+		e.Cause = next.Cause
+	}
+	if c.Override != nil && overridden {
+		e.By = c.Override.By
+	}
+	return append(all, e)
+}
+
+// openedByTime returns the opening of a suspect record whose time is over: it
+// was not written when it came about.
+func (r *Record) openedByTime(now time.Time) (Event, bool) {
+	if !r.suspect() || now.Before(r.OpensAt) {
+		return Event{}, false
+	}
+	return Event{At: r.OpensAt, From: StateClosed, To: StateOpen, By: r.By, Cause: r.Cause, Override: r.Override}, true
+}
+
+func sameOverride(a, b *Override) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.State == b.State && a.By == b.By && a.Reason == b.Reason && a.Until.Equal(b.Until)
+}

@@ -74,8 +74,12 @@ func exit(err error) {
 func run(s settings, out string) error {
 	var b strings.Builder
 	w := io.MultiWriter(os.Stdout, &b)
-	fmt.Fprintf(w, "# What a fleet agrees on\n\nWritten by `cd bench && go run ./agree %s`: real Redis, %s/%s, %d processors, %s.\n",
-		strings.Join(os.Args[1:], " "), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
+	title := "What a fleet agrees on"
+	if s.rates {
+		title += ": a failure rate, and a ramp"
+	}
+	fmt.Fprintf(w, "# %s\n\nWritten by `cd bench && go run ./agree %s`: real Redis, %s/%s, %d processors, %s.\n",
+		title, strings.Join(os.Args[1:], " "), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	fmt.Fprintf(w, "Every member has a Redis client of %d connections and a storage of its own, and %s. Calls come at random times (Poisson).\n", connections, s.rule())
 	failed, err := s.tables(w)
 	if err != nil {

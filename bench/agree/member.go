@@ -90,10 +90,10 @@ type member struct {
 
 	ill      atomic.Bool  // the onset is over
 	openedAt atomic.Int64 // in nanoseconds
-	cutOff  atomic.Bool
-	sickRan atomic.Int64
-	stopped atomic.Bool // it was rejected after it was cut off
-	opened  func(infuse.Transition)
+	cutOff   atomic.Bool
+	sickRan  atomic.Int64
+	stopped  atomic.Bool // it was rejected after it was cut off
+	opened   func(infuse.Transition)
 }
 
 // connections bounds a member's pool; its subscription has one more.

@@ -24,6 +24,7 @@ type outage struct {
 	rate   float64 // of each; 0: nobody calls but for the five failures that bring the row to its limit
 	errors float64
 	rule   rule
+	takes  time.Duration // how long a call of the service takes that succeeds
 }
 
 var outages = []outage{
@@ -162,6 +163,7 @@ func (s *scene) call(m *member, roll float64) {
 		ran = time.Now()
 		if fails := s.ill.Load() && roll < s.errors; !fails {
 			s.served(false)
+			time.Sleep(s.takes)
 			return nil
 		}
 		s.served(true)

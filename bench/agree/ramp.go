@@ -15,14 +15,15 @@ import (
 // rampName is what -only matches.
 const rampName = "ramp"
 
-// ramp is an outage after which traffic returns gently.
-var ramp = outage{size: 8, rate: 100, errors: 1, rule: rule{FailMax: failMax, ResetTimeout: time.Second, Ramp: 3 * time.Second}}
+// ramp is an outage after which traffic returns gently. A call takes long enough
+// for the half-open circuit to be seen.
+var ramp = outage{size: 8, rate: 100, errors: 1, rule: rule{FailMax: failMax, ResetTimeout: time.Second, Ramp: 3 * time.Second}, takes: 200 * time.Millisecond}
 
 // slot is how finely calls are counted, and slotsBefore are shown of the open
 // circuit.
 const (
 	slot        = 100 * time.Millisecond
-	slotsBefore = 12
+	slotsBefore = 15
 )
 
 // entry is a call: when it ran or, if it did not, when it was rejected.
@@ -115,7 +116,7 @@ func (r *recovery) share(after time.Duration) float64 {
 type slotCount struct {
 	from         time.Duration // since the closing
 	offered, ran int
-	state        infuse.State // of the fleet at its end
+	state        infuse.State // of the fleet as it begins
 	allowed      float64      // that ran
 }
 
@@ -137,7 +138,7 @@ func (r *recovery) slots() []slotCount {
 	for i := range all {
 		end := all[i].from + slot
 		all[i].allowed = r.share(end) * float64(all[i].offered)
-		all[i].state = r.state(r.closed.Add(end))
+		all[i].state = r.state(r.closed.Add(all[i].from))
 	}
 	return all
 }
@@ -158,8 +159,8 @@ func (r *recovery) state(at time.Time) (s infuse.State) {
 	return s
 }
 
-// trials is how many calls ran between the opening and the closing, but for
-// those of the opening itself.
+// trials is how many calls ran between the opening and the closing. What was
+// under way when the fleet opened is none.
 func (r *recovery) trials() (n int) {
 	for _, e := range r.journal {
 		if e.ran && e.at.After(r.opened.Add(slot)) && e.at.Before(r.closed) {
@@ -188,6 +189,9 @@ func (r *recovery) misses() (all []string) {
 func (r *recovery) picture(w io.Writer) {
 	fmt.Fprintf(w, "\n```\nms since the   the fleet   offered  allowed  ran\nclosing        is                              # two calls that ran, | what the share allows\n")
 	for _, s := range r.slots() {
+		if s.offered == 0 { // before the service fell ill
+			continue
+		}
 		bar := []byte(strings.Repeat("#", (s.ran+1)/2))
 		for mark := int(s.allowed/2 + 0.5); len(bar) <= mark; {
 			bar = append(bar, ' ')
@@ -231,8 +235,8 @@ func rampPicture(w io.Writer, s settings) (failed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(w, "\n## A ramp\n\n%d breakers with a Redis client of their own each, in one process, %g calls/s each: FailMax %d, ResetTimeout %v, Ramp %v, no FailureRate. All calls fail until the fleet is open; then the service is well. From the opening to the closing one call is to run, the trial. After it, in each 100 ms, at most the share as it is at their end, and one call of each breaker. A breaker whose own circuit has opened, too, begins with a trial of its own, and with a ramp of its own after that.\n\n",
-		ramp.size, ramp.rate, ramp.rule.FailMax, ramp.rule.ResetTimeout, ramp.rule.Ramp)
+	fmt.Fprintf(w, "\n## A ramp\n\n%d breakers with a Redis client of their own each, in one process, %g calls/s each: FailMax %d, ResetTimeout %v, Ramp %v, no FailureRate. All calls fail until the fleet is open; then the service is well, and answers after %v. From the opening to the closing one call is to run, the trial. After it, in each 100 ms, at most the share as it is at their end, and one call of each breaker. A breaker whose own circuit has opened, too, begins with a trial of its own, and with a ramp of its own after that.\n\n",
+		ramp.size, ramp.rate, ramp.rule.FailMax, ramp.rule.ResetTimeout, ramp.rule.Ramp, ramp.takes)
 	var rows [][]string
 	for i := range all {
 		rows = append(rows, all[i].row(fmt.Sprint(i+1)))

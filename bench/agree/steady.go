@@ -75,7 +75,7 @@ type outcome struct {
 	suspicions []time.Time
 	openedAt   time.Time // when the fleet's record was seen to open last; zero if it did not
 	sent       int64     // commands to Redis
-	commands   float64 // that Redis was sent, a second
+	commands   float64   // that Redis was sent, a second
 	took       time.Duration
 }
 

@@ -19,7 +19,8 @@ import (
 // A Breaker decides from its view of the circuit, which it keeps up to date in
 // the background. A call in a closed circuit that succeeds does no I/O, takes
 // no lock, reads no clock and allocates nothing, unless a Listener or a
-// Classify asks for each call; nor does a rejection. What a call waits for the
+// Classify asks for each call, there is a SlowCall, or it is on a Ramp; nor does a
+// rejection. What a call waits for the
 // storage, where it does, is bounded by Config.StorageTimeout, and no error of
 // the storage ever reaches the caller of Call, Do or Acquire.
 //
@@ -27,7 +28,8 @@ import (
 // for concurrent use. Make a Breaker with New. One that nothing refers to any
 // more is stopped in time.
 type Breaker struct {
-	view atomic.Pointer[view] // what calls meet; the circuit stores it under its lock
+	view    atomic.Pointer[view] // what calls meet; the circuit stores it under its lock
+	cleanup runtime.Cleanup      // ends the watching where nobody calls Stop
 	circuit
 }
 
@@ -54,7 +56,7 @@ func New(name string, cfg Config) (*Breaker, error) {
 func newBreaker(name string, s *settings, l *link) *Breaker {
 	b := new(Breaker)
 	b.circuit.init(b, name, s, l)
-	runtime.AddCleanup(b, func(unwatch func()) { go unwatch() }, b.unwatch)
+	b.cleanup = runtime.AddCleanup(b, func(unwatch func()) { go unwatch() }, b.unwatch)
 	return b
 }
 
@@ -231,7 +233,7 @@ func (b *Breaker) Override(ctx context.Context, o Override) error {
 }
 
 // ClearOverride ends an override, for all processes; where there is none,
-// nothing changes but the history. by is who ends it: Config.Instance if empty.
+// nothing changes. by is who ends it: Config.Instance if empty.
 // Waiting and errors are Move's.
 func (b *Breaker) ClearOverride(ctx context.Context, by string) error {
 	by = presentable(cmp.Or(by, b.settings().Instance), maxTextLength)
@@ -300,7 +302,10 @@ func (s *settings) keep(storage Storage) error {
 // view: it does not hear of other processes any more, but the storage still
 // hears of its calls, and so of those that were under way. Once the storage has
 // failed it, it goes on for this process alone.
-func (b *Breaker) Stop() { b.stop() }
+func (b *Breaker) Stop() {
+	b.stop()
+	b.cleanup.Stop()
+}
 
 func (b *Breaker) settings() *settings { return b.view.Load().settings }
 

@@ -225,9 +225,12 @@ func (c *circuit) arm(now time.Time) {
 	if at.IsZero() {
 		return
 	}
+	weakly := weak.Make(c) // a timer is no reason to keep a breaker
 	c.timer = time.AfterFunc(at.Sub(now), func() {
-		c.step(func(*replica, time.Time) { c.armed = time.Time{} })
-		c.tell()
+		if c := weakly.Value(); c != nil {
+			c.step(func(*replica, time.Time) { c.armed = time.Time{} })
+			c.tell()
+		}
 	})
 }
 

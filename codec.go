@@ -49,10 +49,10 @@ type encodedRecord struct {
 	OpenFor   int64  `json:"openfor,omitempty"`
 	CalmUntil *int64 `json:"calm,omitempty"`
 
-	Width    int64    `json:"width,omitempty"`  // of the buckets
-	Window   [][3]int `json:"window,omitempty"` // of each bucket: ago, calls, failures
-	OpenTime int64    `json:"opentime,omitempty"`
-	ClosedAt *int64   `json:"closed,omitempty"` // ago
+	Width    int64      `json:"width,omitempty"`  // of the buckets
+	Window   [][3]int64 `json:"window,omitempty"` // of each bucket: ago, calls, failures
+	OpenTime int64      `json:"opentime,omitempty"`
+	ClosedAt *int64     `json:"closed,omitempty"` // ago
 
 	Override *encodedOverride `json:"override,omitempty"`
 
@@ -116,7 +116,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	}
 	for _, b := range r.Window.Buckets {
 		e.Width = milliseconds(r.Window.Width)
-		e.Window = append(e.Window, [3]int{int(*ago(b.Start)), b.Calls, b.Failures})
+		e.Window = append(e.Window, [3]int64{*ago(b.Start), int64(b.Calls), int64(b.Failures)})
 	}
 	for _, t := range r.Trials {
 		e.Trials = append(e.Trials, encodedTrial{t.ID, milliseconds(max(0, t.Deadline.Sub(now))), t.Stale})
@@ -174,9 +174,9 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		r.Override = &Override{o.State, o.By, o.Reason, after(o.Left)}
 	}
 	for _, b := range e.Window {
-		ago := int64(b[0])
+		ago := b[0]
 		r.Window.Width = boundedWait(e.Width)
-		r.Window.Buckets = append(r.Window.Buckets, Bucket{before(&ago), b[1], b[2]})
+		r.Window.Buckets = append(r.Window.Buckets, Bucket{before(&ago), int(b[1]), int(b[2])})
 	}
 	for _, t := range e.Trials {
 		r.Trials = append(r.Trials, Trial{t.ID, after(&t.Left), t.Stale})
@@ -239,5 +239,5 @@ func boundedWait(ms int64) time.Duration {
 
 // milliseconds rounds up: a storage never waits less than it was told to.
 func milliseconds(d time.Duration) int64 {
-	return int64((d + time.Millisecond - 1) / time.Millisecond)
+	return int64((min(d, math.MaxInt64-time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
 }

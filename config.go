@@ -69,7 +69,7 @@ type Config struct {
 	// Ramp has traffic return gently: for so long after the circuit has closed,
 	// only a share of the calls runs, which grows from a tenth to all, in the whole
 	// fleet alike. The others are rejected, with the time that is left. 0 is off;
-	// at most an hour.
+	// at most an hour. One that Configure sets may begin in its middle.
 	Ramp time.Duration
 
 	// SuccessThreshold is how many trials in a row must succeed to close the
@@ -227,6 +227,9 @@ func newSettings(cfg Config) (*settings, error) {
 			reject("%s is %v: must be from %v to %v, or 0 for %s", d.field, *d.value, d.least, d.most, preset)
 		case d.field != "SlowCall": // which no storage keeps
 			*d.value = time.Duration(milliseconds(*d.value)) * time.Millisecond
+		}
+		if d.field == "Window" { // in whole buckets
+			*d.value = (*d.value + windowBuckets*time.Millisecond - 1).Truncate(windowBuckets * time.Millisecond)
 		}
 	}
 	if !(s.FailureRate >= 0 && s.FailureRate <= 1) { // NaN, too

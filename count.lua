@@ -26,7 +26,7 @@ n = int(n)
 -- w is the width, and the start, calls and failures of each bucket; counted has
 -- no width.
 local function added(w, width, counted)
-  if counted == '' or width == 0 then return w end
+  if counted == '' or width < 1 then return w end
   local all, old, failures = {}, tonumber(string.match(w, '^%d+') or 0), 0
   local function kept(all, width)
     local kept, failures = {}, 0
@@ -45,7 +45,7 @@ local function added(w, width, counted)
   all = kept(all, old)
   for f in string.gmatch(counted, ',%d+,(%d+)') do failures = failures + tonumber(f) end
   if #all == 0 and failures == 0 then return '' end
-  if #all > 0 then width = math.max(width, old) end
+  local widest = #all > 0 and math.max(width, old) or width
   for s, c, f in string.gmatch(counted, '(%d+),(%d+),(%d+)') do
     s, c, f = tonumber(s), tonumber(c), tonumber(f)
     local i = #all
@@ -55,15 +55,15 @@ local function added(w, width, counted)
       add(all[i], c, f)
     else
       table.insert(all, i + 1, { math.max(s - s % width, ends), c, f })
+      if #all > 10 then
+        local second = table.remove(all, 2)
+        add(all[1], second[2], second[3])
+      end
     end
   end
-  all = kept(all, width)
-  while #all > 10 do
-    local first = table.remove(all, 1)
-    add(all[1], first[2], first[3])
-  end
+  all = kept(all, widest)
   if #all == 0 then return '' end
-  local text = { int(width) }
+  local text = { int(widest) }
   for _, b in ipairs(all) do table.insert(text, int(b[1]) .. ',' .. int(b[2]) .. ',' .. int(b[3])) end
   return table.concat(text, ';')
 end

@@ -232,7 +232,7 @@ func (g *Group) makeRoom() bool {
 
 // worth tells how much a breaker is missed once it is evicted.
 type worth struct {
-	rank int   // 0 healthy, 1 due, 2 failing, 3 open
+	rank int   // 0 healthy, 1 due, 2 failing, 3 open, 4 held by hand
 	due  int64 // of one that is open
 	used int64
 }
@@ -249,6 +249,8 @@ func (w worth) less(other worth) bool {
 
 func (b *Breaker) worth(used int64) worth {
 	switch v := b.view.Load(); {
+	case v.held:
+		return worth{4, 0, used}
 	case v.admits == admitsAll && v.quiet:
 		return worth{0, 0, used}
 	case v.admits == admitsAsker:

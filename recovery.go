@@ -6,23 +6,34 @@ import "time"
 // of the calls runs after it has closed. Like state.go it is pure.
 
 // grown is how long the circuit stays open if it opens now: twice as long as the
-// last time, up to MaxResetTimeout. For every such time that it was closed since,
-// one doubling is forgotten, as Envoy's outlier detection does. 0 where the open
-// time does not grow.
+// last time that it remembers, up to MaxResetTimeout. 0 where the open time does
+// not grow.
 func (r *Record) grown(l *Limits, now time.Time) time.Duration {
 	if l.MaxResetTimeout == 0 {
 		return 0
 	}
-	last := r.OpenTime
-	if r.State == StateClosed {
-		for calm := now.Sub(r.ClosedAt); last >= l.ResetTimeout && calm >= last; last /= 2 {
-			calm -= last
-		}
-	}
-	if last < l.ResetTimeout {
+	last := r.remembered(l, now)
+	if last == 0 {
 		return l.ResetTimeout
 	}
 	return min(2*last, l.MaxResetTimeout)
+}
+
+// remembered is the last open time, halved for every such time that the circuit
+// has been closed since, as Envoy's outlier detection does; 0 once it is below
+// ResetTimeout.
+func (r *Record) remembered(l *Limits, now time.Time) time.Duration {
+	last, calm := r.OpenTime, time.Duration(0)
+	if r.State == StateClosed {
+		calm = now.Sub(r.ClosedAt)
+	}
+	for ; last > 0 && last >= l.ResetTimeout && calm >= last; last /= 2 {
+		calm -= last
+	}
+	if last < l.ResetTimeout {
+		return 0
+	}
+	return last
 }
 
 // remembersUntil is when the last open time plays no part any more.

@@ -29,6 +29,7 @@ type replica struct {
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
+	released int64     // the generation of an override that this process alone was told to leave
 	borrowed int64     // the generation of the own record where it stands in for the shared one
 
 	countsUntil time.Time // until then successes are tallied: the fleet was asked for its failure rate
@@ -147,7 +148,8 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 // timeless reports whether time plays no part in an outcome: where no fleet is
 // asked, nothing is or becomes open, and no window counts.
 func (r *replica) timeless(o Outcome) bool {
-	return !r.linked && r.own.State == StateClosed && r.settings.FailureRate == 0 &&
+	return !r.linked && r.own.State == StateClosed && r.settings.FailureRate == 0 && r.own.Override == nil &&
+		(r.settings.Ramp == 0 || r.own.ClosedAt.IsZero()) &&
 		(o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
 }
 
@@ -166,8 +168,8 @@ func (r *replica) tallied(n int, now time.Time) {
 func (r *replica) keep(b Bucket) {
 	if r.linked && r.settings.FailureRate > 0 {
 		w := &r.out.counted
-		w.Width = r.settings.Window / windowBuckets
-		w.put(b)
+		w.Width = r.settings.limits.width()
+		w.put(b, w.Width)
 		w.prune(b.Start)
 	}
 }
@@ -238,6 +240,7 @@ func (r *replica) ownMoved(before State, now time.Time) {
 	case StateOpen:
 		if n := r.settings.FailMax; r.settings.rowCounts() {
 			r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
+			return
 		}
 		r.out.counted = Window{}
 		r.keep(one(OutcomeFailure, r.settings.MinCalls, now))
@@ -277,7 +280,7 @@ func (r *replica) note(res *result, now time.Time) uint64 {
 // unless the fleet is asked. Then every process reports at times that do not
 // depend on the outcomes, so that the storage hears of successes as of failures.
 func (r *replica) reportsRate() bool {
-	return failed(r.out.counted.Buckets) > 0 && !r.shared.rated()
+	return failed(r.out.counted.Buckets) > 0 && (r.settings.Strict || !r.shared.rated())
 }
 
 // awaitsSuccess reports whether a success is news: there is a row of failures on
@@ -316,7 +319,7 @@ const (
 // asked is an input: a call wants to run. Where it must wait, decided tells
 // when it may go on.
 func (r *replica) asked(now time.Time) (admission, decision) {
-	own, fleet := r.own.at(now), r.fleet(now)
+	own, fleet := r.own.at(now), r.met(now)
 	a := r.admission("", now)
 	if o := r.override(now); o != nil {
 		if o.State == StateClosed {
@@ -325,7 +328,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		return a, rejects
 	}
 	if own.State == StateClosed && fleet.State == StateClosed {
-		return a, r.rampLets(own, fleet, now)
+		return a, r.rampLets(own, r.ramping(now), now)
 	}
 	most, soon := r.settings.MaxTrials, now.Add(armedEarly)
 	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.aloneFrom(now).After(soon) || r.asking() {
@@ -344,6 +347,14 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// ramping is the fleet's record as it ramps: while the storage is away, too.
+func (r *replica) ramping(now time.Time) *Record {
+	if r.attached() {
+		return r.met(now)
+	}
+	return r.shared.at(now)
 }
 
 // rampLets decides on a call in a closed circuit: of those that come during a
@@ -505,6 +516,9 @@ func (r *replica) confirmed(number uint64) bool {
 }
 
 func (r *replica) byHandAlone(c Change, now time.Time) {
+	if c.Override != nil {
+		r.released = r.shared.Moved
+	}
 	own := Change{By: r.settings.Instance, Move: c.Move, Override: c.Override}
 	r.applyOwn(&own, now)
 }
@@ -513,10 +527,10 @@ func (r *replica) byHandAlone(c Change, now time.Time) {
 // does. The fleet's holds while the storage is away, too.
 func (r *replica) override(now time.Time) *Override {
 	switch {
-	case r.shared.Override.holds(now):
-		return r.shared.Override
 	case r.own.Override.holds(now):
 		return r.own.Override
+	case r.shared.Override.holds(now) && r.released != r.shared.Moved:
+		return r.shared.Override
 	}
 	return nil
 }
@@ -601,7 +615,7 @@ func (r *replica) attach() {
 	if r.trouble != nil && !r.out.mendAt.IsZero() {
 		return
 	}
-	r.trouble, r.failed, r.retryAt = nil, 0, time.Time{}
+	r.trouble, r.failed, r.retryAt, r.released = nil, 0, time.Time{}, 0
 	r.repay()
 }
 
@@ -751,8 +765,8 @@ func (r *replica) outgoing(now time.Time) *Change {
 
 // fill makes what is to be said the next change, if it may go yet.
 func (r *replica) fill(now time.Time) bool {
-	next, held := &r.out.next, now.Before(r.out.hold)
-	asked := r.shared.rated()
+	next, held := &r.out.next, now.Before(r.out.hold) && !(r.settings.Strict && r.reportsRate())
+	asked := r.isRateAsked(now)
 	urgent := next.Calls.Failures > 0 || len(next.Settled) > 0 || next.Move != nil || next.Override != nil || next.Ask != "" || r.reportsRate() ||
 		!r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
 	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
@@ -762,28 +776,42 @@ func (r *replica) fill(now time.Time) bool {
 		return false
 	}
 	r.out.numbers++
-	c := *next
+	c, through := *next, r.noted
+	alone := next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil)
+	if alone { // so that it need not wait until failures pause: the rest follows
+		c, through = Change{Override: next.Override}, r.out.through
+	}
 	c.Source, c.Number = r.source, r.out.numbers
 	c.Seen, c.Limits = r.shared, r.settings.limits
 	c.By, c.Cause = r.settings.Instance, textOf(r.cause)
 	c.OpenFor = r.openFor(now)
-	if !asked || !held {
-		c.Counted, r.out.counted, r.out.hold = r.out.counted.Buckets, Window{}, r.nextHold(now)
+	if !alone && (!asked || !held) {
+		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
 	}
-	r.out.sent, r.out.through = c, r.noted
-	r.out.next, r.out.openFor, r.out.mendAt = Change{}, 0, time.Time{}
+	r.out.sent, r.out.through, r.out.mendAt = c, through, time.Time{}
+	if alone {
+		next.Override = nil
+		return true
+	}
+	r.out.next, r.out.openFor = Change{}, 0
 	return true
+}
+
+// isRateAsked reports whether the fleet is asked for its failure rate, and this
+// process has one to tell.
+func (r *replica) isRateAsked(now time.Time) bool {
+	return r.settings.FailureRate > 0 && r.shared.rated() && now.Before(r.shared.OpensAt)
 }
 
 // nextHold is until when what was counted is held back while the fleet is asked
 // for its failure rate. It is often at first, and later once a bucket, and once
 // more before the end.
 func (r *replica) nextHold(now time.Time) time.Time {
-	if !r.shared.rated() {
+	if !r.isRateAsked(now) {
 		return time.Time{}
 	}
 	pause := max(now.Sub(r.shared.SuspectAt), r.settings.Suspicion/2)
-	pause = time.Duration((1 + r.roll()) / 2 * float64(min(pause, r.settings.Window/windowBuckets)))
+	pause = time.Duration((1 + r.roll()) / 2 * float64(min(pause, r.settings.limits.width())))
 	if last := r.shared.OpensAt.Add(-time.Duration(r.roll() * float64(r.settings.Suspicion))); last.After(now) && last.Before(now.Add(pause)) {
 		return last
 	}
@@ -839,8 +867,9 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		earliest(o.Until)
 	}
 	earliest(r.own.rampEnds(r.settings.Ramp))
+	earliest(r.ramping(now).rampEnds(r.settings.Ramp))
 	if r.counting(now) { // for what was tallied meanwhile
-		earliest(r.own.Window.nextBucket(now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
+		earliest(r.own.Window.nextBucket(r.settings.own.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
 		earliest(r.countsUntil)
 	}
 	if r.shared.suspect() { // also while the storage is away: calls from then on belong to another generation
@@ -848,7 +877,6 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	}
 	if r.attached() {
 		due(r.shared.at(now))
-		earliest(r.shared.rampEnds(r.settings.Ramp))
 		if !r.out.under {
 			earliest(r.out.hold)
 			earliest(r.out.mendAt)

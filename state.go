@@ -218,16 +218,20 @@ func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 
 // apply is Apply in place.
 func (r *Record) apply(c *Change, now time.Time) Verdict {
-	t := terms{&c.Limits, c.By, c.Cause, c.OpenFor, c.Seen.Generation}
+	t := terms{&c.Limits, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation}
 	before := r.Generation
 	r.pass(now)
 	r.catchUp(&c.Seen, now)
-	if r.suspect() || c.Calls.Lead > 0 { // whoever brought the count to a limit may have died since
+	// What is done by hand does not judge: an operator has other settings.
+	judges := c.counts() || c.Move == nil && c.Override == nil
+	if judges && (r.suspect() || c.Calls.Lead > 0) { // whoever brought the count to a limit may have died since
 		r.judgeCount(&t, now)
 	}
 	verdict, said := VerdictRefused, false
 	step := func(v Verdict) {
-		r.judge(&t, now)
+		if judges {
+			r.judge(&t, now)
+		}
 		verdict, said = max(verdict, v), true
 	}
 	if !r.hasHeard(c) {
@@ -395,7 +399,7 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verd
 		return VerdictRefused
 	}
 	if len(counted) > 0 {
-		r.Window.add(counted, t.limits.Window/windowBuckets, now)
+		r.Window.add(counted, t.limits.width(), now)
 	}
 	before := r.level()
 	level, restarted := r.step(c, t.limits, now).to(before)
@@ -436,7 +440,7 @@ func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 		}
 		lower := 0
 		if r.timed() {
-			lower = l.FailMax - 1
+			lower = r.outweighed(l)
 		}
 		return step{add: c.Failures - suspicion.success*c.Successes, lower: lower, upper: upper}
 	}
@@ -496,7 +500,7 @@ func (r *Record) judgeBalance(t *terms, now time.Time) {
 		r.refute(r.CalmUntil)
 	case early && r.Balance >= t.limits.many():
 		r.opensAt(at, r.nextGeneration(t, now))
-	case r.Balance < t.limits.FailMax && r.timed(): // above the generation with which it would have opened
+	case r.Balance <= r.outweighed(t.limits) && r.timed(): // above the generation with which it would have opened
 		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
 	}
 	r.pass(now)
@@ -555,6 +559,16 @@ func (r *Record) timed() bool {
 	return !r.OpensAt.After(r.CalmUntil.Add(coarse)) && r.OpensAt.Before(r.DueAt)
 }
 
+// outweighed is the balance at which the successes have outweighed the failures
+// since the suspicion began. That was at somebody's FailMax, and the sender's may
+// be another, or none.
+func (r *Record) outweighed(l *Limits) int {
+	if l.FailMax == unlimited {
+		return 0
+	}
+	return min(l.FailMax, r.Failures) - 1
+}
+
 // opensEarly tells when a suspicion ends if the failures are many, and whether
 // that is earlier than it would end anyway.
 func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool) {
@@ -610,7 +624,7 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 	case s.Outcome == OutcomeFailure:
 		r.By, r.Cause = t.by, t.cause
 		grown := r.grown(t.limits, now)
-		r.open(r.nextGeneration(t, now), now.Add(max(t.limits.ResetTimeout, s.OpenFor, grown)), grown)
+		r.open(r.nextGeneration(t, now), now.Add(max(t.limits.ResetTimeout, min(s.OpenFor, maxTimeout), grown)), grown)
 	}
 	return VerdictMoved
 }
@@ -622,6 +636,9 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 	case again: // its trials go on, and as in pybreaker the successes count anew
 		r.Generation, r.Successes = r.nextGeneration(t, now), 0
 	case to == StateOpen:
+		if t.limits.MaxResetTimeout > 0 {
+			r.OpenTime = r.remembered(t.limits, now)
+		}
 		r.open(r.nextGeneration(t, now), now.Add(t.limits.ResetTimeout), 0)
 	default:
 		r.transition(to, t, now)
@@ -631,6 +648,9 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 }
 
 func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
+	if r.Override == nil && !o.holds(now) {
+		return VerdictApplied // there is nothing to clear
+	}
 	r.Generation = r.nextGeneration(t, now)
 	r.Moved, r.Override = r.Generation, nil
 	if o.holds(now) {

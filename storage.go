@@ -77,6 +77,14 @@ func (c *Change) check() error {
 			return err
 		}
 	}
+	for _, b := range c.Counted {
+		if b.Start.IsZero() || b.Calls < 1 || b.Failures < 0 || b.Failures > b.Calls || len(c.Counted) > windowBuckets {
+			return fmt.Errorf("infuse: the change has counted %.200v, which cannot be", c.Counted)
+		}
+	}
+	if o := c.Override; o != nil && (o.State > StateOpen || max(len(o.By), len(o.Reason)) > maxTextLength) {
+		return fmt.Errorf("infuse: the change has an override of the state %v, by %.40q for %.40q, which cannot be", o.State, o.By, o.Reason)
+	}
 	if c.Ask != "" {
 		return CheckSource(c.Ask)
 	}

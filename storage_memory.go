@@ -60,7 +60,14 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 	if err := change.check(); err != nil {
 		return Record{}, VerdictRefused, err
 	}
+	record, verdict, c := s.apply(circuit, change)
+	c.news.drain(func(r Record) { s.tell(c, r) })
+	return record.clone(), verdict, nil
+}
+
+func (s *MemoryStorage) apply(circuit string, change Change) (Record, Verdict, *memoryCircuit) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := s.now()
 	c := s.circuit(circuit)
 	record, verdict := c.record.Apply(change, now)
@@ -76,9 +83,7 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 		c.news.add(c.record)
 	}
 	s.tidy(circuit, c, now)
-	s.mu.Unlock()
-	c.news.drain(func(r Record) { s.tell(c, r) })
-	return record.clone(), verdict, nil
+	return record, verdict, c
 }
 
 // Watch implements Storage.

@@ -249,7 +249,7 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	case a.onlyCounts(base) && !step.reached(base.level()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
 			step.add, flag(step.restarts), step.after, step.lower, step.upper,
-			a.Limits.Window.Milliseconds()/windowBuckets, formatBuckets(nil, c.Counted))
+			a.Limits.width().Milliseconds(), formatBuckets(nil, c.Counted))
 	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
 		return false, a.run(ctx, swapScript, "v", "")
 	}
@@ -301,12 +301,18 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if !a.next.RowSince.IsZero() {
 		began = a.next.RowSince.UnixMilli()
 	}
-	field, seen := "v", a.known.version
-	if a.round >= strictRounds && (a.Move != nil || a.Override != nil) && a.known.problem == nil && a.known.record.State == StateClosed {
-		// A move is not to wait until failures pause.
-		field, seen = "g", a.generation()
-	}
 	args := []any{a.next.Generation, a.next.level(), began, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
+	field, seen := "v", a.known.version
+	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
+		// What is done by hand is not to wait until failures pause.
+		switch base := a.known.record.At(a.now); {
+		case a.Move != nil: // it forgets what was counted
+			field, seen = "g", a.generation()
+		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.OpensAt.Equal(base.OpensAt):
+			field, seen = "g", a.generation()
+			args[1], args[2], args[3] = "", "", ""
+		}
+	}
 	for _, e := range a.known.record.events(&a.next, &a.Change, a.now) {
 		args = append(args, appendEvent(nil, &e))
 	}
@@ -350,7 +356,7 @@ func (a *redisChange) backOff(ctx context.Context) error {
 }
 
 func (s *RedisStorage) read(ctx context.Context, key string) (knownRecord, error) {
-	k, err := s.run(ctx, swapScript, []string{key}, "", "", "v", "", forever, 0)
+	k, err := s.run(ctx, swapScript, []string{key}, "", "", "v", "", int64(forever), 0)
 	if err == nil {
 		s.known.put(key, k)
 	}

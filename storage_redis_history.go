@@ -63,7 +63,11 @@ func parseEvent(text string) (e Event, err error) {
 	if err := json.Unmarshal([]byte(text), &in); err != nil {
 		return e, err
 	}
-	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
+	cannotBe := in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength
+	if o := in.Override; o != nil {
+		cannotBe = cannotBe || o.State > StateOpen || max(len(o.By), len(o.Reason)) > maxTextLength || o.Left != nil && (*o.Left < 0 || *o.Left > forever)
+	}
+	if cannotBe {
 		return e, errors.New("has values that cannot be")
 	}
 	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, ByHand: in.ByHand, By: in.By, Cause: in.Cause}

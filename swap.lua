@@ -2,10 +2,13 @@
 -- Replaces a record.
 --
 -- KEYS[2]  the list of the circuit's history, where there are events
--- ARGV     7 g, 8 n, 9 b, 10 w, 11 r, 12 whether to publish (0 or 1)
+-- ARGV     7 g, 8 n (none: with b and w as it is), 9 b, 10 w, 11 r, 12 whether to publish (0 or 1)
 --          13… events for the history
 
 local g, n, b, w, r = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+if n == '' then -- what is counted stays as it is
+  n, b, w = old[4] or '0', old[5] or '0', old[6] or ''
+end
 local t = int(now)
 
 write('v', v, 'g', g, 't', t, 'n', n, 'b', b, 'w', w, 'r', r)

@@ -11,6 +11,7 @@ type view struct {
 	quiet      bool  // a success that finds the same view is no news: at most it is tallied
 	fast       bool  // both
 	tallies    bool  // it is tallied
+	held       bool  // by an override
 	tally      *striped
 	counts     *callCounts // of all calls; nil where nobody asks
 	admits     gate
@@ -40,6 +41,7 @@ const armedEarly = time.Millisecond
 func (v *view) derive(r *replica, circuit string, now time.Time) {
 	v.settings, v.own, v.shared = r.settings, r.own.Since, r.sharedSince(now)
 	held := r.override(now)
+	v.held = held != nil
 	if held != nil && held.State == StateOpen {
 		v.heldOpen(r, held, circuit)
 		return
@@ -58,7 +60,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 		v.quiet = (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
 		v.tallies = r.counting(now)
 		if r.settings.Ramp > 0 && held == nil {
-			v.onRamp(r, own, fleet, circuit, now)
+			v.onRamp(r, own, r.ramping(now), circuit, now)
 		}
 		v.plain = v.admits == admitsAll && !r.settings.hooked()
 		v.fast = v.plain && v.quiet
@@ -141,7 +143,7 @@ func (v *view) succeeded() {
 
 // same reports whether calls meet the same in both.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
+	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.held == w.held && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
 		v.settings == w.settings && v.state == w.state && v.local == w.local &&
 		v.rejection.same(w.rejection)
 }

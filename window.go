@@ -12,22 +12,29 @@ import (
 // Window is what the calls of late came to, in at most ten buckets of time. It
 // begins with a failure, and is empty where there was none for its length.
 type Window struct {
-	Width   time.Duration // of a bucket: a tenth of the longest Limits.Window among its senders
+	Width   time.Duration // a tenth of the longest Limits.Window among its senders: so much is kept ten times
 	Buckets []Bucket      // oldest first
 }
 
-// Bucket is the calls that ended within a Width from Start on.
+// Bucket is the calls that ended from Start on, for a tenth of the sender's
+// window. Where senders have windows of several lengths, the oldest has all that
+// is older than the others.
 type Bucket struct {
-	Start    time.Time // a multiple of Width on the clock of who counts
+	Start    time.Time // a multiple of a tenth of a window, on the clock of who counts
 	Calls    int       // all
 	Failures int       // of them
 }
 
 const windowBuckets = 10
 
+// width is that of a bucket of the sender's window.
+func (l *Limits) width() time.Duration {
+	return (l.Window / windowBuckets).Truncate(time.Millisecond)
+}
+
 // add adds calls by when they ended. It writes to the buckets in place.
 func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
-	if len(counted) == 0 || width == 0 {
+	if len(counted) == 0 || width < time.Millisecond {
 		return
 	}
 	w.forget(now)
@@ -39,24 +46,25 @@ func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
 		return
 	}
 	for _, c := range counted {
-		w.put(c)
+		w.put(c, width)
 	}
 	w.forget(now)
-	for len(w.Buckets) > windowBuckets { // they were narrower before
-		w.Buckets[1].add(w.Buckets[0])
-		w.drop(1)
-	}
 }
 
-// put adds the calls of one bucket to that of their time, or to a new one.
-func (w *Window) put(c Bucket) {
+// put adds the calls of one bucket to that of their time, or to a new one. What is
+// no number of calls is left out.
+func (w *Window) put(c Bucket, width time.Duration) {
+	if c.Calls < 1 || c.Failures < 0 || c.Failures > c.Calls {
+		return
+	}
 	i := len(w.Buckets)
 	for i > 0 && w.Buckets[i-1].Start.After(c.Start) {
 		i--
 	}
-	start := time.UnixMilli(c.Start.UnixMilli() / w.Width.Milliseconds() * w.Width.Milliseconds())
+	ms := width.Milliseconds()
+	start := time.UnixMilli(c.Start.UnixMilli() / ms * ms)
 	if i > 0 {
-		ends := w.Buckets[i-1].Start.Add(w.Width)
+		ends := w.Buckets[i-1].Start.Add(width)
 		if c.Start.Before(ends) {
 			w.Buckets[i-1].add(c)
 			return
@@ -66,10 +74,15 @@ func (w *Window) put(c Bucket) {
 		}
 	}
 	w.Buckets = slices.Insert(w.Buckets, i, Bucket{start, c.Calls, c.Failures})
+	if len(w.Buckets) > windowBuckets { // some senders have narrower ones
+		w.Buckets[0].add(w.Buckets[1])
+		w.Buckets = slices.Delete(w.Buckets, 1, 2)
+	}
 }
 
 func (b *Bucket) add(c Bucket) {
-	b.Calls, b.Failures = min(b.Calls+c.Calls, unlimited), min(b.Failures+c.Failures, unlimited)
+	sum := func(a, b int) int { return int(min(int64(a)+int64(b), unlimited)) }
+	b.Calls, b.Failures = sum(b.Calls, c.Calls), sum(b.Failures, c.Failures)
 }
 
 // failed returns how many of the calls have failed.
@@ -95,6 +108,18 @@ func (w *Window) forget(now time.Time) {
 	if failed(w.Buckets) == 0 {
 		w.Buckets, w.Width = w.Buckets[:0], 0
 	}
+}
+
+// middles returns the buckets for somebody with other buckets: each at the middle
+// of its time, or now where that is earlier.
+func (w *Window) middles(now time.Time) []Bucket {
+	for i := range w.Buckets {
+		b := &w.Buckets[i]
+		if b.Start = b.Start.Add(w.Width / 2); b.Start.After(now) {
+			b.Start = now
+		}
+	}
+	return w.Buckets
 }
 
 // prune drops the buckets that began a window ago, and those of a clock that was
@@ -135,13 +160,13 @@ func (w *Window) failing(length time.Duration, now time.Time) bool {
 	return slices.ContainsFunc(w.last(length, now), func(b Bucket) bool { return b.Failures > 0 })
 }
 
-// nextBucket is when the calls of now on belong to another bucket.
-func (w *Window) nextBucket(now time.Time) time.Time {
+// nextBucket is when the calls of now on belong to another bucket of that width.
+func (w *Window) nextBucket(width time.Duration, now time.Time) time.Time {
 	if len(w.Buckets) == 0 {
 		return time.Time{}
 	}
 	start := w.Buckets[len(w.Buckets)-1].Start
-	return start.Add((max(0, now.Sub(start))/w.Width + 1) * w.Width)
+	return start.Add((max(0, now.Sub(start))/width + 1) * width)
 }
 
 // rate is what a window says under certain limits.
@@ -155,16 +180,16 @@ func (w *Window) rate(l *Limits, now time.Time) (r rate) {
 	if l.FailureRate == 0 || len(w.Buckets) == 0 {
 		return r
 	}
-	calls, failures := 0, 0
+	var calls, failures int64
 	for _, b := range w.last(l.Window, now) {
 		if calls == 0 {
 			r.lasting = now.Sub(b.Start)
 		}
-		calls, failures = calls+b.Calls, failures+b.Failures
+		calls, failures = calls+int64(b.Calls), failures+int64(b.Failures)
 	}
 	// A quotient, because that of whole numbers is exactly the one that a
 	// literal such as 0.55 stands for.
-	r.over = calls >= l.MinCalls && float64(failures)/float64(calls) >= l.FailureRate
+	r.over = calls > 0 && calls >= int64(l.MinCalls) && float64(failures)/float64(calls) >= l.FailureRate
 	many := float64(suspicion.early) * float64(l.MinCalls)
 	r.far = r.over && float64(calls) >= many && float64(failures)-l.FailureRate*float64(calls) >= (1-l.FailureRate)*many
 	return r

@@ -88,7 +88,7 @@ func TestAWindowIsAListOfCallsToATenth(t *testing.T) {
 			if fail {
 				outcome = OutcomeFailure
 			}
-			w.add([]Bucket{one(outcome, 1, now)}, l.Window/windowBuckets, now)
+			w.add([]Bucket{one(outcome, 1, now)}, l.width(), now)
 			calls, failures := 0, 0
 			for _, b := range w.last(l.Window, now) {
 				calls, failures = calls+b.Calls, failures+b.Failures
@@ -138,7 +138,7 @@ func TestWindowsOfSeveralLengthsShareBuckets(t *testing.T) {
 		require.Equal(t, total, calls, "at %d ms", ms)
 		require.LessOrEqual(t, len(r.Window.Buckets), windowBuckets)
 	}
-	require.Equal(t, time.Second, r.Window.Width)
+	require.Equal(t, time.Second, r.Window.Width, "so much is kept ten times")
 	calls := 0
 	for _, b := range r.Window.last(short.Window, after(9000)) {
 		calls += b.Calls

@@ -1,0 +1,144 @@
+// Service is all of it together: a service that quotes prices asks two others, and
+// both may fall ill. go run . settings.json
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/ops"
+	"github.com/infuse-go/infuse/prominfuse"
+)
+
+func main() {
+	if err := run(os.Args[len(os.Args)-1]); err != nil {
+		slog.Error("the service ends", "error", err)
+		os.Exit(1)
+	}
+}
+
+func run(path string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	settings := &settings{path: path}
+	if err := settings.reload(nil); err != nil {
+		return err
+	}
+	// What is made first stops last: breakers, storage, client.
+	client := redis.NewClient(&redis.Options{Addr: settings.file().Redis})
+	defer client.Close()
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: "quotes-example:"})
+	defer storage.Close()
+	settings.storage = storage
+	breakers, err := infuse.NewGroupFunc(settings.of)
+	if err != nil {
+		return err
+	}
+	defer breakers.Stop()
+
+	base := http.DefaultTransport.(*http.Transport).Clone()
+	base.ResponseHeaderTimeout = 500 * time.Millisecond // of each try
+	q := &quotes{http: newClient(base, breakers), inventory: settings.file().Inventory, prices: settings.file().Prices}
+	server := &http.Server{Addr: settings.file().Listen, Handler: routes(q, breakers, storage), ReadHeaderTimeout: 5 * time.Second}
+	failed, hangUp := make(chan error, 1), make(chan os.Signal, 1)
+	signal.Notify(hangUp, syscall.SIGHUP)
+	go func() { failed <- server.ListenAndServe() }()
+	for {
+		select {
+		case err := <-failed:
+			return err
+		case <-hangUp:
+			if err := settings.reload(breakers); err != nil {
+				slog.Error("some settings are as they were", "error", err)
+			}
+		case <-ctx.Done(): // requests under way may use the breakers until they have ended
+			draining, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			return server.Shutdown(draining)
+		}
+	}
+}
+
+// newClient retries outside of the breaker, so that each try counts. A rejection
+// is not tried again.
+func newClient(base http.RoundTripper, breakers *infuse.Group) *http.Client {
+	client := retryablehttp.NewClient()
+	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}}
+	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax, client.Logger = 2, 20*time.Millisecond, 200*time.Millisecond, nil
+	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
+		if err != nil && !infuse.Retryable(err) {
+			return false, err
+		}
+		return retryablehttp.DefaultRetryPolicy(ctx, response, err)
+	}
+	return client.StandardClient()
+}
+
+func routes(q *quotes, breakers *infuse.Group, storage infuse.Storage) http.Handler {
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(prominfuse.NewCollector(breakers))
+	mux := http.NewServeMux()
+	mux.Handle("GET /quote/{item}", infuse.Handler(q.serve, nil)) // a rejection is a 503 with a Retry-After
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("/circuits/", ops.Handler(ops.Options{Group: breakers, Storage: storage})) // without Authorize: to look at
+	return mux
+}
+
+// quotes tell what an item costs, if there is any. Without the inventory there is
+// no answer, and without the prices there is the last that was known.
+type quotes struct {
+	http              *http.Client
+	inventory, prices string
+	known             sync.Map
+}
+
+func (q *quotes) serve(w http.ResponseWriter, r *http.Request) error {
+	item := r.PathValue("item")
+	stock, err := q.ask(r.Context(), q.inventory, item)
+	if err != nil {
+		return err
+	}
+	price, err := q.ask(r.Context(), q.prices, item)
+	if old, ok := q.known.Load(item); err != nil && ok {
+		slog.Info("an old price", "item", item, "error", err)
+		price, err = old.(float64), nil
+	} else if err == nil {
+		q.known.Store(item, price)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%v of %s, at %v\n", stock, item, price)
+	return err
+}
+
+func (q *quotes) ask(ctx context.Context, service, item string) (n float64, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, service+"/"+item, nil)
+	if err != nil {
+		return 0, err
+	}
+	response, err := q.http.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return 0, errors.New(response.Status)
+	}
+	return n, json.NewDecoder(http.MaxBytesReader(nil, response.Body, 1<<20)).Decode(&n)
+}

@@ -21,6 +21,7 @@ func TestTransitionsKeepNoBreakerAlive(t *testing.T) {
 		b, err := group.Breaker(name)
 		require.NoError(t, err)
 		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.Move(t.Context(), infuse.StateClosed)) // no timer holds it
 	}
 	require.Eventually(t, func() bool {
 		runtime.GC()

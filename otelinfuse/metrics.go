@@ -52,8 +52,8 @@ func WithAttributes(attributes ...attribute.KeyValue) Option {
 }
 
 // WithMaxCircuits bounds how many circuits are shown: 400 if it is not used, or
-// if n is not positive. Where there are more, those that are not closed come
-// first, then those with failures, and then the order is that of their names;
+// if n is not positive. Where there are more, those that are held or not closed
+// come first, then those with failures, and then the order is that of the names;
 // infuse.circuit.count still counts all. An SDK has a bound of its own, in data
 // points: what is beyond that it adds up, so that no name is left.
 func WithMaxCircuits(n int) Option {

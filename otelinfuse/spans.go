@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -70,10 +71,10 @@ func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 		LocalKey.Bool(rejected.Local),
 	}
 	if rejected.By != "" {
-		all = append(all, RejectedByKey.String(rejected.By))
+		all = append(all, RejectedByKey.String(text(rejected.By)))
 	}
 	if rejected.Reason != "" {
-		all = append(all, RejectedReasonKey.String(rejected.Reason))
+		all = append(all, RejectedReasonKey.String(text(rejected.Reason)))
 	}
 	if !rejected.DueAt.IsZero() {
 		all = append(all, RejectedDueKey.String(rejected.DueAt.UTC().Format(time.RFC3339Nano)))
@@ -89,3 +90,7 @@ func nameOf(circuit string) string {
 	}
 	return strconv.Quote(circuit)
 }
+
+// text returns what an exporter can send: one string that is no UTF-8 costs a
+// whole batch.
+func text(s string) string { return strings.ToValidUTF8(s, "?") }

@@ -92,5 +92,7 @@ func nameOf(circuit string) string {
 }
 
 // text returns what an exporter can send: one string that is no UTF-8 costs a
-// whole batch.
-func text(s string) string { return strings.ToValidUTF8(s, "?") }
+// whole batch. What comes from a record was written by another.
+func text(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
+
+const maxText = 200

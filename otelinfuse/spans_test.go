@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,7 +86,7 @@ func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 func TestRejected(t *testing.T) {
 	recorder, provider := newTracer()
 	tracer := provider.Tracer("test")
-	rejected := &infuse.OpenError{Circuit: "prices\xff", State: infuse.StateHalfOpen, Local: true, By: "\xff"}
+	rejected := &infuse.OpenError{Circuit: "prices\xff", State: infuse.StateHalfOpen, Local: true, By: "\xff", Reason: strings.Repeat("ä", 1000)}
 	for _, err := range []error{rejected, fmt.Errorf("stock: %w", rejected), errors.New("sick"), nil} {
 		ctx, span := tracer.Start(t.Context(), "call")
 		require.Equal(t, errors.Is(err, infuse.ErrOpen), otelinfuse.Rejected(ctx, err))
@@ -95,7 +96,7 @@ func TestRejected(t *testing.T) {
 	for _, span := range spans[:2] {
 		require.Equal(t, map[attribute.Key]string{
 			otelinfuse.OutcomeKey: "rejected", otelinfuse.NameKey: `"prices\xff"`, otelinfuse.StateKey: "half_open",
-			otelinfuse.LocalKey: "true", otelinfuse.RejectedByKey: "?",
+			otelinfuse.LocalKey: "true", otelinfuse.RejectedByKey: "?", otelinfuse.RejectedReasonKey: strings.Repeat("ä", 100),
 		}, attributesOf(span))
 		require.Equal(t, codes.Unset, span.Status().Code)
 	}

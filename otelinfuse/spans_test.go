@@ -29,7 +29,7 @@ func newTracer() (*tracetest.SpanRecorder, *trace.TracerProvider) {
 func attributesOf(span trace.ReadOnlySpan) map[attribute.Key]string {
 	all := make(map[attribute.Key]string)
 	for _, a := range span.Attributes() {
-		all[a.Key] = a.Value.Emit()
+		all[a.Key] = a.Value.String()
 	}
 	return all
 }

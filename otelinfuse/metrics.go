@@ -71,11 +71,12 @@ const defaultMaxCircuits = 400
 // Register shows the circuits until unregister is called. They are read at each
 // collection: a circuit that a Group has evicted has no metrics any more.
 // Collecting does no I/O. The error is that of the MeterProvider, or of a nil
-// source.
+// source; a nil *infuse.Group panics.
 func Register(source Source, options ...Option) (unregister func() error, err error) {
 	if source == nil {
 		return nil, errors.New("otelinfuse: Register: the source is nil")
 	}
+	source.All() // a nil Group is to panic here, and not at a collection
 	m := &metrics{source: source, most: defaultMaxCircuits}
 	for _, option := range options {
 		option(m)
@@ -189,6 +190,9 @@ type circuit struct {
 func (m *metrics) circuits() (all []circuit) {
 	seen := make(map[string]bool)
 	for b := range m.source.All() {
+		if b == nil {
+			continue
+		}
 		if name := nameOf(b.Name()); !seen[name] {
 			seen[name] = true
 			all = append(all, circuit{b, name, b.Stats()})

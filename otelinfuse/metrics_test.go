@@ -193,10 +193,12 @@ func TestManyCircuits(t *testing.T) {
 
 func TestNamesAreUntrusted(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
-	for _, name := range []string{"a\xff", "a\xfe", "a\n\"b", strings.Repeat("\xff", infuse.MaxNameLength)} {
+	for _, name := range []string{"a\xff", "a\xfe", `"a\xff"`, "a\n\"b", strings.Repeat("\xff", infuse.MaxNameLength)} {
 		breakerOf(t, group, name)
 	}
-	for name := range values(t, start(t, group)) {
+	got := values(t, start(t, group))
+	require.Len(t, got, 1+5*(5+3))
+	for name := range got {
 		require.True(t, strings.ToValidUTF8(name, "") == name)
 		require.Less(t, len(name), 6*infuse.MaxNameLength, "with what the encoder escapes")
 	}
@@ -226,6 +228,7 @@ func TestBreakers(t *testing.T) {
 		t.Cleanup(b.Stop)
 		all = append(all, b)
 	}
+	all = append(all, nil)
 	trip(t, all[0])
 	got := values(t, start(t, all))
 	require.Equal(t, 2.0, got["infuse.circuit.count{}"])
@@ -259,6 +262,7 @@ func (brokenProvider) Meter(string, ...metric.MeterOption) metric.Meter { return
 func TestErrorsOfRegister(t *testing.T) {
 	_, err := otelinfuse.Register(nil)
 	require.ErrorContains(t, err, "source is nil")
+	require.Panics(t, func() { _, _ = otelinfuse.Register((*infuse.Group)(nil)) })
 	_, err = otelinfuse.Register(newGroup(t, infuse.Config{}), otelinfuse.WithMeterProvider(brokenProvider{}))
 	require.ErrorIs(t, err, errBroken)
 }

@@ -83,9 +83,9 @@ func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 }
 
 // nameOf returns a circuit's name as an attribute may have it. What is no UTF-8
-// is quoted, so that two names do not become one.
+// is quoted, and so is what looks quoted: no two names become one.
 func nameOf(circuit string) string {
-	if utf8.ValidString(circuit) {
+	if utf8.ValidString(circuit) && !strings.HasPrefix(circuit, `"`) {
 		return circuit
 	}
 	return strconv.Quote(circuit)

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,8 +43,9 @@ type Collector struct {
 
 // NewCollector returns a Collector of these circuits. Register it once. Two
 // that share a registry need a label that tells them apart: see
-// prometheus.WrapRegistererWith.
+// prometheus.WrapRegistererWith. It panics if the source is nil.
 func NewCollector(source Source, options ...Option) *Collector {
+	source.All() // a nil Group is to panic here, and not at a scrape
 	c := &Collector{source: source}
 	for _, option := range options {
 		option(c)
@@ -84,6 +86,9 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	seen := make(map[string]bool)
 	for b := range c.source.All() {
+		if b == nil {
+			continue
+		}
 		// A metric that comes twice fails the whole scrape.
 		if circuit := label(b.Name()); !seen[circuit] {
 			seen[circuit] = true
@@ -143,9 +148,9 @@ func one(is bool) float64 {
 }
 
 // label returns a circuit's name as a label may have it. What is no UTF-8 is
-// quoted, so that two names do not become one.
+// quoted, and so is what looks quoted: no two names become one.
 func label(circuit string) string {
-	if utf8.ValidString(circuit) {
+	if utf8.ValidString(circuit) && !strings.HasPrefix(circuit, `"`) {
 		return circuit
 	}
 	return strconv.Quote(circuit)

@@ -143,7 +143,7 @@ func TestNamesAreUntrusted(t *testing.T) {
 			}
 		}
 	}
-	require.Len(t, seen, len(names)-1, "one is called as another is quoted")
+	require.Len(t, seen, len(names), "also where one is called as another is quoted")
 	require.Contains(t, seen, `"a\xfe"`)
 }
 
@@ -156,10 +156,17 @@ func TestBreakers(t *testing.T) {
 		t.Cleanup(b.Stop)
 		all = append(all, b)
 	}
+	all = append(all, nil)
 	trip(t, all[0])
 	c := prominfuse.NewCollector(all)
 	require.Equal(t, 2, testutil.CollectAndCount(c, "infuse_circuit_overridden"))
 	require.Equal(t, 5.0, value(t, c, "infuse_circuit_consecutive_failures", "prices"))
+}
+
+// A panic in a scrape would end the process.
+func TestNilIsFoundEarly(t *testing.T) {
+	require.Panics(t, func() { prominfuse.NewCollector(nil) })
+	require.Panics(t, func() { prominfuse.NewCollector((*infuse.Group)(nil)) })
 }
 
 func TestScrapesAndCallsAtOnce(t *testing.T) {

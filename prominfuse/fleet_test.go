@@ -48,19 +48,22 @@ type sample struct {
 }
 
 // scrapeFleet runs a fleet, and scrapes it. For the processes a and b, the
-// circuit sick is open and held is held open. The process c has no storage, and
-// its circuit alone is open. The circuit healthy is called by all.
+// circuit sick is open and held is held open. The processes c, d and e have lost
+// their storage, and the circuit alone of each is open. All call healthy.
 func scrapeFleet(t *testing.T) []sample {
 	shared := infuse.NewMemoryStorage()
-	fleet := map[string]process{"a": startProcess(t, shared), "b": startProcess(t, shared), "c": startProcess(t, nowhere(t))}
+	fleet := map[string]process{"a": startProcess(t, shared), "b": startProcess(t, shared)}
+	for _, name := range []string{"c", "d", "e"} {
+		fleet[name] = startProcess(t, nowhere(t))
+		trip(t, breakerOf(t, fleet[name].group, "alone"))
+	}
 	for _, p := range fleet {
 		require.NoError(t, breakerOf(t, p.group, "healthy").Call(t.Context(), succeeds))
 	}
-	a, b, c := fleet["a"].group, fleet["b"].group, fleet["c"].group
+	a, b := fleet["a"].group, fleet["b"].group
 	breakerOf(t, b, "sick")
 	breakerOf(t, b, "held")
 	trip(t, breakerOf(t, a, "sick"))
-	trip(t, breakerOf(t, c, "alone"))
 	require.NoError(t, breakerOf(t, a, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "moving house"}))
 	require.Eventually(t, func() bool {
 		sick, mine, held := breakerOf(t, b, "sick").Stats(), breakerOf(t, a, "sick").Stats(), breakerOf(t, b, "held").Stats()

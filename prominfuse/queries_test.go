@@ -218,6 +218,7 @@ func firing() any {
 	var samples []any
 	for _, labels := range []string{
 		`{alertname="InfuseCircuitOpen", circuit="sick"}`,
+		`{alertname="InfuseCircuitOpenInManyProcesses", circuit="alone"}`,
 		`{alertname="InfuseOverrideHeld", circuit="held"}`,
 		`{alertname="InfuseRejectedShareHigh", circuit="held"}`,
 		`{alertname="InfuseRejectedShareHigh", circuit="sick"}`,

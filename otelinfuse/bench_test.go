@@ -1,0 +1,105 @@
+package otelinfuse_test
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/otelinfuse"
+)
+
+func logListener() *infuse.Listener {
+	return infuse.LogListener(slog.New(slog.NewTextHandler(io.Discard, nil)))
+}
+
+// BenchmarkCall is a call in a closed circuit.
+func BenchmarkCall(b *testing.B) {
+	b.Run("bare", func(b *testing.B) { benchmarkCall(b, infuse.Config{}, nil) })
+	b.Run("CountCalls", func(b *testing.B) { benchmarkCall(b, infuse.Config{CountCalls: true}, nil) })
+	b.Run("LogListener", func(b *testing.B) {
+		benchmarkCall(b, infuse.Config{Listeners: []*infuse.Listener{logListener()}}, nil)
+	})
+	counted := new(otelinfuse.Transitions)
+	cfg := infuse.Config{CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}}
+	b.Run("registered", func(b *testing.B) {
+		benchmarkCall(b, cfg, func(group *infuse.Group) (stop func()) {
+			start(b, group, otelinfuse.WithTransitions(counted))
+			return func() {}
+		})
+	})
+	b.Run("collected every 100 ms", func(b *testing.B) {
+		benchmarkCall(b, cfg, func(group *infuse.Group) (stop func()) {
+			reader := start(b, group, otelinfuse.WithTransitions(counted))
+			return every(100*time.Millisecond, func() { _ = reader.Collect(b.Context(), new(metricdata.ResourceMetrics)) })
+		})
+	})
+}
+
+func benchmarkCall(b *testing.B, cfg infuse.Config, watch func(*infuse.Group) (stop func())) {
+	group := newGroup(b, cfg)
+	breaker := breakerOf(b, group, "prices")
+	if watch != nil {
+		defer watch(group)()
+	}
+	ctx := b.Context()
+	b.ReportAllocs()
+	ran := uint64(0)
+	for b.Loop() {
+		if err := breaker.Call(ctx, succeeds); err != nil {
+			b.Fatal(err)
+		}
+		ran++
+	}
+	if cfg.CountCalls {
+		require.Equal(b, ran, breaker.Stats().Calls.Success)
+	}
+}
+
+// every calls fn until stop is called, and then no more.
+func every(interval time.Duration, fn func()) (stop func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				fn()
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+	}
+}
+
+// BenchmarkCollect is what a collection costs, but for its export.
+func BenchmarkCollect(b *testing.B) {
+	for _, n := range []int{1, 100, 400} {
+		b.Run(fmt.Sprintf("%d circuits", n), func(b *testing.B) {
+			counted := new(otelinfuse.Transitions)
+			group := newGroup(b, infuse.Config{CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
+			for i := range n {
+				require.NoError(b, breakerOf(b, group, fmt.Sprint(i)).Call(b.Context(), succeeds))
+			}
+			reader := start(b, group, otelinfuse.WithTransitions(counted))
+			var data metricdata.ResourceMetrics
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := reader.Collect(b.Context(), &data); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

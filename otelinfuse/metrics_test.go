@@ -1,0 +1,293 @@
+package otelinfuse_test
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
+	sdk "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/otelinfuse"
+)
+
+// start registers the source with an SDK of its own.
+func start(tb testing.TB, source otelinfuse.Source, options ...otelinfuse.Option) *sdk.ManualReader {
+	tb.Helper()
+	reader := sdk.NewManualReader()
+	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
+	unregister, err := otelinfuse.Register(source, append(options, otelinfuse.WithMeterProvider(provider))...)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, unregister()) })
+	return reader
+}
+
+func collect(tb testing.TB, reader *sdk.ManualReader) (all []metricdata.Metrics) {
+	tb.Helper()
+	var data metricdata.ResourceMetrics
+	require.NoError(tb, reader.Collect(tb.Context(), &data))
+	for _, scope := range data.ScopeMetrics {
+		require.Equal(tb, otelinfuse.ScopeName, scope.Scope.Name)
+		all = append(all, scope.Metrics...)
+	}
+	return all
+}
+
+// values returns each data point's value by "metric{attributes}".
+func values(tb testing.TB, reader *sdk.ManualReader) map[string]float64 {
+	tb.Helper()
+	all := make(map[string]float64)
+	for _, m := range collect(tb, reader) {
+		switch data := m.Data.(type) {
+		case metricdata.Sum[int64]:
+			put(all, m.Name, data.DataPoints)
+		case metricdata.Gauge[int64]:
+			put(all, m.Name, data.DataPoints)
+		case metricdata.Gauge[float64]:
+			put(all, m.Name, data.DataPoints)
+		default:
+			tb.Fatalf("%s is a %T", m.Name, data)
+		}
+	}
+	return all
+}
+
+func put[N int64 | float64](all map[string]float64, name string, points []metricdata.DataPoint[N]) {
+	for _, p := range points {
+		all[name+"{"+p.Attributes.Encoded(attribute.DefaultEncoder())+"}"] = float64(p.Value)
+	}
+}
+
+func TestRegister(t *testing.T) {
+	counted := new(otelinfuse.Transitions)
+	group := newGroup(t, infuse.Config{FailMax: 2, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
+	b := breakerOf(t, group, "prices")
+	for range 3 {
+		require.NoError(t, b.Call(t.Context(), succeeds))
+	}
+	trip(t, b)
+	require.ErrorIs(t, b.Call(t.Context(), succeeds), infuse.ErrOpen)
+
+	got := values(t, start(t, group, otelinfuse.WithTransitions(counted)))
+	const age = "infuse.circuit.time_in_state{infuse.circuit.name=prices}"
+	require.InDelta(t, 0, got[age], 10)
+	require.Positive(t, got[age])
+	delete(got, age)
+	require.Equal(t, map[string]float64{
+		"infuse.circuit.count{}": 1,
+		"infuse.circuit.calls{infuse.call.outcome=success,infuse.circuit.name=prices}":          3,
+		"infuse.circuit.calls{infuse.call.outcome=failure,infuse.circuit.name=prices}":          2,
+		"infuse.circuit.calls{infuse.call.outcome=ignored,infuse.circuit.name=prices}":          0,
+		"infuse.circuit.calls{infuse.call.outcome=rejected,infuse.circuit.name=prices}":         1,
+		"infuse.circuit.consecutive_failures{infuse.circuit.name=prices}":                       2,
+		"infuse.circuit.local{infuse.circuit.name=prices}":                                      0,
+		"infuse.circuit.overridden{infuse.circuit.name=prices}":                                 0,
+		"infuse.circuit.storage_away{infuse.circuit.name=prices}":                               0,
+		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=closed}":          0,
+		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=half_open}":       0,
+		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=open}":            1,
+		"infuse.circuit.transitions{infuse.circuit.name=prices,infuse.circuit.state=closed}":    0,
+		"infuse.circuit.transitions{infuse.circuit.name=prices,infuse.circuit.state=half_open}": 0,
+		"infuse.circuit.transitions{infuse.circuit.name=prices,infuse.circuit.state=open}":      1,
+	}, got)
+}
+
+// Names, units and kinds follow OpenTelemetry's rules for naming.
+func TestInstruments(t *testing.T) {
+	group := newGroup(t, infuse.Config{CountCalls: true})
+	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
+	all := collect(t, start(t, group, otelinfuse.WithTransitions(new(otelinfuse.Transitions))))
+	require.Len(t, all, 9)
+	for _, m := range all {
+		require.Regexp(t, regexp.MustCompile(`^infuse\.circuit\.[a-z]+(_[a-z]+)*$`), m.Name)
+		require.NotRegexp(t, `_total$`, m.Name)
+		require.Regexp(t, `^(s|\{[a-z]+\})$`, m.Unit, m.Name)
+		require.NotEmpty(t, m.Description, m.Name)
+		if sum, is := m.Data.(metricdata.Sum[int64]); is {
+			require.Equal(t, strings.HasSuffix(m.Name, "s") && m.Unit != "{circuit}", sum.IsMonotonic, m.Name)
+		}
+	}
+}
+
+func TestOverrideAndStorageAway(t *testing.T) {
+	group := newGroup(t, infuse.Config{Storage: nowhere(t), FailMax: 2})
+	b := breakerOf(t, group, "prices")
+	reader := start(t, group)
+	require.Eventually(t, func() bool { return b.Stats().Away != nil }, 10*time.Second, time.Millisecond)
+	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.storage_away{infuse.circuit.name=prices}"])
+	trip(t, b)
+	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.local{infuse.circuit.name=prices}"])
+	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann"}))
+	got := values(t, reader)
+	require.Equal(t, 1.0, got["infuse.circuit.overridden{infuse.circuit.name=prices}"])
+	require.Zero(t, got["infuse.circuit.local{infuse.circuit.name=prices}"])
+}
+
+func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
+	counted := new(otelinfuse.Transitions)
+	group := newGroup(t, infuse.Config{MaxCircuits: 2, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
+	reader := start(t, group, otelinfuse.WithTransitions(counted))
+	for i := range 50 {
+		b := breakerOf(t, group, fmt.Sprintf("service-%d", i))
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+		require.LessOrEqual(t, len(values(t, reader)), 1+2*(5+3+4+3))
+	}
+	got := values(t, reader)
+	require.Len(t, got, 1+2*(5+3+4+3))
+	require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name=service-49}")
+}
+
+func TestNothingIsSaidAfterUnregister(t *testing.T) {
+	reader := sdk.NewManualReader()
+	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
+	group := newGroup(t, infuse.Config{})
+	breakerOf(t, group, "prices")
+	unregister, err := otelinfuse.Register(group, otelinfuse.WithMeterProvider(provider))
+	require.NoError(t, err)
+	require.NotEmpty(t, values(t, reader))
+	require.NoError(t, unregister())
+	require.Empty(t, values(t, reader))
+}
+
+// With CountCalls off nobody knows how many calls there were.
+func TestNothingIsSaidOfCallsThatAreNotCounted(t *testing.T) {
+	group := newGroup(t, infuse.Config{})
+	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
+	for name := range values(t, start(t, group)) {
+		require.NotContains(t, name, "infuse.circuit.calls")
+	}
+}
+
+// By default the SDK's bound is never met: beyond it a point has no name.
+func TestManyCircuits(t *testing.T) {
+	group := newGroup(t, infuse.Config{CountCalls: true})
+	for i := range 1000 {
+		require.NoError(t, breakerOf(t, group, fmt.Sprintf("%03d", i)).Call(t.Context(), succeeds))
+	}
+	trip(t, breakerOf(t, group, "998"))
+	_ = breakerOf(t, group, "997").Call(t.Context(), fails)
+	got := values(t, start(t, group))
+	require.Len(t, got, 1+400*(5+3+4))
+	require.Equal(t, 1000.0, got["infuse.circuit.count{}"])
+	for _, name := range []string{"998", "997", "000", "397"} {
+		require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name="+name+"}")
+	}
+	require.NotContains(t, got, "infuse.circuit.local{infuse.circuit.name=398}")
+
+	got = values(t, start(t, group, otelinfuse.WithMaxCircuits(1)))
+	require.Len(t, got, 1+(5+3+4))
+	require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name=998}")
+}
+
+func TestNamesAreUntrusted(t *testing.T) {
+	group := newGroup(t, infuse.Config{})
+	for _, name := range []string{"a\xff", "a\xfe", `"a\xff"`, "a\n\"b", strings.Repeat("\xff", infuse.MaxNameLength)} {
+		breakerOf(t, group, name)
+	}
+	got := values(t, start(t, group))
+	require.Len(t, got, 1+5*(5+3))
+	for name := range got {
+		require.True(t, strings.ToValidUTF8(name, "") == name)
+		require.Less(t, len(name), 6*infuse.MaxNameLength, "with what the encoder escapes")
+	}
+}
+
+// Two groups may have circuits of one name.
+func TestAttributesTellGroupsApart(t *testing.T) {
+	reader := sdk.NewManualReader()
+	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
+	for _, client := range []string{"web", "batch"} {
+		group := newGroup(t, infuse.Config{})
+		breakerOf(t, group, "prices")
+		unregister, err := otelinfuse.Register(group, otelinfuse.WithMeterProvider(provider),
+			otelinfuse.WithAttributes(attribute.String("client", client)))
+		require.NoError(t, err)
+		defer func() { require.NoError(t, unregister()) }()
+	}
+	require.Len(t, values(t, reader), 2*(1+5+3))
+}
+
+// Two breakers of one name are one circuit: the first is shown.
+func TestBreakers(t *testing.T) {
+	var all otelinfuse.Breakers
+	for _, name := range []string{"prices", "stock", "prices"} {
+		b, err := infuse.New(name, infuse.Config{})
+		require.NoError(t, err)
+		t.Cleanup(b.Stop)
+		all = append(all, b)
+	}
+	all = append(all, nil)
+	trip(t, all[0])
+	got := values(t, start(t, all))
+	require.Equal(t, 2.0, got["infuse.circuit.count{}"])
+	require.Equal(t, 5.0, got["infuse.circuit.consecutive_failures{infuse.circuit.name=prices}"])
+}
+
+func TestTheGlobalProviderIsTheDefault(t *testing.T) {
+	reader := sdk.NewManualReader()
+	before := otel.GetMeterProvider()
+	otel.SetMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader)))
+	defer otel.SetMeterProvider(before)
+	unregister, err := otelinfuse.Register(newGroup(t, infuse.Config{}))
+	require.NoError(t, err)
+	require.Contains(t, values(t, reader), "infuse.circuit.count{}")
+	require.NoError(t, unregister())
+}
+
+// brokenMeter makes no gauge.
+type brokenMeter struct{ noop.Meter }
+
+var errBroken = errors.New("broken")
+
+func (brokenMeter) Float64ObservableGauge(string, ...metric.Float64ObservableGaugeOption) (metric.Float64ObservableGauge, error) {
+	return nil, errBroken
+}
+
+type brokenProvider struct{ noop.MeterProvider }
+
+func (brokenProvider) Meter(string, ...metric.MeterOption) metric.Meter { return brokenMeter{} }
+
+func TestErrorsOfRegister(t *testing.T) {
+	_, err := otelinfuse.Register(nil)
+	require.ErrorContains(t, err, "source is nil")
+	require.Panics(t, func() { _, _ = otelinfuse.Register((*infuse.Group)(nil)) })
+	_, err = otelinfuse.Register(newGroup(t, infuse.Config{}), otelinfuse.WithMeterProvider(brokenProvider{}))
+	require.ErrorIs(t, err, errBroken)
+}
+
+func TestCollectionsAndCallsAtOnce(t *testing.T) {
+	counted := new(otelinfuse.Transitions)
+	group := newGroup(t, infuse.Config{MaxCircuits: 3, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
+	reader := start(t, group, otelinfuse.WithTransitions(counted))
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for i := range 200 {
+				if b, err := group.Breaker(fmt.Sprint(i % 7)); err == nil {
+					_ = b.Call(t.Context(), fails)
+				}
+			}
+		})
+		all.Go(func() {
+			for range 50 {
+				var data metricdata.ResourceMetrics
+				if err := reader.Collect(t.Context(), &data); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}

@@ -1,0 +1,108 @@
+package prominfuse_test
+
+import (
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/prominfuse"
+)
+
+// process is what one process of a fleet has.
+type process struct {
+	group *infuse.Group
+	url   string // of its /metrics
+}
+
+func startProcess(t *testing.T, storage infuse.Storage) process {
+	counted := new(prominfuse.Transitions)
+	group := newGroup(t, infuse.Config{
+		FailMax: 3, ResetTimeout: time.Hour, CountCalls: true,
+		Storage: storage, Listeners: []*infuse.Listener{counted.Listener()},
+	})
+	registry := prometheus.NewPedanticRegistry()
+	require.NoError(t, registry.Register(prominfuse.NewCollector(group, prominfuse.WithTransitions(counted))))
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	return process{group, server.URL + "/metrics"}
+}
+
+// sample is a series with its value, as Prometheus has scraped it.
+type sample struct {
+	name   string
+	labels map[string]string
+	value  float64
+}
+
+// scrapeFleet runs a fleet, and scrapes it. For the processes a and b, the
+// circuit sick is open and held is held open. The processes c, d and e have lost
+// their storage, and the circuit alone of each is open. All call healthy.
+func scrapeFleet(t *testing.T) []sample {
+	shared := infuse.NewMemoryStorage()
+	fleet := map[string]process{"a": startProcess(t, shared), "b": startProcess(t, shared)}
+	for _, name := range []string{"c", "d", "e"} {
+		fleet[name] = startProcess(t, nowhere(t))
+		trip(t, breakerOf(t, fleet[name].group, "alone"))
+	}
+	for _, p := range fleet {
+		require.NoError(t, breakerOf(t, p.group, "healthy").Call(t.Context(), succeeds))
+	}
+	a, b := fleet["a"].group, fleet["b"].group
+	breakerOf(t, b, "sick")
+	breakerOf(t, b, "held")
+	trip(t, breakerOf(t, a, "sick"))
+	require.NoError(t, breakerOf(t, a, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "moving house"}))
+	require.Eventually(t, func() bool {
+		sick, mine, held := breakerOf(t, b, "sick").Stats(), breakerOf(t, a, "sick").Stats(), breakerOf(t, b, "held").Stats()
+		return sick.State == infuse.StateOpen && !mine.Local && held.Override != nil
+	}, 10*time.Second, time.Millisecond)
+	for _, name := range []string{"sick", "held"} {
+		require.ErrorIs(t, breakerOf(t, b, name).Call(t.Context(), succeeds), infuse.ErrOpen)
+	}
+
+	var all []sample
+	for _, instance := range slices.Sorted(maps.Keys(fleet)) {
+		all = append(all, scrape(t, instance, fleet[instance].url)...)
+	}
+	return all
+}
+
+func scrape(t *testing.T, instance, url string) (all []sample) {
+	response, err := http.Get(url)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(response.Body)
+	require.NoError(t, err)
+	for name, family := range families {
+		for _, m := range family.GetMetric() {
+			s := sample{name: name, labels: map[string]string{"job": "shop", "instance": instance}, value: valueOf(m)}
+			for _, label := range m.GetLabel() {
+				s.labels[label.GetName()] = label.GetValue()
+			}
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func valueOf(m *dto.Metric) float64 {
+	if m.GetCounter() != nil {
+		return m.GetCounter().GetValue()
+	}
+	return m.GetGauge().GetValue()
+}

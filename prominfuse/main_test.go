@@ -1,0 +1,53 @@
+package prominfuse_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+)
+
+var errSick = errors.New("sick")
+
+func succeeds(context.Context) error { return nil }
+func fails(context.Context) error    { return errSick }
+
+func newGroup(tb testing.TB, cfg infuse.Config) *infuse.Group {
+	tb.Helper()
+	group, err := infuse.NewGroup(cfg)
+	require.NoError(tb, err)
+	tb.Cleanup(group.Stop)
+	return group
+}
+
+func breakerOf(tb testing.TB, group *infuse.Group, name string) *infuse.Breaker {
+	tb.Helper()
+	b, err := group.Breaker(name)
+	require.NoError(tb, err)
+	return b
+}
+
+// trip fails calls until the circuit is open.
+func trip(tb testing.TB, b *infuse.Breaker) {
+	tb.Helper()
+	require.Eventually(tb, func() bool {
+		_ = b.Call(tb.Context(), fails)
+		return b.State() == infuse.StateOpen
+	}, 10*time.Second, time.Millisecond)
+}
+
+// nowhere is a storage that is away: no server listens there.
+func nowhere(tb testing.TB) infuse.Storage {
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
+	tb.Cleanup(func() {
+		_ = storage.Close()
+		_ = client.Close()
+	})
+	return storage
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/infuse-go/infuse"
+)
+
+// watcher prints what becomes of circuits. News of one, pushed by the storage,
+// has its history read, and what was not printed yet is printed. New circuits
+// are found by listing them.
+type watcher struct {
+	*job
+	start    time.Time
+	circuits map[string]*watched // of the goroutine that runs
+
+	mu    sync.Mutex
+	news  map[string]bool // circuits whose history is to be read
+	wake  chan struct{}
+	ended bool
+}
+
+type watched struct {
+	stop    func()
+	printed []infuse.Event // the history as it was read last
+}
+
+// watch runs until ctx is done, or until nobody reads any more what it prints.
+func watch(ctx context.Context, j *job) error {
+	w := &watcher{job: j, start: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), wake: make(chan struct{}, 1)}
+	defer w.end()
+	err := w.run(ctx)
+	if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}
+
+func (w *watcher) run(ctx context.Context) error {
+	if err := w.find(ctx); err != nil { // at first, a Redis that is away is an error
+		return err
+	}
+	if len(w.args) > 0 {
+		fmt.Fprintf(w.stderr, "infuse: watching %d circuits; ^C ends it\n", len(w.circuits))
+	} else {
+		fmt.Fprintf(w.stderr, "infuse: watching all circuits, %d have a record now; ^C ends it\n", len(w.circuits))
+	}
+	var away time.Time
+	search := time.NewTimer(w.interval)
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.wake:
+			err = w.read(ctx)
+		case <-search.C:
+			began := time.Now()
+			err = w.find(ctx)
+			// A large Redis is not to be searched all the time.
+			search.Reset(max(w.interval, 10*time.Since(began)))
+		}
+		var output *outputError
+		switch {
+		case errors.As(err, &output):
+			return output.err
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && away.IsZero():
+			away = time.Now()
+			fmt.Fprintf(w.stderr, "infuse: the storage is away: %s\n", plain(err.Error()))
+		case err == nil && !away.IsZero():
+			fmt.Fprintf(w.stderr, "infuse: the storage is back after %s\n", brief(time.Since(away)))
+			away = time.Time{}
+			w.newsOfAll()
+		}
+	}
+}
+
+// outputError is one of writing to stdout.
+type outputError struct{ err error }
+
+func (e *outputError) Error() string { return e.err.Error() }
+
+// find looks for circuits to watch. Those that have no record any more are let
+// go; they are found again.
+func (w *watcher) find(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	all := w.args
+	if len(all) > 0 {
+		if _, err := w.storage.Load(ctx, all[0]); err != nil && !isBroken(err) { // is it there?
+			return err
+		}
+	} else {
+		var err error
+		if all, err = names(ctx, w.storage); err != nil {
+			return err
+		}
+	}
+	there := make(map[string]bool, len(all))
+	for _, name := range all {
+		there[name] = true
+		if w.circuits[name] == nil {
+			w.circuits[name] = &watched{stop: w.storage.Watch(name, func(r infuse.Record) { w.heard(name, r) })}
+			w.tell(name)
+		}
+	}
+	for name, c := range w.circuits {
+		if !there[name] {
+			c.stop()
+			delete(w.circuits, name)
+		}
+	}
+	return nil
+}
+
+func isBroken(err error) bool {
+	var broken *infuse.RecordError
+	return errors.As(err, &broken)
+}
+
+// heard is told of a new record. A suspect one may open by time alone, of which
+// no process tells: it is loaded again then.
+func (w *watcher) heard(name string, r infuse.Record) {
+	w.tell(name)
+	if r.State != infuse.StateClosed || r.OpensAt.IsZero() {
+		return
+	}
+	time.AfterFunc(max(0, time.Until(r.OpensAt))+20*time.Millisecond, func() {
+		w.mu.Lock()
+		ended := w.ended
+		w.mu.Unlock()
+		if ended {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), w.timeout)
+		defer cancel()
+		if r, err := w.storage.Load(ctx, name); err == nil {
+			w.heard(name, r)
+		}
+	})
+}
+
+// tell has the circuit's history read.
+func (w *watcher) tell(name string) {
+	w.mu.Lock()
+	w.news[name] = true
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watcher) newsOfAll() {
+	for name := range w.circuits {
+		w.tell(name)
+	}
+}
+
+// read reads the histories of which there is news, and prints what is new in them.
+func (w *watcher) read(ctx context.Context) error {
+	w.mu.Lock()
+	var all []string
+	for name := range w.news {
+		if w.circuits[name] != nil {
+			all = append(all, name)
+		}
+	}
+	clear(w.news)
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	histories := make([][]infuse.Event, len(all))
+	err := each(len(all), func(i int) (err error) {
+		histories[i], err = w.storage.History(ctx, all[i])
+		return err
+	})
+	if err != nil {
+		w.mu.Lock()
+		for _, name := range all { // read again when it is back
+			w.news[name] = true
+		}
+		w.mu.Unlock()
+		return err
+	}
+	var fresh []event
+	for i, name := range all {
+		c := w.circuits[name]
+		n := unprinted(histories[i], c.printed, w.start)
+		fresh = append(fresh, eventsOf(name, histories[i])[:n]...)
+		c.printed = histories[i]
+	}
+	slices.SortStableFunc(fresh, func(a, b event) int { return a.At.Compare(b.At) })
+	return w.print(fresh)
+}
+
+// unprinted returns how many of the newest events of a history are not in what
+// was printed of it, nor older than start. Their times do not tell: each read
+// translates them to this process's clock anew.
+func unprinted(history, printed []infuse.Event, start time.Time) int {
+	n := 0
+	for n < len(history) && !(len(printed) > 0 && continues(history[n:], printed)) {
+		n++
+	}
+	if n == len(history) && len(printed) > 0 { // it has nothing in common with what was printed: the storage has lost some
+		start = printed[0].At.Add(translation)
+	}
+	for n > 0 && history[n-1].At.Before(start) {
+		n--
+	}
+	return n
+}
+
+// translation is by how much the time of one event may differ between two reads.
+const translation = 2 * time.Second
+
+// continues reports whether a history begins with what was printed.
+func continues(history, printed []infuse.Event) bool {
+	for i := range min(len(history), len(printed)) {
+		a, b := &history[i], &printed[i]
+		if a.From != b.From || a.To != b.To || a.ByHand != b.ByHand || a.By != b.By || a.Cause != b.Cause ||
+			(a.Override == nil) != (b.Override == nil) || a.At.Sub(b.At).Abs() > translation {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *watcher) print(events []event) error {
+	for i := range events {
+		if err := w.printOne(&events[i]); err != nil {
+			return &outputError{err}
+		}
+	}
+	return nil
+}
+
+func (w *watcher) printOne(e *event) error {
+	if w.json {
+		return writeJSON(w.stdout, e, "")
+	}
+	what, why := e.line(time.Now())
+	_, err := fmt.Fprintf(w.stdout, "%s  %-24s  %-21s  %s\n", e.At.Local().Format(eventTime), cut(quoted(e.Circuit), 48), what, why)
+	return err
+}
+
+func (w *watcher) end() {
+	w.mu.Lock()
+	w.ended = true
+	w.mu.Unlock()
+	for _, c := range w.circuits {
+		c.stop()
+	}
+}

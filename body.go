@@ -236,7 +236,7 @@ func (b *body) end(err error) {
 	returned := false
 	defer func() {
 		if !returned && !b.afterTrial { // Classify panicked
-			e.breaker.unwound(e.request.Context(), e.admission, recover())
+			e.breaker.unwound(e.request.Context(), &e.admission, recover())
 		}
 	}()
 	r := b.verdict(e, err)

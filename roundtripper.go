@@ -233,7 +233,7 @@ func (e *exchange) run() (*http.Response, error) {
 			if response != nil && response.Body != nil { // Classify panicked
 				_ = response.Body.Close()
 			}
-			e.breaker.unwound(e.request.Context(), e.admission, recover())
+			e.breaker.unwound(e.request.Context(), &e.admission, recover())
 		}
 	}()
 	var err error
@@ -270,7 +270,7 @@ func headersResult(outcome Outcome, response *http.Response, err error) result {
 }
 
 func (e *exchange) settle(r result) {
-	e.breaker.settle(e.request.Context(), e.admission, r)
+	e.breaker.settle(e.request.Context(), &e.admission, r)
 }
 
 var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")

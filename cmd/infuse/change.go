@@ -122,7 +122,7 @@ func (j *job) change(ctx context.Context, make func(*infuse.Breaker) error, told
 		return err
 	}
 	b, err := infuse.New(name, infuse.Config{
-		Storage: j.storage, StorageTimeout: j.timeout, Instance: plain(j.by),
+		Storage: j.storage, StorageTimeout: j.timeout, Instance: oneLine(j.by),
 		// A change by hand also judges the circuit, by the limits of whoever makes
 		// it. These leave that to the fleet.
 		FailMax:      math.MaxInt32,

@@ -81,10 +81,13 @@ func heldBy(o *infuse.Override) *held {
 	return &held{o.State.String(), o.By, o.Reason, some(o.Until)}
 }
 
+// some returns a time as programs read it, or nil where there is none. What is
+// below a millisecond comes from the translation between clocks.
 func some(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
+	t = t.Round(time.Millisecond).UTC()
 	return &t
 }
 
@@ -108,8 +111,11 @@ func since(r *infuse.Record, history []infuse.Event) *time.Time {
 
 // condition is what there is to say of the state in a word or two.
 func (c *circuit) condition() string {
-	if c.Suspect {
+	switch {
+	case c.Suspect:
 		return c.State + ", suspect"
+	case !c.OnRecord:
+		return c.State + ", without a record"
 	}
 	return c.State
 }

@@ -19,12 +19,7 @@ func openRedis(o *options) (store, func(), error) {
 		return nil, nil, err
 	}
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: o.prefix})
-	var any infuse.Storage = storage
-	s, ok := any.(store)
-	if !ok {
-		return nil, nil, errors.New("this storage can neither list its circuits nor tell their history")
-	}
-	return s, func() {
+	return storage, func() {
 		_ = storage.Close()
 		_ = client.Close()
 	}, nil
@@ -88,4 +83,3 @@ func badURL(err error) error {
 type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
-

@@ -38,7 +38,7 @@ func eventsOf(name string, history []infuse.Event) (all []event) {
 			before = &history[i+1]
 		}
 		all = append(all, event{
-			At: e.At, Circuit: name, What: kind(e, before), From: e.From.String(), To: e.To.String(),
+			At: *some(e.At), Circuit: name, What: kind(e, before), From: e.From.String(), To: e.To.String(),
 			By: e.By, Cause: e.Cause, Override: heldBy(e.Override),
 		})
 	}
@@ -50,7 +50,7 @@ func kind(e, before *infuse.Event) string {
 	switch {
 	case !e.ByHand:
 		return isTransition
-	case before == nil && e.From != e.To, before != nil && holds(before, e.At) == holds(e, e.At):
+	case before == nil && (e.From != e.To || e.Override == nil), before != nil && holds(before, e.At) == holds(e, e.At):
 		return isMove
 	case e.Override == nil:
 		return isClear

@@ -38,7 +38,7 @@ func list(ctx context.Context, j *job) error {
 
 func (j *job) table(circuits []*circuit, now time.Time) error {
 	if len(circuits) == 0 {
-		_, err := fmt.Fprintf(j.stdout, "no circuit has a record with the prefix %s: none has failed lately, and none is held\n", quoted(cmp.Or(j.prefix, "infuse:")))
+		_, err := fmt.Fprintf(j.stdout, "no circuit has a record with the prefix %q: none has failed lately, and none is held\n", cmp.Or(j.prefix, "infuse:"))
 		return err
 	}
 	t := tabwriter.NewWriter(j.stdout, 0, 0, 2, ' ', 0)

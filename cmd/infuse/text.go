@@ -45,6 +45,16 @@ func plain(text string) string {
 	return text
 }
 
+// oneLine returns a text that a record may have, no longer than it was.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
 // cut returns the first characters of a text, at most so many.
 func cut(text string, most int) string {
 	n := 0
@@ -56,21 +66,29 @@ func cut(text string, most int) string {
 	return text
 }
 
-// brief rounds a duration to what one wants to know of it.
+// brief rounds a duration to what one wants to know of it: two units at most.
 func brief(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "-" + brief(-d)
-	case d < 10*time.Second:
+	if d < 10*time.Second-50*time.Millisecond {
 		return d.Round(100 * time.Millisecond).String()
-	case d < time.Minute:
-		return d.Round(time.Second).String()
-	case d < time.Hour:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
-	case d < 48*time.Hour:
-		return strings.TrimSuffix(strings.TrimSuffix(d.Round(time.Minute).String(), "0s"), "0m")
 	}
-	return fmt.Sprintf("%dd", int(d.Hours())/24)
+	if d = d.Round(time.Second); d < time.Hour {
+		return twoUnits(d, time.Minute, "m", time.Second, "s")
+	}
+	if d = d.Round(time.Minute); d < 48*time.Hour {
+		return twoUnits(d, time.Hour, "h", time.Minute, "m")
+	}
+	return twoUnits(d, 24*time.Hour, "d", time.Hour, "h")
+}
+
+func twoUnits(d, large time.Duration, largeName string, small time.Duration, smallName string) string {
+	whole, rest := d/large, d%large/small
+	switch {
+	case rest == 0:
+		return fmt.Sprintf("%d%s", whole, largeName)
+	case whole == 0:
+		return fmt.Sprintf("%d%s", rest, smallName)
+	}
+	return fmt.Sprintf("%d%s%d%s", whole, largeName, rest, smallName)
 }
 
 // clock returns the time of day, and the date where it is another day's.

@@ -18,7 +18,7 @@ import (
 // are found by listing them.
 type watcher struct {
 	*job
-	start    time.Time
+	looked   time.Time           // when the circuits were listed last
 	circuits map[string]*watched // of the goroutine that runs
 
 	mu    sync.Mutex
@@ -29,12 +29,13 @@ type watcher struct {
 
 type watched struct {
 	stop    func()
+	from    time.Time      // what happened before is not printed
 	printed []infuse.Event // the history as it was read last
 }
 
 // watch runs until ctx is done, or until nobody reads any more what it prints.
 func watch(ctx context.Context, j *job) error {
-	w := &watcher{job: j, start: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), wake: make(chan struct{}, 1)}
+	w := &watcher{job: j, looked: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), wake: make(chan struct{}, 1)}
 	defer w.end()
 	err := w.run(ctx)
 	if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
@@ -94,6 +95,7 @@ func (e *outputError) Error() string { return e.err.Error() }
 func (w *watcher) find(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
+	began := time.Now()
 	all := w.args
 	if len(all) > 0 {
 		if _, err := w.storage.Load(ctx, all[0]); err != nil && !isBroken(err) { // is it there?
@@ -106,20 +108,35 @@ func (w *watcher) find(ctx context.Context) error {
 		}
 	}
 	there := make(map[string]bool, len(all))
+	var found []string
 	for _, name := range all {
 		there[name] = true
 		if w.circuits[name] == nil {
-			w.circuits[name] = &watched{stop: w.storage.Watch(name, func(r infuse.Record) { w.heard(name, r) })}
-			w.tell(name)
+			// It was not there at the last look: all of its events since are news.
+			w.circuits[name] = &watched{from: w.looked, stop: w.storage.Watch(name, func(r infuse.Record) { w.heard(name, r) })}
+			found = append(found, name)
 		}
 	}
+	w.looked = began
 	for name, c := range w.circuits {
 		if !there[name] {
 			c.stop()
 			delete(w.circuits, name)
 		}
 	}
-	return nil
+	return each(len(found), func(i int) error { return w.load(ctx, found[i]) })
+}
+
+// load has the record heard as it is now: what happened before Watch is not told.
+func (w *watcher) load(ctx context.Context, name string) error {
+	r, err := w.storage.Load(ctx, name)
+	if isBroken(err) {
+		return nil
+	}
+	if err == nil {
+		w.heard(name, r)
+	}
+	return err
 }
 
 func isBroken(err error) bool {
@@ -143,9 +160,7 @@ func (w *watcher) heard(name string, r infuse.Record) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), w.timeout)
 		defer cancel()
-		if r, err := w.storage.Load(ctx, name); err == nil {
-			w.heard(name, r)
-		}
+		_ = w.load(ctx, name)
 	})
 }
 
@@ -195,7 +210,7 @@ func (w *watcher) read(ctx context.Context) error {
 	var fresh []event
 	for i, name := range all {
 		c := w.circuits[name]
-		n := unprinted(histories[i], c.printed, w.start)
+		n := unprinted(histories[i], c.printed, c.from)
 		fresh = append(fresh, eventsOf(name, histories[i])[:n]...)
 		c.printed = histories[i]
 	}
@@ -204,17 +219,17 @@ func (w *watcher) read(ctx context.Context) error {
 }
 
 // unprinted returns how many of the newest events of a history are not in what
-// was printed of it, nor older than start. Their times do not tell: each read
+// was printed of it, nor older than from. Their times do not tell: each read
 // translates them to this process's clock anew.
-func unprinted(history, printed []infuse.Event, start time.Time) int {
+func unprinted(history, printed []infuse.Event, from time.Time) int {
 	n := 0
 	for n < len(history) && !(len(printed) > 0 && continues(history[n:], printed)) {
 		n++
 	}
 	if n == len(history) && len(printed) > 0 { // it has nothing in common with what was printed: the storage has lost some
-		start = printed[0].At.Add(translation)
+		from = printed[0].At.Add(translation)
 	}
-	for n > 0 && history[n-1].At.Before(start) {
+	for n > 0 && history[n-1].At.Before(from) {
 		n--
 	}
 	return n

@@ -102,8 +102,8 @@ func (b *body) succeed() {
 	case b.afterTrial:
 	case b.isNews():
 		b.exchange().settle(result{})
-	case b.view.tallies:
-		b.view.tally.add()
+	default:
+		b.view.succeeded()
 	}
 }
 

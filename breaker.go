@@ -97,12 +97,7 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	err := fn(ctx)
 	returned = true
 	if err == nil && b.view.Load() == v {
-		if v.tallies {
-			v.tally.add()
-		}
-		if v.counts != nil {
-			v.counts.add(int(OutcomeSuccess))
-		}
+		v.succeeded()
 		return nil
 	}
 	a := v.admission()
@@ -348,7 +343,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	} else {
 		a.view.settings.tellBeforeCall(ctx, b)
 		if a.view.settings.SlowCall > 0 {
-			a.began = time.Now()
+			a.began = monotonic()
 		}
 	}
 	told = true
@@ -432,7 +427,7 @@ func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
 
 // isSlow reports whether the call takes longer than Config.SlowCall allows.
 func (a *admission) isSlow() bool {
-	return !a.began.IsZero() && time.Since(a.began) > a.view.settings.SlowCall
+	return a.began != 0 && monotonic()-a.began > a.view.settings.SlowCall
 }
 
 // slowResult is that of a call which is slow and would be a success otherwise.

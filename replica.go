@@ -88,7 +88,7 @@ type admission struct {
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
-	began  time.Time     // where Config.SlowCall asks for it
+	began  time.Duration // by the clock of monotonic, where Config.SlowCall asks for it
 	late   bool          // the deadline of the call had passed before it began
 }
 

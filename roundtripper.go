@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Transport is an http.RoundTripper that fails a request to an unhealthy
@@ -248,7 +247,7 @@ func (e *exchange) run() (*http.Response, error) {
 		e.settle(e.admission.slowResult())
 		return response, nil
 	}
-	e.admission.began = time.Time{} // the body may take its time
+	e.admission.began = 0 // the body may take its time
 	if e.admission.trial != "" {
 		e.settle(result{})
 		e.watchAfterTrial(response)

@@ -50,10 +50,14 @@ func look(ctx context.Context, s store, name string) (*circuit, error) {
 		return nil, err
 	}
 	history, err := s.History(ctx, name)
-	if err != nil {
+	if ctx.Err() != nil {
 		return nil, err
 	}
-	return describe(name, &r, history), nil
+	c := describe(name, &r, history)
+	if err != nil { // Redis may not permit it
+		c.Error = "the history cannot be read: " + err.Error()
+	}
+	return c, nil
 }
 
 func describe(name string, r *infuse.Record, history []infuse.Event) *circuit {

@@ -65,7 +65,7 @@ nothing is left out, but for those marked with *.
   by          the instance that reported the last failure, or that moved it
   cause       of the last opening
   override    state*, by*, reason*, until (none: until it is cleared)
-  error       why the record cannot be read
+  error       why the record, or the history, cannot be read
 `
 
 const eventFields = `

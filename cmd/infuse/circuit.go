@@ -55,7 +55,7 @@ func look(ctx context.Context, s store, name string) (*circuit, error) {
 	}
 	c := describe(name, &r, history)
 	if err != nil { // Redis may not permit it
-		c.Error = "the history cannot be read: " + err.Error()
+		c.Error = "the history cannot be read: " + saying(err)
 	}
 	return c, nil
 }

@@ -27,6 +27,7 @@ const (
 	isMove       = "move"       // by hand
 	isOverride   = "override"
 	isClear      = "clear"
+	isExpiry     = "expiry" // of an override, by time: watch sees it, no history has it
 )
 
 // eventsOf describes a history, the newest first.
@@ -86,6 +87,8 @@ func (e *event) line(now time.Time) (what, why string) {
 		return "held " + e.Override.State, strings.Join(words, " ") + ": " + cut(plain(e.Override.Reason), 200)
 	case isClear:
 		return "released", strings.Join(words, " ")
+	case isExpiry:
+		return "no longer held", strings.Join(words, " ")
 	case isMove:
 		return "moved to " + e.To, strings.Join(words, " ")
 	}

@@ -72,7 +72,8 @@ const eventFields = `
 With -json an event is an object.
   at*         when, by RFC 3339
   circuit*    its name
-  what*       transition, or by hand: move, override, clear
+  what*       transition; by hand: move, override, clear; expiry, where the time
+              of an override is over (in watch, and not in a history)
   from*, to*  the states; equal where it stayed as it was
   by          the instance or the person that caused it
   cause       of an opening

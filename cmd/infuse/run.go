@@ -77,9 +77,12 @@ func (p program) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(p.stderr, "infuse: %s\n", plain(err.Error()))
 		return exitUsage
 	}
-	fmt.Fprintf(p.stderr, "infuse: %s\n", plain(strings.TrimPrefix(err.Error(), "infuse: ")))
+	fmt.Fprintf(p.stderr, "infuse: %s\n", saying(err))
 	return exitFailed
 }
+
+// saying returns what an error says, without the name that every line begins with.
+func saying(err error) string { return plain(strings.ReplaceAll(err.Error(), "infuse: ", "")) }
 
 func (p program) do(ctx context.Context, args []string) error {
 	opts := &options{redis: os.Getenv("INFUSE_REDIS")}

@@ -20,22 +20,26 @@ type watcher struct {
 	*job
 	looked   time.Time           // when the circuits were listed last
 	circuits map[string]*watched // of the goroutine that runs
+	away     time.Time           // since when the storage fails; zero if it does not
 
-	mu    sync.Mutex
-	news  map[string]bool // circuits whose history is to be read
-	wake  chan struct{}
-	ended bool
+	wake chan struct{}
+
+	mu     sync.Mutex
+	news   map[string]bool // circuits whose history is to be read
+	alarms map[string]*time.Timer
+	ended  bool
 }
 
 type watched struct {
 	stop    func()
 	from    time.Time      // what happened before is not printed
 	printed []infuse.Event // the history as it was read last
+	over    time.Time      // the end of an override that was printed last
 }
 
 // watch runs until ctx is done, or until nobody reads any more what it prints.
 func watch(ctx context.Context, j *job) error {
-	w := &watcher{job: j, looked: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), wake: make(chan struct{}, 1)}
+	w := &watcher{job: j, looked: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), alarms: make(map[string]*time.Timer), wake: make(chan struct{}, 1)}
 	defer w.end()
 	err := w.run(ctx)
 	if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
@@ -53,7 +57,6 @@ func (w *watcher) run(ctx context.Context) error {
 	} else {
 		fmt.Fprintf(w.stderr, "infuse: watching all circuits, %d have a record now; ^C ends it\n", len(w.circuits))
 	}
-	var away time.Time
 	search := time.NewTimer(w.interval)
 	for {
 		var err error
@@ -64,7 +67,7 @@ func (w *watcher) run(ctx context.Context) error {
 			err = w.read(ctx)
 		case <-search.C:
 			began := time.Now()
-			err = w.find(ctx)
+			err = w.search(ctx)
 			// A large Redis is not to be searched all the time.
 			search.Reset(max(w.interval, 10*time.Since(began)))
 		}
@@ -74,15 +77,29 @@ func (w *watcher) run(ctx context.Context) error {
 			return output.err
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && away.IsZero():
-			away = time.Now()
-			fmt.Fprintf(w.stderr, "infuse: the storage is away: %s\n", plain(err.Error()))
-		case err == nil && !away.IsZero():
-			fmt.Fprintf(w.stderr, "infuse: the storage is back after %s\n", brief(time.Since(away)))
-			away = time.Time{}
-			w.newsOfAll()
+		case err != nil && w.away.IsZero():
+			w.away = time.Now()
+			fmt.Fprintf(w.stderr, "infuse: the storage fails: %s\n", saying(err))
 		}
 	}
+}
+
+// search looks for new circuits. After a failure it reads all histories again:
+// only if that succeeds, too, nothing fails any more.
+func (w *watcher) search(ctx context.Context) error {
+	err := w.find(ctx)
+	if err != nil || w.away.IsZero() {
+		return err
+	}
+	for name := range w.circuits {
+		w.tell(name)
+	}
+	if err := w.read(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(w.stderr, "infuse: the storage is back after %s\n", brief(time.Since(w.away)))
+	w.away = time.Time{}
+	return nil
 }
 
 // outputError is one of writing to stdout.
@@ -122,6 +139,9 @@ func (w *watcher) find(ctx context.Context) error {
 		if !there[name] {
 			c.stop()
 			delete(w.circuits, name)
+			w.mu.Lock()
+			delete(w.alarms, name)
+			w.mu.Unlock()
 		}
 	}
 	return each(len(found), func(i int) error { return w.load(ctx, found[i]) })
@@ -144,25 +164,35 @@ func isBroken(err error) bool {
 	return errors.As(err, &broken)
 }
 
-// heard is told of a new record. A suspect one may open by time alone, of which
-// no process tells: it is loaded again then.
+// heard is told of a new record. A suspect one may open by time alone, and an
+// override may end so, of which no process tells: it is loaded again then.
 func (w *watcher) heard(name string, r infuse.Record) {
 	w.tell(name)
-	if r.State != infuse.StateClosed || r.OpensAt.IsZero() {
-		return
-	}
-	time.AfterFunc(max(0, time.Until(r.OpensAt))+20*time.Millisecond, func() {
-		w.mu.Lock()
-		ended := w.ended
-		w.mu.Unlock()
-		if ended {
+	next := r.OpensAt
+	if r.State != infuse.StateClosed || next.IsZero() {
+		if r.Override == nil || r.Override.Until.IsZero() {
 			return
 		}
+		next = r.Override.Until
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return
+	}
+	if alarm := w.alarms[name]; alarm != nil {
+		alarm.Stop()
+	}
+	w.alarms[name] = time.AfterFunc(max(0, time.Until(next))+late, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), w.timeout)
 		defer cancel()
 		_ = w.load(ctx, name)
 	})
 }
+
+// late is how long after its time a change is looked for: longer than what its
+// translation to this process's clock is usually wrong by.
+const late = 50 * time.Millisecond
 
 // tell has the circuit's history read.
 func (w *watcher) tell(name string) {
@@ -172,12 +202,6 @@ func (w *watcher) tell(name string) {
 	select {
 	case w.wake <- struct{}{}:
 	default:
-	}
-}
-
-func (w *watcher) newsOfAll() {
-	for name := range w.circuits {
-		w.tell(name)
 	}
 }
 
@@ -209,13 +233,30 @@ func (w *watcher) read(ctx context.Context) error {
 	}
 	var fresh []event
 	for i, name := range all {
-		c := w.circuits[name]
-		n := unprinted(histories[i], c.printed, c.from)
-		fresh = append(fresh, eventsOf(name, histories[i])[:n]...)
-		c.printed = histories[i]
+		fresh = append(fresh, w.circuits[name].fresh(name, histories[i], time.Now())...)
 	}
 	slices.SortStableFunc(fresh, func(a, b event) int { return a.At.Compare(b.At) })
 	return w.print(fresh)
+}
+
+// fresh returns what of a history was not printed yet, and the end of an override.
+func (c *watched) fresh(name string, history []infuse.Event, now time.Time) []event {
+	n := unprinted(history, c.printed, c.from)
+	c.printed = history
+	all := eventsOf(name, history)[:n]
+	slices.Reverse(all)
+	if len(history) == 0 || history[0].Override == nil {
+		return all
+	}
+	last := history[0]
+	end := last.Override.Until
+	if end.IsZero() || now.Before(end) || end.Before(c.from) || end.Sub(c.over).Abs() < translation {
+		return all
+	}
+	c.over = end
+	return append(all, event{
+		At: *some(end), Circuit: name, What: isExpiry, From: last.To.String(), To: last.To.String(), By: last.Override.By,
+	})
 }
 
 // unprinted returns how many of the newest events of a history are not in what
@@ -271,6 +312,9 @@ func (w *watcher) printOne(e *event) error {
 func (w *watcher) end() {
 	w.mu.Lock()
 	w.ended = true
+	for _, alarm := range w.alarms {
+		alarm.Stop()
+	}
 	w.mu.Unlock()
 	for _, c := range w.circuits {
 		c.stop()

@@ -82,7 +82,7 @@ func TestWatchNamedCircuits(t *testing.T) {
 		d.does("move", "other", "open")
 		d.does("move", "one", "open", "-by", "ann")
 		d.does("override", "two", "open", "-by", "ann", "-reason", "x", "-until", "1h")
-		w.sees(`"two"`)
+		w.sees(`"override"`)
 		w.sees(`"one"`)
 		require.Zero(t, w.stop())
 		decoder := json.NewDecoder(strings.NewReader(w.stdout.String()))
@@ -96,6 +96,22 @@ func TestWatchNamedCircuits(t *testing.T) {
 		require.Equal(t, isOverride, held.What)
 		require.Equal(t, "open", held.Override.State)
 		require.WithinDuration(t, time.Now().Add(time.Hour), *held.Override.Until, 10*time.Second)
+	})
+}
+
+// The end of an override is told once, and not where somebody has ended it.
+func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		w := d.watches("-interval", "50ms")
+		d.does("override", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.does("override", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.does("clear", "cleared", "-by", "bob")
+		w.sees(anyTime + `ends +no longer held +by ann$`)
+		d.does("move", "ends", "open", "-by", "ann")
+		w.sees(anyTime + `ends +moved to open +by ann$`)
+		time.Sleep(300 * time.Millisecond)
+		require.Zero(t, w.stop())
+		require.Equal(t, 5, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
 	})
 }
 
@@ -126,7 +142,7 @@ func TestWatchGoesOnWhileRedisIsAway(t *testing.T) {
 	hears := func(text string) {
 		require.Eventually(t, func() bool { return strings.Contains(w.stderr.String(), text) }, 15*time.Second, 5*time.Millisecond, "no %s", text)
 	}
-	hears("the storage is away: ")
+	hears("the storage fails: ")
 	require.NoError(t, server.Restart())
 	hears("the storage is back after ")
 	d.does("move", "old", "closed", "-by", "ann")
@@ -258,4 +274,19 @@ func TestManyCircuits(t *testing.T) {
 	w.sees("circuit7 +moved to closed")
 	w.sees("another +moved to closed")
 	require.Zero(t, w.stop())
+}
+
+// One that may not read the history is told so once.
+func TestWatchWithoutTheRight(t *testing.T) {
+	server := redistest.Start(t)
+	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", "-lrange").Err())
+	d := deskAt(t, "redis://ann:secret@"+server.Addr())
+	d.does("move", "prices", "open")
+	require.Regexp(t, `(?m)^prices +open .*the history cannot be read`, d.does("list"))
+	require.Regexp(t, `(?m)^error +the history cannot be read: `, d.does("show", "prices"))
+	w := d.watches("-interval", "20ms")
+	time.Sleep(300 * time.Millisecond)
+	require.Zero(t, w.stop())
+	require.Equal(t, 1, strings.Count(w.stderr.String(), "the storage fails"), w.stderr.String())
+	require.NotContains(t, w.stderr.String(), "back")
 }

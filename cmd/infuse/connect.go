@@ -28,7 +28,6 @@ func openRedis(o *options) (store, func(), error) {
 // connect returns a client for the URL: of Sentinels where it has a
 // master_name, of a Cluster where it has an addr, else of a single server.
 func connect(text string, cluster bool, timeout time.Duration) (redis.UniversalClient, error) {
-	redis.SetLogger(silent{})
 	if text == "" {
 		return nil, misused("no Redis is given: -redis URL, or INFUSE_REDIS in the environment")
 	}

@@ -14,6 +14,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,14 +30,19 @@ func main() {
 	}
 }
 
+// pace is the time from one call to the next. The circuit stays open for half
+// a pace less than ten, so that no call comes just when a trial is due.
+const pace = 100 * time.Millisecond
+
 func run(redisAddr string) error {
 	server := newServer()
 	defer server.Close()
 
+	report := &report{start: time.Now()}
 	config := infuse.Config{
 		FailMax:      3,
-		ResetTimeout: time.Second,
-		Listeners:    []*infuse.Listener{{StateChange: printStateChange}},
+		ResetTimeout: 10*pace - pace/2,
+		Listeners:    []*infuse.Listener{{StateChange: report.stateChange}},
 	}
 	if redisAddr != "" {
 		client := redis.NewClient(&redis.Options{Addr: redisAddr})
@@ -55,44 +61,46 @@ func run(redisAddr string) error {
 		Circuit:  func(*http.Request) string { return "inventory" },
 	}}
 
+	next := time.NewTicker(pace)
+	defer next.Stop()
 	for _, phase := range []struct {
-		says string
-		ill  bool
-		long time.Duration
+		says  string
+		ill   bool
+		calls int
 	}{
-		{"the server is well", false, 500 * time.Millisecond},
-		{"the server falls ill", true, 1500 * time.Millisecond},
-		{"the server recovers", false, 1500 * time.Millisecond},
+		{"the server is well", false, 5},
+		{"the server falls ill", true, 15},
+		{"the server recovers", false, 15},
 	} {
-		printf("--- %s", phase.says)
+		report.phase(phase.says)
 		server.ill.Store(phase.ill)
-		for end := time.Now().Add(phase.long); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-			request(client, server)
+		for range phase.calls {
+			report.call(request(client, server))
+			<-next.C
 		}
 	}
-	printf("--- done: the server was called %d times", server.calls.Load())
+	report.end(server.calls.Load())
 	return nil
 }
 
-// request makes one call, and prints what came of it and whether the server
+// request makes one call, and returns what came of it and whether the server
 // has seen it.
-func request(client *http.Client, server *server) {
+func request(client *http.Client, server *server) string {
 	before := server.calls.Load()
 	response, err := client.Get(server.URL)
 	reached := "reached the server"
 	if server.calls.Load() == before {
-		reached = "was never sent"
+		reached = "never sent"
 	}
 	var open *infuse.OpenError
 	switch {
 	case errors.As(err, &open):
-		printf("GET  rejected, circuit %s      %s", open.State, reached)
+		return fmt.Sprintf("%-24s %s", "rejected: circuit "+open.State.String(), reached)
 	case err != nil:
-		printf("GET  %v", err)
-	default:
-		response.Body.Close()
-		printf("GET  %-28s %s", response.Status, reached)
+		return err.Error()
 	}
+	response.Body.Close()
+	return fmt.Sprintf("%-24s %s", response.Status, reached)
 }
 
 // server is the service that is called: it answers 503 while it is ill.
@@ -113,16 +121,69 @@ func newServer() *server {
 	return s
 }
 
-func printStateChange(b *infuse.Breaker, t infuse.Transition) {
-	whose := "the circuit"
+// report prints a line for calls in a row that ended alike, and one for what
+// became of the circuit.
+type report struct {
+	start time.Time
+	calls int64
+
+	mu    sync.Mutex
+	moves []string // since the last call: they are told after it, because it caused them
+
+	began  time.Time // of the calls in a row
+	row    int
+	result string
+}
+
+func (r *report) stateChange(b *infuse.Breaker, t infuse.Transition) {
+	whose := "circuit"
 	if t.Local {
 		whose = "this process's circuit"
 	}
-	printf("     %s %q: %s -> %s", whose, b.Name(), t.From, t.To)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.moves = append(r.moves, fmt.Sprintf("         %s %q: %s -> %s", whose, b.Name(), t.From, t.To))
 }
 
-var start = time.Now()
+func (r *report) phase(says string) {
+	r.flush()
+	r.print(time.Now(), "--- "+says)
+}
 
-func printf(format string, args ...any) {
-	fmt.Printf("%5.2fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+func (r *report) call(result string) {
+	r.mu.Lock()
+	moves := r.moves
+	r.moves = nil
+	r.mu.Unlock()
+	if result != r.result {
+		r.flush()
+	}
+	if r.row == 0 {
+		r.began, r.result = time.Now(), result
+	}
+	r.calls++
+	r.row++
+	if len(moves) > 0 {
+		r.flush()
+	}
+	for _, move := range moves {
+		r.print(time.Now(), move)
+	}
+}
+
+// flush prints the calls in a row.
+func (r *report) flush() {
+	if r.row > 0 {
+		r.print(r.began, fmt.Sprintf("%2d GET   %s", r.row, r.result))
+	}
+	r.row = 0
+}
+
+func (r *report) end(reached int64) {
+	r.flush()
+	fmt.Printf("%d calls, %d reached the server, %d spared\n", r.calls, reached, r.calls-reached)
+}
+
+func (r *report) print(at time.Time, line string) {
+	fmt.Printf("%4.1fs  %s\n", at.Sub(r.start).Seconds(), line)
 }

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/infuse-go/infuse"
+)
+
+// circuit is a circuit as list, show and the commands that change it print it
+// with -json. Fields may be added. The names are in the help.
+type circuit struct {
+	Circuit  string     `json:"circuit"`
+	OnRecord bool       `json:"on_record"`
+	State    string     `json:"state"`
+	Behind   string     `json:"behind,omitempty"`
+	Suspect  bool       `json:"suspect,omitempty"`
+	Since    *time.Time `json:"since,omitempty"`
+	Due      *time.Time `json:"due,omitempty"`
+	Failures int        `json:"failures"`
+	Trials   int        `json:"trials"`
+	By       string     `json:"by,omitempty"`
+	Cause    string     `json:"cause,omitempty"`
+	Override *held      `json:"override,omitempty"`
+	Error    string     `json:"error,omitempty"`
+	History  []event    `json:"history,omitempty"`
+}
+
+// held is an override.
+type held struct {
+	State  string     `json:"state"`
+	By     string     `json:"by"`
+	Reason string     `json:"reason"`
+	Until  *time.Time `json:"until,omitempty"` // none: until it is cleared
+}
+
+const unreadable = "unreadable"
+
+// look reads a circuit and its history.
+func look(ctx context.Context, s store, name string) (*circuit, error) {
+	r, err := s.Load(ctx, name)
+	var broken *infuse.RecordError
+	if errors.As(err, &broken) {
+		return &circuit{Circuit: name, OnRecord: true, State: unreadable, Error: "the record " + broken.Reason}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	history, err := s.History(ctx, name)
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	c := describe(name, &r, history)
+	if err != nil { // Redis may not permit it
+		c.Error = "the history cannot be read: " + saying(err)
+	}
+	return c, nil
+}
+
+func describe(name string, r *infuse.Record, history []infuse.Event) *circuit {
+	c := &circuit{
+		Circuit: name, State: r.State.String(), Failures: r.Failures, Trials: len(r.Trials), By: r.By, Cause: r.Cause,
+		Suspect:  r.State == infuse.StateClosed && !r.OpensAt.IsZero(),
+		OnRecord: r.Generation > 0 || !r.Healthy(),
+		Override: heldBy(r.Override),
+		Since:    since(r, history),
+		History:  eventsOf(name, history),
+	}
+	if r.State == infuse.StateOpen {
+		c.Due = some(r.DueAt)
+	}
+	if c.Override != nil {
+		c.State, c.Behind = c.Override.State, c.State
+	}
+	return c
+}
+
+func heldBy(o *infuse.Override) *held {
+	if o == nil {
+		return nil
+	}
+	return &held{o.State.String(), o.By, o.Reason, some(o.Until)}
+}
+
+// some returns a time as programs read it, or nil where there is none. What is
+// below a millisecond comes from the translation between clocks.
+func some(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.Round(time.Millisecond).UTC()
+	return &t
+}
+
+// since returns when the record's state began. The history knows best; after
+// that, a generation is at least the storage's time in milliseconds.
+func since(r *infuse.Record, history []infuse.Event) *time.Time {
+	for _, e := range history { // the newest first
+		if e.From == e.To {
+			continue
+		}
+		if e.To == r.State {
+			return some(e.At)
+		}
+		break
+	}
+	if r.Since == 0 {
+		return nil
+	}
+	return some(time.UnixMilli(r.Since))
+}
+
+// condition is what there is to say of the state in a word or two.
+func (c *circuit) condition() string {
+	switch {
+	case c.Suspect:
+		return c.State + ", suspect"
+	case !c.OnRecord:
+		return c.State + ", without a record"
+	}
+	return c.State
+}
+
+// urgency orders circuits: the sick ones first.
+func (c *circuit) urgency() int {
+	switch {
+	case c.State == unreadable:
+		return 0
+	case c.State == infuse.StateOpen.String():
+		return 1
+	case c.State == infuse.StateHalfOpen.String():
+		return 2
+	case c.Override != nil:
+		return 3
+	case c.Suspect:
+		return 4
+	}
+	return 5
+}
+
+// names returns the circuits that have a record, each once.
+func names(ctx context.Context, s store) (all []string, err error) {
+	seen := make(map[string]bool)
+	for name, err := range s.Circuits(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if !seen[name] {
+			seen[name] = true
+			all = append(all, name)
+		}
+	}
+	return all, nil
+}
+
+// atOnce is how many requests run at a time.
+const atOnce = 16
+
+// each calls fn for 0 to n-1, some at a time. The first error ends it.
+func each(n int, fn func(i int) error) error {
+	var next atomic.Int64
+	var first error
+	var once sync.Once
+	var failed atomic.Bool
+	var workers sync.WaitGroup
+	for range min(n, atOnce) {
+		workers.Go(func() {
+			for i := int(next.Add(1) - 1); i < n && !failed.Load(); i = int(next.Add(1) - 1) {
+				if err := fn(i); err != nil {
+					once.Do(func() { first = err })
+					failed.Store(true)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return first
+}

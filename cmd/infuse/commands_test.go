@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+func TestList(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		require.Equal(t, "no circuit has a record with the prefix \"infuse:\": none has failed lately, and none is held\n", d.does("list"))
+		var none []circuit
+		d.decodes(&none, "list")
+		require.Equal(t, []circuit{}, none, "[], and not null")
+
+		require.NoError(t, d.breaker("well").Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, d.breaker("held").Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm", Until: time.Now().Add(2 * time.Hour)}))
+		d.opens("ill", "503 Service Unavailable")
+
+		lines := strings.Split(strings.TrimSuffix(d.does("list"), "\n"), "\n")
+		require.Len(t, lines, 4)
+		require.Regexp(t, `^CIRCUIT  STATE   SINCE +DUE IN  BY +CAUSE +OVERRIDE$`, lines[0])
+		require.Regexp(t, `^ill      open    \d\d:\d\d:\d\d \([\d.m]+s\) +(\d\ds|1m) +web-1  503 Service Unavailable  -$`, lines[1])
+		require.Regexp(t, `^held     closed  - +-  +- +- +closed by ann until [-\d: ]+ \(2h\): false alarm$`, lines[2])
+		require.Regexp(t, `^well     closed  [\d:]+ \([\d.m]+s\) +- +web-1  - +-$`, lines[3])
+
+		var all []circuit
+		d.decodes(&all, "list")
+		require.Len(t, all, 3)
+		ill := all[0]
+		require.Equal(t, "ill", ill.Circuit)
+		require.Equal(t, "open", ill.State)
+		require.Equal(t, "web-1", ill.By)
+		require.Equal(t, "503 Service Unavailable", ill.Cause)
+		require.WithinDuration(t, time.Now(), *ill.Since, 10*time.Second)
+		require.WithinDuration(t, time.Now().Add(time.Minute), *ill.Due, 10*time.Second)
+		require.Equal(t, "closed", all[1].Override.State)
+		require.Equal(t, "closed", all[1].Behind)
+	})
+}
+
+func TestShow(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		require.Equal(t, "circuit prices has no record: it is closed, and no process has told of a failure lately\n", d.does("show", "prices"))
+		var none circuit
+		d.decodes(&none, "show", "prices")
+		require.Equal(t, circuit{Circuit: "prices", State: "closed"}, none)
+
+		d.opens("prices", "503 Service Unavailable")
+		require.NoError(t, d.breaker("prices").Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm"}))
+		out := d.does("show", "prices")
+		for _, want := range []string{
+			`(?m)^circuit +prices$`,
+			`(?m)^state +held closed; behind that it is open$`,
+			`(?m)^since +\d\d:\d\d:\d\d \(`,
+			`(?m)^trial due +in \d`,
+			`(?m)^failures +5$`,
+			`(?m)^by +web-1$`,
+			`(?m)^cause +503 Service Unavailable$`,
+			`(?m)^override +closed by ann until it is cleared: false alarm$`,
+			`(?m)^  [-\d]+ [\d:.]+  held closed +by ann until it is cleared: false alarm\n  [-\d]+ [\d:.]+  closed -> open +by web-1: 503 Service Unavailable$`,
+		} {
+			require.Regexp(t, want, out)
+		}
+		var c circuit
+		d.decodes(&c, "show", "prices")
+		require.Equal(t, "closed", c.State)
+		require.Equal(t, "open", c.Behind)
+		require.Len(t, c.History, 2)
+		require.Equal(t, isOverride, c.History[0].What)
+		require.Equal(t, &held{State: "closed", By: "ann", Reason: "false alarm"}, c.History[0].Override)
+		require.Equal(t, isTransition, c.History[1].What)
+		require.Equal(t, "503 Service Unavailable", c.History[1].Cause)
+	})
+}
+
+func TestOverrideAndClear(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		b := d.breaker("prices")
+		out := d.does("override", "prices", "open", "-reason", "database upgrade", "-until", "2h", "-by", "ann")
+		require.Regexp(t, `^circuit prices held open by ann until [-\d: ]+ \(2h\): database upgrade\n$`, out)
+		require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, 5*time.Second, time.Millisecond)
+		err := b.Call(t.Context(), func(context.Context) error { return nil })
+		require.ErrorContains(t, err, "database upgrade")
+
+		require.Equal(t, "circuit prices released: it is closed\n", d.does("clear", "prices", "-by", "bob"))
+		require.Eventually(t, func() bool { return b.State() == infuse.StateClosed }, 5*time.Second, time.Millisecond)
+		require.Equal(t, "circuit prices is not held: nothing was changed\n", d.does("clear", "prices"))
+
+		var c circuit
+		d.decodes(&c, "override", "-until=cleared", "prices", "-reason", "-not a flag", "closed")
+		require.Equal(t, "-not a flag", c.Override.Reason)
+		require.Nil(t, c.Override.Until)
+		require.Equal(t, somebody(), c.Override.By)
+		require.Contains(t, c.Override.By, "@")
+
+		d.decodes(&c, "show", "prices")
+		require.Equal(t, []string{isOverride, isClear, isOverride}, whats(c.History))
+		require.Equal(t, "bob", c.History[1].By)
+	})
+}
+
+func whats(events []event) (all []string) {
+	for _, e := range events {
+		all = append(all, e.What)
+	}
+	return all
+}
+
+func TestMove(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		require.Equal(t, "circuit prices moved to open, a trial may run in 10m\n", d.does("move", "prices", "open", "-for", "10m", "-by", "ann"))
+		require.Equal(t, "circuit prices moved to half-open\n", d.does("move", "prices", "half-open"))
+		require.Equal(t, "circuit prices moved to closed\n", d.does("move", "prices", "closed"))
+		require.Equal(t, "circuit prices moved to closed\n", d.does("move", "prices", "closed"))
+		d.does("override", "prices", "open", "-reason", "x", "-until", "cleared", "-by", "ann")
+		require.Equal(t, "circuit prices moved to half-open, but held open by ann until it is cleared: x\n", d.does("move", "prices", "half-open"))
+		var c circuit
+		d.decodes(&c, "show", "prices")
+		require.Equal(t, []string{isMove, isOverride, isMove, isMove, isMove, isMove}, whats(c.History))
+		require.Equal(t, "ann", c.History[5].By)
+		require.Equal(t, "half-open", c.Behind)
+	})
+}
+
+// A change by hand judges the circuit by the limits of whoever makes it: those
+// of the command are no service's.
+func TestAChangeByHandOpensNothing(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		b, err := infuse.New("prices", infuse.Config{Storage: d.storage, FailMax: 1000, StorageTimeout: 5 * time.Second})
+		require.NoError(t, err)
+		defer b.Stop()
+		for range 100 {
+			d.fail(b, "ill")
+		}
+		d.does("override", "prices", "closed", "-reason", "x", "-until", "1h")
+		d.does("clear", "prices")
+		r, err := b.Record(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 500, r.Failures)
+		require.True(t, r.OpensAt.IsZero())
+	})
+}
+
+func TestARecordThatCannotBeRead(t *testing.T) {
+	server := redistest.Start(t)
+	d := deskAt(t, server.Addr())
+	require.NoError(t, server.Client().HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "\x1b[2Jgarbage").Err())
+	out := d.does("list")
+	require.Regexp(t, `(?m)^prices +unreadable +- +- +- +the record .*-$`, out)
+	requireHarmless(t, out)
+	require.Regexp(t, `(?m)^error +the record `, d.does("show", "prices"))
+	require.Equal(t, "circuit prices moved to closed\n", d.does("move", "prices", "closed"))
+}
+
+func TestExitCodes(t *testing.T) {
+	d := memoryDesk(t)
+	for _, wrong := range []string{
+		"", "bla", "list x", "list -bla", "-bla list", "show", "show a b", "override a", "override a open", "override a open -until 1h",
+		"override a open -reason x", "override a half-open -reason x -until 1h", "override a open -reason x -until yesterday",
+		"override a open -reason x -until -1h", "override a open -reason x -until 2020-01-01T00:00:00Z", "override a open -reason x -until 9000h",
+		"clear", "clear a b", "move a", "move a shut", "move a open -for 0s", "list -timeout 0s", "list -timeout x", "watch -interval 0s", "help bla",
+		"clear a -by " + strings.Repeat("x", 201), "show " + strings.Repeat("x", 257), "override a open -until 1h -reason " + strings.Repeat("x", 201),
+	} {
+		out, errs, code := d.types(strings.Fields(wrong)...)
+		require.Equal(t, exitUsage, code, wrong)
+		require.Empty(t, out, wrong)
+		require.Regexp(t, `^infuse: .+\n$`, errs, wrong)
+	}
+	_, errs, code := d.types("show", "")
+	require.Equal(t, exitUsage, code, errs)
+
+	for _, url := range []string{"redis://user:secret@127.0.0.1:%zz", "http://secret@x", "redis://secret@x/abc", "redis://secret@x?bla=1", "secret@:x", ""} {
+		var stdout, stderr screen
+		require.Equal(t, exitUsage, run(t.Context(), []string{"-redis", url, "list"}, &stdout, &stderr), url)
+		require.NotContains(t, stderr.String(), "secret")
+	}
+	var stdout, stderr screen
+	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "list"}, &stdout, &stderr))
+	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "watch"}, &stdout, &stderr))
+	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "move", "x", "open"}, &stdout, &stderr))
+	require.Contains(t, stderr.String(), "connection refused")
+	require.Empty(t, stdout.String())
+}
+
+// A Redis that hangs holds no command up for longer than -timeout.
+func TestTimeout(t *testing.T) {
+	server := redistest.Start(t)
+	server.Pause()
+	defer server.Resume()
+	for _, args := range [][]string{{"list"}, {"show", "x"}, {"move", "x", "open"}, {"override", "x", "open", "-reason", "x", "-until", "1h"}, {"clear", "x"}} {
+		var stdout, stderr screen
+		began := time.Now()
+		code := run(t.Context(), append([]string{"-redis", server.Addr(), "-timeout", "300ms"}, args...), &stdout, &stderr)
+		require.Equal(t, exitFailed, code)
+		require.Contains(t, stderr.String(), "300ms", args)
+		require.Less(t, time.Since(began), 3*time.Second, args)
+	}
+}
+
+var example = regexp.MustCompile(`(?m)^  infuse (.*)$`)
+
+// The help is there for each command, and its examples run.
+func TestHelp(t *testing.T) {
+	d := memoryDesk(t)
+	require.Equal(t, d.does("-h"), d.does("help"))
+	texts := []string{d.does("-h")}
+	for _, c := range commands() {
+		help := d.does("help", c.name)
+		require.Equal(t, help, d.does(c.name, "-h"))
+		require.Contains(t, help, "\nExamples:\n")
+		require.Contains(t, texts[0], c.does)
+		texts = append(texts, help)
+	}
+	n := 0
+	for _, m := range example.FindAllStringSubmatch(strings.Join(texts, "\n"), -1) {
+		args := words(m[1])
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		var stdout, stderr screen
+		require.Zero(t, d.run(ctx, args, &stdout, &stderr), "%s: %s", m[1], stderr.String())
+		cancel()
+		n++
+	}
+	require.Greater(t, n, 15)
+	for _, text := range texts {
+		for _, line := range strings.Split(text, "\n") {
+			require.LessOrEqual(t, len([]rune(line)), 88, line)
+		}
+	}
+}
+
+// words splits a line as a shell would that knows quotes, and ends at a pipe.
+func words(line string) (all []string) {
+	for _, m := range regexp.MustCompile(`"([^"]*)"|'([^']*)'|(\S+)`).FindAllStringSubmatch(line, -1) {
+		if m[3] == "|" || strings.HasPrefix(m[3], ">") {
+			break
+		}
+		all = append(all, m[1]+m[2]+m[3])
+	}
+	return all
+}

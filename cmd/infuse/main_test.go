@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// failElsewhere has this test binary be another process of the fleet: one that
+// fails, on the circuit prices of the Redis at that address.
+const failElsewhere = "INFUSE_TEST_FAIL_ON"
+
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(failElsewhere); addr != "" {
+		failOn(addr)
+		return
+	}
+	os.Unsetenv("INFUSE_REDIS")
+	os.Exit(redistest.Run(m))
+}
+
+func failOn(addr string) {
+	client := redis.NewClient(&redis.Options{Addr: addr})
+	defer client.Close()
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
+	defer storage.Close()
+	b, err := infuse.New("prices", infuse.Config{Storage: storage, Instance: "elsewhere"})
+	if err != nil {
+		panic(err)
+	}
+	defer b.Stop()
+	for range 5 {
+		_ = b.Call(context.Background(), func(context.Context) error { return errors.New("503 Service Unavailable") })
+	}
+}
+
+// screen is what a command writes to.
+type screen struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+// desk is where somebody types commands, and what they work on.
+type desk struct {
+	t       *testing.T
+	storage store
+	args    []string // before the command
+	run     func(ctx context.Context, args []string, stdout, stderr *screen) int
+}
+
+// onEach runs a test on a MemoryStorage and on a real Redis.
+func onEach(t *testing.T, test func(t *testing.T, d *desk)) {
+	t.Run("memory", func(t *testing.T) { test(t, memoryDesk(t)) })
+	t.Run("redis", func(t *testing.T) { test(t, redisDesk(t)) })
+}
+
+func memoryDesk(t *testing.T) *desk {
+	storage := infuse.NewMemoryStorage()
+	return &desk{t: t, storage: storage, run: func(ctx context.Context, args []string, stdout, stderr *screen) int {
+		open := func(*options) (store, func(), error) { return storage, func() {}, nil }
+		return program{stdout, stderr, open}.run(ctx, args)
+	}}
+}
+
+func redisDesk(t *testing.T) *desk {
+	server := redistest.Start(t)
+	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
+	t.Cleanup(func() { _ = storage.Close() })
+	d := deskAt(t, "redis://"+server.Addr())
+	d.storage = storage
+	return d
+}
+
+// deskAt is a desk without a storage of its own.
+func deskAt(t *testing.T, url string, args ...string) *desk {
+	return &desk{t: t, args: append([]string{"-redis", url}, args...), run: func(ctx context.Context, args []string, stdout, stderr *screen) int {
+		return run(ctx, args, stdout, stderr)
+	}}
+}
+
+// types runs a command, and returns what it says and its exit code.
+func (d *desk) types(args ...string) (out, errs string, code int) {
+	d.t.Helper()
+	var stdout, stderr screen
+	code = d.run(d.t.Context(), append(d.args[:len(d.args):len(d.args)], args...), &stdout, &stderr)
+	return stdout.String(), stderr.String(), code
+}
+
+// does is types for a command that must succeed.
+func (d *desk) does(args ...string) string {
+	d.t.Helper()
+	out, errs, code := d.types(args...)
+	require.Zero(d.t, code, errs)
+	require.Empty(d.t, errs)
+	return out
+}
+
+// decodes is does with -json.
+func (d *desk) decodes(into any, args ...string) {
+	d.t.Helper()
+	require.NoError(d.t, json.Unmarshal([]byte(d.does(append(args, "-json")...)), into))
+}
+
+// breaker is one of the fleet's.
+func (d *desk) breaker(name string) *infuse.Breaker {
+	d.t.Helper()
+	b, err := infuse.New(name, infuse.Config{Storage: d.storage, Instance: "web-1", StorageTimeout: 5 * time.Second})
+	require.NoError(d.t, err)
+	d.t.Cleanup(b.Stop)
+	return b
+}
+
+func (d *desk) fail(b *infuse.Breaker, cause string) {
+	for range 5 {
+		_ = b.Call(d.t.Context(), func(context.Context) error { return errors.New(cause) })
+	}
+}
+
+// opens has the fleet's circuit open because of a cause.
+func (d *desk) opens(name, cause string) {
+	d.t.Helper()
+	b := d.breaker(name)
+	d.fail(b, cause)
+	require.Eventually(d.t, func() bool {
+		r, err := b.Record(d.t.Context())
+		return err == nil && r.State == infuse.StateOpen
+	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// requireHarmless fails if a terminal would take any of the text for a command.
+func requireHarmless(t *testing.T, text string) {
+	t.Helper()
+	bad := strings.IndexFunc(text, func(r rune) bool {
+		return r != '\n' && (r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u202e' || r == '\u2028' || r == '\ufffd')
+	})
+	require.Equal(t, -1, bad, "%q", text)
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```")
+
+// Each command of the runbook runs, in its order, with a circuit that is open.
+func TestRunbook(t *testing.T) {
+	text, err := os.ReadFile("../../docs/runbook.md")
+	require.NoError(t, err)
+	if _, err := exec.LookPath("redis-cli"); err != nil {
+		t.Skip("redis-cli is not installed")
+	}
+	d := redisDesk(t)
+	d.opens("inventory.internal", "503 Service Unavailable")
+	dir := t.TempDir()
+	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "infuse"), ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+
+	all := make(map[string]string)
+	for _, block := range shellBlock.FindAllStringSubmatch(string(text), -1) {
+		for _, line := range strings.Split(strings.TrimSpace(block[1]), "\n") {
+			if name, _, _ := strings.Cut(line, " "); name == "infuse" || name == "redis-cli" {
+				all[line] = d.shell(line, dir)
+			}
+		}
+	}
+	require.Greater(t, len(all), 12)
+	for line, want := range map[string]string{
+		`infuse list`:                     `inventory\.internal +open .*503 Service Unavailable`,
+		`infuse show inventory.internal`:  `released`,
+		`infuse clear inventory.internal`: `inventory.internal released: it is open`,
+		`redis-cli -u "$INFUSE_REDIS" --scan --pattern 'infuse:{*}'`:                `^infuse:\{inventory\.internal\}\n$`,
+		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' r`:         `"state":1.*"due":\d+`,
+		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' n`:         `^\d+\n$`,
+		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' t`:         `^\d{13}\n$`,
+		`redis-cli -u "$INFUSE_REDIS" LRANGE 'infuse:{inventory.internal}:log' 0 9`: `"cause":"503 Service Unavailable"`,
+		`redis-cli -u "$INFUSE_REDIS" PSUBSCRIBE 'infuse:{*}'`:                      `psubscribe`,
+	} {
+		require.Contains(t, all, line)
+		require.Regexp(t, want, all[line], line)
+	}
+}
+
+// shell runs a line that ends by itself, or is ended after half a second.
+func (d *desk) shell(line, path string) string {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
+	defer cancel()
+	endless := line == "infuse watch" || strings.Contains(line, "SUBSCRIBE")
+	if endless {
+		line = "exec " + line
+	}
+	c := exec.CommandContext(ctx, "sh", "-c", line)
+	c.Env = append(os.Environ(), "INFUSE_REDIS="+d.args[1], "PATH="+path+string(os.PathListSeparator)+os.Getenv("PATH"))
+	var stdout, stderr bytes.Buffer
+	c.Stdout, c.Stderr = &stdout, &stderr
+	require.NoError(d.t, c.Start())
+	if endless {
+		time.Sleep(500 * time.Millisecond)
+		require.NoError(d.t, c.Process.Signal(syscall.SIGTERM))
+		_ = c.Wait()
+		return stdout.String()
+	}
+	require.NoError(d.t, c.Wait(), "%s: %s%s", line, stdout.String(), stderr.String())
+	return stdout.String()
+}

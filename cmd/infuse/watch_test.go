@@ -1,0 +1,292 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// watching is a watch that runs.
+type watching struct {
+	t              *testing.T
+	stdout, stderr screen
+	stop           func() (code int)
+}
+
+func (d *desk) watches(args ...string) *watching {
+	d.t.Helper()
+	w := &watching{t: d.t}
+	ctx, cancel := context.WithCancel(d.t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		ended <- d.run(ctx, append(append(d.args[:len(d.args):len(d.args)], "watch"), args...), &w.stdout, &w.stderr)
+	}()
+	w.stop = func() int { cancel(); return <-ended }
+	d.t.Cleanup(cancel)
+	require.Eventually(d.t, func() bool { return strings.Contains(w.stderr.String(), "watching") }, 10*time.Second, time.Millisecond, "it does not begin")
+	return w
+}
+
+// sees waits for a line.
+func (w *watching) sees(line string) {
+	w.t.Helper()
+	is := regexp.MustCompile("(?m)" + line)
+	require.Eventually(w.t, func() bool { return is.MatchString(w.stdout.String()) }, 15*time.Second, 5*time.Millisecond, "no %s", line)
+}
+
+const anyTime = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d  `
+
+func TestWatch(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		d.does("move", "old", "open") // before: it is not told of
+		time.Sleep(20 * time.Millisecond)
+		w := d.watches("-interval", "50ms")
+		d.does("override", "old", "closed", "-reason", "false alarm", "-until", "cleared", "-by", "ann")
+		w.sees(anyTime + `old +held closed +by ann until it is cleared: false alarm$`)
+		d.does("clear", "old", "-by", "bob")
+		w.sees(anyTime + `old +released +by bob$`)
+		// One that fails for the first time, and opens by time alone: nobody calls
+		// it any more.
+		d.fail(d.breaker("new"), "503 Service Unavailable")
+		w.sees(anyTime + `new +closed -> open +by web-1: 503 Service Unavailable$`)
+		d.does("move", "new", "half-open", "-by", "ann")
+		w.sees(anyTime + `new +moved to half-open +by ann$`)
+		require.NoError(t, d.breaker("new").Call(t.Context(), func(context.Context) error { return nil }))
+		w.sees(anyTime + `new +half-open -> closed +by web-1$`)
+		time.Sleep(200 * time.Millisecond)
+		require.Zero(t, w.stop())
+		require.Equal(t, 5, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
+	})
+}
+
+func TestWatchNamedCircuits(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		w := d.watches("-json", "one", "two")
+		d.does("move", "other", "open")
+		d.does("move", "one", "open", "-by", "ann")
+		d.does("override", "two", "open", "-by", "ann", "-reason", "x", "-until", "1h")
+		w.sees(`"override"`)
+		w.sees(`"one"`)
+		require.Zero(t, w.stop())
+		decoder := json.NewDecoder(strings.NewReader(w.stdout.String()))
+		var moved, held event
+		require.NoError(t, decoder.Decode(&moved))
+		require.NoError(t, decoder.Decode(&held))
+		require.ErrorIs(t, decoder.Decode(&event{}), io.EOF)
+		require.WithinDuration(t, time.Now(), moved.At, 10*time.Second)
+		moved.At = time.Time{}
+		require.Equal(t, event{Circuit: "one", What: isMove, From: "closed", To: "open", By: "ann"}, moved)
+		require.Equal(t, isOverride, held.What)
+		require.Equal(t, "open", held.Override.State)
+		require.WithinDuration(t, time.Now().Add(time.Hour), *held.Override.Until, 10*time.Second)
+	})
+}
+
+// The end of an override is told once, and not where somebody has ended it.
+func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
+	onEach(t, func(t *testing.T, d *desk) {
+		w := d.watches("-interval", "50ms")
+		d.does("override", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.does("override", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.does("clear", "cleared", "-by", "bob")
+		w.sees(anyTime + `ends +no longer held +by ann$`)
+		d.does("move", "ends", "open", "-by", "ann")
+		w.sees(anyTime + `ends +moved to open +by ann$`)
+		time.Sleep(300 * time.Millisecond)
+		require.Zero(t, w.stop())
+		require.Equal(t, 5, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
+	})
+}
+
+// Another process fails, and is gone before the circuit opens.
+func TestWatchSeesAnotherProcess(t *testing.T) {
+	server := redistest.Start(t)
+	d := deskAt(t, "redis://"+server.Addr())
+	for i, args := range [][]string{{"-interval", "100ms"}, {"prices"}} {
+		w := d.watches(args...)
+		other := exec.CommandContext(t.Context(), os.Args[0])
+		other.Env = append(os.Environ(), failElsewhere+"="+server.Addr())
+		out, err := other.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		w.sees(anyTime + `prices +closed -> open +by elsewhere: 503 Service Unavailable$`)
+		require.Zero(t, w.stop())
+		require.Equal(t, 1, strings.Count(w.stdout.String(), "\n"), "%d: %s", i, w.stdout.String())
+		require.NoError(t, server.Client().FlushAll(t.Context()).Err())
+	}
+}
+
+// Redis goes away and comes back, empty.
+func TestWatchGoesOnWhileRedisIsAway(t *testing.T) {
+	server := redistest.Start(t)
+	d := deskAt(t, "redis://"+server.Addr(), "-timeout", "500ms")
+	d.does("move", "old", "open")
+	w := d.watches("-interval", "50ms")
+	server.Kill()
+	hears := func(text string) {
+		require.Eventually(t, func() bool { return strings.Contains(w.stderr.String(), text) }, 15*time.Second, 5*time.Millisecond, "no %s", text)
+	}
+	hears("the storage fails: ")
+	require.NoError(t, server.Restart())
+	hears("the storage is back after ")
+	d.does("move", "old", "closed", "-by", "ann")
+	d.does("move", "new", "open", "-by", "ann")
+	w.sees(`old +moved to closed +by ann$`)
+	w.sees(`new +moved to open +by ann$`)
+	require.Zero(t, w.stop())
+	require.Equal(t, 3, strings.Count(w.stderr.String(), "\n"), "each once: %s", w.stderr.String())
+}
+
+type closedPipe struct{}
+
+func (closedPipe) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestWatchEndsWithItsOutput(t *testing.T) {
+	for want, stdout := range map[int]io.Writer{exitDone: closedPipe{}, exitFailed: fullDisk{}} {
+		storage := infuse.NewMemoryStorage()
+		var stderr screen
+		p := program{stdout, &stderr, func(*options) (store, func(), error) { return storage, func() {}, nil }}
+		ended := make(chan int, 1)
+		go func() { ended <- p.run(t.Context(), []string{"watch", "a"}) }()
+		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), "watching") }, 10*time.Second, time.Millisecond)
+		b, err := infuse.New("a", infuse.Config{Storage: storage})
+		require.NoError(t, err)
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.Equal(t, want, <-ended, stderr.String())
+		b.Stop()
+	}
+}
+
+// The program itself: signals, and a reader that goes away.
+func TestTheProgram(t *testing.T) {
+	server := redistest.Start(t)
+	binary := filepath.Join(t.TempDir(), "infuse.exe")
+	out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	program := func(args ...string) *exec.Cmd {
+		c := exec.CommandContext(t.Context(), binary, args...)
+		c.Env = append(os.Environ(), "INFUSE_REDIS=redis://"+server.Addr())
+		return c
+	}
+	out, err = program("override", "prices", "open", "-reason", "x", "-until", "1h").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	out, err = program("list").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "prices")
+	var exit *exec.ExitError
+	require.ErrorAs(t, program("show").Run(), &exit)
+	require.Equal(t, exitUsage, exit.ExitCode())
+
+	begin := func() (w *exec.Cmd, stdout io.ReadCloser) {
+		w = program("watch")
+		stdout, err := w.StdoutPipe()
+		require.NoError(t, err)
+		stderr, err := w.StderrPipe()
+		require.NoError(t, err)
+		require.NoError(t, w.Start())
+		line, err := bufio.NewReader(stderr).ReadString('\n')
+		require.NoError(t, err)
+		require.Contains(t, line, "watching")
+		return w, stdout
+	}
+	w, stdout := begin()
+	require.NoError(t, program("clear", "prices").Run())
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "released")
+	if runtime.GOOS != "windows" {
+		require.NoError(t, w.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, w.Wait(), "exit code 0")
+	}
+
+	w, stdout = begin()
+	require.NoError(t, stdout.Close())
+	require.NoError(t, program("move", "prices", "open").Run())
+	ended := make(chan struct{})
+	go func() { _ = w.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(15 * time.Second):
+		t.Fatal("it writes on for nobody")
+	}
+}
+
+func TestClusterAndSentinel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts many servers")
+	}
+	cluster := redistest.StartCluster(t, 3)
+	sentinel := redistest.StartSentinel(t)
+	addrs := cluster.Addrs()
+	for name, url := range map[string]string{
+		"cluster":  fmt.Sprintf("redis://%s?addr=%s", addrs[0], addrs[1]),
+		"sentinel": fmt.Sprintf("redis://%s?master_name=%s", sentinel.Addr(), sentinel.MasterName()),
+	} {
+		d := deskAt(t, url)
+		w := d.watches("-interval", "50ms")
+		for i := range 10 {
+			d.does("move", fmt.Sprint("circuit", i), "open")
+		}
+		require.Equal(t, 11, strings.Count(d.does("list"), "\n"), name)
+		for i := range 10 {
+			w.sees(fmt.Sprintf("circuit%d +moved to open", i))
+		}
+		require.Zero(t, w.stop())
+	}
+}
+
+// A thousand circuits are listed and watched soon.
+func TestManyCircuits(t *testing.T) {
+	server := redistest.Start(t)
+	d := deskAt(t, "redis://"+server.Addr())
+	storage := infuse.NewRedisStorage(server.Client(func(o *redis.Options) { o.PoolSize = 32 }), infuse.RedisOptions{})
+	require.NoError(t, each(1000, func(i int) error {
+		_, _, err := storage.Apply(t.Context(), fmt.Sprint("circuit", i), infuse.Change{By: "web-1", Limits: infuse.Limits{ResetTimeout: time.Hour}, Move: &infuse.Move{To: infuse.StateOpen}})
+		return err
+	}))
+	began := time.Now()
+	require.Equal(t, 1001, strings.Count(d.does("list"), "\n"))
+	t.Log("listed after", time.Since(began))
+	require.Less(t, time.Since(began), 4*time.Second)
+	w := d.watches("-interval", "50ms")
+	d.does("move", "circuit7", "closed")
+	d.does("move", "another", "closed")
+	w.sees("circuit7 +moved to closed")
+	w.sees("another +moved to closed")
+	require.Zero(t, w.stop())
+}
+
+// One that may not read the history is told so once.
+func TestWatchWithoutTheRight(t *testing.T) {
+	server := redistest.Start(t)
+	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", "-lrange").Err())
+	d := deskAt(t, "redis://ann:secret@"+server.Addr())
+	d.does("move", "prices", "open")
+	require.Regexp(t, `(?m)^prices +open .*the history cannot be read`, d.does("list"))
+	require.Regexp(t, `(?m)^error +the history cannot be read: `, d.does("show", "prices"))
+	w := d.watches("-interval", "20ms")
+	time.Sleep(300 * time.Millisecond)
+	require.Zero(t, w.stop())
+	require.Equal(t, 1, strings.Count(w.stderr.String(), "the storage fails"), w.stderr.String())
+	require.NotContains(t, w.stderr.String(), "back")
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/ops"
+	"github.com/infuse-go/infuse/prominfuse"
+)
+
+// runChild is one process of the fleet. It is what a service does to be seen and
+// steered: a group with counters, a page and a collector.
+func runChild(ctx context.Context, s settings) error {
+	// ^C reaches the children, too. They end with their parent, which may be
+	// waiting for what they have to say.
+	ctx = untilStdinCloses(context.WithoutCancel(ctx))
+
+	client := redis.NewClient(&redis.Options{Addr: s.redis})
+	defer client.Close()
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: prefix})
+	defer storage.Close()
+	transitions := new(prominfuse.Transitions)
+	group, err := infuse.NewGroup(infuse.Config{
+		ResetTimeout: 5 * time.Second,
+		Storage:      storage,
+		Instance:     s.name,
+		CountCalls:   true,
+		Listeners:    []*infuse.Listener{transitions.Listener(), {StateChange: tell}},
+	})
+	if err != nil {
+		return err
+	}
+	defer group.Stop()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(prominfuse.NewCollector(group, prominfuse.WithTransitions(transitions)))
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("/infuse/", ops.Handler(ops.Options{Group: group, Storage: storage, Authorize: authorize, Title: s.name}))
+	mux.Handle("/{$}", http.RedirectHandler("/infuse/", http.StatusFound))
+	stop, err := serve(s.listen, mux)
+	if err != nil {
+		return err
+	}
+	defer stop()
+
+	http.DefaultClient = &http.Client{
+		Timeout:   5 * time.Second,
+		Transport: &infuse.Transport{Breakers: group, Circuit: func(r *http.Request) string { return r.URL.Path[1:] }},
+	}
+	var callers sync.WaitGroup
+	for _, path := range []string{"/inventory", "/prices"} {
+		callers.Go(func() { call(ctx, s.service+path) })
+	}
+	callers.Wait()
+	return nil
+}
+
+// authorize names who changes a circuit. This example listens on this machine
+// alone, and so it is whoever has started it. A service looks at its own logins
+// here, and lets nobody in without one.
+func authorize(*http.Request) (name string, ok bool) {
+	if u, err := user.Current(); err == nil {
+		return u.Username, true
+	}
+	return "somebody at this machine", true
+}
+
+func tell(b *infuse.Breaker, t infuse.Transition) {
+	by := t.Origin
+	if by == "" {
+		by = "time"
+	}
+	fmt.Printf("%s: %s -> %s, by %s\n", b.Name(), t.From, t.To, by)
+}
+
+// serve begins to serve, and prints where.
+func serve(address string, handler http.Handler) (stop func(), err error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("the page is http://%s/infuse/ and the metrics are http://%[1]s/metrics\n", listener.Addr())
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	go func() {
+		if err := server.Serve(listener); err != http.ErrServerClosed {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}()
+	return func() { _ = server.Close() }, nil // Shutdown would wait for the pages that are open
+}
+
+// call calls the service ten times a second until ctx is done.
+func call(ctx context.Context, url string) {
+	next := time.NewTicker(100 * time.Millisecond)
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-next.C:
+		}
+		if response, err := http.Get(url); err == nil { // what fails is on the page
+			_ = response.Body.Close()
+		}
+	}
+}

@@ -1,0 +1,179 @@
+// Ops is a fleet to look at: three processes (children of this program) call a
+// service through circuits that they share in Redis. The service falls ill and
+// recovers, again and again. Each process has the operator's page and /metrics.
+//
+//	cd examples/ops
+//	go run .                         # with a miniredis of its own
+//	go run . -redis 127.0.0.1:6379   # with a real one
+//
+// Then open the page in a browser, hold a circuit, and see what the other
+// processes' pages say. ^C ends it.
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+)
+
+const processes = 3
+
+// prefix begins the keys of this example's circuits.
+const prefix = "ops-example:"
+
+// settings are the flags. The internal ones are set by this program for its children.
+type settings struct {
+	redis     string
+	listen    string
+	well, ill time.Duration
+
+	service string
+	name    string
+}
+
+func main() {
+	var s settings
+	flag.StringVar(&s.redis, "redis", "", "the address of a Redis; a miniredis of the program's own if empty")
+	flag.StringVar(&s.listen, "listen", "127.0.0.1:8080", "where the first process has its page; the others take a free port")
+	flag.DurationVar(&s.well, "well", 15*time.Second, "how long the service is well")
+	flag.DurationVar(&s.ill, "ill", 20*time.Second, "and how long it is ill then")
+	flag.StringVar(&s.service, "service", "", "internal: run as a child that calls the service at this URL")
+	flag.StringVar(&s.name, "name", "", "internal: the child's name")
+	flag.Parse()
+	run := runFleet
+	if s.service != "" {
+		run = runChild
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, s); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// runFleet starts the children, and makes the service ill and well until ctx is done.
+func runFleet(ctx context.Context, s settings) error {
+	if s.redis == "" {
+		mini, err := miniredis.Run()
+		if err != nil {
+			return err
+		}
+		defer mini.Close()
+		s.redis = mini.Addr()
+	}
+	service := newService()
+	defer service.Close()
+	s.service = service.URL
+
+	failed := make(chan error, processes)
+	for i := range processes {
+		s.name = fmt.Sprint("process-", i+1)
+		end, err := startChild(s, failed)
+		if err != nil {
+			return err
+		}
+		defer end()
+		s.listen = "127.0.0.1:0"
+	}
+	say("the commands: infuse -redis redis://%s -prefix %s list", s.redis, prefix)
+	for {
+		for _, ill := range []bool{false, true} {
+			say("/inventory is %s", map[bool]string{false: "well", true: "ill"}[ill])
+			service.ill.Store(ill)
+			select {
+			case <-ctx.Done():
+				return nil
+			case err := <-failed:
+				return err
+			case <-time.After(map[bool]time.Duration{false: s.well, true: s.ill}[ill]):
+			}
+		}
+	}
+}
+
+// service has one part that falls ill, /inventory, and another that fails now
+// and then, as in any healthy fleet.
+type service struct {
+	*httptest.Server
+	ill   atomic.Bool
+	calls atomic.Int64
+}
+
+func newService() *service {
+	s := &service{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ill := r.URL.Path == "/inventory" && s.ill.Load()
+		if ill || s.calls.Add(1)%100 == 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	return s
+}
+
+// startChild starts a process of the fleet and prints its lines. end closes its
+// standard input, as the death of this program would, and waits for it.
+func startChild(s settings, failed chan<- error) (end func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	child := exec.Command(self, "-redis", s.redis, "-listen", s.listen, "-service", s.service, "-name", s.name)
+	child.Stderr = os.Stderr
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := child.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			say("%s: %s", s.name, lines.Text())
+		}
+		failed <- cmp.Or(child.Wait(), errors.New(s.name+" has ended"))
+	}()
+	return func() {
+		stdin.Close()
+		<-ended
+	}, nil
+}
+
+var printing sync.Mutex
+
+func say(format string, args ...any) {
+	printing.Lock()
+	defer printing.Unlock()
+	fmt.Printf(format+"\n", args...)
+}
+
+// untilStdinCloses returns a context that ends with this program's parent.
+func untilStdinCloses(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}()
+	return ctx
+}

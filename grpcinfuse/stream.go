@@ -17,7 +17,7 @@ type stream struct {
 	life
 	classify  func(error) infuse.Outcome
 	trial     bool
-	oneAnswer bool // with the first message the call has ended well
+	oneAnswer bool // a message is all there is, and RecvMsg has waited for the end
 }
 
 func (s *stream) RecvMsg(m any) error {

@@ -48,10 +48,10 @@ func (l *life) isProved() bool { return !l.first.IsZero() && time.Since(l.first)
 // stood notes that a trial's headers have stood for long enough.
 func (l *life) stood() {
 	l.mu.Lock()
-	over := l.over
+	succeeds := !l.over
 	l.tried = true
 	l.mu.Unlock()
-	if !over {
+	if succeeds {
 		l.permit.Settle(infuse.OutcomeSuccess)
 	}
 }

@@ -56,7 +56,7 @@ func WithClassify(classify func(ctx context.Context, method string, err error) i
 // infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
-// becomes.
+// becomes. But a 5xx without a code, as a proxy sends it, is a failure.
 //
 // It also ignores a message that could not be sent because it cannot be
 // marshalled, and one that is larger than a limit of either side.
@@ -83,14 +83,20 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 	switch {
 	case s.Code() == codes.Canceled || isOfMessage(s):
 		return infuse.OutcomeIgnored
-	case fails(s.Code()):
+	case fails(s.Code()) || isBareServerError(s):
 		return infuse.OutcomeFailure
 	}
 	return infuse.OutcomeSuccess
 }
 
-// isOfMessage reports whether a message is at fault, and not the service. These
-// errors have no names, but their texts are stable.
+// These errors of gRPC have no names, but their texts are stable.
+
+// isBareServerError reports whether the response was a 5xx without a code.
+func isBareServerError(s *status.Status) bool {
+	return s.Code() == codes.Unknown && strings.HasPrefix(s.Message(), "unexpected HTTP status code received from server: 5")
+}
+
+// isOfMessage reports whether a message is at fault, and not the service.
 func isOfMessage(s *status.Status) bool {
 	switch text := s.Message(); s.Code() {
 	case codes.Internal:

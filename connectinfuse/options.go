@@ -55,7 +55,8 @@ func WithClassify(classify func(ctx context.Context, procedure string, err error
 // infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
-// becomes. But a 5xx without a code, as a proxy sends it, is a failure.
+// becomes. But a response that broke off is a failure,
+// and so is a 5xx without a code, as a proxy sends it.
 //
 // It also ignores a message that could not be sent because it cannot be
 // marshalled, and one that is larger than a limit of the client's own.
@@ -79,7 +80,7 @@ func classify(err error, fails func(connect.Code) bool) infuse.Outcome {
 	switch {
 	case code == connect.CodeCanceled || isOfMessage(err):
 		return infuse.OutcomeIgnored
-	case fails(code) || isBareServerError(err):
+	case fails(code) || isBroken(err):
 		return infuse.OutcomeFailure
 	}
 	return infuse.OutcomeSuccess
@@ -125,13 +126,17 @@ func isOfMessage(err error) bool {
 	return false
 }
 
-// isBareServerError reports whether the response was a 5xx that said nothing
-// more.
-func isBareServerError(err error) bool {
+// isBroken reports whether the response was none: it broke off, is no response of
+// the protocol, or is a 5xx that says nothing more. These have codes that stand
+// for an application's error otherwise.
+func isBroken(err error) bool {
 	text, ok := local(err)
-	if !ok || connect.CodeOf(err) != connect.CodeUnknown {
+	if code := connect.CodeOf(err); !ok || code != connect.CodeUnknown && code != connect.CodeInvalidArgument {
 		return false
 	}
-	text = strings.TrimPrefix(text, "HTTP status ")
-	return len(text) > 3 && text[0] == '5' && text[3] == ' '
+	status := strings.TrimPrefix(text, "HTTP status ")
+	return len(status) > 3 && status[0] == '5' && status[3] == ' ' ||
+		slices.ContainsFunc([]string{"protocol error: ", "read message: ", "read enveloped message: ", "write envelope: ", "write message: "}, func(prefix string) bool {
+			return strings.HasPrefix(text, prefix)
+		})
 }

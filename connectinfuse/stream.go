@@ -23,19 +23,18 @@ func (s *stream) Receive(m any) error {
 	switch {
 	case err == nil:
 		s.message(s.trial)
-	case errors.Is(err, io.EOF) && !isError(err):
+	case isEnd(err):
 		s.end(infuse.OutcomeSuccess, nil, nil)
 	default:
-		s.end(s.classify(err), err, s.hasHeaders)
+		s.end(s.classify(err), err, func() bool { return !connect.IsWireError(err) && s.hasHeaders() })
 	}
 	return err
 }
 
-// isError reports whether err has a code, and so is no end of a stream: that of a
-// connection may be an io.EOF, too.
-func isError(err error) bool {
-	var e *connect.Error
-	return errors.As(err, &e)
+// isEnd reports whether a stream has ended well. Any other error that has an
+// io.EOF in it has a code.
+func isEnd(err error) bool {
+	return errors.Is(err, io.EOF) && connect.CodeOf(err) == connect.CodeUnknown
 }
 
 // Send says io.EOF where Receive will say more. Any other error is the end.

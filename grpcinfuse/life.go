@@ -56,8 +56,9 @@ func (l *life) stood() {
 	}
 }
 
-// end settles a stream that has ended. hasHeaders tells whether it got that far.
-func (l *life) end(outcome infuse.Outcome, err error, hasHeaders func() bool) {
+// end settles a stream that has ended. wasCut tells whether it had headers, and may
+// have been cut.
+func (l *life) end(outcome infuse.Outcome, err error, wasCut func() bool) {
 	l.mu.Lock()
 	over, tried, proved, silent := l.over, l.tried, l.isProved(), l.first.IsZero()
 	l.over = true
@@ -67,7 +68,7 @@ func (l *life) end(outcome infuse.Outcome, err error, hasHeaders func() bool) {
 		return
 	case proved:
 		outcome = infuse.OutcomeSuccess
-	case outcome == infuse.OutcomeFailure && silent && time.Since(l.opened) >= l.proof && hasHeaders():
+	case outcome == infuse.OutcomeFailure && silent && time.Since(l.opened) >= l.proof && wasCut():
 		outcome = infuse.OutcomeIgnored
 	}
 	if !tried {

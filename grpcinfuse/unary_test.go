@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"testing"
 	"time"
 
@@ -237,4 +239,33 @@ func TestOwnClassify(t *testing.T) {
 	require.NoError(t, f.call())
 	require.NoError(t, f.call())
 	requireRejected(t, f.call())
+}
+
+func TestResponseWithoutACode(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	proxy := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "sick", http.StatusInternalServerError)
+	})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = proxy.Serve(listener)
+	}()
+	defer func() {
+		_ = proxy.Close()
+		<-done
+	}()
+	breakers, err := infuse.NewGroup(infuse.Config{FailMax: 2})
+	require.NoError(t, err)
+	defer breakers.Stop()
+	client := testpb.NewTestServiceClient(dial(t, listener.Addr().String(), grpcinfuse.New(breakers)))
+	for range 2 {
+		_, err = client.EmptyCall(context.Background(), new(testpb.Empty))
+		require.Equal(t, codes.Unknown, status.Code(err))
+	}
+	_, err = client.EmptyCall(context.Background(), new(testpb.Empty))
+	requireRejected(t, err)
 }

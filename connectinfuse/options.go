@@ -55,8 +55,8 @@ func WithClassify(classify func(ctx context.Context, procedure string, err error
 // infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
-// becomes. But a response that broke off is a failure,
-// and so is a 5xx without a code, as a proxy sends it.
+// becomes. But whatever its code, a response that broke off is a failure, and so
+// is a 5xx without a code, as a proxy sends it.
 //
 // It also ignores a message that could not be sent because it cannot be
 // marshalled, and one that is larger than a limit of the client's own.
@@ -78,9 +78,11 @@ func classify(err error, fails func(connect.Code) bool) infuse.Outcome {
 	}
 	code := codeOf(err)
 	switch {
+	case isBroken(err):
+		return infuse.OutcomeFailure
 	case code == connect.CodeCanceled || isOfMessage(err):
 		return infuse.OutcomeIgnored
-	case fails(code) || isBroken(err):
+	case fails(code):
 		return infuse.OutcomeFailure
 	}
 	return infuse.OutcomeSuccess
@@ -128,15 +130,26 @@ func isOfMessage(err error) bool {
 
 // isBroken reports whether the response was none: it broke off, is no response of
 // the protocol, or is a 5xx that says nothing more. These have codes that stand
-// for an application's error otherwise.
+// for something else otherwise.
 func isBroken(err error) bool {
 	text, ok := local(err)
-	if code := connect.CodeOf(err); !ok || code != connect.CodeUnknown && code != connect.CodeInvalidArgument {
+	if !ok {
 		return false
 	}
-	status := strings.TrimPrefix(text, "HTTP status ")
-	return len(status) > 3 && status[0] == '5' && status[3] == ' ' ||
-		slices.ContainsFunc([]string{"protocol error: ", "read message: ", "read enveloped message: ", "write envelope: ", "write message: "}, func(prefix string) bool {
-			return strings.HasPrefix(text, prefix)
-		})
+	switch connect.CodeOf(err) {
+	case connect.CodeCanceled: // of a connection or a stream that the service has reset
+		return !errors.Is(err, context.Canceled)
+	case connect.CodeUnknown, connect.CodeInvalidArgument:
+		return isBareServerError(text) || slices.ContainsFunc(brokenOff(), func(prefix string) bool { return strings.HasPrefix(text, prefix) })
+	}
+	return false
+}
+
+func brokenOff() []string {
+	return []string{"protocol error: ", "read message: ", "read enveloped message: ", "write message: ", "write envelope: "}
+}
+
+func isBareServerError(text string) bool {
+	text = strings.TrimPrefix(text, "HTTP status ")
+	return len(text) > 3 && text[0] == '5' && text[3] == ' '
 }

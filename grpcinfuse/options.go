@@ -56,10 +56,12 @@ func WithClassify(classify func(ctx context.Context, method string, err error) i
 // infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
-// becomes. But a 5xx without a code, as a proxy sends it, is a failure.
+// becomes. But whatever its code, a stream that the service has reset without a
+// status is a failure, and so is a 5xx without a code, as a proxy sends it.
 //
 // It also ignores a message that could not be sent because it cannot be
-// marshalled, and one that is larger than a limit of either side.
+// marshalled or came after CloseSend, and one that is larger than a limit of
+// either side.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
@@ -81,9 +83,11 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 		s = status.FromContextError(err) // of an interceptor that returns ctx.Err()
 	}
 	switch {
-	case s.Code() == codes.Canceled || isOfMessage(s):
+	case isBroken(s):
+		return infuse.OutcomeFailure
+	case s.Code() == codes.Canceled || isCallersFault(s):
 		return infuse.OutcomeIgnored
-	case fails(s.Code()) || isBareServerError(s):
+	case fails(s.Code()):
 		return infuse.OutcomeFailure
 	}
 	return infuse.OutcomeSuccess
@@ -91,16 +95,24 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 
 // These errors of gRPC have no names, but their texts are stable.
 
-// isBareServerError reports whether the response was a 5xx without a code.
-func isBareServerError(s *status.Status) bool {
-	return s.Code() == codes.Unknown && strings.HasPrefix(s.Message(), "unexpected HTTP status code received from server: 5")
+// isBroken reports whether the response was none: the service reset the stream
+// without a status, or it was a 5xx that says nothing more.
+func isBroken(s *status.Status) bool {
+	switch text := s.Message(); s.Code() {
+	case codes.Canceled:
+		return strings.HasPrefix(text, "stream terminated by RST_STREAM")
+	case codes.Unknown:
+		return strings.HasPrefix(text, "unexpected HTTP status code received from server: 5")
+	}
+	return false
 }
 
-// isOfMessage reports whether a message is at fault, and not the service.
-func isOfMessage(s *status.Status) bool {
+// isCallersFault reports whether a message is at fault, or how it was sent, and
+// not the service.
+func isCallersFault(s *status.Status) bool {
 	switch text := s.Message(); s.Code() {
 	case codes.Internal:
-		return strings.HasPrefix(text, "grpc: error while marshaling: ")
+		return strings.HasPrefix(text, "grpc: error while marshaling: ") || text == "SendMsg called after CloseSend"
 	case codes.ResourceExhausted:
 		return strings.Contains(text, "message larger than max") || strings.Contains(text, "after decompression larger than max")
 	}

@@ -87,6 +87,7 @@ type fixture struct {
 	address string
 	breaker *infuse.Breaker
 	group   *infuse.Group
+	calls   *grpcinfuse.Interceptor
 	ctx     context.Context
 }
 
@@ -105,7 +106,8 @@ func startWith(t *testing.T, s *service, cfg infuse.Config, options ...grpcinfus
 	f.group, err = infuse.NewGroup(cfg)
 	require.NoError(t, err)
 	t.Cleanup(f.group.Stop)
-	f.TestServiceClient = testpb.NewTestServiceClient(dial(t, f.address, grpcinfuse.New(f.group, options...)))
+	f.calls = grpcinfuse.New(f.group, options...)
+	f.connect()
 	f.breaker, err = f.group.Breaker(f.address)
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -114,12 +116,18 @@ func startWith(t *testing.T, s *service, cfg infuse.Config, options ...grpcinfus
 	return f
 }
 
-func dial(t *testing.T, target string, calls *grpcinfuse.Interceptor) *grpc.ClientConn {
+// connect gives the fixture a new connection.
+func (f *fixture) connect(options ...grpc.DialOption) {
+	f.t.Helper()
+	f.TestServiceClient = testpb.NewTestServiceClient(dial(f.t, f.address, f.calls, options...))
+}
+
+func dial(t *testing.T, target string, calls *grpcinfuse.Interceptor, options ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient(target,
+	conn, err := grpc.NewClient(target, append(options,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithChainUnaryInterceptor(calls.Unary),
-		grpc.WithChainStreamInterceptor(calls.Stream))
+		grpc.WithChainStreamInterceptor(calls.Stream))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn

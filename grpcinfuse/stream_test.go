@@ -429,6 +429,18 @@ func TestMessageOfAStreamThatIsTooLarge(t *testing.T) {
 	f.requireCounts(0, 0, 1)
 }
 
+func TestMessageAfterCloseSend(t *testing.T) {
+	f := start(t, &service{bidi: func(both grpc.BidiStreamingServer[question, output]) error {
+		<-both.Context().Done()
+		return nil
+	}})
+	both, err := f.FullDuplexCall(f.ctx)
+	require.NoError(t, err)
+	require.NoError(t, both.CloseSend())
+	require.Equal(t, codes.Internal, status.Code(both.Send(new(question))))
+	f.requireCounts(0, 0, 1)
+}
+
 func TestPanicBelowAStreamFreesTheTrial(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	panics := func(context.Context, *grpc.StreamDesc, *grpc.ClientConn, string, grpc.Streamer, ...grpc.CallOption) (grpc.ClientStream, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -139,6 +140,7 @@ func TestClassifyOfOtherErrors(t *testing.T) {
 	require.Equal(t, infuse.OutcomeSuccess, grpcinfuse.Classify(nil))
 	require.Equal(t, infuse.OutcomeSuccess, grpcinfuse.Classify(errors.New("no status")))
 	require.Equal(t, infuse.OutcomeIgnored, grpcinfuse.Classify(context.Canceled))
+	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL")))
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(context.DeadlineExceeded))
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(fmt.Errorf("asking: %w", says(codes.Internal))))
 }
@@ -239,6 +241,33 @@ func TestOwnClassify(t *testing.T) {
 	require.NoError(t, f.call())
 	require.NoError(t, f.call())
 	requireRejected(t, f.call())
+}
+
+// TestRetriesOfGRPC has a call and a stream succeed at their second attempt: the
+// first is a trial's, too.
+func TestRetriesOfGRPC(t *testing.T) {
+	var attempts atomic.Int32
+	everySecond := func() error {
+		if attempts.Add(1)%2 == 1 {
+			return says(codes.Unavailable)
+		}
+		return nil
+	}
+	f := start(t, &service{
+		unary:  func(context.Context) error { return everySecond() },
+		server: func(grpc.ServerStreamingServer[output]) error { return everySecond() },
+	})
+	f.connect(grpc.WithDefaultServiceConfig(`{"methodConfig": [{
+		"name": [{}],
+		"retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}
+	}]}`))
+	for range 2 {
+		require.NoError(t, f.call())
+		require.NoError(t, kinds["server"](f))
+		f.halfOpen()
+	}
+	f.requireCounts(4, 0, 0)
+	require.EqualValues(t, 8, attempts.Load())
 }
 
 func TestResponseWithoutACode(t *testing.T) {

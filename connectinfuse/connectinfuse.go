@@ -37,9 +37,10 @@ import (
 // first. From then on it is a success, and how it ends counts for nothing: a
 // stream is cut by whoever restarts. Before that its end is classified as that
 // of any call. A stream whose headers came and that has been silent is no
-// failure if it breaks off after two seconds: that counts for nothing. Where its
-// caller closes it, it is a success if a message has come, and ignored if not.
-// One that its caller leaves alone holds nothing back.
+// failure if it breaks off after two seconds without a code: that counts for
+// nothing. Where its caller closes it, it is a success if a message has come, and
+// ignored if not. One that its caller leaves alone holds nothing back, a trial no
+// longer than Config.TrialTimeout.
 //
 // Only the trial of a half-open circuit ends before, so that a stream does not
 // keep the fleet waiting: at the first message, or when headers have come and
@@ -47,6 +48,9 @@ import (
 // client's HTTP client heeds net/http/httptrace, as one of net/http does. If the
 // stream breaks off later without having proved itself, that counts as a failure
 // of one more call.
+//
+// Config.SlowCall measures a stream until it is settled, so that streams want a
+// Group of their own without it.
 //
 // A call goes past the breakers when its circuit has no valid name (see
 // infuse.CheckName), when the Group is stopped, or when the Group's settings for

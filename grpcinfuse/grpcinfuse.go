@@ -37,16 +37,20 @@ import (
 // stream is cut by whoever restarts. Before that its end is classified as that
 // of any call. A stream whose headers came and that has been silent is no
 // failure if it breaks off after two seconds: that counts for nothing. One that
-// its caller leaves alone holds nothing back.
+// its caller leaves alone holds nothing back, a trial no longer than until its
+// context is cancelled or Config.TrialTimeout has passed.
 //
 // Only the trial of a half-open circuit ends before, so that a stream does not
 // keep the fleet waiting: at the first message, or when the headers have come
-// and nothing has gone wrong for two seconds. If the stream breaks off
-// later without having proved itself, that counts as a failure of one more call.
+// and nothing has gone wrong for two seconds. If the stream breaks off later
+// without having proved itself, that counts as a failure of one more call.
 //
 // An interceptor sees calls and not attempts: gRPC's own retries and hedging,
 // as a service config asks for them, happen below it. So a call that succeeds
 // at its third attempt is a success.
+//
+// Config.SlowCall measures a stream until it is settled, so that streams want a
+// Group of their own without it.
 //
 // A call goes past the breakers when its circuit has no valid name (see
 // infuse.CheckName), when the Group is stopped, or when the Group's settings for

@@ -1,6 +1,6 @@
 // Package connectinfuse has a client interceptor for connectrpc.com/connect
 // that fails a call to an unhealthy service before it is sent. The circuits are
-// those of a [infuse.Group], and so a fleet of processes can share them.
+// those of an [infuse.Group], and so a fleet of processes can share them.
 //
 //	client := pingv1connect.NewPingServiceClient(http.DefaultClient, url,
 //		connect.WithInterceptors(connectinfuse.New(breakers)))

@@ -1,6 +1,6 @@
 // Package grpcinfuse has client interceptors for google.golang.org/grpc that
 // fail a call to an unhealthy service before it is sent. The circuits are those
-// of a [infuse.Group], and so a fleet of processes can share them.
+// of an [infuse.Group], and so a fleet of processes can share them.
 //
 //	calls := grpcinfuse.New(breakers)
 //	conn, err := grpc.NewClient(target, credentials,

@@ -33,8 +33,9 @@ func (l *life) message(trial bool) {
 	}
 	if l.first.IsZero() {
 		l.first = time.Now()
+	} else {
+		l.over = l.isProved()
 	}
-	l.over = l.isProved()
 	l.tried = l.tried || trial
 	settles := l.over || trial
 	l.mu.Unlock()

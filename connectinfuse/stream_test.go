@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http/httptrace"
 	"testing"
 	"time"
 
@@ -319,11 +320,41 @@ func TestErrorBehindTheHeadersFailsTheTrial(t *testing.T) {
 	})
 }
 
+// sick is an interceptor below, with a stream that has headers, takes no message
+// and has yet to say why.
+type sick struct {
+	connect.StreamingClientConn
+	headers func()
+}
+
+func (s *sick) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc { return next }
+func (s *sick) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+func (s *sick) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		s.StreamingClientConn = next(ctx, spec)
+		s.headers = httptrace.ContextClientTrace(ctx).GotFirstResponseByte
+		return s
+	}
+}
+
+func (s *sick) Send(any) error {
+	s.headers()
+	return io.EOF
+}
+
+func (s *sick) Receive(any) error {
+	return connect.NewWireError(connect.CodeUnavailable, errors.New("sick"))
+}
+
 func TestTrialWhoseSendFailsWaitsForTheReason(t *testing.T) {
-	f := start(t, ending(says(connect.CodeUnavailable)), connectinfuse.ProvedAfter(soon))
+	f := start(t, healthyStreams(), connectinfuse.ProvedAfter(soon))
+	f.protocol = []connect.ClientOption{connect.WithInterceptors(new(sick))}
 	f.halfOpen()
 	both := f.bidiStream()
-	require.Eventually(t, func() bool { return errors.Is(both.Send(new(bytes)), io.EOF) }, patience, time.Millisecond)
+	require.ErrorIs(t, both.Send(new(bytes)), io.EOF)
 	time.Sleep(2 * soon) // the headers would have stood
 	f.requireState(infuse.StateHalfOpen)
 	_, err := both.Receive()

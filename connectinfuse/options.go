@@ -1,0 +1,155 @@
+package connectinfuse
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/infuse-go/infuse"
+)
+
+// Option changes what an Interceptor does by default.
+type Option func(*Interceptor)
+
+// WithCircuit has name give a call's circuit in place of its target. It is
+// given the name that the target has by default, and the full procedure:
+// "/package.Service/Method". An empty name has the call go past the breakers.
+// Keep names low-cardinality and out of a client's control. name must be safe
+// for concurrent use.
+//
+// By default a host has one circuit. Its name is the host of the client's URL,
+// in lower case and without a dot at its end, and the port unless that is 80 or
+// 443.
+func WithCircuit(name func(ctx context.Context, target, procedure string) string) Option {
+	return func(i *Interceptor) { i.circuit = name }
+}
+
+// ByMethod is for WithCircuit: each procedure of a target has a circuit of its
+// own, named "target/package.Service/Method". A method that fails then does not
+// shut out the others, but each must find out by itself that all of them are
+// away.
+func ByMethod(_ context.Context, target, procedure string) string { return target + procedure }
+
+func byTarget(_ context.Context, target, _ string) string { return target }
+
+// WithFailures has these codes, in place of those of Classify, be failures.
+// Canceled can be none.
+func WithFailures(failures ...connect.Code) Option {
+	failures = slices.Clone(failures)
+	return WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
+		return classify(err, func(c connect.Code) bool { return slices.Contains(failures, c) })
+	})
+}
+
+// WithClassify has classify decide what the end of a call says of the service,
+// in place of Classify. It is called with a nil error, too, and must be safe for
+// concurrent use.
+func WithClassify(classify func(ctx context.Context, procedure string, err error) infuse.Outcome) Option {
+	return func(i *Interceptor) { i.classify = classify }
+}
+
+// Classify is what the error of a call says by default. The codes are those of
+// infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
+// Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
+// other code is a success, also Unknown: it is what an application's own error
+// becomes. But whatever its code, a response that broke off is a failure, and so
+// is a 5xx without a code, as a proxy sends it.
+//
+// It also ignores a message that could not be sent because it cannot be
+// marshalled, and one that is larger than a limit of the client's own.
+func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
+
+func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
+
+func isFailure(c connect.Code) bool {
+	switch c {
+	case connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeUnimplemented, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss:
+		return true
+	}
+	return false
+}
+
+func classify(err error, fails func(connect.Code) bool) infuse.Outcome {
+	if err == nil {
+		return infuse.OutcomeSuccess
+	}
+	code := codeOf(err)
+	switch {
+	case isBroken(err):
+		return infuse.OutcomeFailure
+	case code == connect.CodeCanceled || isOfMessage(err):
+		return infuse.OutcomeIgnored
+	case fails(code):
+		return infuse.OutcomeFailure
+	}
+	return infuse.OutcomeSuccess
+}
+
+// codeOf is connect.CodeOf that knows the error of a context, too, which an
+// interceptor may return.
+func codeOf(err error) connect.Code {
+	if code := connect.CodeOf(err); code != connect.CodeUnknown {
+		return code
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return connect.CodeCanceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return connect.CodeDeadlineExceeded
+	}
+	return connect.CodeUnknown
+}
+
+// local returns the text of an error that the client has made, and not the
+// service. These errors have no names, but their texts are stable.
+func local(err error) (text string, ok bool) {
+	var e *connect.Error
+	if !errors.As(err, &e) || connect.IsWireError(err) {
+		return "", false
+	}
+	return e.Message(), true
+}
+
+// isOfMessage reports whether a message is at fault, and not the service.
+func isOfMessage(err error) bool {
+	text, ok := local(err)
+	if !ok {
+		return false
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeInternal:
+		return strings.HasPrefix(text, "marshal message")
+	case connect.CodeResourceExhausted:
+		return !strings.HasPrefix(text, "bandwidth exhausted") // which is how a peer resets a stream
+	}
+	return false
+}
+
+// isBroken reports whether the response was none: it broke off, is no response of
+// the protocol, or is a 5xx that says nothing more. These have codes that stand
+// for something else otherwise.
+func isBroken(err error) bool {
+	text, ok := local(err)
+	if !ok {
+		return false
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeCanceled: // of a connection or a stream that the service has reset
+		return !errors.Is(err, context.Canceled)
+	case connect.CodeUnknown, connect.CodeInvalidArgument:
+		return isBareServerError(text) || slices.ContainsFunc(brokenOff(), func(prefix string) bool { return strings.HasPrefix(text, prefix) })
+	}
+	return false
+}
+
+func brokenOff() []string {
+	return []string{"protocol error: ", "read message: ", "read enveloped message: ", "write message: ", "write envelope: "}
+}
+
+func isBareServerError(text string) bool {
+	text = strings.TrimPrefix(text, "HTTP status ")
+	return len(text) > 3 && text[0] == '5' && text[3] == ' '
+}

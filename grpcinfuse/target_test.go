@@ -1,0 +1,93 @@
+package grpcinfuse_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/grpcinfuse"
+)
+
+func TestTargetHasOneName(t *testing.T) {
+	for target, name := range map[string]string{
+		"dns:///inventory.internal:8443":      "inventory.internal:8443",
+		"dns:///Inventory.Internal.:443":      "inventory.internal",
+		"dns:///inventory.internal":           "inventory.internal",
+		"dns:inventory.internal:8443":         "inventory.internal:8443",
+		"dns://8.8.8.8/inventory.internal:80": "inventory.internal:80",
+		"passthrough:///127.0.0.1:50051":      "127.0.0.1:50051",
+		"dns:///[2001:DB8::1]:50051":          "[2001:db8::1]:50051",
+		"dns:///[2001:db8::1]:443":            "[2001:db8::1]",
+		"dns:///2001:db8::1":                  "[2001:db8::1]",
+		"unix:///run/inventory.sock":          "unix:///run/inventory.sock",
+		"xds:///inventory":                    "xds:///inventory",
+		"dns:///":                             "dns:///",
+	} {
+		require.Equal(t, name, grpcinfuse.NameOf(target), target)
+	}
+}
+
+func TestSpellingsShareACircuit(t *testing.T) {
+	f := start(t, &service{unary: ill})
+	for _, target := range []string{"dns:///" + f.address, "passthrough:///" + f.address} {
+		client := testpb.NewTestServiceClient(dial(t, target, grpcinfuse.New(f.group)))
+		_, err := client.EmptyCall(f.ctx, new(testpb.Empty))
+		require.Error(t, err)
+	}
+	requireRejected(t, f.call())
+}
+
+func TestTwoProcessesShareACircuit(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	f := startWith(t, &service{unary: ill}, infuse.Config{Storage: storage})
+	other, err := infuse.NewGroup(infuse.Config{Storage: storage})
+	require.NoError(t, err)
+	defer other.Stop()
+	client := testpb.NewTestServiceClient(dial(t, f.address, grpcinfuse.New(other)))
+	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
+	require.Error(t, err)
+	for f.breaker.State() == infuse.StateClosed {
+		require.Error(t, f.call())
+	}
+	b, err := other.Breaker(f.address)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, patience, patience/10000)
+	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
+	requireRejected(t, err)
+}
+
+func TestCircuitByMethod(t *testing.T) {
+	f := start(t, &service{unary: ill}, grpcinfuse.WithCircuit(grpcinfuse.ByMethod))
+	require.Error(t, f.call())
+	require.Error(t, f.call())
+	require.Equal(t, f.address+testpb.TestService_EmptyCall_FullMethodName, requireRejected(t, f.call()).Circuit)
+	_, err := f.UnaryCall(f.ctx, new(testpb.SimpleRequest))
+	require.NoError(t, err)
+}
+
+func TestCallPastTheBreakers(t *testing.T) {
+	nameless := func(context.Context, string, string) string { return "" }
+	f := start(t, &service{unary: ill, server: brings(1, nil)}, grpcinfuse.WithCircuit(nameless))
+	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	for range 5 {
+		require.NotErrorIs(t, f.call(), infuse.ErrOpen)
+	}
+	n, err := f.drain(f.serverStream())
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	f.requireCounts(0, 0, 0)
+}
+
+func TestWithoutAGroup(t *testing.T) {
+	_, address := serve(t, &service{unary: ill}, "127.0.0.1:0")
+	client := testpb.NewTestServiceClient(dial(t, address, grpcinfuse.New(nil)))
+	for range 5 {
+		_, err := client.EmptyCall(context.Background(), new(testpb.Empty))
+		require.NotErrorIs(t, err, infuse.ErrOpen)
+	}
+	_, err := client.EmptyCall(context.Background(), new(testpb.Empty))
+	requireRejected(t, err)
+}

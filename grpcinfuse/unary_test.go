@@ -1,0 +1,300 @@
+package grpcinfuse_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/grpcinfuse"
+)
+
+func healthy(context.Context) error { return nil }
+func ill(context.Context) error     { return says(codes.Unavailable) }
+
+func TestUnaryServiceFallsIll(t *testing.T) {
+	f := start(t, &service{unary: ill})
+	for range 2 {
+		err := f.call()
+		require.Equal(t, codes.Unavailable, status.Code(err))
+		require.NotErrorIs(t, err, infuse.ErrOpen)
+	}
+	open := requireRejected(t, f.call())
+	require.Equal(t, f.address, open.Circuit)
+	require.ErrorContains(t, open.Cause, "code = Unavailable desc = ill")
+	f.requireCounts(0, 2, 0)
+
+	f.halfOpen()
+	require.Error(t, f.call())
+	requireRejected(t, f.call())
+
+	f.halfOpen()
+	f.service.unary = healthy
+	require.NoError(t, f.call())
+	f.requireState(infuse.StateClosed)
+}
+
+func TestServerThatIsAwayAndReturns(t *testing.T) {
+	f := start(t, &service{unary: healthy})
+	require.NoError(t, f.call())
+	f.server.Stop()
+	for f.breaker.State() == infuse.StateClosed {
+		require.Equal(t, codes.Unavailable, status.Code(f.call()))
+	}
+	requireRejected(t, f.call())
+
+	serve(t, f.service, f.address)
+	f.halfOpen()
+	_, err := f.EmptyCall(f.ctx, new(testpb.Empty), grpc.WaitForReady(true))
+	require.NoError(t, err)
+	f.requireState(infuse.StateClosed)
+}
+
+func TestRejectionIsAStatusWithRetryInfo(t *testing.T) {
+	f := start(t, &service{unary: ill})
+	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	err := f.call()
+	requireRejected(t, err)
+	require.False(t, infuse.Retryable(err))
+
+	for _, err := range []error{err, fmt.Errorf("buying: %w", err)} {
+		s, ok := status.FromError(err)
+		require.True(t, ok)
+		require.Equal(t, codes.Unavailable, s.Code())
+		require.Len(t, s.Details(), 1)
+		delay := s.Details()[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration()
+		require.InDelta(t, time.Hour, delay, float64(time.Minute))
+	}
+	require.ErrorContains(t, err, "rpc error: code = Unavailable desc = infuse: circuit")
+}
+
+func TestRejectionDuringATrialAsksForASecond(t *testing.T) {
+	release := make(chan struct{})
+	began := make(chan struct{}, 1)
+	f := start(t, &service{unary: func(context.Context) error {
+		began <- struct{}{}
+		<-release
+		return nil
+	}})
+	f.halfOpen()
+	trial := make(chan error)
+	go func() { trial <- f.call() }()
+	<-began
+	err := f.call()
+	require.Zero(t, requireRejected(t, err).RetryAfter())
+	s, _ := status.FromError(err)
+	require.Equal(t, time.Second, s.Details()[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration())
+	close(release)
+	require.NoError(t, <-trial)
+	f.requireState(infuse.StateClosed)
+}
+
+func TestRejectionIsHandedOnByAServer(t *testing.T) {
+	away := start(t, &service{unary: ill})
+	require.NoError(t, away.breaker.Move(away.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: func(context.Context) error { return away.call() }})
+	err := f.call()
+	require.NotErrorIs(t, err, infuse.ErrOpen)
+	s, _ := status.FromError(err)
+	require.Equal(t, codes.Unavailable, s.Code())
+	require.IsType(t, new(errdetails.RetryInfo), s.Details()[0])
+}
+
+func TestCodes(t *testing.T) {
+	failures := map[codes.Code]bool{
+		codes.DeadlineExceeded: true, codes.ResourceExhausted: true, codes.Unimplemented: true,
+		codes.Internal: true, codes.Unavailable: true, codes.DataLoss: true,
+	}
+	var code codes.Code
+	f := start(t, &service{unary: func(context.Context) error { return status.Error(code, "") }})
+	for code = codes.OK; code <= codes.Unauthenticated; code++ {
+		require.NoError(t, f.breaker.Move(f.ctx, infuse.StateClosed))
+		want := f.counts()
+		switch {
+		case code == codes.Canceled:
+			want[2]++
+		case failures[code]:
+			want[1]++
+		default:
+			want[0]++
+		}
+		require.Equal(t, code, status.Code(f.call()))
+		require.Equal(t, want, f.counts(), code)
+	}
+}
+
+func TestClassifyOfOtherErrors(t *testing.T) {
+	require.Equal(t, infuse.OutcomeSuccess, grpcinfuse.Classify(nil))
+	require.Equal(t, infuse.OutcomeSuccess, grpcinfuse.Classify(errors.New("no status")))
+	require.Equal(t, infuse.OutcomeIgnored, grpcinfuse.Classify(context.Canceled))
+	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL")))
+	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(context.DeadlineExceeded))
+	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(fmt.Errorf("asking: %w", says(codes.Internal))))
+}
+
+func TestCallersOwnFaults(t *testing.T) {
+	began := make(chan struct{}, 1)
+	f := start(t, &service{unary: func(ctx context.Context) error {
+		began <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	late, cancel := context.WithDeadline(f.ctx, time.Now().Add(-time.Second))
+	defer cancel()
+	_, err := f.EmptyCall(late, new(testpb.Empty))
+	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+	f.requireCounts(0, 0, 1)
+
+	cancelled, cancel := context.WithCancel(f.ctx)
+	go func() {
+		<-began
+		cancel()
+	}()
+	_, err = f.EmptyCall(cancelled, new(testpb.Empty))
+	require.Equal(t, codes.Canceled, status.Code(err))
+	f.requireCounts(0, 0, 2)
+
+	_, err = f.EmptyCall(f.ctx, (*testpb.Empty)(nil), grpc.ForceCodec(brokenCodec{}))
+	require.Equal(t, codes.Internal, status.Code(err))
+	_, err = f.UnaryCall(f.ctx, &testpb.SimpleRequest{ResponseSize: 100}, grpc.MaxCallSendMsgSize(1))
+	require.Equal(t, codes.ResourceExhausted, status.Code(err))
+	_, err = f.UnaryCall(f.ctx, &testpb.SimpleRequest{ResponseSize: 100}, grpc.MaxCallRecvMsgSize(1))
+	require.Equal(t, codes.ResourceExhausted, status.Code(err))
+	f.requireCounts(0, 0, 5)
+}
+
+// brokenCodec cannot marshal anything.
+type brokenCodec struct{}
+
+func (brokenCodec) Marshal(any) ([]byte, error) { return nil, errors.New("no") }
+func (brokenCodec) Unmarshal([]byte, any) error { return nil }
+func (brokenCodec) Name() string                { return "broken" }
+
+func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
+	f := start(t, &service{unary: func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	ctx, cancel := context.WithTimeout(f.ctx, 100*time.Millisecond)
+	defer cancel()
+	_, err := f.EmptyCall(ctx, new(testpb.Empty))
+	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+	f.requireCounts(0, 1, 0)
+}
+
+func TestPanicBelowFreesTheTrial(t *testing.T) {
+	f := start(t, &service{unary: healthy})
+	panics := func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
+		panic("below")
+	}
+	calls := grpcinfuse.New(f.group)
+	conn, err := grpc.NewClient(f.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithChainUnaryInterceptor(calls.Unary, panics))
+	require.NoError(t, err)
+	defer conn.Close()
+	f.halfOpen()
+	require.Panics(t, func() { _, _ = testpb.NewTestServiceClient(conn).EmptyCall(f.ctx, new(testpb.Empty)) })
+	require.NoError(t, f.call())
+	f.requireState(infuse.StateClosed)
+}
+
+func TestConfigMayExclude(t *testing.T) {
+	f := startWith(t, &service{unary: ill}, infuse.Config{Exclude: []func(error) bool{
+		func(err error) bool { return status.Convert(err).Message() == "ill" },
+	}})
+	require.Error(t, f.call())
+	f.requireCounts(1, 0, 0)
+}
+
+func TestOtherCodes(t *testing.T) {
+	f := start(t, &service{unary: ill}, grpcinfuse.WithFailures(codes.Unknown, codes.Canceled))
+	require.Error(t, f.call())
+	f.requireCounts(1, 0, 0)
+	f.service.unary = func(context.Context) error { return errors.New("bug") }
+	require.Error(t, f.call())
+	f.requireCounts(1, 1, 0)
+	f.service.unary = func(context.Context) error { return says(codes.Canceled) }
+	require.Error(t, f.call())
+	f.requireCounts(1, 1, 1)
+}
+
+func TestOwnClassify(t *testing.T) {
+	f := start(t, &service{unary: healthy}, grpcinfuse.WithClassify(func(_ context.Context, method string, err error) infuse.Outcome {
+		if method == testpb.TestService_EmptyCall_FullMethodName && err == nil {
+			return infuse.OutcomeFailure
+		}
+		return grpcinfuse.Classify(err)
+	}))
+	require.NoError(t, f.call())
+	require.NoError(t, f.call())
+	requireRejected(t, f.call())
+}
+
+// TestRetriesOfGRPC has a call and a stream succeed at their second attempt: the
+// first is a trial's, too.
+func TestRetriesOfGRPC(t *testing.T) {
+	var attempts atomic.Int32
+	everySecond := func() error {
+		if attempts.Add(1)%2 == 1 {
+			return says(codes.Unavailable)
+		}
+		return nil
+	}
+	f := start(t, &service{
+		unary:  func(context.Context) error { return everySecond() },
+		server: func(grpc.ServerStreamingServer[output]) error { return everySecond() },
+	})
+	f.connect(grpc.WithDefaultServiceConfig(`{"methodConfig": [{
+		"name": [{}],
+		"retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}
+	}]}`))
+	for range 2 {
+		require.NoError(t, f.call())
+		require.NoError(t, kinds["server"](f))
+		f.halfOpen()
+	}
+	f.requireCounts(4, 0, 0)
+	require.EqualValues(t, 8, attempts.Load())
+}
+
+func TestResponseWithoutACode(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	proxy := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "sick", http.StatusInternalServerError)
+	})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = proxy.Serve(listener)
+	}()
+	defer func() {
+		_ = proxy.Close()
+		<-done
+	}()
+	breakers, err := infuse.NewGroup(infuse.Config{FailMax: 2})
+	require.NoError(t, err)
+	defer breakers.Stop()
+	client := testpb.NewTestServiceClient(dial(t, listener.Addr().String(), grpcinfuse.New(breakers)))
+	for range 2 {
+		_, err = client.EmptyCall(context.Background(), new(testpb.Empty))
+		require.Equal(t, codes.Unknown, status.Code(err))
+	}
+	_, err = client.EmptyCall(context.Background(), new(testpb.Empty))
+	requireRejected(t, err)
+}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-	"strings"
 
 	"github.com/infuse-go/infuse"
 )
@@ -51,13 +50,13 @@ const (
 // keys returns the names of a circuit's keys: the extra one and then Python's.
 // Each ends in a name of its own, so no two namespaces share one.
 func (l Layout) keys(namespace string) []string {
-	parts := []string{namespace, "pybreaker"}
-	if l == Infuse {
-		parts = []string{"infuse", namespace}
-	}
-	base := strings.Trim(strings.Join(parts, ":"), ":") + ":"
-	if namespace != "" { // which may begin or end with a colon
-		base = strings.Join(parts, ":") + ":"
+	base := l.String() + ":"
+	switch {
+	case namespace == "":
+	case l == Infuse:
+		base += namespace + ":"
+	default:
+		base = namespace + ":" + base
 	}
 	return []string{base + extraKey, base + "state", base + "fail_counter", base + "success_counter", base + "opened_at"}
 }

@@ -6,8 +6,10 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -49,7 +51,8 @@ type Storage struct {
 	resetTimeout time.Duration
 	pollInterval time.Duration
 
-	ahead time.Duration // of all clocks: tests need not wait
+	turns [64]sync.Mutex // by name: the changes of one process do not contend in Redis
+	ahead time.Duration  // of all clocks: tests need not wait
 }
 
 var _ infuse.Storage = (*Storage)(nil)
@@ -114,6 +117,9 @@ func (s *Storage) Apply(ctx context.Context, circuit string, c infuse.Change) (i
 	if err := check(&c); err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}
+	turn := &s.turns[crc32.ChecksumIEEE([]byte(circuit))%uint32(len(s.turns))]
+	turn.Lock()
+	defer turn.Unlock()
 	return s.change(ctx, circuit, &c)
 }
 
@@ -226,13 +232,8 @@ func (s *Storage) run(ctx context.Context, keys []string, args ...any) (f found,
 		here: time.Now().Add(s.ahead), now: seconds*1000 + micros/1000 + s.ahead.Milliseconds(),
 		version: reply[3], record: reply[4], mirror: reply[5], values: [pythonKeys]string(reply[7:]),
 	}
-	if f.record != "" {
-		f.written, err = strconv.ParseInt(reply[6], 10, 64)
-		f.written = min(f.written, f.now) // Redis's clock may have been set back
-		if err != nil {
-			f.written = f.now
-		}
-	}
+	written, _ := strconv.ParseInt(reply[6], 10, 64)
+	f.written = min(written, f.now) // Redis's clock may have been set back
 	return f, reply[0] == "1", nil
 }
 

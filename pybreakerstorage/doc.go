@@ -26,6 +26,8 @@
 //   - Python knows no generations: a late result of a Python call counts.
 //   - Python does not wait for a suspicion. While the Go side asks its fleet, a
 //     Python failure opens the circuit, and a Python success refutes it.
+//   - A Go process that met no failure reports no success, so it does not end a
+//     row of Python's failures. Python's own successes do.
 //   - A success of Python's that leaves fail_counter as it was cannot be seen.
 //   - Failure rates and overrides are the Go side's. Python sees what comes of
 //     the rates, and nothing of an override.

@@ -71,15 +71,19 @@ func TestASuccessOfPythonEndsTheRow(t *testing.T) {
 	m.set("fail_counter", 0)
 	require.Zero(t, m.load(0).Failures)
 	m.set("fail_counter", 2)
-	require.Equal(t, 2, m.load(1).Failures)
+	began := m.load(1)
+	require.Equal(t, 2, began.Failures)
+	m.wait(time.Minute)
+	m.set("fail_counter", 3)
+	require.WithinDuration(t, began.RowSince, m.load(0).RowSince, 10*time.Second, "the row goes on")
 	m.apply(infuse.Change{Calls: infuse.Calls{Successes: 1}, Seen: m.load(0)})
 	require.Equal(t, "0", m.value("fail_counter"))
 }
 
+var suspecting = infuse.Limits{FailMax: 3, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Minute, Suspicion: 10 * time.Second}
+
 func suspect(m mixed) infuse.Record {
-	limits := manyLimits
-	limits.FailMax, limits.Suspicion = 3, 10*time.Second
-	record, _ := m.apply(infuse.Change{Seen: m.load(0), Limits: limits, Calls: infuse.Calls{Failures: 3, Lead: 3, Streak: 3}})
+	record, _ := m.apply(infuse.Change{Seen: m.load(0), Limits: suspecting, Calls: infuse.Calls{Failures: 3, Lead: 3, Streak: 3}})
 	require.False(m, record.OpensAt.IsZero())
 	return record
 }
@@ -89,6 +93,8 @@ func TestPythonHearsOfAnOpeningByTime(t *testing.T) {
 	suspect(m)
 	require.Equal(t, "closed", m.value("state"))
 	require.Equal(t, "3", m.value("fail_counter"))
+	m.apply(infuse.Change{Seen: m.load(0), Limits: suspecting, Calls: oneFailure.Calls})
+	require.Equal(t, "4", m.value("fail_counter"), "as many as opening it needs, and more")
 	m.wait(11 * time.Second)
 	before := m.load(1)
 	require.Equal(t, infuse.StateOpen, before.State)
@@ -182,11 +188,12 @@ func TestAnOpeningWhoseTimeComesLate(t *testing.T) {
 	m.apply(oneFailure)
 	m.set("opened_at", m.second()-3600)
 	m.load(0)
+	const later = time.Hour
+	m.wait(later)
 	m.set("state", "open")
-	first := m.load(0)
-	require.WithinDuration(t, time.Now().Add(time.Minute), first.DueAt, 3*time.Second)
+	require.WithinDuration(t, time.Now().Add(later+time.Minute), m.load(0).DueAt, 3*time.Second)
 	m.set("opened_at", m.second())
-	require.WithinDuration(t, time.Now().Add(time.Minute), m.load(0).DueAt, 3*time.Second)
+	require.WithinDuration(t, time.Now().Add(later+time.Minute), m.load(0).DueAt, 3*time.Second)
 }
 
 func TestKeysThatAreGoneArePutBack(t *testing.T) {
@@ -198,10 +205,46 @@ func TestKeysThatAreGoneArePutBack(t *testing.T) {
 	require.Equal(t, "open", m.value("state"))
 
 	opened := m.value("opened_at")
+	time.Sleep(5 * time.Millisecond) // a new record's generation is the time
 	m.client.Del(t.Context(), m.key(extraKey))
 	require.Equal(t, infuse.StateOpen, m.load(1).State, "Python's keys alone say so")
 	require.Equal(t, opened, m.value("opened_at"))
 	require.Greater(t, m.load(1).Generation, want.Generation)
+}
+
+func TestWhatIsFoundAtFirst(t *testing.T) {
+	m := newMixed(t)
+	m.set("state", "half-open")
+	m.set("success_counter", 2)
+	m.set("fail_counter", 1)
+	r := m.load(0)
+	require.Equal(t, infuse.StateHalfOpen, r.State)
+	require.Equal(t, 2, r.Successes)
+}
+
+// What was written since it was read is not written over.
+func TestAWriteInBetweenIsSeen(t *testing.T) {
+	m := newMixed(t)
+	m.move(infuse.StateOpen)
+	for name, write := range map[string]func(){
+		"Go":                      func() { m.move(infuse.StateOpen) },
+		"Python, state":           func() { m.set("state", "closed") },
+		"Python, fail_counter":    func() { m.client.Incr(t.Context(), m.key("fail_counter")) },
+		"Python, opened_at":       func() { m.set("opened_at", m.second()+100) },
+		"Python, success counter": func() { m.client.Incr(t.Context(), m.key("success_counter")) },
+	} {
+		s, keys := m.storages[0], Pybreaker.keys(m.namespace)
+		f, _, err := s.run(t.Context(), keys)
+		require.NoError(t, err)
+		c, err := s.merged(f)
+		require.NoError(t, err)
+		next, _ := c.record.Apply(infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateHalfOpen}}, c.here)
+		write()
+		saved, err := s.save(t.Context(), keys, c, next)
+		require.NoError(t, err)
+		require.False(t, saved, name)
+		m.move(infuse.StateOpen)
+	}
 }
 
 func TestReadingWritesNothing(t *testing.T) {

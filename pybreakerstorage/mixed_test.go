@@ -220,6 +220,9 @@ func TestWhatIsFoundAtFirst(t *testing.T) {
 	r := m.load(0)
 	require.Equal(t, infuse.StateHalfOpen, r.State)
 	require.Equal(t, 2, r.Successes)
+	m.set("success_counter", 3)
+	require.Equal(t, 3, m.load(1).Successes)
+	require.Greater(t, m.load(0).Generation, r.Generation, "all are to hear of it")
 }
 
 // What was written since it was read is not written over.

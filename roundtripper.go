@@ -2,6 +2,7 @@ package infuse
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -89,7 +90,8 @@ type Transport struct {
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected answers a rejected request, whose body has been closed. By
-	// default the *OpenError is returned. See also ServiceUnavailable.
+	// default the *OpenError is returned. See also ServiceUnavailable and
+	// ServiceUnavailableJSON.
 	OnRejected func(*http.Request, *OpenError) (*http.Response, error)
 
 	making sync.Once
@@ -137,6 +139,37 @@ func Skip(ctx context.Context) context.Context {
 // go-retryablehttp and what is made with it (the clients of Vault), the Azure
 // SDK and Kubernetes' client-go do. For them leave OnRejected alone.
 func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, error) {
+	response := unavailable(r, "text/plain; charset=utf-8", unavailableText)
+	response.Header.Set("Retry-After", retryAfterHeader(rejected))
+	return response, nil
+}
+
+// ServiceUnavailableJSON answers a rejected request with the 503 of Infuse for
+// Python: a Transport's OnRejected for callers that know an open circuit by its
+// JSON, an error_code of the value 998603. Like that one it has no Retry-After.
+// It tells the circuit's name to whoever gets the response.
+func ServiceUnavailableJSON(r *http.Request, rejected *OpenError) (*http.Response, error) {
+	type errorCode struct {
+		Name  string `json:"name"`
+		Value int    `json:"value"`
+	}
+	text, err := json.Marshal(struct {
+		Message     string    `json:"message"`
+		Description string    `json:"description"`
+		ErrorCode   errorCode `json:"error_code"`
+	}{
+		"Service unavailable.",
+		rejected.Circuit + " is currently unavailable.",
+		errorCode{"infuse_service_unavailable", 998603},
+	})
+	if err != nil { // text and a number can always be written
+		return nil, err
+	}
+	return unavailable(r, "application/json", string(text)), nil
+}
+
+// unavailable is a 503 of our own to the request.
+func unavailable(r *http.Request, contentType, text string) *http.Response {
 	const status = http.StatusServiceUnavailable
 	response := &http.Response{
 		Status:        strconv.Itoa(status) + " " + http.StatusText(status),
@@ -146,16 +179,15 @@ func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, e
 		ProtoMinor:    1,
 		Header:        make(http.Header),
 		Body:          http.NoBody,
-		ContentLength: int64(len(unavailableText)),
+		ContentLength: int64(len(text)),
 		Request:       r,
 	}
-	response.Header.Set("Content-Type", "text/plain; charset=utf-8")
-	response.Header.Set("Content-Length", strconv.Itoa(len(unavailableText)))
-	response.Header.Set("Retry-After", retryAfterHeader(rejected))
+	response.Header.Set("Content-Type", contentType)
+	response.Header.Set("Content-Length", strconv.Itoa(len(text)))
 	if r.Method != http.MethodHead {
-		response.Body = io.NopCloser(strings.NewReader(unavailableText))
+		response.Body = io.NopCloser(strings.NewReader(text))
 	}
-	return response, nil
+	return response
 }
 
 // unavailableText says nothing of the circuit: it may be shown to anybody.

@@ -456,6 +456,32 @@ func TestServiceUnavailableAnswersForTheService(t *testing.T) {
 	})
 }
 
+// The text is what Infuse for Python answers with, by a framework that renders
+// it without spaces.
+func TestServiceUnavailableJSONIsInfusesAnswer(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		c := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
+		c.transport.OnRejected = infuse.ServiceUnavailableJSON
+		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
+
+		response, err := c.Get(s.URL)
+		require.NoError(t, err)
+		require.Equal(t, "503 Service Unavailable", response.Status)
+		require.Equal(t, "application/json", response.Header.Get("Content-Type"))
+		require.Empty(t, response.Header.Get("Retry-After"))
+		text, err := readAll(response)
+		require.NoError(t, err)
+		require.Equal(t, response.ContentLength, int64(len(text)))
+		require.Equal(t, `{"message":"Service unavailable.","description":"`+c.breaker.Name()+` is currently unavailable.",`+
+			`"error_code":{"name":"infuse_service_unavailable","value":998603}}`, string(text))
+
+		response, err = c.Head(s.URL)
+		require.NoError(t, err)
+		require.Equal(t, http.NoBody, response.Body)
+		require.Zero(t, s.calls.Load())
+	})
+}
+
 func TestOnRejectedIsHeldToTheContract(t *testing.T) {
 	var left *closeCounter
 	transport := &infuse.Transport{Breakers: groupOf(t, infuse.Config{})}

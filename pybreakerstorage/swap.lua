@@ -1,0 +1,31 @@
+-- Replies with the time and all that is known of a circuit. With arguments, it
+-- replaces that first, if it still is what the caller has seen.
+--
+-- KEYS  the hash of the Go side; then Python's state, fail_counter,
+--       success_counter and opened_at
+-- ARGV  none to read; or what was seen: the hash's version and the values of
+--       Python's keys; and what is to be written: the values of Python's keys,
+--       where '' leaves one as it is, and the hash's fields r, p and t
+local seen = redis.call('HMGET', KEYS[1], 'v', 'r', 'p', 't')
+for i = 2, 5 do
+  seen[3 + i] = redis.call('GET', KEYS[i])
+end
+for i = 1, 8 do
+  seen[i] = seen[i] or ''
+end
+
+local saved = '0'
+if #ARGV > 0 and seen[1] == ARGV[1] and seen[5] == ARGV[2] and seen[6] == ARGV[3]
+  and seen[7] == ARGV[4] and seen[8] == ARGV[5] then
+  for i = 5, 2, -1 do -- in Python's order: the state is the last
+    if ARGV[4 + i] ~= '' then
+      redis.call('SET', KEYS[i], ARGV[4 + i])
+    end
+  end
+  redis.call('HINCRBY', KEYS[1], 'v', 1)
+  redis.call('HSET', KEYS[1], 'r', ARGV[10], 'p', ARGV[11], 't', ARGV[12])
+  saved = '1'
+end
+
+local time = redis.call('TIME')
+return {saved, time[1], time[2], unpack(seen)}

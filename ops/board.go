@@ -140,7 +140,7 @@ func (b *board) read(ctx context.Context) {
 		err = b.loadAll(ctx, names)
 	}
 	if ctx.Err() != nil {
-		err = cmp.Or(err, errors.New("the storage did not answer in time"))
+		err = cmp.Or(err, errLate)
 	}
 	b.mu.Lock()
 	b.trouble = err
@@ -153,6 +153,8 @@ func (b *board) read(ctx context.Context) {
 		b.watch(names)
 	}
 }
+
+var errLate = errors.New("the storage did not answer in time")
 
 // names returns the circuits that are to be read: what has no record is healthy,
 // and needs no reading where the storage tells which have one.
@@ -391,9 +393,13 @@ type snapshot struct {
 func (b *board) snapshot() *snapshot {
 	now := time.Now()
 	own := b.own()
+	late := b.list.isLate()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &snapshot{more: b.more, away: b.trouble}
+	if late {
+		s.away = errLate
+	}
 	for name, breaker := range own {
 		e := b.entry(name, breaker, now)
 		s.away = cmp.Or(s.away, e.stats.Away)

@@ -33,7 +33,7 @@ type run struct {
 // when ctx is done or lookTime over: work that heeds no context is left alone
 // then, and not begun anew before it ends.
 func (f *flight) fresh(ctx context.Context, age time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	ctx, cancel := context.WithTimeout(ctx, lookTime*3/2) // the work itself is late first
 	defer cancel()
 	for again := true; again && ctx.Err() == nil; {
 		r := f.join(age)
@@ -101,4 +101,19 @@ func (f *flight) idle() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.run == nil
+}
+
+// isLate reports whether the work has not ended in time.
+func (f *flight) isLate() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.run == nil {
+		return false
+	}
+	select {
+	case <-f.run.late:
+		return true
+	default:
+		return false
+	}
 }

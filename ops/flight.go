@@ -63,11 +63,12 @@ func (f *flight) join(age time.Duration) *run {
 	return f.run
 }
 
-// leave reports whether the work was called off, by others than the caller.
+// leave reports whether the work was called off in time, by others than the
+// caller.
 func (f *flight) leave(r *run) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	again := r.off
+	again := r.off && !isClosed(r.late)
 	if r.waiters--; r.waiters == 0 {
 		r.off = true
 		r.cancel()
@@ -107,11 +108,12 @@ func (f *flight) idle() bool {
 func (f *flight) isLate() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.run == nil {
-		return false
-	}
+	return f.run != nil && isClosed(f.run.late)
+}
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-f.run.late:
+	case <-c:
 		return true
 	default:
 		return false

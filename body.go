@@ -102,8 +102,8 @@ func (b *body) succeed() {
 	case b.afterTrial:
 	case b.isNews():
 		b.exchange().settle(result{})
-	case b.view.tallies:
-		b.view.tally.add()
+	default:
+		b.view.succeeded()
 	}
 }
 
@@ -236,7 +236,7 @@ func (b *body) end(err error) {
 	returned := false
 	defer func() {
 		if !returned && !b.afterTrial { // Classify panicked
-			e.breaker.unwound(e.request.Context(), e.admission, recover())
+			e.breaker.unwound(e.request.Context(), &e.admission, recover())
 		}
 	}()
 	r := b.verdict(e, err)

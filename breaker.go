@@ -90,21 +90,18 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	returned := false // and not recover() == nil, which a Goexit has too
 	defer func() {
 		if !returned {
-			b.unwound(ctx, v.admission(), recover())
+			a := v.admission()
+			b.unwound(ctx, &a, recover())
 		}
 	}()
 	err := fn(ctx)
 	returned = true
 	if err == nil && b.view.Load() == v {
-		if v.tallies {
-			v.tally.add()
-		}
-		if v.counts != nil {
-			v.counts.add(int(OutcomeSuccess))
-		}
+		v.succeeded()
 		return nil
 	}
-	b.finish(ctx, v.admission(), err)
+	a := v.admission()
+	b.finish(ctx, &a, err)
 	return err
 }
 
@@ -122,12 +119,12 @@ func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Conte
 	returned := false
 	defer func() {
 		if !returned {
-			b.unwound(ctx, a, recover())
+			b.unwound(ctx, &a, recover())
 		}
 	}()
 	err := fn(ctx)
 	returned = true
-	b.finish(ctx, a, err)
+	b.finish(ctx, &a, err)
 	return err
 }
 
@@ -334,7 +331,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	told := false
 	defer func() {
 		if !told && rejected == nil { // a listener has ended the goroutine
-			b.settle(ctx, a, result{outcome: OutcomeIgnored})
+			b.settle(ctx, &a, result{outcome: OutcomeIgnored})
 		}
 	}()
 	b.tell()
@@ -346,7 +343,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	} else {
 		a.view.settings.tellBeforeCall(ctx, b)
 		if a.view.settings.SlowCall > 0 {
-			a.began = time.Now()
+			a.began = monotonic()
 		}
 	}
 	told = true
@@ -417,7 +414,7 @@ func (b *Breaker) rejection() *OpenError {
 }
 
 // finish classifies the error of an admitted call, and counts its outcome.
-func (b *Breaker) finish(ctx context.Context, a admission, err error) {
+func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
 	outcome := OutcomeSuccess
 	switch {
 	case err != nil && a.late && a.view.settings.Classify == nil:
@@ -430,7 +427,7 @@ func (b *Breaker) finish(ctx context.Context, a admission, err error) {
 
 // isSlow reports whether the call takes longer than Config.SlowCall allows.
 func (a *admission) isSlow() bool {
-	return !a.began.IsZero() && time.Since(a.began) > a.view.settings.SlowCall
+	return a.began != 0 && monotonic()-a.began > a.view.settings.SlowCall
 }
 
 // slowResult is that of a call which is slow and would be a success otherwise.
@@ -448,7 +445,7 @@ func (b *Breaker) isQuiet(a *admission) bool {
 	return a.view.quiet && a.trial == "" && b.view.Load() == a.view
 }
 
-func (b *Breaker) classify(ctx context.Context, a admission, err error) Outcome {
+func (b *Breaker) classify(ctx context.Context, a *admission, err error) Outcome {
 	returned := false
 	defer func() {
 		if !returned {
@@ -461,7 +458,7 @@ func (b *Breaker) classify(ctx context.Context, a admission, err error) Outcome 
 }
 
 // settle counts the result of an admitted call.
-func (b *Breaker) settle(ctx context.Context, a admission, r result) {
+func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
@@ -472,10 +469,10 @@ func (b *Breaker) settle(ctx context.Context, a admission, r result) {
 		a.view.counts.add(int(r.outcome))
 	}
 	if a.view.plain {
-		b.count(&a, &r)
+		b.count(a, &r)
 		return
 	}
-	defer b.count(&a, &r) // also if a listener ends the goroutine
+	defer b.count(a, &r) // also if a listener ends the goroutine
 	a.view.settings.tellOutcome(ctx, b, r)
 }
 
@@ -491,7 +488,7 @@ func (b *Breaker) count(a *admission, r *result) {
 
 // unwound settles a call that did not return. The panic goes on with the stack
 // of where it began: it is still below this one.
-func (b *Breaker) unwound(ctx context.Context, a admission, panicked any) {
+func (b *Breaker) unwound(ctx context.Context, a *admission, panicked any) {
 	if panicked == nil { // runtime.Goexit
 		b.settle(ctx, a, result{outcome: OutcomeIgnored})
 		return
@@ -548,7 +545,7 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 // it returns, as Call. Once a permit is settled, Done and Settle do nothing.
 func (p Permit) Done(err error) {
 	if b, ctx, a, ok := p.take(); ok {
-		b.finish(ctx, a, err)
+		b.finish(ctx, &a, err)
 	}
 }
 
@@ -563,7 +560,7 @@ func (p Permit) Settle(o Outcome) {
 	if o == OutcomeFailure {
 		r.err = errSettled
 	}
-	b.settle(ctx, a, r)
+	b.settle(ctx, &a, r)
 }
 
 var errSettled = errors.New("infuse: settled as a failure")

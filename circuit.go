@@ -74,6 +74,9 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 		stop()
 		l.leave(weakly)
 	}
+	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
+		c.events.add(warning(errLoopback))
+	}
 	if down == nil { // nobody waits for a storage that is known to be away
 		ctx, cancel := c.patience(context.Background(), time.Now())
 		defer cancel()

@@ -17,14 +17,16 @@
 // call must pass both.
 //
 // The own circuit counts the calls of this process. It is an ordinary local
-// breaker: after [Config.FailMax] failures in a row it opens, for this process
-// alone. Without a [Config.Storage], and while the storage is away, it is all
-// there is: see [Config.Fallback].
+// breaker: after [Config.FailMax] failures in a row, or at a
+// [Config.FailureRate], it opens, for this process alone. Without a
+// [Config.Storage], and while the storage is away, it is all there is: see
+// [Config.Fallback].
 //
 // The fleet's circuit counts the failures that all processes report. When these
-// reach FailMax, it becomes suspect: every process reports what it sees for a
-// moment ([Config.Suspicion]), and calls still run. If more than four calls in
-// five fail, the circuit opens for all; if not, it stays closed.
+// reach FailMax or the rate, it becomes suspect: every process reports what it
+// sees for a moment ([Config.Suspicion]), and calls still run. If more than four
+// calls in five fail, or the rate is what it seemed, the circuit opens for all;
+// if not, it stays closed.
 //
 // A storage hears only of failures, trials and transitions. Each process
 // decides from a view of the circuit that it keeps up to date in the
@@ -39,7 +41,8 @@
 // # For authors of a Storage
 //
 // Users of a breaker need none of these: [Storage], [Record], [Record.Apply],
-// [Change], [Calls], [Settlement], [Move], [Limits], [Trial], [Verdict],
-// [AppendRecord], [ParseRecord], [RecordError], [CheckName], [CheckSource].
-// Package storagetest has the tests that a storage must pass.
+// [Change], [Calls], [Window], [Bucket], [Settlement], [Move], [Limits], [Trial],
+// [Verdict], [AppendRecord], [ParseRecord], [RecordError], [CheckName], [CheckSource].
+// Package storagetest has the tests that a storage must pass. What a storage may
+// also do, for operators, is [Historian] and [Lister].
 package infuse

@@ -24,6 +24,7 @@ type Listener struct {
 	StateChange func(b *Breaker, t Transition)          // what State returns has changed, whichever process caused it
 	StorageAway func(b *Breaker, err error)             // the storage went away: once
 	StorageBack func(b *Breaker, awayFor time.Duration) // the circuit is shared again: once
+	Warning     func(b *Breaker, err error)             // something is surely not as it was meant: once
 }
 
 // Transition is a change of what Breaker.State returns. Fields may be added.
@@ -57,6 +58,9 @@ func LogListener(logger *slog.Logger) *Listener {
 		StorageBack: func(b *Breaker, awayFor time.Duration) {
 			logger.Info("circuit is shared again: its storage is back", "circuit", b.Name(), "away", awayFor)
 		},
+		Warning: func(b *Breaker, err error) {
+			logger.Warn("circuit is surely not what was meant", "circuit", b.Name(), "error", err)
+		},
 	}
 }
 
@@ -83,6 +87,14 @@ func storageBack(awayFor time.Duration) event {
 	return func(l *Listener, b *Breaker) {
 		if l.StorageBack != nil {
 			l.StorageBack(b, awayFor)
+		}
+	}
+}
+
+func warning(err error) event {
+	return func(l *Listener, b *Breaker) {
+		if l.Warning != nil {
+			l.Warning(b, err)
 		}
 	}
 }

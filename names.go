@@ -2,7 +2,10 @@ package infuse
 
 import (
 	"bytes"
+	"errors"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"unicode/utf8"
@@ -98,3 +101,19 @@ func isASCII(s string) bool {
 	}
 	return true
 }
+
+// isLoopback reports whether a circuit's name is that of a host which is another
+// one on each machine.
+func isLoopback(circuit string) bool {
+	host := circuit
+	if h, _, err := net.SplitHostPort(circuit); err == nil {
+		host = h
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+var errLoopback = errors.New("infuse: a loopback host is another service on each machine, and its circuit is shared by all: name it by Transport.Circuit, or use no Storage")

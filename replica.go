@@ -88,7 +88,7 @@ type admission struct {
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
-	began  time.Time     // where Config.SlowCall asks for it
+	began  time.Duration // by the clock of monotonic, where Config.SlowCall asks for it
 	late   bool          // the deadline of the call had passed before it began
 }
 
@@ -512,10 +512,11 @@ func (r *replica) byHandAlone(c Change, now time.Time) {
 // override returns what holds the circuit, whatever it came to; nil if nothing
 // does. The fleet's holds while the storage is away, too.
 func (r *replica) override(now time.Time) *Override {
-	for _, o := range []*Override{r.shared.Override, r.own.Override} {
-		if o.holds(now) {
-			return o
-		}
+	switch {
+	case r.shared.Override.holds(now):
+		return r.shared.Override
+	case r.own.Override.holds(now):
+		return r.own.Override
 	}
 	return nil
 }

@@ -74,6 +74,8 @@ func (s chaosStep) String() string {
 	switch s.do {
 	case "call":
 		return fmt.Sprintf("%.3f node %d calls: fails %v, takes %.3f", s.at, s.node, s.fail, s.long)
+	case "override":
+		return fmt.Sprintf("%.3f node %d overrides: %v for %.3f", s.at, s.node, s.to, s.long)
 	case "move":
 		return fmt.Sprintf("%.3f node %d moves: %v", s.at, s.node, s.to)
 	}
@@ -89,6 +91,8 @@ func (k chaosKind) steps(seed uint64) (all []chaosStep) {
 		switch n := roll.IntN(60); {
 		case n == 0 && k.moves:
 			s.do, s.to = "move", State(roll.IntN(3))
+		case n == 5 && k.moves:
+			s.do, s.to, s.long = "override", State(roll.IntN(3)), roll.Float64()*2 // half-open clears
 		case n == 1:
 			s.do = "break"
 		case n < 4:
@@ -156,6 +160,15 @@ func (c *chaos) do(s chaosStep) {
 		c.record = Record{}
 	case "move":
 		n.step(func(r *replica, now time.Time) { r.byHand(Change{Move: &Move{s.to}}, now) })
+	case "override":
+		o := &Override{State: s.to, By: fmt.Sprint(s.seed), Until: c.time().Add(time.Duration(s.long * float64(time.Second)))}
+		switch {
+		case s.to == StateHalfOpen:
+			o = &Override{Until: longAgo}
+		case s.long > 1.5:
+			o.Until = time.Time{}
+		}
+		n.step(func(r *replica, now time.Time) { r.byHand(Change{Override: o}, now) })
 	case "call":
 		n.call(s)
 	}
@@ -390,6 +403,12 @@ func (c *chaos) quiet() error {
 			return fmt.Errorf("node %d keeps leases: %+v", n.number, r.leases)
 		case known.Generation != stored.Generation || known.State != stored.State || known.Since != stored.Since:
 			return fmt.Errorf("node %d knows\n%+v, not\n%+v", n.number, *known, stored)
+		case !sameOverride(known.Override, stored.Override):
+			return fmt.Errorf("node %d knows the override %+v, not %+v", n.number, known.Override, stored.Override)
+		case r.override(c.time()) != nil:
+			if n.view.state != r.override(c.time()).State {
+				return fmt.Errorf("node %d shows %v under %+v", n.number, n.view.state, r.override(c.time()))
+			}
 		case r.own.State == StateClosed && n.view.state != stored.State:
 			return fmt.Errorf("node %d shows %v, not %v", n.number, n.view.state, stored.State)
 		}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Transport is an http.RoundTripper that fails a request to an unhealthy
@@ -233,7 +232,7 @@ func (e *exchange) run() (*http.Response, error) {
 			if response != nil && response.Body != nil { // Classify panicked
 				_ = response.Body.Close()
 			}
-			e.breaker.unwound(e.request.Context(), e.admission, recover())
+			e.breaker.unwound(e.request.Context(), &e.admission, recover())
 		}
 	}()
 	var err error
@@ -248,7 +247,7 @@ func (e *exchange) run() (*http.Response, error) {
 		e.settle(e.admission.slowResult())
 		return response, nil
 	}
-	e.admission.began = time.Time{} // the body may take its time
+	e.admission.began = 0 // the body may take its time
 	if e.admission.trial != "" {
 		e.settle(result{})
 		e.watchAfterTrial(response)
@@ -270,7 +269,7 @@ func headersResult(outcome Outcome, response *http.Response, err error) result {
 }
 
 func (e *exchange) settle(r result) {
-	e.breaker.settle(e.request.Context(), e.admission, r)
+	e.breaker.settle(e.request.Context(), &e.admission, r)
 }
 
 var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")

@@ -306,8 +306,11 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 		// A move is not to wait until failures pause.
 		field, seen = "g", a.generation()
 	}
-	err = a.run(ctx, swapScript, field, seen,
-		a.next.Generation, a.next.level(), began, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved))
+	args := []any{a.next.Generation, a.next.level(), began, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
+	for _, e := range a.known.record.events(&a.next, &a.Change, a.now) {
+		args = append(args, appendEvent(nil, &e))
+	}
+	err = a.run(ctx, swapScript, field, seen, args...)
 	if err != nil || a.known.status != statusDone {
 		return false, err
 	}
@@ -324,7 +327,7 @@ func (a *redisChange) run(ctx context.Context, script *redis.Script, field, seen
 	}
 	life := milliseconds(a.next.keepUntil(a.now).Sub(a.now))
 	args := append([]any{a.Source, number, field, seen, a.known.holdsUntil(a.now), life}, rest...)
-	k, err := a.s.run(ctx, script, a.key, args...)
+	k, err := a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...)
 	if err != nil {
 		return err
 	}
@@ -347,15 +350,15 @@ func (a *redisChange) backOff(ctx context.Context) error {
 }
 
 func (s *RedisStorage) read(ctx context.Context, key string) (knownRecord, error) {
-	k, err := s.run(ctx, swapScript, key, "", "", "v", "", forever, 0)
+	k, err := s.run(ctx, swapScript, []string{key}, "", "", "v", "", forever, 0)
 	if err == nil {
 		s.known.put(key, k)
 	}
 	return k, err
 }
 
-func (s *RedisStorage) run(ctx context.Context, script *redis.Script, key string, args ...any) (knownRecord, error) {
-	reply, err := script.Run(ctx, s.client, []string{key}, args...).StringSlice()
+func (s *RedisStorage) run(ctx context.Context, script *redis.Script, keys []string, args ...any) (knownRecord, error) {
+	reply, err := script.Run(ctx, s.client, keys, args...).StringSlice()
 	switch {
 	case err != nil && strings.HasPrefix(err.Error(), wrongType):
 		here := time.Now()

@@ -343,16 +343,18 @@ func TestScriptsAreLoadedAgain(t *testing.T) {
 	})
 }
 
-func TestOneKeyAScript(t *testing.T) {
+func TestOneSlotAScript(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *redis.Client) {
 		s := newSender(t, client, "one")
 		client.AddHook(&scripts{around: func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
-			require.Equal(t, []any{1, "infuse:{circuit}"}, cmd.Args()[2:4])
+			for i := range cmd.Args()[2].(int) { // all on one slot of a Cluster
+				require.True(t, strings.HasPrefix(cmd.Args()[3+i].(string), "infuse:{circuit}"), cmd)
+			}
 			return next(ctx, cmd)
 		}})
 		s.must(failures(5))
 		s.load()
-		require.Equal(t, []string{"infuse:{circuit}"}, client.Keys(t.Context(), "*").Val())
+		require.ElementsMatch(t, []string{"infuse:{circuit}", "infuse:{circuit}:log"}, client.Keys(t.Context(), "*").Val())
 		require.Equal(t, "infuse:{%7Ba%7D+%2F}", s.key("{a} /"))
 	})
 }
@@ -955,4 +957,34 @@ func TestManyWritersCountExactly(t *testing.T) {
 			require.Equal(t, limits.FailMax, r.Balance)
 		}
 	}
+}
+
+// What a stranger has put into a history is left out, and the rest is shown.
+func TestForeignEvents(t *testing.T) {
+	onBoth(t, func(t *testing.T, client *redis.Client) {
+		s := newSender(t, client, "one")
+		s.must(move(StateOpen))
+		key := s.key("circuit") + historySuffix
+		for _, event := range []string{"garbage", `{"at":-1}`, `{"to":7}`, `{"by":"` + strings.Repeat("x", 201) + `"}`, strings.Repeat("x", 1<<20), "{}"} {
+			require.NoError(t, client.LPush(t.Context(), key, event).Err())
+		}
+		events, err := s.History(t.Context(), "circuit")
+		require.NoError(t, err)
+		require.Len(t, events, 2, "an empty event can be read")
+		require.Equal(t, StateOpen, events[1].To)
+		require.NoError(t, client.Set(t.Context(), "infuse:{%zz}", "garbage", 0).Err())
+		require.NoError(t, client.Set(t.Context(), "infuse:{a b}", "garbage", 0).Err())
+		var names []string
+		for name, err := range s.Circuits(t.Context()) {
+			require.NoError(t, err)
+			names = append(names, name)
+		}
+		require.Equal(t, []string{"circuit"}, names)
+		require.NoError(t, client.Del(t.Context(), key).Err())
+		require.NoError(t, client.Set(t.Context(), key, "garbage", 0).Err())
+		_, err = s.History(t.Context(), "circuit")
+		require.Error(t, err)
+		s.must(move(StateClosed)) // and yet the circuit moves
+		require.Equal(t, StateClosed, s.load().State)
+	})
 }

@@ -129,6 +129,16 @@ func (r *replica) causeOf(rec *Record) error {
 	return &cause{text: rec.Cause, short: rec.Cause}
 }
 
+// succeeded counts a success that is no news.
+func (v *view) succeeded() {
+	if v.tallies {
+		v.tally.add()
+	}
+	if v.counts != nil {
+		v.counts.add(int(OutcomeSuccess))
+	}
+}
+
 // same reports whether calls meet the same in both.
 func (v *view) same(w *view) bool {
 	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&

@@ -61,6 +61,9 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 		{"no wait grows by what is written later", testWaits},
 
 		{"moves by hand", testMoves},
+		{"an override holds until it is over or cleared", testOverride},
+		{"a history has the last transitions and overrides", testHistory},
+		{"circuits with a record are listed", testCircuits},
 		{"a lost record is put back from what the sender knows", testLostRecord},
 		{"a lost record that is due is not put back", testLostAndDue},
 

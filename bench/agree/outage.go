@@ -23,13 +23,15 @@ type outage struct {
 	size   int
 	rate   float64 // of each; 0: nobody calls but for the five failures that bring the row to its limit
 	errors float64
+	rule   rule
+	takes  time.Duration // how long a call of the service takes that succeeds
 }
 
 var outages = []outage{
-	{20, 100, 1}, {100, 20, 1},
-	{20, 100, 0.9}, {100, 20, 0.9},
-	{20, 100, 0.8}, {100, 20, 0.8},
-	{40, 0, 1},
+	{size: 20, rate: 100, errors: 1}, {size: 100, rate: 20, errors: 1},
+	{size: 20, rate: 100, errors: 0.9}, {size: 100, rate: 20, errors: 0.9},
+	{size: 20, rate: 100, errors: 0.8}, {size: 100, rate: 20, errors: 0.8},
+	{size: 40, errors: 1},
 }
 
 func (o outage) name() string {
@@ -65,6 +67,8 @@ type scene struct {
 	opened  []time.Time
 	waiting int // for so many members
 	counted []time.Duration
+	keeps   bool    // a journal
+	journal []entry // of all calls
 }
 
 // conditions are what the machine allows, in the median, while a fleet runs.
@@ -110,7 +114,7 @@ func (o outage) stage() (*scene, error) {
 	}
 	s := &scene{outage: o, server: server, bystander: server.Client(), ended: make(chan struct{}), opened: make([]time.Time, o.size+1)}
 	for i := range o.size + 1 {
-		m, err := join(server.Addr(), "service", func(infuse.Transition) { s.opens(i) })
+		m, err := join(server.Addr(), "service", o.rule, func(infuse.Transition) { s.opens(i) })
 		if err != nil {
 			s.close()
 			return nil, err
@@ -153,9 +157,13 @@ func (s *scene) calls(m *member, random *rand.Rand) {
 
 func (s *scene) call(m *member, roll float64) {
 	var failed time.Time
+	var ran time.Time
+	defer func() { s.note(ran) }()
 	_ = m.breaker.Call(context.Background(), func(context.Context) error {
+		ran = time.Now()
 		if fails := s.ill.Load() && roll < s.errors; !fails {
 			s.served(false)
+			time.Sleep(s.takes)
 			return nil
 		}
 		s.served(true)
@@ -192,7 +200,15 @@ func (s *scene) opens(i int) {
 }
 
 // play has the service fall ill, until every member rejects, and be well again.
-func (s *scene) play() (r round, err error) {
+func (s *scene) play() (round, error) {
+	r, err := s.fall()
+	if err != nil {
+		return r, err
+	}
+	return r, s.recover()
+}
+
+func (s *scene) fall() (r round, err error) {
 	s.mu.Lock()
 	clear(s.opened)
 	s.row, s.limit, s.waiting = 0, time.Time{}, len(s.members)
@@ -225,7 +241,7 @@ func (s *scene) play() (r round, err error) {
 	}
 	r.fleet = s.opened[s.size].Sub(limit)
 	s.mu.Unlock()
-	return r, s.recover()
+	return r, nil
 }
 
 // recover closes all circuits by hand, and waits out what they remember.

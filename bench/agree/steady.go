@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -20,6 +21,10 @@ type steady struct {
 	length    float64 // times the usual
 	processes int     // of the operating system; 0: all members in this one
 	openings  int     // that are allowed
+	rule      rule    // the defaults if it is zero
+
+	before float64 // the share of errors before the onset
+	onset  time.Duration
 }
 
 // defaults of the breakers, by which the bounds go.
@@ -68,7 +73,9 @@ type outcome struct {
 	result
 	openings   int
 	suspicions []time.Time
-	commands   float64 // that Redis was sent, a second
+	openedAt   time.Time // when the fleet's record was seen to open last; zero if it did not
+	sent       int64     // commands to Redis
+	commands   float64   // that Redis was sent, a second
 	took       time.Duration
 }
 
@@ -82,12 +89,12 @@ func (s steady) run(usual, pause time.Duration, seed uint64) (o outcome, err err
 	if s.length > 0 {
 		usual = time.Duration(s.length * float64(usual))
 	}
-	onset := time.Duration(0)
+	onset := s.onset
 	if s.sick > 1 { // all at once, as a zone is
 		onset = time.Second
 		usual += onset
 	}
-	p := plan{Addr: server.Addr(), Circuit: "service", Rate: s.rate, Errors: s.errors, Sick: s.sick, Onset: onset, For: usual, Seed: seed}
+	p := plan{Addr: server.Addr(), Circuit: "service", Rule: s.rule, Rate: s.rate, Before: s.before, Errors: s.errors, Sick: s.sick, Onset: onset, For: usual, Seed: seed}
 	groups, err := muster(p, s.size, s.processes)
 	if err != nil {
 		return o, err
@@ -103,8 +110,10 @@ func (s steady) run(usual, pause time.Duration, seed uint64) (o outcome, err err
 	o.result = liveAll(groups)
 	goOn()
 	o.took = time.Since(began)
-	o.commands = float64(sent(server)-before) / o.took.Seconds()
+	o.sent = sent(server) - before
+	o.commands = float64(o.sent) / o.took.Seconds()
 	o.suspicions, o.openings = w.end()
+	o.openedAt = w.last(infuse.StateOpen)
 	return o, nil
 }
 
@@ -129,7 +138,7 @@ func (s steady) misses(o outcome) string {
 		miss("%d suspicions in %d open times", len(o.suspicions), openTimes)
 	}
 	for _, ran := range o.SickRan {
-		if ran > failMax && s.sick == 1 {
+		if ran > int64(s.rule.ownLimit()) && s.sick == 1 {
 			miss("its own circuit opens at failure %d", ran)
 		}
 	}
@@ -151,16 +160,20 @@ func verdict(misses []string) string {
 var steadyHead = []string{"fleet", "processes", "s", "calls", "openings of the fleet", "rejected by the fleet", "own circuits opened", "rejected by them: of the healthy", "of those cut off", "calls of one cut off until it rejects", "suspicions", "in the busiest second", "commands/s to Redis", "verdict"}
 
 func (s steady) row(o outcome) []string {
-	processes := "in one"
-	if s.processes > 0 {
-		processes = fmt.Sprint(s.processes)
-	}
 	return []string{
-		s.name(), processes, fmt.Sprintf("%.0f", o.took.Seconds()), fmt.Sprint(o.calls()),
+		s.name(), s.where(), fmt.Sprintf("%.0f", o.took.Seconds()), fmt.Sprint(o.calls()),
 		fmt.Sprint(o.openings), fmt.Sprint(o.Healthy.Fleet + o.Sick.Fleet), fmt.Sprint(o.Healthy.Openings + o.Sick.Openings),
 		fmt.Sprint(o.Healthy.Local), fmt.Sprint(o.Sick.Local), untilRejected(o.SickRan),
 		fmt.Sprint(len(o.suspicions)), fmt.Sprint(busiest(o.suspicions)), fmt.Sprintf("%.0f", o.commands), s.misses(o),
 	}
+}
+
+// where tells in how many processes the members are.
+func (s steady) where() string {
+	if s.processes == 0 {
+		return "in one"
+	}
+	return fmt.Sprint(s.processes)
 }
 
 // untilRejected sums up how many calls it took those that were cut off.

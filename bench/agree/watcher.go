@@ -25,6 +25,13 @@ type watcher struct {
 	suspect    bool
 	suspicions []time.Time    // when each began
 	openings   map[int64]bool // by generation
+	moves      []move         // what was seen, in this order
+}
+
+// move is another state of the fleet's circuit.
+type move struct {
+	at time.Time
+	to infuse.State
 }
 
 func watch(client *redis.Client, circuit string) *watcher {
@@ -42,9 +49,7 @@ func (w *watcher) see(r infuse.Record) {
 		w.suspicions = append(w.suspicions, r.SuspectAt)
 	}
 	w.suspect = suspect
-	if r.Opened > 0 {
-		w.openings[r.Opened] = true
-	}
+	w.moved(&r)
 	if suspect { // it opens by time alone, of which nobody is told
 		w.looks.Go(func() {
 			select {
@@ -61,12 +66,43 @@ func (w *watcher) look() {
 	r, err := w.storage.Load(context.Background(), w.circuit)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == nil && r.Opened > 0 {
-		w.openings[r.Opened] = true
+	if err != nil {
+		return
 	}
-	if err == nil && r.State != infuse.StateClosed {
+	w.moved(&r)
+	if r.State != infuse.StateClosed {
 		w.suspect = false
 	}
+}
+
+// moved notes what is new in a record. w.mu is held.
+func (w *watcher) moved(r *infuse.Record) {
+	if r.Opened > 0 {
+		w.openings[r.Opened] = true
+	}
+	at, before := time.Now(), infuse.StateClosed
+	if n := len(w.moves); n > 0 {
+		before = w.moves[n-1].to
+	}
+	switch {
+	case r.State == before:
+		return
+	case r.State == infuse.StateClosed && !r.ClosedAt.IsZero():
+		at = r.ClosedAt
+	}
+	w.moves = append(w.moves, move{at, r.State})
+}
+
+// last is when the circuit came to a state last; zero if it did not.
+func (w *watcher) last(to infuse.State) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range slices.Backward(w.moves) {
+		if m.to == to {
+			return m.at
+		}
+	}
+	return time.Time{}
 }
 
 // end returns what was seen.
@@ -102,4 +138,15 @@ func busiest(times []time.Time) (most int) {
 		most = max(most, n)
 	}
 	return most
+}
+
+func (w *watcher) movesSince(start time.Time) (all []move) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.moves {
+		if m.at.After(start) {
+			all = append(all, m)
+		}
+	}
+	return all
 }

@@ -1,0 +1,185 @@
+package infuse
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// This file has what RedisStorage does for operators: the history of a circuit,
+// a list beside its hash, and the circuits that have a record.
+
+// historySuffix makes the list's key of the hash's. No circuit's key ends so.
+const historySuffix = ":log"
+
+var historyScript = redis.NewScript("return redis.call('LRANGE', KEYS[1], 0, 49)")
+
+// encodedEvent is an Event as JSON. Times are milliseconds of Redis's clock.
+type encodedEvent struct {
+	At       int64            `json:"at"`
+	From     State            `json:"from"`
+	To       State            `json:"to"`
+	ByHand   bool             `json:"hand,omitempty"`
+	By       string           `json:"by,omitempty"`
+	Cause    string           `json:"cause,omitempty"`
+	Override *encodedOverride `json:"override,omitempty"` // its end is at, and not left
+}
+
+func appendEvent(b []byte, e *Event) []byte {
+	out := encodedEvent{
+		At: e.At.UnixMilli(), From: e.From, To: e.To, ByHand: e.ByHand,
+		By: clip(e.By, maxTextLength), Cause: clip(e.Cause, maxTextLength),
+	}
+	if o := e.Override; o != nil {
+		out.Override = &encodedOverride{State: o.State, By: clip(o.By, maxTextLength), Reason: clip(o.Reason, maxTextLength)}
+		if !o.Until.IsZero() {
+			until := o.Until.UnixMilli()
+			out.Override.Left = &until
+		}
+	}
+	text, err := json.Marshal(out)
+	if err != nil { // numbers and strings can always be written
+		panic(err)
+	}
+	return append(b, text...)
+}
+
+// maxEventLength bounds what is read of an event: anybody may have written it.
+const maxEventLength = 8 * maxTextLength
+
+func parseEvent(text string) (e Event, err error) {
+	var in encodedEvent
+	if len(text) > maxEventLength {
+		return e, fmt.Errorf("has %d bytes", len(text))
+	}
+	if err := json.Unmarshal([]byte(text), &in); err != nil {
+		return e, err
+	}
+	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
+		return e, errors.New("has values that cannot be")
+	}
+	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, ByHand: in.ByHand, By: in.By, Cause: in.Cause}
+	if o := in.Override; o != nil {
+		e.Override = &Override{State: o.State, By: o.By, Reason: o.Reason}
+		if o.Left != nil {
+			e.Override.Until = time.UnixMilli(*o.Left)
+		}
+	}
+	return e, nil
+}
+
+// History implements Historian, in two round trips. It keeps a week of what
+// happened last. What cannot be read is left out.
+func (s *RedisStorage) History(ctx context.Context, circuit string) ([]Event, error) {
+	if err := s.check(circuit); err != nil {
+		return nil, err
+	}
+	key := s.key(circuit)
+	k, err := s.read(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	texts, err := historyScript.Run(ctx, s.client, []string{key + historySuffix}).StringSlice()
+	if err != nil {
+		return nil, fmt.Errorf("infuse: redis: %w", err)
+	}
+	here := time.Now()
+	now := k.now(here)
+	var all []Event
+	if opened, ok := k.record.openedByTime(now); ok {
+		all = append(all, opened)
+	}
+	for _, text := range texts {
+		if e, err := parseEvent(text); err == nil && len(all) < MaxHistory {
+			all = append(all, e)
+		}
+	}
+	for i := range all {
+		all[i].At = here.Add(all[i].At.Sub(now))
+		all[i].Override = all[i].Override.translated(now, here)
+	}
+	return all, nil
+}
+
+// scanner is what listing needs of a client beside RedisClient.
+type scanner interface {
+	Scan(ctx context.Context, cursor uint64, match string, count int64) *redis.ScanCmd
+}
+
+// Circuits implements Lister. It scans all keys of the server, or of every
+// master of a Cluster: for an operator, and not for a program that does so all
+// the time.
+func (s *RedisStorage) Circuits(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if s.invalid != nil {
+			yield("", s.invalid)
+			return
+		}
+		on := func(ctx context.Context, client scanner) error { return s.scan(ctx, client, yield) }
+		var err error
+		switch client := s.client.(type) {
+		case interface {
+			ForEachMaster(ctx context.Context, fn func(context.Context, *redis.Client) error) error
+		}:
+			// One after the other: yield is not for several goroutines.
+			var mu sync.Mutex
+			var masters []*redis.Client
+			err = client.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
+				mu.Lock()
+				defer mu.Unlock()
+				masters = append(masters, c)
+				return nil
+			})
+			for _, master := range masters {
+				if err == nil {
+					err = on(ctx, master)
+				}
+			}
+		case scanner:
+			err = on(ctx, client)
+		default:
+			err = fmt.Errorf("infuse: redis: a %T cannot list keys", s.client)
+		}
+		if err != nil && !errors.Is(err, errStopped) {
+			yield("", err)
+		}
+	}
+}
+
+var errStopped = errors.New("the caller has stopped")
+
+func (s *RedisStorage) scan(ctx context.Context, client scanner, yield func(string, error) bool) error {
+	before, after := s.prefix+"{", "}"
+	match := globEscape(before) + "*" + after
+	for cursor := uint64(0); ; {
+		keys, next, err := client.Scan(ctx, cursor, match, 1000).Result()
+		if err != nil {
+			return fmt.Errorf("infuse: redis: %w", err)
+		}
+		for _, key := range keys {
+			name, err := url.QueryUnescape(strings.TrimSuffix(strings.TrimPrefix(key, before), after))
+			if err != nil || s.key(name) != key || CheckName(name) != nil {
+				continue // a stranger's
+			}
+			if !yield(name, nil) {
+				return errStopped
+			}
+		}
+		if cursor = next; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+// globEscape returns a pattern of Redis's that matches s alone.
+func globEscape(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `^`, `\^`).Replace(s)
+}

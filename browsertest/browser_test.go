@@ -137,6 +137,9 @@ func (b *browser) looks(name string) {
 	for size, width := range map[string]int64{"desktop": 1280, "phone": 390} {
 		for _, scheme := range []string{"light", "dark"} {
 			b.do(chromedp.EmulateViewport(width, 844), prefers(scheme))
+			// The picture is of what was laid out last.
+			laidOut := fmt.Sprintf("new Promise(done => requestAnimationFrame(() => setTimeout(() => done(innerWidth === %d), 50)))", width)
+			require.Eventually(b.t, func() bool { return result(b, chromedp.Evaluate[bool](laidOut, chromedp.EvalAwaitPromise)) }, patience, 10*time.Millisecond)
 			file := filepath.Join(screenshots(b.t), fmt.Sprintf("%s-%s-%s.png", name, size, scheme))
 			require.NoError(b.t, os.WriteFile(file, result(b, chromedp.FullScreenshot(100)), 0o600))
 			b.fits(name + " " + size)
@@ -278,7 +281,7 @@ func TestAnOperatorsNight(t *testing.T) {
 	b.looks("all")
 
 	b.do(chromedp.Click(chromedp.CSS(`#circuits a`)), chromedp.WaitVisible(chromedp.CSS(".controls")))
-	b.sees("payments.example", "Live")
+	b.sees("payments.example", "Live", "closed → open")
 	b.changes("hold-open", "the provider is migrating, ticket 4711")
 	b.looks("confirm")
 	b.confirms()

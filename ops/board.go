@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -16,10 +17,12 @@ import (
 // has read from the storage, and how it hears more.
 
 const (
-	mostListed  = 10_000 // circuits that are read
-	mostWatched = 1000   // and those of which transitions are heard at once
-	mostDetails = 256    // histories that are kept
-	readers     = 16     // requests to the storage at a time
+	mostListed  = 10_000           // circuits that are read
+	listEvery   = 10 * time.Second // a storage may have to go through all that it has
+	listTime    = time.Second      // and is not waited for longer
+	mostWatched = 1000             // and those of which transitions are heard at once
+	mostDetails = 256              // histories that are kept
+	readers     = 16               // requests to the storage at a time
 	atMostEvery = time.Second
 )
 
@@ -29,6 +32,11 @@ type board struct {
 	storage infuse.Storage
 	list    flight // reads all
 	stream  stream
+
+	// What was listed last: for the reading alone.
+	listing  []string
+	partly   bool
+	listedAt time.Time
 
 	mu       sync.Mutex
 	known    map[string]*known
@@ -156,37 +164,54 @@ func (b *board) read(ctx context.Context) {
 
 var errLate = errors.New("the storage did not answer in time")
 
-// names returns the circuits that are to be read: what has no record is healthy,
+// names returns the circuits that are to be read. What has no record is healthy,
 // and needs no reading where the storage tells which have one.
 func (b *board) names(ctx context.Context) (names []string, more bool, err error) {
-	lister, ok := b.storage.(infuse.Lister)
-	if !ok {
-		for own := range b.own() {
-			names = append(names, own)
-		}
-		return names, false, nil
+	own := b.own()
+	if lister, ok := b.storage.(infuse.Lister); !ok {
+		return slices.Collect(maps.Keys(own)), false, nil
+	} else if time.Since(b.listedAt) > listEvery {
+		b.listing, b.partly, err = listed(ctx, lister)
+		b.listedAt = time.Now()
 	}
-	seen := make(map[string]bool)
-	for name, err := range lister.Circuits(ctx) {
-		if err != nil {
-			return nil, false, err
-		}
-		if infuse.CheckName(name) != nil || seen[name] {
-			continue
-		}
-		if len(names) == mostListed {
-			more = true
-			break
-		}
-		seen[name] = true
-		names = append(names, name)
+	names, more = b.listing, b.partly
+	if err != nil && len(names)+len(own) == 0 {
+		b.listedAt = time.Time{}
+		return nil, false, err
 	}
-	for own := range b.own() { // never left out
-		if more && !seen[own] {
-			names = append(names, own)
+	if more { // this process's are never left out
+		seen := make(map[string]bool)
+		for _, name := range names {
+			seen[name] = true
+		}
+		for name := range own {
+			if !seen[name] {
+				names = append(names, name)
+			}
 		}
 	}
 	return names, more, nil
+}
+
+// listed returns what the storage lists: partly, where that takes too long, is
+// too much or fails.
+func listed(ctx context.Context, lister infuse.Lister) (names []string, partly bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	seen := make(map[string]bool)
+	for name, err := range lister.Circuits(ctx) {
+		switch {
+		case err != nil:
+			return slices.Clip(names), true, err
+		case infuse.CheckName(name) != nil || seen[name]:
+		case len(names) == mostListed || ctx.Err() != nil:
+			return slices.Clip(names), true, nil
+		default:
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	return slices.Clip(names), false, nil
 }
 
 // own returns the breakers of this process by name.

@@ -55,8 +55,9 @@ type Options struct {
 // than 200 circuits (at most 1,000), and ?circuit= for one with its history.
 //
 // While a page is open in a browser it is kept up to date by server-sent events.
-// All viewers share one reader of the storage: it reads the records of at most
-// 10,000 circuits every five seconds, and hears of transitions at once. It ends
+// All viewers share one reader of the storage. It lists the circuits every ten
+// seconds, for one second at most, and reads the records of at most 10,000 of
+// them every five. Of transitions of the first 1,000 it hears at once. It ends
 // with the last viewer. A page without a viewer is read when it is asked for, at
 // most once a second. A stream of events ends with its request's context, or
 // after five minutes, and a browser then asks again. http.Server.Shutdown does

@@ -1,0 +1,456 @@
+package ops_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"iter"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/ops"
+)
+
+// This file is what the tests share, and what a page shows.
+
+const (
+	patience = 30 * time.Second
+	pace     = 5 * time.Millisecond
+)
+
+var errIll = errors.New("connection refused")
+
+func fails(context.Context) error    { return errIll }
+func succeeds(context.Context) error { return nil }
+
+func groupOn(t testing.TB, storage infuse.Storage) *infuse.Group {
+	t.Helper()
+	g, err := infuse.NewGroup(infuse.Config{Storage: storage, CountCalls: true, StorageTimeout: patience})
+	require.NoError(t, err)
+	t.Cleanup(g.Stop)
+	return g
+}
+
+func breaker(t testing.TB, g *infuse.Group, name string) *infuse.Breaker {
+	t.Helper()
+	b, err := g.Breaker(name)
+	require.NoError(t, err)
+	return b
+}
+
+// open opens the circuit for the whole fleet.
+func open(t testing.TB, b *infuse.Breaker) {
+	t.Helper()
+	for b.State() != infuse.StateOpen {
+		_ = b.Call(context.Background(), fails)
+	}
+	require.Eventually(t, func() bool {
+		r, err := b.Record(context.Background())
+		return err == nil && r.State == infuse.StateOpen
+	}, patience, pace)
+}
+
+// asAlice lets anybody change anything, as alice.
+func asAlice(*http.Request) (string, bool) { return "alice", true }
+
+// serve mounts the page at /infuse/.
+func serve(t testing.TB, o ops.Options) string {
+	t.Helper()
+	o.Logger = slog.New(slog.DiscardHandler)
+	mux := http.NewServeMux()
+	mux.Handle("/infuse/", ops.Handler(o))
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return s.URL + "/infuse/"
+}
+
+func get(t testing.TB, address string) (*http.Response, string) {
+	t.Helper()
+	response, err := http.Get(address)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	return response, string(text)
+}
+
+func page(t testing.TB, address string) string {
+	t.Helper()
+	response, text := get(t, address)
+	require.Equal(t, http.StatusOK, response.StatusCode, text)
+	return text
+}
+
+// report is the JSON of a page, as far as the tests look at it.
+type report struct {
+	Storage, Away            string
+	Total, Matching, LeftOut int
+	More                     bool
+	Circuits                 []struct {
+		Name, Link, State, Status, Problem string
+		Here                               *struct {
+			State    string
+			Failures int
+			Calls    struct{ Success, Failure, Rejected uint64 }
+		}
+		Fleet *struct {
+			State, By, Cause string
+			Since, DueAt     time.Time
+			Trials           []time.Time
+		}
+		Override *struct {
+			State, By, Reason string
+			Until             time.Time
+		}
+		History []struct{ From, To, By, Cause string }
+	}
+}
+
+func reportAt(t testing.TB, address string) (r report) {
+	t.Helper()
+	require.NoError(t, json.Unmarshal([]byte(page(t, address)), &r))
+	return r
+}
+
+// counting is a storage that counts what it is asked.
+type counting struct {
+	*infuse.MemoryStorage
+	requests, watched atomic.Int64
+	err               atomic.Pointer[error]
+}
+
+func newCounting() *counting { return &counting{MemoryStorage: infuse.NewMemoryStorage()} }
+
+func (c *counting) asked() error {
+	c.requests.Add(1)
+	if err := c.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (c *counting) Load(ctx context.Context, circuit string) (infuse.Record, error) {
+	if err := c.asked(); err != nil {
+		return infuse.Record{}, err
+	}
+	return c.MemoryStorage.Load(ctx, circuit)
+}
+
+func (c *counting) History(ctx context.Context, circuit string) ([]infuse.Event, error) {
+	if err := c.asked(); err != nil {
+		return nil, err
+	}
+	return c.MemoryStorage.History(ctx, circuit)
+}
+
+func (c *counting) Circuits(ctx context.Context) iter.Seq2[string, error] {
+	if err := c.asked(); err != nil {
+		return func(yield func(string, error) bool) { yield("", err) }
+	}
+	return c.MemoryStorage.Circuits(ctx)
+}
+
+func (c *counting) Watch(circuit string, fn func(infuse.Record)) func() {
+	c.watched.Add(1)
+	stop := c.MemoryStorage.Watch(circuit, fn)
+	return func() {
+		c.watched.Add(-1)
+		stop()
+	}
+}
+
+func TestThePageShowsTheSickFirst(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	here, elsewhere := groupOn(t, storage), groupOn(t, storage)
+	well := breaker(t, here, "a-healthy-one")
+	require.NoError(t, well.Call(t.Context(), succeeds))
+	failing := breaker(t, here, "m-failing")
+	_ = failing.Call(t.Context(), fails)
+	open(t, breaker(t, elsewhere, "z-of-another"))
+	require.NoError(t, breaker(t, here, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "bob", Reason: "migration"}))
+
+	address := serve(t, ops.Options{Group: here, Storage: storage, Title: "Production"})
+	text := page(t, address)
+	require.Contains(t, text, "Production")
+	require.Contains(t, text, "2 open, 1 failing, 1 closed.")
+	require.Contains(t, text, "connection refused")
+	require.Contains(t, text, "<q><bdi>migration</bdi></q>, until it is cleared")
+	at := func(name string) int { return strings.Index(text, "<bdi>"+name+"</bdi>") }
+	require.Less(t, at("z-of-another"), at("m-failing"))
+	require.Less(t, at("m-failing"), at("a-healthy-one"))
+
+	r := reportAt(t, address+"circuits.json")
+	require.Equal(t, 4, r.Total)
+	require.Equal(t, "ok", r.Storage)
+	require.Equal(t, "held", r.Circuits[0].Name)
+	require.Equal(t, "bob", r.Circuits[0].Override.By)
+	require.Equal(t, "held open", r.Circuits[0].Status)
+	require.Equal(t, "open", r.Circuits[1].State)
+	require.Nil(t, r.Circuits[1].Here)
+	require.WithinDuration(t, time.Now(), r.Circuits[1].Fleet.Since, patience)
+	require.WithinDuration(t, time.Now().Add(time.Minute), r.Circuits[1].Fleet.DueAt, patience)
+	require.Equal(t, 1, r.Circuits[2].Here.Failures)
+	require.Equal(t, uint64(1), r.Circuits[3].Here.Calls.Success)
+
+	r = reportAt(t, address+"circuits.json?"+"circuit=z-of-another")
+	require.Len(t, r.Circuits, 1)
+	require.NotEmpty(t, r.Circuits[0].History)
+	require.Equal(t, "open", r.Circuits[0].History[0].To)
+	require.Equal(t, "connection refused", r.Circuits[0].History[0].Cause)
+	require.Contains(t, page(t, address+"?circuit=z-of-another"), "closed → open")
+	require.Len(t, reportAt(t, address+"circuits.json?q=FAIL").Circuits, 1)
+
+	request, err := http.NewRequest(http.MethodGet, address, nil)
+	require.NoError(t, err)
+	request.Header.Set("Accept", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, "application/json", response.Header.Get("Content-Type"))
+}
+
+func TestAPageOfOneProcess(t *testing.T) {
+	group := groupOn(t, nil)
+	b := breaker(t, group, "prices")
+	for b.State() != infuse.StateOpen {
+		_ = b.Call(t.Context(), fails)
+	}
+	address := serve(t, ops.Options{Group: group, Authorize: asAlice})
+	r := reportAt(t, address+"circuits.json")
+	require.Equal(t, "none", r.Storage)
+	require.Equal(t, "open", r.Circuits[0].State)
+	require.Equal(t, "connection refused", r.Circuits[0].Fleet.Cause)
+	require.Equal(t, http.StatusSeeOther, post(t, address+"change?circuit=prices", "do=closed&reason=fixed&confirm=yes").StatusCode)
+	require.Equal(t, infuse.StateClosed, b.State())
+	require.Equal(t, http.StatusNotFound, post(t, address+"change?circuit=other", "do=closed&reason=fixed&confirm=yes").StatusCode)
+}
+
+func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
+	storage := newCounting()
+	group := groupOn(t, storage)
+	open(t, breaker(t, group, "prices"))
+	err := errors.New("redis: <connection> refused")
+	storage.err.Store(&err)
+	address := serve(t, ops.Options{Group: group, Storage: storage})
+	require.Contains(t, page(t, address), "redis: &lt;connection&gt; refused")
+	r := reportAt(t, address+"circuits.json")
+	require.Equal(t, "away", r.Storage)
+	require.Equal(t, "open", r.Circuits[0].State, "as this process knows")
+	storage.err.Store(nil)
+	require.Eventually(t, func() bool { return reportAt(t, address+"circuits.json").Storage == "ok" }, patience, 200*time.Millisecond)
+}
+
+// A storage that hangs and heeds no context holds no page up for long, and is
+// not asked again meanwhile.
+func TestAStorageThatHangs(t *testing.T) {
+	storage := &hanging{MemoryStorage: infuse.NewMemoryStorage(), release: make(chan struct{})}
+	address := serve(t, ops.Options{Storage: storage})
+	began := time.Now()
+	for range 3 {
+		require.Contains(t, page(t, address), "The storage is away")
+	}
+	require.Less(t, time.Since(began), 10*time.Second)
+	require.Equal(t, int64(1), storage.asked.Load())
+	close(storage.release)
+}
+
+type hanging struct {
+	*infuse.MemoryStorage
+	asked   atomic.Int64
+	release chan struct{}
+}
+
+func (h *hanging) Circuits(context.Context) iter.Seq2[string, error] {
+	h.asked.Add(1)
+	<-h.release
+	return func(func(string, error) bool) {}
+}
+
+func TestPathsUnderAnyPrefix(t *testing.T) {
+	h := ops.Handler(ops.Options{Group: groupOn(t, nil)})
+	for path, want := range map[string]int{"/a/b/": 200, "/a/b/ops.css": 200, "/a/b/ops.js": 200, "/a/b/circuits.json": 200, "/a/b/else": 404, "/": 200} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		require.Equal(t, want, w.Code, path)
+		require.NotContains(t, w.Body.String(), `href="/`)
+	}
+	w := httptest.NewRecorder()
+	http.StripPrefix("/a/b", h).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/a/b?q=x", nil))
+	require.Equal(t, http.StatusTemporaryRedirect, w.Code)
+	require.Equal(t, "./b/?q=x", w.Header().Get("Location"))
+	w = httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/a/b/", nil))
+	require.Equal(t, http.StatusMethodNotAllowed, w.Code)
+}
+
+func TestWhatABrowserIsTold(t *testing.T) {
+	address := serve(t, ops.Options{Group: groupOn(t, nil)})
+	for _, path := range []string{"", "circuits.json", "ops.js", "ops.css", "change"} {
+		response, _ := get(t, address+path)
+		policy := response.Header.Get("Content-Security-Policy")
+		require.Contains(t, policy, "default-src 'none'")
+		require.Contains(t, policy, "frame-ancestors 'none'")
+		require.NotContains(t, policy, "unsafe")
+		require.Equal(t, "nosniff", response.Header.Get("X-Content-Type-Options"))
+		require.Equal(t, "no-store", response.Header.Get("Cache-Control"))
+	}
+	text := page(t, address)
+	require.NotContains(t, text, "style=")
+	require.NotContains(t, text, "<style")
+	require.NotRegexp(t, `<script[^>]*>[^<]`, text)
+}
+
+// Names and causes come from whoever may write to the storage, and are not to
+// become markup, nor to change how the rest of the page reads.
+func TestHostileNamesAndCauses(t *testing.T) {
+	names := []string{
+		`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, "line\r\nbreak\u2028and\u2029more", "right\u202eto\u2066left",
+		"\xff\xfe bytes", `javascript:alert(1)`, "?q=&circuit=other#x", "../../change", "{{.Person}}", "data: x\n\nevent: y", strings.Repeat("w", infuse.MaxNameLength),
+	}
+	storage := infuse.NewMemoryStorage()
+	for _, name := range names {
+		_, _, err := storage.Apply(t.Context(), name, infuse.Change{
+			Limits: infuse.Limits{FailMax: 1, ResetTimeout: time.Minute}, Calls: infuse.Calls{Failures: 1, Lead: 1, Streak: 1},
+			By: "<b>\u202ehost", Cause: "<script>alert('cause')</script>\r\n\u202e",
+		})
+		require.NoError(t, err)
+	}
+	address := serve(t, ops.Options{Storage: storage, Authorize: func(*http.Request) (string, bool) { return "<i>mallory\u202e", true }})
+	harmless := func(text string) {
+		t.Helper()
+		for _, bad := range []string{"<script>", "<img", "<b>\\u", "<i>", "\u202e", "\u2066", "\u2028", "\xff", `href="javascript:`, "onerror=alert(1)>\""} {
+			require.NotContains(t, text, bad)
+		}
+	}
+	harmless(page(t, address))
+	for _, name := range names {
+		one := "?circuit=" + url.QueryEscape(name)
+		harmless(page(t, address+one))
+		require.Len(t, reportAt(t, address+"circuits.json"+one).Circuits, 1, "%q", name)
+		require.Equal(t, http.StatusSeeOther, post(t, address+"change"+one, "do=closed&reason=fixed&confirm=yes").StatusCode)
+		r, err := storage.Load(t.Context(), name)
+		require.NoError(t, err)
+		require.Equal(t, infuse.StateClosed, r.State, "the name comes through as it is: %q", name)
+	}
+	response := post(t, address+"change?circuit="+url.QueryEscape(names[0]), "do=clear&reason=%3Cscript%3E&for=")
+	text, _ := io.ReadAll(response.Body)
+	require.Contains(t, string(text), "Do you want to clear its override?")
+	harmless(string(text))
+	require.Equal(t, http.StatusBadRequest, func() int { r, _ := get(t, address+"?circuit="+strings.Repeat("x", 300)); return r.StatusCode }())
+	require.Equal(t, http.StatusBadRequest, func() int { r, _ := get(t, address+"?circuit="); return r.StatusCode }())
+	harmless(page(t, address+"?q="+url.QueryEscape(names[1])))
+
+	stream := follow(t, address+"events")
+	harmless(strings.ReplaceAll(stream.next(t).raw, `\u003c`, "<"))
+}
+
+func TestTenThousandCircuits(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	fill(t, storage, 12_000)
+	address := serve(t, ops.Options{Storage: storage})
+	text := page(t, address)
+	require.Equal(t, 200, strings.Count(text, "<article"))
+	require.Contains(t, text, "9800 are left out")
+	require.Contains(t, text, "Not all circuits could be listed")
+	require.Less(t, len(text), 400_000)
+	r := reportAt(t, address+"circuits.json?limit=100000")
+	require.Len(t, r.Circuits, 1000)
+	require.Equal(t, 9000, r.LeftOut)
+	require.True(t, r.More)
+	stream := follow(t, address+"events?limit=7")
+	require.Len(t, stream.until(t, func(f frame) bool { return len(f.Order) == 7 }).Rows, 7)
+}
+
+// fill opens so many circuits.
+func fill(t testing.TB, storage infuse.Storage, n int) {
+	t.Helper()
+	for i := range n {
+		_, _, err := storage.Apply(t.Context(), "service-"+string(rune('a'+i%26))+"-"+time.Duration(i).String()+".internal.example:8443", infuse.Change{
+			Limits: infuse.Limits{FailMax: 1, ResetTimeout: time.Minute}, Calls: infuse.Calls{Failures: 1, Lead: 1, Streak: 1},
+			By: "host-17:4711", Cause: "dial tcp 10.1.2.3:8443: connect: connection refused",
+		})
+		require.NoError(t, err)
+	}
+}
+
+// Server-sent events.
+
+type frame struct {
+	Full          bool
+	Summary, Note string
+	Order         []string
+	Rows          []struct{ ID, HTML string }
+	raw           string
+}
+
+type events struct {
+	lines *bufio.Scanner
+	close func()
+}
+
+// follow opens a stream of events as a browser does.
+func follow(t testing.TB, address string) *events {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{}}
+	response, err := client.Do(request)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.Equal(t, "text/event-stream", response.Header.Get("Content-Type"))
+	e := &events{lines: bufio.NewScanner(response.Body)}
+	e.lines.Buffer(nil, 16<<20)
+	e.close = func() {
+		cancel()
+		_ = response.Body.Close()
+		client.CloseIdleConnections()
+	}
+	t.Cleanup(e.close)
+	return e
+}
+
+func (e *events) next(t testing.TB) (f frame) {
+	t.Helper()
+	for e.lines.Scan() {
+		if data, ok := strings.CutPrefix(e.lines.Text(), "data: "); ok {
+			require.NoError(t, json.Unmarshal([]byte(data), &f))
+			f.raw = data
+			return f
+		}
+	}
+	require.FailNow(t, "the stream has ended", "%v", e.lines.Err())
+	return f
+}
+
+func (e *events) until(t testing.TB, enough func(frame) bool) frame {
+	t.Helper()
+	for {
+		if f := e.next(t); enough(f) {
+			return f
+		}
+	}
+}
+
+// settled waits until there are no more goroutines than before.
+func settled(t testing.TB, before int) {
+	t.Helper()
+	for began := time.Now(); runtime.NumGoroutine() > before; time.Sleep(pace) {
+		if time.Since(began) > patience {
+			stacks := make([]byte, 1<<20)
+			require.FailNow(t, "goroutines are left", "%s", stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}

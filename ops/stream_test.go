@@ -1,0 +1,280 @@
+package ops_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/ops"
+)
+
+// This file is how a page is kept up to date, and what that costs.
+
+// refusing is a storage that changes nothing.
+type refusing struct{ *counting }
+
+func (refusing) Apply(context.Context, string, infuse.Change) (infuse.Record, infuse.Verdict, error) {
+	return infuse.Record{}, infuse.VerdictRefused, errIll
+}
+
+func TestACircuitThatOpensIsPushed(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	here, there := groupOn(t, storage), groupOn(t, storage)
+	breaker(t, here, "prices")
+	address := serve(t, ops.Options{Group: here, Storage: storage})
+	all, one := follow(t, address+"events"), follow(t, address+"events?circuit=prices")
+	first := all.next(t)
+	require.True(t, first.Full)
+	require.Equal(t, "1 closed.", first.Summary)
+	require.Len(t, first.Rows, 1)
+	one.next(t)
+
+	open(t, breaker(t, there, "prices"))
+	f := all.until(t, func(f frame) bool { return f.Summary == "1 open." })
+	require.Contains(t, f.Rows[0].HTML, "connection refused")
+	one.until(t, func(f frame) bool { return len(f.Rows) > 0 && strings.Contains(f.Rows[0].HTML, "closed → open") })
+
+	open(t, breaker(t, there, "stock")) // which this process does not know
+	all.until(t, func(f frame) bool { return f.Summary == "2 open." })
+	require.NoError(t, breaker(t, there, "stock").Move(t.Context(), infuse.StateClosed))
+	f = all.until(t, func(f frame) bool { return f.Summary == "1 open, 1 closed." })
+	require.Len(t, f.Rows, 1, "only what has changed")
+}
+
+func TestNothingRunsWhenNobodyLooks(t *testing.T) {
+	storage := newCounting()
+	group := groupOn(t, storage)
+	fill(t, storage, 50)
+	breaker(t, group, "prices")
+	h := ops.Handler(ops.Options{Group: group, Storage: storage})
+	watched := storage.watched.Load()
+	runtime.GC()
+	before := runtime.NumGoroutine()
+	for range 3 {
+		s := httptest.NewServer(h)
+		var viewers []*events
+		for range 20 {
+			viewers = append(viewers, follow(t, s.URL+"/events"))
+		}
+		for _, v := range viewers {
+			v.next(t)
+		}
+		require.Eventually(t, func() bool { return storage.watched.Load() >= watched+50 }, patience, pace)
+		for _, v := range viewers {
+			v.close()
+		}
+		s.Close()
+		settled(t, before)
+		require.Equal(t, watched, storage.watched.Load(), "no watch is left")
+		asked := storage.requests.Load()
+		time.Sleep(50 * time.Millisecond)
+		require.Equal(t, asked, storage.requests.Load())
+	}
+}
+
+// The request's context alone ends a stream, also where the writer never fails.
+func TestAStreamEndsWithItsContext(t *testing.T) {
+	h := ops.Handler(ops.Options{Group: groupOn(t, nil)})
+	before := runtime.NumGoroutine()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/events", nil).WithContext(ctx))
+	settled(t, before)
+}
+
+// A viewer that reads nothing holds up nobody, and is dropped.
+func TestASlowReader(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	group := groupOn(t, storage)
+	fill(t, storage, 200)
+	h := ops.Handler(ops.Options{Group: group, Storage: storage})
+	address := httptest.NewServer(h)
+	t.Cleanup(address.Close)
+	before := runtime.NumGoroutine()
+	w := &stuck{header: make(http.Header), since: make(chan time.Time, 100)}
+	var slow sync.WaitGroup
+	slow.Go(func() { h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/events", nil)) })
+	deadline := <-w.since
+	require.WithinDuration(t, time.Now().Add(10*time.Second), deadline, 5*time.Second)
+
+	quick := follow(t, address.URL+"/events")
+	quick.until(t, func(f frame) bool { return f.Summary == "200 open." })
+	open(t, breaker(t, group, "prices"))
+	quick.until(t, func(f frame) bool { return strings.HasPrefix(f.Summary, "201 open") })
+	quick.close()
+	w.fail()
+	slow.Wait()
+	settled(t, before)
+}
+
+// stuck is a writer whose client reads nothing, until its deadline passes.
+type stuck struct {
+	header http.Header
+	since  chan time.Time
+	once   sync.Once
+	mu     sync.Mutex
+	failed chan struct{}
+}
+
+func (s *stuck) Header() http.Header { return s.header }
+func (s *stuck) WriteHeader(int)     {}
+func (s *stuck) Flush()              {}
+
+func (s *stuck) failure() chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = make(chan struct{})
+	}
+	return s.failed
+}
+
+func (s *stuck) fail() { s.once.Do(func() { close(s.failure()) }) }
+
+func (s *stuck) Write([]byte) (int, error) {
+	<-s.failure()
+	return 0, errors.New("i/o timeout")
+}
+
+func (s *stuck) SetWriteDeadline(t time.Time) error {
+	s.since <- t
+	return nil
+}
+
+// A real connection that nobody reads from ends when its deadline has passed.
+func TestAConnectionThatNobodyReads(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for ten seconds")
+	}
+	t.Parallel()
+	storage := infuse.NewMemoryStorage()
+	fill(t, storage, 1000)
+	ended := make(chan struct{})
+	h := ops.Handler(ops.Options{Storage: storage})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r)
+		close(ended)
+	}))
+	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4 << 10)
+		return ctx
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
+	_, err = conn.Write([]byte("GET /events?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n"))
+	require.NoError(t, err)
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		require.FailNow(t, "it is still served")
+	}
+}
+
+// Viewers share what is read.
+func TestTwoHundredViewersCostWhatOneDoes(t *testing.T) {
+	const circuits, watchFor = 100, 6 * time.Second
+	cost := func(viewers int) int64 {
+		storage := newCounting()
+		fill(t, storage, circuits)
+		address := serve(t, ops.Options{Storage: storage})
+		var all sync.WaitGroup
+		var streams []*events
+		for range viewers {
+			streams = append(streams, follow(t, address+"events"))
+		}
+		for _, s := range streams {
+			all.Go(func() {
+				_ = page(t, address)
+				s.until(t, func(f frame) bool { return f.Summary == "100 open." })
+			})
+		}
+		time.Sleep(watchFor)
+		all.Wait()
+		for _, s := range streams {
+			s.close()
+		}
+		return storage.requests.Load()
+	}
+	one, many := cost(1), cost(200)
+	t.Logf("%v with %d circuits: 1 viewer made %d requests to the storage, 200 made %d", watchFor, circuits, one, many)
+	require.LessOrEqual(t, many, one+circuits+1, "at most one reading more, of who came when the loop had not begun")
+}
+
+// Pages that are asked for at the same time share one reading.
+func TestPagesShareAReading(t *testing.T) {
+	storage := newCounting()
+	fill(t, storage, 100)
+	address := serve(t, ops.Options{Storage: storage})
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() { page(t, address) })
+	}
+	all.Wait()
+	require.LessOrEqual(t, storage.requests.Load(), int64(3*101))
+}
+
+// The figures that the documents have.
+func TestFigures(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	fill(t, storage, 1000)
+	address := serve(t, ops.Options{Storage: storage})
+	for _, query := range []string{"", "?limit=1000"} {
+		began := time.Now()
+		response, err := http.Get(address + query)
+		require.NoError(t, err)
+		first := time.Since(began)
+		size := int64(0)
+		buffer := make([]byte, 64<<10)
+		for err == nil {
+			var n int
+			n, err = response.Body.Read(buffer)
+			size += int64(n)
+		}
+		_ = response.Body.Close()
+		t.Logf("page%s with 1,000 circuits: %d bytes, first byte after %v", query, size, first)
+		time.Sleep(atMostEvery)
+	}
+	view := func() {
+		conn, err := net.Dial("tcp", strings.Split(address, "/")[2])
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		_, err = conn.Write([]byte("GET /infuse/events HTTP/1.1\r\nHost: x\r\n\r\n"))
+		require.NoError(t, err)
+		go func() {
+			for buffer := make([]byte, 512); err == nil; {
+				_, err = conn.Read(buffer)
+			}
+		}()
+	}
+	memory := func() int {
+		time.Sleep(2 * time.Second)
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc + m.StackInuse)
+	}
+	view()
+	before := memory()
+	const viewers = 500
+	for range viewers {
+		view()
+	}
+	t.Logf("a viewer more of the same page: %d bytes, its connection and this test's end of it among them", (memory()-before)/viewers)
+}
+
+const atMostEvery = 1100 * time.Millisecond

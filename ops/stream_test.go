@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
 	"github.com/infuse-go/infuse/ops"
 )
 
@@ -225,6 +226,42 @@ func TestPagesShareAReading(t *testing.T) {
 	}
 	all.Wait()
 	require.LessOrEqual(t, storage.requests.Load(), int64(3*101))
+}
+
+// The same with a real server, and what it says itself: its commands.
+func TestTwoHundredViewersCostRedisWhatOneDoes(t *testing.T) {
+	server := redistest.Start(t)
+	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
+	t.Cleanup(func() { _ = storage.Close() })
+	fill(t, storage, 1000)
+	commands := func() (all int64) {
+		counts, err := server.Commands(t.Context())
+		require.NoError(t, err)
+		for _, n := range counts {
+			all += n
+		}
+		return all
+	}
+	cost := func(viewers int) int64 {
+		address := serve(t, ops.Options{Storage: storage})
+		began, before := time.Now(), commands()
+		text := page(t, address)
+		t.Logf("page with 1,000 circuits in Redis: %d bytes, all of it after %v", len(text), time.Since(began))
+		var all sync.WaitGroup
+		for range viewers {
+			s := follow(t, address+"events")
+			all.Go(func() {
+				s.until(t, func(f frame) bool { return f.Summary == "1000 open." })
+				time.Sleep(6 * time.Second)
+				s.close()
+			})
+		}
+		all.Wait()
+		return commands() - before
+	}
+	one, many := cost(1), cost(200)
+	t.Logf("6s with 1,000 circuits: 1 viewer cost Redis %d commands, 200 cost %d", one, many)
+	require.Less(t, many, 2*one, "one reading more, at most, in the time that 200 take to come")
 }
 
 // The figures that the documents have.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
 	"github.com/infuse-go/infuse/ops"
 )
 
@@ -153,6 +155,7 @@ func (s *stuck) SetWriteDeadline(t time.Time) error {
 
 // A real connection that nobody reads from ends when its deadline has passed.
 func TestAConnectionThatNobodyReads(t *testing.T) {
+	takesLong(t)
 	if testing.Short() {
 		t.Skip("waits for ten seconds")
 	}
@@ -186,6 +189,7 @@ func TestAConnectionThatNobodyReads(t *testing.T) {
 
 // Viewers share what is read.
 func TestTwoHundredViewersCostWhatOneDoes(t *testing.T) {
+	takesLong(t)
 	const circuits, watchFor = 100, 6 * time.Second
 	cost := func(viewers int) int64 {
 		storage := newCounting()
@@ -227,8 +231,46 @@ func TestPagesShareAReading(t *testing.T) {
 	require.LessOrEqual(t, storage.requests.Load(), int64(3*101))
 }
 
+// The same with a real server, and what it says itself: its commands.
+func TestTwoHundredViewersCostRedisWhatOneDoes(t *testing.T) {
+	takesLong(t)
+	server := redistest.Start(t)
+	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
+	t.Cleanup(func() { _ = storage.Close() })
+	fill(t, storage, 1000)
+	commands := func() (all int64) {
+		counts, err := server.Commands(t.Context())
+		require.NoError(t, err)
+		for _, n := range counts {
+			all += n
+		}
+		return all
+	}
+	cost := func(viewers int) int64 {
+		address := serve(t, ops.Options{Storage: storage})
+		began, before := time.Now(), commands()
+		text := page(t, address)
+		t.Logf("page with 1,000 circuits in Redis: %d bytes, all of it after %v", len(text), time.Since(began))
+		var all sync.WaitGroup
+		for range viewers {
+			s := follow(t, address+"events")
+			all.Go(func() {
+				s.until(t, func(f frame) bool { return f.Summary == "1000 open." })
+				time.Sleep(6 * time.Second)
+				s.close()
+			})
+		}
+		all.Wait()
+		return commands() - before
+	}
+	one, many := cost(1), cost(200)
+	t.Logf("6s with 1,000 circuits: 1 viewer cost Redis %d commands, 200 cost %d", one, many)
+	require.Less(t, many, 2*one, "one reading more, at most, in the time that 200 take to come")
+}
+
 // The figures that the documents have.
 func TestFigures(t *testing.T) {
+	takesLong(t)
 	storage := infuse.NewMemoryStorage()
 	fill(t, storage, 1000)
 	address := serve(t, ops.Options{Storage: storage})
@@ -278,3 +320,11 @@ func TestFigures(t *testing.T) {
 }
 
 const atMostEvery = 1100 * time.Millisecond
+
+// takesLong skips a test that is not for every day. CI runs all.
+func takesLong(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CI") != "true" {
+		t.Skip("takes long: CI=true runs it")
+	}
+}

@@ -219,8 +219,7 @@ func TestABodyOfAnotherLengthThanItsRequestSaysIsIgnored(t *testing.T) {
 				r := newRequest(t, http.MethodPost, s.URL, struct{ io.Reader }{strings.NewReader("order")})
 				r.ContentLength = length
 				response, err := c.transport.RoundTrip(r)
-				if err == nil { // HTTP/2 leaves it to the server
-					require.True(t, s.EnableHTTP2)
+				if err == nil { // HTTP/2 leaves it to the server, and over HTTP/1.1 its answer may be the first
 					_, _ = readAll(response)
 					return
 				}

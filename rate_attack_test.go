@@ -435,7 +435,7 @@ func TestEverything(t *testing.T) {
 	for name, storage := range map[string]Storage{"none": nil, "memory": NewMemoryStorage()} {
 		t.Run(name, func(t *testing.T) {
 			cfg := func(i int) Config {
-				c := Config{Storage: storage, ResetTimeout: 5 * time.Millisecond, TrialTimeout: 50 * time.Millisecond, CountCalls: i%2 == 0}
+				c := Config{Storage: storage, Window: time.Second, ResetTimeout: 5 * time.Millisecond, TrialTimeout: 50 * time.Millisecond, CountCalls: i%2 == 0}
 				switch i % 5 {
 				case 0:
 					c.FailureRate, c.Window, c.MinCalls = 0.5, 100*time.Millisecond, 5
@@ -505,7 +505,7 @@ func TestEverything(t *testing.T) {
 				}
 				return true
 			}, 5*time.Second, 10*time.Millisecond)
-			time.Sleep(25 * time.Second / 2)
+			time.Sleep(3 * time.Second)
 			for i, b := range all {
 				b.mu.Lock()
 				if !b.armed.IsZero() {
@@ -514,33 +514,6 @@ func TestEverything(t *testing.T) {
 				b.mu.Unlock()
 				require.NoError(t, callOf(b, false))
 			}
-		})
-	}
-}
-
-// Wakes of circuits that had failures, and then have none.
-func TestCircuitsComeToRest(t *testing.T) {
-	for name, with := range map[string]func() Storage{"none": func() Storage { return nil }, "memory": func() Storage { return NewMemoryStorage() }} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := brandNew(t, "service", Config{FailureRate: 0.5, Ramp: time.Second, MaxResetTimeout: time.Hour, Storage: with()})
-				for range 5 {
-					_ = callOf(b, true)
-					_ = callOf(b, false)
-				}
-				wakes, last := 0, time.Time{}
-				for range 30_000 {
-					time.Sleep(time.Millisecond)
-					if b.armed != last {
-						wakes, last = wakes+1, b.armed
-					}
-				}
-				t.Log("timers set in 30 s:", wakes)
-				require.LessOrEqual(t, wakes, 14)
-				require.True(t, b.armed.IsZero())
-				require.True(t, b.view.Load().fast)
-				require.False(t, b.view.Load().tallies)
-			})
 		})
 	}
 }

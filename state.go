@@ -158,7 +158,8 @@ type Change struct {
 	Override *Override // replaces the one on record; one that is over clears it
 	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
-	news uint64 // the sender's: how much it had heard when it sent this
+	byHand bool   // it was, and is made already
+	news   uint64 // the sender's: how much it had heard when it sent this
 }
 
 // Move is a move by hand.
@@ -223,7 +224,7 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	r.pass(now)
 	r.catchUp(&c.Seen, now)
 	// What is done by hand does not judge: an operator has other settings.
-	judges := c.counts() || c.Move == nil && c.Override == nil
+	judges := !c.isByHand()
 	if judges && (r.suspect() || c.Calls.Lead > 0) { // whoever brought the count to a limit may have died since
 		r.judgeCount(&t, now)
 	}
@@ -273,6 +274,11 @@ func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	if c.Failures > 0 {
 		r.judge(t, now)
 	}
+}
+
+// isByHand reports whether the change is an operator's alone.
+func (c *Change) isByHand() bool {
+	return c.byHand || !c.counts() && (c.Move != nil || c.Override != nil)
 }
 
 // counts reports whether the change has outcomes of calls.

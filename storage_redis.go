@@ -338,7 +338,7 @@ func (a *redisChange) run(ctx context.Context, script *redis.Script, field, seen
 		return err
 	}
 	if k.status != statusRefused {
-		a.Change = Change{Seen: a.Seen, Limits: a.Limits, By: a.By, Cause: a.Cause, OpenFor: a.OpenFor}
+		a.Change = Change{Seen: a.Seen, Limits: a.Limits, By: a.By, Cause: a.Cause, OpenFor: a.OpenFor, byHand: a.isByHand()}
 	}
 	a.known, a.fresh = k, true
 	a.s.known.put(a.key, k)

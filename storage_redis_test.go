@@ -596,7 +596,7 @@ type realClock struct{}
 
 func (realClock) now() time.Time          { return time.Now() }
 func (realClock) advance(d time.Duration) { time.Sleep(d) }
-func (realClock) unit() time.Duration     { return 20 * time.Millisecond }
+func (realClock) unit() time.Duration     { return 30 * time.Millisecond }
 func (realClock) width() time.Duration    { return 320 * time.Millisecond }
 
 // miniClock moves both of miniredis's clocks: TIME, and that by which keys expire.

@@ -48,7 +48,7 @@ func (d *desk) watches(args ...string) *watching {
 func (w *watching) sees(line string) {
 	w.t.Helper()
 	is := regexp.MustCompile("(?m)" + line)
-	require.Eventually(w.t, func() bool { return is.MatchString(w.stdout.String()) }, 15*time.Second, 5*time.Millisecond, "no %s", line)
+	require.Eventually(w.t, func() bool { return is.MatchString(w.stdout.String()) }, 60*time.Second, 5*time.Millisecond, "no %s", line)
 }
 
 const anyTime = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d  `

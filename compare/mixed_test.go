@@ -140,7 +140,9 @@ func TestTheOpenTimeIsThatOfTheProcessThatReachesTheLimit(t *testing.T) {
 	require.Equal(t, 2*time.Minute, f.record.DueAt.Sub(f.now))
 }
 
-func TestBucketsAreAsWideAsTheLongestWindow(t *testing.T) {
+// So much is kept ten times as the longest window asks for, in buckets that are as
+// narrow as the shortest does.
+func TestBucketsAreAsNarrowAsTheShortestWindow(t *testing.T) {
 	f := newFleet()
 	f.reports(loose, 1, 1)
 	require.Equal(t, time.Second, f.record.Window.Width)
@@ -149,7 +151,7 @@ func TestBucketsAreAsWideAsTheLongestWindow(t *testing.T) {
 	require.Equal(t, 6*time.Second, f.record.Window.Width)
 	f.passes(5 * time.Second)
 	f.reports(loose, 1, 1)
-	require.Len(t, f.record.Window.Buckets, 1)
+	require.Len(t, f.record.Window.Buckets, 2)
 }
 
 // "The failure is reported before Call returns", and Config.FailureRate: "all

@@ -44,6 +44,9 @@ func TestARateOpensNoFleetThatHearsLate(t *testing.T) {
 		got := simulate(f, 0, uint64(seed))
 		assert.Zero(t, got.openings, "%v %%: %+v", 100*share, got)
 	}
+	if !long() {
+		return
+	}
 	// Of many processes with few calls each, failures heard at once and successes
 	// later would come to more than half.
 	f = fleet{processes: 10_000, rate: 2, lasts: 1, config: halfOfTheCalls, errors: atRandom(0.45)}

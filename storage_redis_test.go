@@ -649,6 +649,8 @@ func twinsOnMiniredis(tb testing.TB) *twins {
 func (all *twins) compare(t *testing.T, steps int) {
 	if testing.Short() {
 		steps /= 10
+	} else if !long() {
+		steps /= 3
 	}
 	for steps > 0 {
 		w := all.newTwin()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/infuse-go/infuse"
@@ -123,9 +122,6 @@ func (j *job) change(ctx context.Context, make func(*infuse.Breaker) error, told
 	}
 	b, err := infuse.New(name, infuse.Config{
 		Storage: j.storage, StorageTimeout: j.timeout, Instance: oneLine(j.by),
-		// A change by hand also judges the circuit, by the limits of whoever makes
-		// it. These leave that to the fleet.
-		FailMax:      math.MaxInt32,
 		ResetTimeout: cmp.Or(j.openFor, time.Minute),
 	})
 	if err != nil {

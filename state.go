@@ -600,14 +600,12 @@ const coarse = 10 * time.Millisecond
 // with which the record would have opened: a process that missed the refutation
 // takes it for news then, and not for a loss.
 func (r *Record) refute(calm time.Time) {
-	next := Record{
-		Generation: r.Generation + 2, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
-		CalmUntil: calm, Override: r.Override, Trials: r.Trials, Window: r.Window, OpenTime: r.OpenTime, ClosedAt: r.ClosedAt, heard: r.heard,
+	if !r.Rated { // then its row goes on
+		r.Failures, r.RowSince = 0, time.Time{}
 	}
-	if r.Rated { // its row goes on
-		next.Failures, next.RowSince = r.Failures, r.RowSince
-	}
-	*r = next
+	r.SuspectAt, r.OpensAt, r.Rated, r.Balance, r.OpenFor = time.Time{}, time.Time{}, false, 0, 0
+	r.DueAt, r.By, r.Cause = time.Time{}, "", ""
+	r.Generation, r.CalmUntil = r.Generation+2, calm
 }
 
 // settle ends a trial. A stale one frees its place, and no more.
@@ -682,29 +680,31 @@ func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
 	return VerdictMoved
 }
 
-// transition begins another state, or the same one anew. The trials that run
-// keep their places.
+// transition begins another state, or the same one anew.
 func (r *Record) transition(to State, t *terms, now time.Time) {
-	next := Record{
-		State: to, Generation: r.nextGeneration(t, now), Opened: r.Opened, Moved: r.Moved,
-		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
-	}
-	next.Since = next.Generation
+	before, failures := r.State, r.Failures
+	r.begin(to, r.nextGeneration(t, now))
 	if to != StateClosed {
-		next.Failures = r.Failures
-	} else if r.State != StateClosed {
-		next.ClosedAt = now
+		r.Failures = failures
+	} else if before != StateClosed {
+		r.ClosedAt = now
 	}
-	*r = next
 }
 
 // open opens the record, with the given generation. grown is its new OpenTime; 0
 // leaves that as it is.
 func (r *Record) open(generation int64, due time.Time, grown time.Duration) {
+	failures := r.Failures
+	r.begin(StateOpen, generation)
+	r.Opened, r.Failures, r.DueAt, r.OpenTime = generation, failures, due, cmp.Or(grown, r.OpenTime)
+}
+
+// begin is where a state begins. It has the one list of what outlives a state; the
+// trials that run keep their places.
+func (r *Record) begin(state State, generation int64) {
 	*r = Record{
-		State: StateOpen, Generation: generation, Since: generation, Opened: generation, Moved: r.Moved,
-		Failures: r.Failures, DueAt: due, Trials: staleTrials(r.Trials), OpenTime: cmp.Or(grown, r.OpenTime),
-		Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
+		State: state, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
+		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
 	}
 }
 

@@ -69,6 +69,21 @@ type encodedOverride struct {
 	Left   *int64 `json:"left,omitempty"`
 }
 
+// encodeOverride returns an override with an end in the form that the caller has
+// for it.
+func encodeOverride(o *Override, ends *int64) *encodedOverride {
+	return &encodedOverride{o.State, clip(o.By, maxTextLength), clip(o.Reason, maxTextLength), ends}
+}
+
+func (e *encodedOverride) until(end time.Time) *Override {
+	return &Override{e.State, e.By, e.Reason, end}
+}
+
+// canBe reports whether it is an override that this package would make.
+func (o *Override) canBe() bool {
+	return o.State <= StateOpen && max(len(o.By), len(o.Reason)) <= maxTextLength
+}
+
 type encodedTrial struct {
 	ID    string `json:"id"`
 	Left  int64  `json:"left"`
@@ -112,7 +127,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	}
 	if o := r.Override; o != nil { // a reader that does not know it would let calls run, or none
 		e.Readable = recordSchema
-		e.Override = &encodedOverride{o.State, clip(o.By, maxTextLength), clip(o.Reason, maxTextLength), left(o.Until)}
+		e.Override = encodeOverride(o, left(o.Until))
 	}
 	for _, b := range r.Window.Buckets {
 		e.Width = milliseconds(r.Window.Width)
@@ -171,7 +186,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		r.RowSince = before(&e.RowSince)
 	}
 	if o := e.Override; o != nil {
-		r.Override = &Override{o.State, o.By, o.Reason, after(o.Left)}
+		r.Override = o.until(after(o.Left))
 	}
 	for _, b := range e.Window {
 		ago := b[0]
@@ -202,7 +217,7 @@ func (e *encodedRecord) check(now time.Time) error {
 		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Moved))
 	case min(e.Failures, e.Successes, e.Balance) < 0 || max(e.Failures, e.Successes, e.Balance) > math.MaxInt32:
 		return errors.New("has counts beyond any limit")
-	case e.Override != nil && (e.Override.State > StateOpen || max(len(e.Override.By), len(e.Override.Reason)) > maxTextLength):
+	case e.Override != nil && !e.Override.until(time.Time{}).canBe():
 		return errors.New("has an override that cannot be")
 	case min(e.OpenFor, e.OpenTime) < 0:
 		return errors.New("has an open time below zero")

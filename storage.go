@@ -82,7 +82,7 @@ func (c *Change) check() error {
 			return fmt.Errorf("infuse: the change has counted %.200v, which cannot be", c.Counted)
 		}
 	}
-	if o := c.Override; o != nil && (o.State > StateOpen || max(len(o.By), len(o.Reason)) > maxTextLength) {
+	if o := c.Override; o != nil && !o.canBe() {
 		return fmt.Errorf("infuse: the change has an override of the state %v, by %.40q for %.40q, which cannot be", o.State, o.By, o.Reason)
 	}
 	if c.Ask != "" {

@@ -39,11 +39,12 @@ func appendEvent(b []byte, e *Event) []byte {
 		By: clip(e.By, maxTextLength), Cause: clip(e.Cause, maxTextLength),
 	}
 	if o := e.Override; o != nil {
-		out.Override = &encodedOverride{State: o.State, By: clip(o.By, maxTextLength), Reason: clip(o.Reason, maxTextLength)}
+		var until *int64
 		if !o.Until.IsZero() {
-			until := o.Until.UnixMilli()
-			out.Override.Left = &until
+			ms := o.Until.UnixMilli()
+			until = &ms
 		}
+		out.Override = encodeOverride(o, until)
 	}
 	text, err := json.Marshal(out)
 	if err != nil { // numbers and strings can always be written
@@ -63,18 +64,17 @@ func parseEvent(text string) (e Event, err error) {
 	if err := json.Unmarshal([]byte(text), &in); err != nil {
 		return e, err
 	}
-	cannotBe := in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength
-	if o := in.Override; o != nil {
-		cannotBe = cannotBe || o.State > StateOpen || max(len(o.By), len(o.Reason)) > maxTextLength || o.Left != nil && (*o.Left < 0 || *o.Left > forever)
-	}
-	if cannotBe {
+	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
 		return e, errors.New("has values that cannot be")
 	}
 	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, ByHand: in.ByHand, By: in.By, Cause: in.Cause}
 	if o := in.Override; o != nil {
-		e.Override = &Override{State: o.State, By: o.By, Reason: o.Reason}
+		var until time.Time
 		if o.Left != nil {
-			e.Override.Until = time.UnixMilli(*o.Left)
+			until = time.UnixMilli(*o.Left)
+		}
+		if e.Override = o.until(until); !e.Override.canBe() || o.Left != nil && (*o.Left < 0 || *o.Left > forever) {
+			return Event{}, errors.New("has an override that cannot be")
 		}
 	}
 	return e, nil

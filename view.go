@@ -52,18 +52,16 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	}
 	own, fleet := r.own.at(now), r.met(now)
 	if held != nil && (own.State != StateClosed || fleet.State != StateClosed) { // nothing is counted then
-		v.quiet, v.plain = true, !r.settings.hooked()
-		v.fast = v.plain
+		v.admitAll(true)
 		return
 	}
 	if own.State == StateClosed && fleet.State == StateClosed {
-		v.quiet = (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
+		quiet := (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
 		v.tallies = r.counting(now)
 		if r.settings.Ramp > 0 && held == nil {
 			v.onRamp(r, own, r.ramping(now), circuit, now)
 		}
-		v.plain = v.admits == admitsAll && !r.settings.hooked()
-		v.fast = v.plain && v.quiet
+		v.admitAll(quiet)
 		return
 	}
 	v.local = r.linked && fleet.State == StateClosed
@@ -86,6 +84,13 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	if v.state == StateOpen {
 		v.rejection.DueAt = until
 	}
+}
+
+// admitAll is the end of derive where every call runs, or every one that a ramp
+// lets run.
+func (v *view) admitAll(quiet bool) {
+	v.quiet, v.plain = quiet, v.admits == admitsAll && !v.settings.hooked()
+	v.fast = v.plain && v.quiet
 }
 
 // onRamp is derive in a closed circuit that does not yet let every call run.
@@ -111,8 +116,7 @@ func (v *view) heldOpen(r *replica, o *Override, circuit string) {
 // own circuit.
 func (v *view) fallBack(r *replica, circuit string) {
 	if r.settings.Fallback == FallbackClosed {
-		v.quiet, v.plain = true, !r.settings.hooked()
-		v.fast = v.plain
+		v.admitAll(true)
 		return
 	}
 	v.state, v.local, v.admits = StateOpen, true, admitsNone

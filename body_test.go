@@ -297,7 +297,7 @@ func TestAStreamAsTheTrial(t *testing.T) {
 		_, err = readAll(response)
 		require.Error(t, err)
 		requireState(t, infuse.StateClosed, c.breaker)
-		require.Equal(t, []string{"call", "success"}, heard.all())
+		require.Equal(t, []string{"call", "success"}, heard.All())
 	})
 }
 

@@ -231,16 +231,16 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 
 func TestConfigureChangesTheListenersAndTheClasses(t *testing.T) {
 	var before, after stateLog
-	b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Listeners: []*infuse.Listener{before.listener()}})
+	b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Listeners: []*infuse.Listener{before.Listener()}})
 	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
 	require.NoError(t, b.Configure(infuse.Config{
 		FailMax:   1,
-		Listeners: []*infuse.Listener{after.listener()},
+		Listeners: []*infuse.Listener{after.Listener()},
 		Exclude:   []func(error) bool{func(err error) bool { return err == errIll }},
 	}))
 	require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
-	require.Equal(t, []string{"closed>open"}, before.all())
-	require.Equal(t, []string{"open>closed"}, after.all())
+	require.Equal(t, []string{"closed>open"}, before.All())
+	require.Equal(t, []string{"open>closed"}, after.All())
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
 	requireState(t, infuse.StateClosed, b)
 }
@@ -253,7 +253,7 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 			var heard stateLog
 			cfg := patiently(infuse.Config{ResetTimeout: 50 * time.Millisecond, Storage: storage})
 			other := startBreaker(t, "prices", cfg)
-			cfg.Listeners = []*infuse.Listener{heard.listener()}
+			cfg.Listeners = []*infuse.Listener{heard.Listener()}
 			b := startBreaker(t, "prices", cfg)
 			b.Stop()
 
@@ -271,7 +271,7 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 			require.Equal(t, []string{
 				"closed>open", "open>half-open", "half-open>closed",
 				"closed>open", "open>half-open", "half-open>open", "open>closed",
-			}, heard.all())
+			}, heard.All())
 
 			require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
 			require.NoError(t, b.Call(t.Context(), succeeds), "it does not hear of the others")
@@ -484,7 +484,7 @@ func TestSettleCountsTheOutcomeThatItIsGiven(t *testing.T) {
 	require.Equal(t, []string{
 		"call", "failure: infuse: settled as a failure", "call", "failure: infuse: settled as a failure",
 		"call", "ignored: <nil>", "call", "ignored: <nil>", "call", "success",
-	}, heard.all()[:10])
+	}, heard.All()[:10])
 }
 
 // Settle has the last word: Classify would have called every call a failure.
@@ -538,7 +538,7 @@ func TestSettlingASuccessInHealthAllocatesNothing(t *testing.T) {
 	if underRace {
 		t.Skip("sync.Pool drops things on purpose")
 	}
-	b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{new(stateLog).listener()}})
+	b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{new(stateLog).Listener()}})
 	require.Zero(t, allocations(func() {
 		p, err := b.Acquire(context.Background())
 		if err != nil {
@@ -555,7 +555,7 @@ func TestSettlingASuccessInHealthAllocatesNothing(t *testing.T) {
 func TestFailuresAtOnceOpenTheCircuitOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var changes stateLog
-		b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{changes.listener()}})
+		b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{changes.Listener()}})
 		var all sync.WaitGroup
 		for i := range 100 {
 			all.Go(func() {
@@ -575,7 +575,7 @@ func TestFailuresAtOnceOpenTheCircuitOnce(t *testing.T) {
 		require.Equal(t, infuse.StateOpen, opened.State)
 		all.Wait()
 		require.Equal(t, opened, recordOf(t, b))
-		require.Equal(t, []string{"closed>open"}, changes.all())
+		require.Equal(t, []string{"closed>open"}, changes.All())
 	})
 }
 
@@ -605,7 +605,7 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	proxy := redistest.StartProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), PoolSize: 1})
 	t.Cleanup(func() { _ = client.Close() })
-	storage := infuse.NewRedisStorage(split{client, server.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
+	storage := infuse.NewRedisStorage(split(client, server.Client()), infuse.RedisOptions{PollInterval: time.Hour})
 	t.Cleanup(func() { require.NoError(t, storage.Close()) })
 	b := startQuietly(t, server, infuse.Config{
 		FailMax: 3, SuccessThreshold: 2, MaxTrials: 2, ResetTimeout: 300 * time.Millisecond, Storage: storage,
@@ -1581,7 +1581,7 @@ func startQuietBreaker(t *testing.T, s *redistest.Server, cfg infuse.Config) *in
 // another server.
 func startDeafBreaker(t *testing.T, s, other *redistest.Server, cfg infuse.Config) *infuse.Breaker {
 	t.Helper()
-	storage := infuse.NewRedisStorage(split{s.Client(), other.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
+	storage := infuse.NewRedisStorage(split(s.Client(), other.Client()), infuse.RedisOptions{PollInterval: time.Hour})
 	t.Cleanup(func() { require.NoError(t, storage.Close()) })
 	cfg.Storage = storage
 	return startQuietly(t, s, cfg)

@@ -175,28 +175,6 @@ func inEveryTrouble(t *testing.T, test func(t *testing.T, r *remote, trouble fun
 	}
 }
 
-// waitOf returns how long a call takes whose own work takes no time.
-func waitOf(b *infuse.Breaker, fn func(context.Context) error) (time.Duration, error) {
-	began := time.Now()
-	err := b.Call(context.Background(), fn)
-	return time.Since(began), err
-}
-
-// edges counts what listeners hear of the storage.
-type edges struct{ away, back atomic.Int32 }
-
-func (e *edges) listener() *infuse.Listener {
-	return &infuse.Listener{
-		StorageAway: func(*infuse.Breaker, error) { e.away.Add(1) },
-		StorageBack: func(*infuse.Breaker, time.Duration) { e.back.Add(1) },
-	}
-}
-
-func (e *edges) require(t *testing.T, away, back int32) {
-	t.Helper()
-	require.Equal(t, [2]int32{away, back}, [2]int32{e.away.Load(), e.back.Load()}, "told that it is away, and back")
-}
-
 // gobreaker's shared mode ran no request while its storage was
 // down. With FallbackLocal the process has a whole breaker of its own: it
 // opens, runs one trial at a time, and closes.
@@ -204,7 +182,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		var heard edges
 		b := startBreaker(t, "prices", infuse.Config{
-			FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()},
+			FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.Listener()},
 		})
 		r.suffer(trouble)
 		for i := range 3 {
@@ -232,7 +210,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 		waited, err := waitOf(b, succeeds)
 		require.NoError(t, err)
 		require.Zero(t, waited)
-		heard.require(t, 1, 0)
+		heard.Require(t, 1, 0)
 	})
 }
 
@@ -290,7 +268,7 @@ func TestACallWaitsNoLongerThanStorageTimeoutInAll(t *testing.T) {
 				var heard edges
 				r := newRemote()
 				b := startBreaker(t, "prices", infuse.Config{
-					FailMax: 1, Storage: r, Strict: strict, Listeners: []*infuse.Listener{heard.listener()},
+					FailMax: 1, Storage: r, Strict: strict, Listeners: []*infuse.Listener{heard.Listener()},
 				})
 				r.suffer(func() error {
 					time.Sleep(delay)
@@ -310,7 +288,7 @@ func TestACallWaitsNoLongerThanStorageTimeoutInAll(t *testing.T) {
 				if !strict { // there it waits for a read and a trial, which is too long
 					time.Sleep(delay)
 					require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
-					heard.require(t, 0, 0)
+					heard.Require(t, 0, 0)
 				}
 			})
 		})
@@ -366,7 +344,7 @@ func TestACancelledCallStillReports(t *testing.T) {
 		var heard edges
 		r := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{
-			FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heard.listener()},
+			FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heard.Listener()},
 			Classify: func(_ context.Context, err error) infuse.Outcome {
 				if err != nil {
 					return infuse.OutcomeFailure
@@ -393,7 +371,7 @@ func TestACancelledCallStillReports(t *testing.T) {
 		cancel()
 		require.NoError(t, b.Call(ctx, succeeds))
 		require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
-		heard.require(t, 0, 0)
+		heard.Require(t, 0, 0)
 	})
 }
 
@@ -481,7 +459,7 @@ func TestAStorageThatPanicsBehindACallEndsNothing(t *testing.T) {
 func TestACircuitOpenedWhileCutOffIsOffered(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		var heard edges
-		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.Listener()}})
 		r.suffer(trouble)
 		trip(t, b)
 		opened := time.Now()
@@ -493,7 +471,7 @@ func TestACircuitOpenedWhileCutOffIsOffered(t *testing.T) {
 		require.WithinDuration(t, opened.Add(time.Minute), record.DueAt, 10*time.Millisecond)
 		other := startBreaker(t, "prices", infuse.Config{Storage: r})
 		requireState(t, infuse.StateOpen, b, other)
-		heard.require(t, 1, 1)
+		heard.Require(t, 1, 1)
 
 		// Truly one circuit again: the trial of one closes that of both, and
 		// the process that had reason of its own begins with one trial more.
@@ -618,7 +596,7 @@ func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
 		r := newRemote()
-		breakers := startGroup(t, 100, infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
+		breakers := startGroup(t, 100, infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.Listener()}})
 		r.requests()
 		r.suffer(isAway)
 		began := time.Now()
@@ -644,10 +622,10 @@ func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 		require.Greater(t, pauses[len(pauses)-1], 400*time.Millisecond)
 		require.Greater(t, len(different), len(pauses)/2, "jittered")
 
-		heard.require(t, 100, 0)
+		heard.Require(t, 100, 0)
 		r.recover()
 		time.Sleep(5 * time.Second)
-		heard.require(t, 100, 100)
+		heard.Require(t, 100, 100)
 		for _, b := range breakers {
 			require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
 		}
@@ -712,15 +690,15 @@ func TestARecordThatCannotBeReadIsNotTheStoragesTrouble(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard, heardBad edges
 		r := newRemote()
-		good := startBreaker(t, "good", infuse.Config{FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heard.listener()}})
-		bad := startBreaker(t, "bad", infuse.Config{FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heardBad.listener()}})
+		good := startBreaker(t, "good", infuse.Config{FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heard.Listener()}})
+		bad := startBreaker(t, "bad", infuse.Config{FailMax: 2, Storage: r, Listeners: []*infuse.Listener{heardBad.Listener()}})
 		r.suffer(func() error { return &infuse.RecordError{Circuit: "bad", Reason: "is garbage"} })
 		trip(t, bad)
 		r.recover()
 		trip(t, good)
-		heard.require(t, 0, 0)
+		heard.Require(t, 0, 0)
 		time.Sleep(5 * time.Second)
-		heardBad.require(t, 1, 1)
+		heardBad.Require(t, 1, 1)
 		require.Equal(t, infuse.StateOpen, recordOf(t, bad).State)
 	})
 }

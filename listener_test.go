@@ -24,30 +24,6 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// stateLog keeps what a listener has heard of, in order.
-type stateLog struct {
-	mu     sync.Mutex
-	events []string
-}
-
-func (l *stateLog) add(event string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.events = append(l.events, event)
-}
-
-func (l *stateLog) all() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.events)
-}
-
-func (l *stateLog) listener() *infuse.Listener {
-	return &infuse.Listener{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
-		l.add(t.From.String() + ">" + t.To.String())
-	}}
-}
-
 // everyFunc is a listener that has all of its funcs do the same.
 func everyFunc(do func(b *infuse.Breaker)) *infuse.Listener {
 	return &infuse.Listener{
@@ -114,7 +90,7 @@ func TestAListenerThatPanicsChangesNothing(t *testing.T) {
 			var after stateLog
 			b := startBreaker(t, "prices", patiently(infuse.Config{
 				FailMax: 3, ResetTimeout: 50 * time.Millisecond, Storage: storage,
-				Listeners: []*infuse.Listener{everyFunc(func(*infuse.Breaker) { panic("a bad listener") }), after.listener()},
+				Listeners: []*infuse.Listener{everyFunc(func(*infuse.Breaker) { panic("a bad listener") }), after.Listener()},
 			}))
 			require.NoError(t, b.Call(t.Context(), succeeds))
 			for i := range 3 {
@@ -125,7 +101,7 @@ func TestAListenerThatPanicsChangesNothing(t *testing.T) {
 			require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
 			requireState(t, infuse.StateClosed, b)
 			require.Eventually(t, func() bool {
-				return slices.Equal(after.all(), []string{"closed>open", "open>half-open", "half-open>closed"})
+				return slices.Equal(after.All(), []string{"closed>open", "open>half-open", "half-open>closed"})
 			}, patience, pace, "the listener behind it is told all the same")
 		})
 	}
@@ -145,9 +121,9 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 		for kind, storage := range map[string]infuse.Storage{"alone": nil, "in a fleet": infuse.NewMemoryStorage()} {
 			var heard stateLog
 			log := everyCall(&heard)
-			log.StateChange = heard.listener().StateChange
+			log.StateChange = heard.Listener().StateChange
 			log.Rejected = func(_ context.Context, _ *infuse.Breaker, err *infuse.OpenError) {
-				heard.add("rejected: " + err.State.String())
+				heard.Add("rejected: " + err.State.String())
 			}
 			b := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage, Listeners: []*infuse.Listener{log}})
 			told := 0
@@ -155,7 +131,7 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 				t.Helper()
 				do()
 				synctest.Wait()
-				all := heard.all()
+				all := heard.All()
 				require.Equal(t, want, append([]string(nil), all[told:]...), kind)
 				told = len(all)
 			}
@@ -163,8 +139,8 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 			trial := func(result error) func() {
 				return call(func(context.Context) error {
 					synctest.Wait()
-					require.Contains(t, heard.all()[told:], "open>half-open")
-					require.NotContains(t, heard.all()[told:], "half-open>closed")
+					require.Contains(t, heard.All()[told:], "open>half-open")
+					require.NotContains(t, heard.All()[told:], "half-open>closed")
 					_ = b.Call(t.Context(), succeeds)
 					return result
 				})
@@ -193,10 +169,10 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 // everyCall is a listener that notes what becomes of each call.
 func everyCall(heard *stateLog) *infuse.Listener {
 	return &infuse.Listener{
-		BeforeCall: func(context.Context, *infuse.Breaker) { heard.add("call") },
-		Success:    func(context.Context, *infuse.Breaker) { heard.add("success") },
-		Failure:    func(_ context.Context, _ *infuse.Breaker, err error) { heard.add("failure: " + err.Error()) },
-		Ignored:    func(_ context.Context, _ *infuse.Breaker, err error) { heard.add(fmt.Sprint("ignored: ", err)) },
+		BeforeCall: func(context.Context, *infuse.Breaker) { heard.Add("call") },
+		Success:    func(context.Context, *infuse.Breaker) { heard.Add("success") },
+		Failure:    func(_ context.Context, _ *infuse.Breaker, err error) { heard.Add("failure: " + err.Error()) },
+		Ignored:    func(_ context.Context, _ *infuse.Breaker, err error) { heard.Add(fmt.Sprint("ignored: ", err)) },
 	}
 }
 
@@ -238,7 +214,7 @@ func TestEveryBeforeCallIsFollowedByOneOutcome(t *testing.T) {
 						_ = b.Call(context.Background(), test.fn)
 					})
 					call.Wait()
-					all := heard.all()
+					all := heard.All()
 					require.Len(t, all, 2)
 					require.Equal(t, "call", all[0])
 					require.True(t, strings.HasPrefix(all[1], test.want), all[1])
@@ -259,7 +235,7 @@ func TestAListenerThatExitsEndsTheCallForAll(t *testing.T) {
 		var call sync.WaitGroup
 		call.Go(func() { _ = b.Call(context.Background(), succeeds) })
 		call.Wait()
-		require.Equal(t, []string{"call", "ignored: <nil>"}, heard.all())
+		require.Equal(t, []string{"call", "ignored: <nil>"}, heard.All())
 		require.Empty(t, recordOf(t, b).Trials)
 	}
 }
@@ -309,7 +285,7 @@ func TestACallIsToldAsAdmittedOrAsRejected(t *testing.T) {
 func TestAListenerOfEventsCostsACallNothing(t *testing.T) {
 	for name, listener := range map[string]*infuse.Listener{
 		"LogListener": infuse.LogListener(slog.New(slog.DiscardHandler)),
-		"StateChange": new(stateLog).listener(),
+		"StateChange": new(stateLog).Listener(),
 		"nothing":     {},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -334,8 +310,8 @@ func TestAListenerThatExitsSilencesNobody(t *testing.T) {
 		exits := everyFunc(func(*infuse.Breaker) { runtime.Goexit() })
 		exits.BeforeCall = nil // or no call would run
 		var heard, own stateLog
-		a := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage, Listeners: []*infuse.Listener{own.listener(), exits}})
-		b := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage, Listeners: []*infuse.Listener{heard.listener()}})
+		a := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage, Listeners: []*infuse.Listener{own.Listener(), exits}})
+		b := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage, Listeners: []*infuse.Listener{heard.Listener()}})
 		apart := func(do func()) {
 			var done sync.WaitGroup
 			done.Go(do)
@@ -352,7 +328,7 @@ func TestAListenerThatExitsSilencesNobody(t *testing.T) {
 			apart(func() { _ = by.Move(context.Background(), infuse.StateClosed) })
 			requireState(t, infuse.StateClosed, a, b)
 		}
-		for _, all := range [][]string{heard.all(), own.all()} {
+		for _, all := range [][]string{heard.All(), own.All()} {
 			require.Equal(t, []string{"closed>open", "open>closed", "closed>open", "open>closed"}, all)
 		}
 	})
@@ -426,9 +402,9 @@ func TestAwayAndBackAreToldOnceEach(t *testing.T) {
 		var heard stateLog
 		var away atomic.Int64
 		listener := &infuse.Listener{
-			StorageAway: func(b *infuse.Breaker, err error) { heard.add(b.Name() + " away: " + err.Error()) },
+			StorageAway: func(b *infuse.Breaker, err error) { heard.Add(b.Name() + " away: " + err.Error()) },
 			StorageBack: func(b *infuse.Breaker, awayFor time.Duration) {
-				heard.add(b.Name() + " back")
+				heard.Add(b.Name() + " back")
 				away.Store(int64(awayFor))
 			},
 		}
@@ -453,7 +429,7 @@ func TestAwayAndBackAreToldOnceEach(t *testing.T) {
 		for i := range circuits {
 			want = append(want, fmt.Sprintf("%d away: %v", i, errAwayStorage), fmt.Sprintf("%d back", i))
 		}
-		require.ElementsMatch(t, want, heard.all())
+		require.ElementsMatch(t, want, heard.All())
 		require.InDelta(t, time.Since(began), away.Load(), float64(6*time.Second))
 	})
 }
@@ -492,7 +468,7 @@ func TestTransitionsFormAChainUnderConcurrentMoves(t *testing.T) {
 			for i := range chains {
 				slow := &infuse.Listener{StateChange: func(*infuse.Breaker, infuse.Transition) { runtime.Gosched() }}
 				fleet = append(fleet, startBreaker(t, "prices", patiently(infuse.Config{
-					Storage: storage, Listeners: []*infuse.Listener{slow, chains[i].listener()},
+					Storage: storage, Listeners: []*infuse.Listener{slow, chains[i].Listener()},
 				})))
 			}
 			var all sync.WaitGroup
@@ -507,10 +483,10 @@ func TestTransitionsFormAChainUnderConcurrentMoves(t *testing.T) {
 			require.NoError(t, fleet[0].Move(context.Background(), infuse.StateOpen))
 			for i := range chains {
 				require.Eventually(t, func() bool {
-					return strings.HasSuffix(strings.Join(chains[i].all(), " "), ">open") && fleet[i].State() == infuse.StateOpen
+					return strings.HasSuffix(strings.Join(chains[i].All(), " "), ">open") && fleet[i].State() == infuse.StateOpen
 				}, patience, pace)
 				at := "closed"
-				for _, event := range chains[i].all() {
+				for _, event := range chains[i].All() {
 					from, to, _ := strings.Cut(event, ">")
 					require.Equal(t, at, from)
 					require.NotEqual(t, from, to)

@@ -286,25 +286,25 @@ func TestABodyIsSettledOnce(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		var heard stateLog
 		c := startWebClient(t, s, infuse.Config{FailMax: 100, Listeners: []*infuse.Listener{{
-			Success: func(context.Context, *infuse.Breaker) { heard.add("success") },
-			Failure: func(context.Context, *infuse.Breaker, error) { heard.add("failure") },
+			Success: func(context.Context, *infuse.Breaker) { heard.Add("success") },
+			Failure: func(context.Context, *infuse.Breaker, error) { heard.Add("failure") },
 		}}})
 		for outcome, h := range map[string]http.HandlerFunc{
 			"success": answers(http.StatusOK, "well"),
 			"failure": breaksOff,
 		} {
 			s.does(h)
-			before := len(heard.all())
+			before := len(heard.All())
 			response, err := c.Get(s.URL)
 			require.NoError(t, err)
-			require.Len(t, heard.all(), before)
+			require.Len(t, heard.All(), before)
 			for range 3 {
 				_, _ = io.Copy(io.Discard, response.Body)
 			}
 			for range 3 {
 				_ = response.Body.Close()
 			}
-			require.Equal(t, []string{outcome}, heard.all()[before:])
+			require.Equal(t, []string{outcome}, heard.All()[before:])
 		}
 	})
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a reviewer broke of the failure rate, the ramp, the open time that grows
-// and overrides.
+// What a reviewer broke of the failure rate, the ramp and the open time that
+// grows. Of overrides: override_attack_test.go.
 
 type absent struct {
 	Storage
@@ -62,18 +62,6 @@ func brandNew(t testing.TB, name string, cfg Config) *Breaker {
 // An override of a local breaker that is over comes back with the first
 // failure, and for good: the failure is "timeless", so the view is derived at
 // the zero time, before Until; and the timer is set for 292 years.
-func TestAnOverrideThatIsOverComesBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := brandNew(t, "service", Config{})
-		require.NoError(t, b.Override(t.Context(), Override{State: StateOpen, Reason: "maintenance", Until: time.Now().Add(time.Second)}))
-		time.Sleep(2 * time.Second)
-		require.Equal(t, StateClosed, b.State())
-		require.ErrorIs(t, callOf(b, true), errAttack)
-		time.Sleep(24 * time.Hour)
-		require.NoError(t, callOf(b, false), "a day later")
-	})
-}
-
 // The same for a ramp: for ever after a recovery each failure puts the view
 // back on the ramp.
 func TestARampThatIsOverComesBack(t *testing.T) {
@@ -241,43 +229,7 @@ func TestAFailurePutsOffTheOpening(t *testing.T) {
 
 // A Group evicts a circuit that is held by hand before any that is open, and
 // one that is held closed first of all.
-func TestAGroupForgetsOverrides(t *testing.T) {
-	for _, state := range []State{StateOpen, StateClosed} {
-		t.Run(state.String(), func(t *testing.T) {
-			g, err := NewGroup(Config{MaxCircuits: 2, FailMax: 1})
-			require.NoError(t, err)
-			held, _ := g.Breaker("held")
-			require.NoError(t, held.Override(t.Context(), Override{State: state, Reason: "by hand"}))
-			open, _ := g.Breaker("open")
-			_ = callOf(open, true)
-			require.Equal(t, StateOpen, open.State())
-			_, _ = g.Breaker("new")
-			again, _ := g.Breaker("held")
-			require.NotNil(t, again.Stats().Override, "the override is gone")
-		})
-	}
-}
-
 // ClearOverride: "where there is none, nothing changes but the history".
-func TestClearingNothingClearsAllOwnCircuits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		storage := NewMemoryStorage()
-		one, other := brandNew(t, "service", Config{Storage: storage}), brandNew(t, "service", Config{Storage: storage})
-		for range 5 {
-			_ = callOf(one, true)
-		}
-		for range 5 {
-			_ = callOf(other, false)
-		}
-		time.Sleep(time.Second)
-		require.Equal(t, StateOpen, one.State())
-		require.True(t, one.Stats().Local)
-		require.NoError(t, other.ClearOverride(t.Context(), "ann"))
-		synctest.Wait()
-		require.Equal(t, StateOpen, one.State(), "there was no override, and its own circuit is closed")
-	})
-}
-
 // While the storage is away a ramp is not kept.
 func TestARampEndsWhereTheStorageIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -333,52 +285,7 @@ func TestCalmIsForgottenByAMove(t *testing.T) {
 }
 
 // An event of a stranger has any state, and more text than there may be.
-func TestEventsOfStrangers(t *testing.T) {
-	long := make([]byte, 1000)
-	for i := range long {
-		long[i] = 'x'
-	}
-	e, err := parseEvent(`{"at":1,"from":0,"to":0,"override":{"state":77,"by":"` + string(long) + `","left":-9223372036854775808}}`)
-	if err == nil {
-		t.Fatalf("override of state %v by %d bytes until %v", e.Override.State, len(e.Override.By), e.Override.Until)
-	}
-}
-
 // A breaker under an override with an end is kept alive by its timer.
-func TestABreakerUnderAnOverrideIsNoGarbage(t *testing.T) {
-	for name, until := range map[string]time.Duration{"no end": 0, "a month": 30 * 24 * time.Hour} {
-		t.Run(name, func(t *testing.T) {
-			storage := NewMemoryStorage()
-			operator := brandNew(t, "service", Config{Storage: storage})
-			o := Override{State: StateOpen}
-			if until > 0 {
-				o.Until = time.Now().Add(until)
-			}
-			require.NoError(t, operator.Override(t.Context(), o))
-			var all []weak.Pointer[Breaker]
-			func() { // as a Group that evicts and makes the breaker again
-				for range 10 {
-					b, err := New("service", Config{Storage: storage})
-					require.NoError(t, err)
-					all = append(all, weak.Make(b))
-				}
-			}()
-			live := 0
-			for range 20 {
-				runtime.GC()
-				time.Sleep(10 * time.Millisecond)
-				live = 0
-				for _, w := range all {
-					if w.Value() != nil {
-						live++
-					}
-				}
-			}
-			require.Zero(t, live, "of 10 breakers that nobody has")
-		})
-	}
-}
-
 type hrLate struct {
 	Storage
 	asks, settles atomic.Int64
@@ -428,7 +335,7 @@ func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
 
 // Fuzz: any change on any record that ParseRecord lets through.
 // Many goroutines around everything, with -race. Afterwards all must come to rest.
-func TestEverything(t *testing.T) {
+func TestManyAtOnceUnderAllSettings(t *testing.T) {
 	if !long() {
 		t.Skip("takes long: CI=true runs it")
 	}
@@ -518,7 +425,7 @@ func TestEverything(t *testing.T) {
 	}
 }
 
-func TestAllocations(t *testing.T) {
+func TestASuccessAllocatesNothingUnderAnySetting(t *testing.T) {
 	ctx := context.Background()
 	ok, ill := func(context.Context) error { return nil }, func(context.Context) error { return errAttack }
 	for name, cfg := range map[string]Config{
@@ -630,67 +537,12 @@ func TestAStrangersCountSpoilsTheRecord(t *testing.T) {
 }
 
 // An override while others count takes their counts back.
-func TestAnOverrideLosesCounts(t *testing.T) {
-	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
-	t.Cleanup(func() { _ = client.Close() })
-	busy := redis.NewClient(client.Options())
-	t.Cleanup(func() { _ = busy.Close() })
-	one, other := newSender(t, busy, "one"), newSender(t, client, "other")
-	one.limits.FailureRate, one.limits.Window, one.limits.MinCalls, one.limits.FailMax = 0.5, time.Hour, 1<<20, 1<<20
-	other.limits = one.limits
-	count := func() {
-		other.must(Change{Calls: Calls{Failures: 1, Lead: 1, Streak: 1}, Counted: []Bucket{{Start: time.Now(), Calls: 1, Failures: 1}}})
-	}
-	count()
-	one.load()
-	counts := 1
-	busy.AddHook(&scripts{around: func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
-		counts++
-		count()
-		return next(ctx, cmd)
-	}})
-	one.must(Change{Override: &Override{State: StateClosed, By: "ann"}})
-	r := other.load()
-	require.NotNil(t, r.Override)
-	w := r.Window.sum()
-	require.Equal(t, counts, r.Failures, "in a row; the window has %+v", w)
-}
-
 // A call of 8.02 tenths of a window ago has left the fleet's window.
 // Who clears an override that is not there, by the history.
 // An override of a state that cannot be, from a third-party sender.
-func TestAnOverrideToHalfOpen(t *testing.T) {
-	storage := NewMemoryStorage()
-	_, _, err := storage.Apply(t.Context(), "service", Change{Limits: asking, Override: &Override{State: StateHalfOpen}})
-	require.Error(t, err)
-}
-
 // A Ramp that is set later begins in the middle, long after the closing.
 // While the storage is away, an override of the fleet can neither be cleared
 // nor replaced for a process alone, though the error says that it was.
-func TestAnOverrideThatCannotBeCleared(t *testing.T) {
-	for name, release := range map[string]func(ctx context.Context, b *Breaker) error{
-		"ClearOverride":   func(ctx context.Context, b *Breaker) error { return b.ClearOverride(ctx, "ann") },
-		"Override closed": func(ctx context.Context, b *Breaker) error { return b.Override(ctx, Override{State: StateClosed}) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				storage := &absent{Storage: NewMemoryStorage()}
-				b := brandNew(t, "service", Config{Storage: storage})
-				require.NoError(t, b.Override(t.Context(), Override{State: StateOpen, Reason: "maintenance"}))
-				storage.away.Store(true)
-				_, err := b.Record(t.Context()) // meets the outage
-				require.Error(t, err)
-				time.Sleep(time.Second)
-				err = release(t.Context(), b)
-				t.Log(err)
-				require.ErrorContains(t, err, "for this process alone")
-				require.NoError(t, callOf(b, false), "for this process")
-			})
-		})
-	}
-}
-
 // For GOARCH=386 alone: counts and ages beyond 31 bits.
 func TestThirtyTwoBits(t *testing.T) {
 	b := Bucket{Calls: math.MaxInt32, Failures: math.MaxInt32}
@@ -705,7 +557,7 @@ func TestThirtyTwoBits(t *testing.T) {
 }
 
 // As 20, on a real Redis with two storages: afterwards all agree.
-func TestEverythingOnRedis(t *testing.T) {
+func TestManyAtOnceUnderAllSettingsOnRedis(t *testing.T) {
 	if !long() {
 		t.Skip("takes long: CI=true runs it")
 	}
@@ -785,24 +637,6 @@ func TestEverythingOnRedis(t *testing.T) {
 }
 
 // A suspect rate under an override that is held closed, and the end of it.
-func TestTheEndOfAnOverrideOverAnOpenCircuit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		storage := NewMemoryStorage()
-		b := brandNew(t, "service", Config{Storage: storage})
-		require.NoError(t, b.Override(t.Context(), Override{State: StateClosed, Until: time.Now().Add(10 * time.Second)}))
-		for range 20 {
-			require.ErrorIs(t, callOf(b, true), errAttack)
-		}
-		time.Sleep(10*time.Second + time.Millisecond)
-		synctest.Wait()
-		require.Equal(t, StateOpen, b.State())
-		require.Error(t, callOf(b, false))
-		time.Sleep(time.Minute)
-		require.NoError(t, callOf(b, false))
-		require.Equal(t, StateClosed, b.State())
-	})
-}
-
 // On Redis: until a poll tells of the opening.
 func TestHowLongARedisCircuitKeepsWaking(t *testing.T) {
 	if !long() {

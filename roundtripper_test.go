@@ -736,7 +736,7 @@ func TestEveryRequestIsToldOnce(t *testing.T) {
 							_, _ = readAll(response)
 						}
 					}()
-					all := heard.all()
+					all := heard.All()
 					require.Len(t, all, 2, "%v: %v", state, all)
 					require.Equal(t, call, all[0])
 					require.True(t, strings.HasPrefix(all[1], want), "%v: %v", state, all)

@@ -204,8 +204,8 @@ func TestLossOnRedis(t *testing.T) {
 		heard[fmt.Sprint("circuit ", i)] = &edges{}
 	}
 	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, Listeners: []*infuse.Listener{{
-		StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].away.Add(1) },
-		StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].back.Add(1) },
+		StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].Away.Add(1) },
+		StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].Back.Add(1) },
 	}}})
 	proxy.SetDelay(2 * time.Millisecond)
 	s.Kill()
@@ -220,8 +220,8 @@ func TestLossOnRedis(t *testing.T) {
 		}
 		return all
 	}
-	away := func(e *edges) int32 { return e.away.Load() }
-	back := func(e *edges) int32 { return e.back.Load() }
+	away := func(e *edges) int32 { return e.Away.Load() }
+	back := func(e *edges) int32 { return e.Back.Load() }
 	require.Eventually(t, func() bool { return told(away) == circuits }, patience, pace)
 	time.Sleep(time.Second)
 	require.NoError(t, s.Restart())

@@ -302,20 +302,20 @@ func TestRequestsThatHangForEverAreForgotten(t *testing.T) {
 				t.Cleanup(func() { close(forever) }) // the bubble is to end
 				w := &way{Storage: infuse.NewMemoryStorage()}
 				var heard edges
-				b := startBreaker(t, "prices", infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.listener()}})
+				b := startBreaker(t, "prices", infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.Listener()}})
 				others := startGroup(t, 100, infuse.Config{FailMax: 1000, Storage: w})
 				w.between(until(forever), nil)
 				for _, o := range others { // fill all places of their link
 					go func() { _ = o.Call(context.Background(), fails) }()
 				}
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
-				heard.require(t, 1, 0)
+				heard.Require(t, 1, 0)
 				time.Sleep(outage)
 				w.between(nil, nil)
 				// Probes that hang are followed by others at pauses of a minute, two,
 				// three, and so on: the longest is a small part of the outage.
 				time.Sleep(2*time.Minute + outage/4)
-				heard.require(t, 1, 1)
+				heard.Require(t, 1, 1)
 				require.Equal(t, 1, recordOf(t, b).Failures)
 				for _, o := range others {
 					require.Equal(t, 1, recordOf(t, o).Failures)
@@ -336,7 +336,7 @@ func TestABusyStorageIsNotAway(t *testing.T) {
 			inFakeTime(t, func(t *testing.T) {
 				w := &way{Storage: infuse.NewMemoryStorage()}
 				var heard edges
-				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.listener()}})
+				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.Listener()}})
 				w.between(takes(c.latency), nil)
 				var calls sync.WaitGroup
 				for _, b := range breakers {
@@ -349,7 +349,7 @@ func TestABusyStorageIsNotAway(t *testing.T) {
 				}
 				calls.Wait()
 				time.Sleep(10 * time.Second)
-				heard.require(t, 0, 0)
+				heard.Require(t, 0, 0)
 				for _, b := range breakers {
 					require.Equal(t, 1, recordOf(t, b).Failures)
 				}
@@ -519,7 +519,7 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 		var heard [3]edges
 		group, err := infuse.NewGroupFunc(func(name string) infuse.Config {
 			i := slices.Index([]string{"bad", "good", "idle"}, name)
-			return infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard[max(i, 0)].listener()}}
+			return infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard[max(i, 0)].Listener()}}
 		})
 		require.NoError(t, err)
 		t.Cleanup(group.Stop)
@@ -543,15 +543,15 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, 100, recordOf(t, all[1]).Failures)
-		heard[0].require(t, 1, 0)
+		heard[0].Require(t, 1, 0)
 		for i := 1; i < 3; i++ { // the first failure may take the link down once
-			require.LessOrEqual(t, heard[i].away.Load(), int32(1))
-			require.Equal(t, heard[i].away.Load(), heard[i].back.Load())
+			require.LessOrEqual(t, heard[i].Away.Load(), int32(1))
+			require.Equal(t, heard[i].Away.Load(), heard[i].Back.Load())
 		}
 		w.between(nil, nil)
 		time.Sleep(5 * time.Second)
 		require.Equal(t, 101, recordOf(t, all[0]).Failures)
-		heard[0].require(t, 1, 1)
+		heard[0].Require(t, 1, 1)
 	})
 }
 
@@ -566,8 +566,8 @@ func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
 			heard[fmt.Sprint("circuit ", i)] = &edges{}
 		}
 		breakers := startGroup(t, len(heard), infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
-			StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].away.Add(1) },
-			StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].back.Add(1) },
+			StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].Away.Add(1) },
+			StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].Back.Add(1) },
 		}}})
 		w.between(func(_ string, c *infuse.Change) error {
 			if c != nil {
@@ -586,11 +586,11 @@ func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
 		for name, e := range heard {
 			// One that had nothing to say when reads were answered again may
 			// find out for itself once more.
-			require.LessOrEqual(t, e.away.Load(), int32(2), name)
-			require.Equal(t, e.away.Load(), e.back.Load(), name)
+			require.LessOrEqual(t, e.Away.Load(), int32(2), name)
+			require.Equal(t, e.Away.Load(), e.Back.Load(), name)
 		}
 		for _, b := range breakers[10:] {
-			heard[b.Name()].require(t, 1, 1)
+			heard[b.Name()].Require(t, 1, 1)
 		}
 	})
 }

@@ -53,7 +53,7 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 	here, there := hostOn(t, client), hostOn(t, cluster.Client())
 	var troubles stateLog
 	cfg := patiently(infuse.Config{ResetTimeout: 100 * time.Millisecond, Listeners: []*infuse.Listener{{
-		StorageAway: func(b *infuse.Breaker, err error) { troubles.add(fmt.Sprintf("%q: %v", b.Name(), err)) },
+		StorageAway: func(b *infuse.Breaker, err error) { troubles.Add(fmt.Sprintf("%q: %v", b.Name(), err)) },
 	}}})
 	names := []string{"{", "}", "{}", "{a}b", "a}{b", "a b", "a\nb", "é"}
 	for i := range 24 {
@@ -75,7 +75,7 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 		require.NoError(t, one.Move(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, two)
 	}
-	require.Empty(t, troubles.all())
+	require.Empty(t, troubles.All())
 
 	for _, cmd := range log.all() {
 		switch cmd.Name() {

@@ -59,7 +59,7 @@ func apart(t *testing.T, s *redistest.Server, opts infuse.RedisOptions) (*infuse
 	t.Helper()
 	proxy := redistest.StartProxy(t, s.Addr())
 	pubsub := s.Client(func(o *redis.Options) { o.Addr = proxy.Addr() })
-	storage := infuse.NewRedisStorage(split{s.Client(), pubsub}, opts)
+	storage := infuse.NewRedisStorage(split(s.Client(), pubsub), opts)
 	t.Cleanup(func() { _ = storage.Close() })
 	return storage, proxy
 }

@@ -71,7 +71,7 @@ func startProcess(t *testing.T, client infuse.RedisClient) *process {
 	t.Cleanup(func() { _ = p.storage.Close() }) // whose error is that Redis still hangs
 	start := func(name string, cfg infuse.Config) *infuse.Breaker {
 		heard := &edges{}
-		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.listener(), {StorageAway: func(b *infuse.Breaker, err error) {
+		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.Listener(), {StorageAway: func(b *infuse.Breaker, err error) {
 			t.Log(time.Now().Format("05.000"), b.Name(), "is on its own:", err)
 		}}}
 		began := time.Now()
@@ -193,7 +193,7 @@ func (tr *traffic) callIll(p *process, _ int) {
 func (tr *traffic) awaitAway() {
 	tr.t.Helper()
 	for _, p := range tr.fleet {
-		require.Eventually(tr.t, func() bool { return p.edges[p.busy].away.Load() > 0 }, patience, pace)
+		require.Eventually(tr.t, func() bool { return p.edges[p.busy].Away.Load() > 0 }, patience, pace)
 	}
 }
 
@@ -218,7 +218,7 @@ func (tr *traffic) awaitShared() time.Duration {
 // as often as that it is away.
 func (p *process) isShared() bool {
 	for _, heard := range p.edges {
-		if heard.away.Load() != heard.back.Load() {
+		if heard.Away.Load() != heard.Back.Load() {
 			return false
 		}
 	}
@@ -248,7 +248,7 @@ func (tr *traffic) finish(shared time.Duration) {
 	for _, p := range tr.fleet {
 		require.Eventually(tr.t, p.isShared, patience, pace)
 		for _, heard := range p.edges {
-			outages = max(outages, heard.away.Load())
+			outages = max(outages, heard.Away.Load())
 		}
 	}
 	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v, the machine stood still for %v",
@@ -295,7 +295,7 @@ func (tr *traffic) requireTold(times int32, which func(p *process, b *infuse.Bre
 	for _, p := range tr.fleet {
 		for b, heard := range p.edges {
 			if which(p, b) {
-				heard.require(tr.t, times, times)
+				heard.Require(tr.t, times, times)
 			}
 		}
 	}

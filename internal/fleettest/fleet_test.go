@@ -61,7 +61,7 @@ func serveAsMember(spec string) error {
 		MaxTrials:        cfg.Limits.MaxTrials, TrialTimeout: cfg.Limits.TrialTimeout,
 		Storage:        infuse.NewRedisStorage(client, infuse.RedisOptions{}),
 		StorageTimeout: patience,
-		Listeners:      []*infuse.Listener{changes.listener()},
+		Listeners:      []*infuse.Listener{changes.Listener()},
 	})
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func serveAsMember(spec string) error {
 		default:
 			a.Problem = "does not know the order " + o.Do
 		}
-		a.State, a.Events = b.State().String(), changes.all()
+		a.State, a.Events = b.State().String(), changes.All()
 		if err := out.Encode(a); err != nil {
 			return err
 		}

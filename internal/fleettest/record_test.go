@@ -59,7 +59,7 @@ func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {
 		ResetTimeout: 50 * time.Millisecond,
 		TrialTimeout: time.Hour,
 		Storage:      host(t, server),
-		Listeners:    []*infuse.Listener{heard.listener()},
+		Listeners:    []*infuse.Listener{heard.Listener()},
 	}))
 	losesIn := func(result error) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -89,7 +89,7 @@ func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {
 		require.Equal(t, err, ended, "of a trial that ends in %s", result)
 		recovers()
 	}
-	heard.require(t, 0, 0) // to have lost a record is no error
+	heard.Require(t, 0, 0) // to have lost a record is no error
 }
 
 // A process that has not heard of the transitions yet reports what it knows:
@@ -102,7 +102,7 @@ func TestLateResultsOfADeafProcessChangeNothing(t *testing.T) {
 	require.NoError(t, b.Call(t.Context(), succeeds))
 	var late []*infuse.Breaker // each sends what it knows once, and learns from the answer
 	for range 3 {
-		deaf := infuse.NewRedisStorage(split{server.Client(), elsewhere.Client()}, infuse.RedisOptions{PollInterval: time.Hour})
+		deaf := infuse.NewRedisStorage(split(server.Client(), elsewhere.Client()), infuse.RedisOptions{PollInterval: time.Hour})
 		t.Cleanup(func() { require.NoError(t, deaf.Close()) })
 		late = append(late, startBreaker(t, "prices", withStorage(cfg, deaf)))
 	}
@@ -213,9 +213,9 @@ func TestAnUnreadableRecordIsOnlyAnErrorOfRecord(t *testing.T) {
 			before := server.Client().Dump(t.Context(), pricesKey).Val()
 			var heard, heardOther edges
 			cfg := patiently(infuse.Config{FailMax: 3, ResetTimeout: time.Hour, Storage: host(t, server)})
-			cfg.Listeners = []*infuse.Listener{heard.listener()}
+			cfg.Listeners = []*infuse.Listener{heard.Listener()}
 			b := startBreaker(t, "prices", cfg)
-			cfg.Listeners = []*infuse.Listener{heardOther.listener()}
+			cfg.Listeners = []*infuse.Listener{heardOther.Listener()}
 			other := startBreaker(t, "rates", cfg)
 
 			var unreadable *infuse.RecordError
@@ -231,16 +231,16 @@ func TestAnUnreadableRecordIsOnlyAnErrorOfRecord(t *testing.T) {
 
 			require.Equal(t, errIll, other.Call(t.Context(), fails))
 			require.Equal(t, 1, recordOf(t, other).Failures, "another circuit is as it was")
-			require.Eventually(t, func() bool { return heard.away.Load() > 0 }, patience, pace)
+			require.Eventually(t, func() bool { return heard.Away.Load() > 0 }, patience, pace)
 
 			require.NoError(t, server.Client().Del(t.Context(), pricesKey).Err())
 			require.Eventually(t, func() bool {
 				r, err := b.Record(t.Context())
 				return err == nil && r.State == infuse.StateOpen
 			}, patience, pace, "it is shared again, and offers what it knows")
-			require.Eventually(t, func() bool { return heard.back.Load() > 0 }, patience, pace)
-			heard.require(t, 1, 1)
-			heardOther.require(t, 0, 0)
+			require.Eventually(t, func() bool { return heard.Back.Load() > 0 }, patience, pace)
+			heard.Require(t, 1, 1)
+			heardOther.Require(t, 0, 0)
 		})
 	}
 }

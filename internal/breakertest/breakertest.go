@@ -1,0 +1,183 @@
+// Package breakertest has what tests of breakers in several packages need.
+package breakertest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+const (
+	Patience = 30 * time.Second // for what happens soon, on a machine that has other things to do
+	Pace     = 5 * time.Millisecond
+)
+
+// ErrIll is what Fails returns.
+var ErrIll = errors.New("the service is ill")
+
+func Succeeds(context.Context) error { return nil }
+func Fails(context.Context) error    { return ErrIll }
+
+// Start is New for a test: the breaker is stopped when the test ends.
+func Start(t testing.TB, name string, cfg infuse.Config) *infuse.Breaker {
+	t.Helper()
+	b, err := infuse.New(name, cfg)
+	require.NoError(t, err)
+	t.Cleanup(b.Stop)
+	return b
+}
+
+// Host is a storage on a server with a client of its own, as another process
+// would have it. A call waits for it as long as it takes: see Patiently.
+func Host(t testing.TB, s *redistest.Server) *infuse.RedisStorage {
+	t.Helper()
+	return HostOn(t, s.Client())
+}
+
+func HostOn(t testing.TB, client infuse.RedisClient) *infuse.RedisStorage {
+	t.Helper()
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: 50 * time.Millisecond})
+	t.Cleanup(func() { require.NoError(t, storage.Close()) })
+	return storage
+}
+
+// Patiently gives the storage all the time that a busy machine may take, in
+// tests where a breaker that goes on by itself would prove nothing.
+func Patiently(cfg infuse.Config) infuse.Config {
+	cfg.StorageTimeout = Patience
+	return cfg
+}
+
+type split struct {
+	redis.Scripter
+	pubsub *redis.Client
+}
+
+// Split returns a client that talks to a storage on two: changes go one way,
+// Pub/Sub another.
+func Split(changes redis.Scripter, pubsub *redis.Client) infuse.RedisClient {
+	return split{changes, pubsub}
+}
+
+func (s split) Subscribe(ctx context.Context, channels ...string) *redis.PubSub {
+	return s.pubsub.Subscribe(ctx, channels...)
+}
+
+// Trip has the calls of b fail until the circuit is open.
+func Trip(t testing.TB, b *infuse.Breaker) {
+	t.Helper()
+	for range 1000 {
+		if b.State() == infuse.StateOpen {
+			return
+		}
+		require.ErrorIs(t, b.Call(context.Background(), Fails), ErrIll)
+	}
+	require.FailNow(t, "a thousand failures did not open the circuit")
+}
+
+// TripFleet trips b, and waits until the fleet has not refuted it.
+func TripFleet(t testing.TB, b *infuse.Breaker) {
+	t.Helper()
+	Trip(t, b)
+	require.Eventually(t, func() bool { return RecordOf(t, b).State == infuse.StateOpen }, Patience, Pace)
+}
+
+func RequireRejected(t testing.TB, b *infuse.Breaker) *infuse.OpenError {
+	t.Helper()
+	var rejection *infuse.OpenError
+	err := b.Call(context.Background(), func(context.Context) error {
+		t.Error("a rejected call ran")
+		return nil
+	})
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.ErrorAs(t, err, &rejection)
+	return rejection
+}
+
+// RequireTrial acquires a permit and fails the test where there is none.
+func RequireTrial(t testing.TB, b *infuse.Breaker) infuse.Permit {
+	t.Helper()
+	p, err := b.Acquire(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, infuse.StateHalfOpen, b.State())
+	return p
+}
+
+func RequireState(t testing.TB, want infuse.State, breakers ...*infuse.Breaker) {
+	t.Helper()
+	for _, b := range breakers {
+		require.Equal(t, want, b.State())
+	}
+}
+
+// EventuallyState waits until the news has reached all of the breakers.
+func EventuallyState(t testing.TB, want infuse.State, breakers ...*infuse.Breaker) {
+	t.Helper()
+	for i, b := range breakers {
+		require.Eventually(t, func() bool { return b.State() == want }, Patience, Pace,
+			"breaker %d of %d is to be %v", i+1, len(breakers), want)
+	}
+}
+
+func RecordOf(t testing.TB, b *infuse.Breaker) infuse.Record {
+	t.Helper()
+	r, err := b.Record(context.Background())
+	require.NoError(t, err)
+	return r
+}
+
+// WaitOf returns how long a call takes whose own work takes no time.
+func WaitOf(b *infuse.Breaker, fn func(context.Context) error) (time.Duration, error) {
+	began := time.Now()
+	err := b.Call(context.Background(), fn)
+	return time.Since(began), err
+}
+
+// StateLog keeps what a listener has heard of, in order.
+type StateLog struct {
+	mu     sync.Mutex
+	events []string
+}
+
+func (l *StateLog) Add(event string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, event)
+}
+
+func (l *StateLog) All() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.events)
+}
+
+func (l *StateLog) Listener() *infuse.Listener {
+	return &infuse.Listener{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
+		l.Add(t.From.String() + ">" + t.To.String())
+	}}
+}
+
+// Edges counts what listeners hear of the storage.
+type Edges struct{ Away, Back atomic.Int32 }
+
+func (e *Edges) Listener() *infuse.Listener {
+	return &infuse.Listener{
+		StorageAway: func(*infuse.Breaker, error) { e.Away.Add(1) },
+		StorageBack: func(*infuse.Breaker, time.Duration) { e.Back.Add(1) },
+	}
+}
+
+func (e *Edges) Require(t testing.TB, away, back int32) {
+	t.Helper()
+	require.Equal(t, [2]int32{away, back}, [2]int32{e.Away.Load(), e.Back.Load()}, "told that it is away, and back")
+}

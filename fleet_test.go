@@ -354,6 +354,7 @@ func long() bool { return os.Getenv("CI") == "true" }
 
 // 100 processes at 1 % random errors closed a healthy service to 82 % of calls.
 func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
+	t.Parallel()
 	for _, f := range []fleet{
 		{processes: 20, rate: 100, lasts: 120}, {processes: 100, rate: 20, lasts: 60},
 		{processes: 1000, rate: 20, lasts: 3}, {processes: 10_000, rate: 2, lasts: 0.5},
@@ -407,6 +408,7 @@ func TestAPartitionIsItsOwnProblem(t *testing.T) {
 // was reached. Where one call in five succeeds, the processes' own circuits
 // have a share in it.
 func TestAnOutageOpensTheFleet(t *testing.T) {
+	t.Parallel()
 	const onset = 5.5
 	for _, f := range []fleet{{processes: 20, rate: 100}, {processes: 100, rate: 20}, {processes: 1000, rate: 2}} {
 		for _, share := range []float64{1, 0.9, 0.8} {

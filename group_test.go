@@ -257,6 +257,7 @@ func TestMoreHostsThanCircuitsCostAReadEach(t *testing.T) {
 }
 
 func TestTenThousandCircuitsStayWithinTheBound(t *testing.T) {
+	t.Parallel()
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {
 			circuits := 10_000

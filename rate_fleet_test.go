@@ -38,6 +38,7 @@ func ratedFleets(seconds float64) []fleet {
 // News that takes 10 ms to reach 1,000 processes finds many failures on their
 // way: they are no reason to open early.
 func TestARateOpensNoFleetThatHearsLate(t *testing.T) {
+	t.Parallel()
 	f := fleet{processes: 1000, rate: 20, lasts: 2, latency: 0.01, config: halfOfTheCalls}
 	for seed, share := range []float64{0.4, 0.4, 0.45, 0.45} {
 		f.errors = atRandom(share)
@@ -57,6 +58,7 @@ func TestARateOpensNoFleetThatHearsLate(t *testing.T) {
 // The first report of each process is a failure. A fleet that believed its
 // failures before it has heard of its successes opened at 30 % errors.
 func TestARateBelowTheLimitOpensNoFleet(t *testing.T) {
+	t.Parallel()
 	seconds := 20.0
 	if largeFleets {
 		seconds = 60
@@ -80,6 +82,7 @@ func TestARateBelowTheLimitOpensNoFleet(t *testing.T) {
 }
 
 func TestARateAboveTheLimitOpensTheFleet(t *testing.T) {
+	t.Parallel()
 	const onset = 2
 	for _, f := range ratedFleets(onset + 10) {
 		for share, within := range map[float64]float64{0.6: 10, 0.8: 1, 1: 1} {
@@ -144,6 +147,7 @@ func TestARateOfOneSickClientIsItsOwnProblem(t *testing.T) {
 // While a row counts as well, an outage opens as fast as without a rate, also
 // while the fleet is asked for its rate.
 func TestARateDelaysNoRow(t *testing.T) {
+	t.Parallel()
 	const onset = 5
 	f := fleet{processes: 100, rate: 20, lasts: onset + 5, config: Config{FailureRate: 0.5, FailMax: 5}}
 	for _, before := range []float64{0, 0.05} {

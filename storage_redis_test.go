@@ -360,6 +360,7 @@ func TestOneSlotAScript(t *testing.T) {
 }
 
 func TestSourcesOnRedisAreBounded(t *testing.T) {
+	t.Parallel()
 	onBoth(t, func(t *testing.T, client *redis.Client) {
 		s := newSender(t, client, "one")
 		s.limits.FailMax = 10_000
@@ -428,6 +429,7 @@ func (h *panickingDial) DialHook(next redis.DialHook) redis.DialHook {
 
 // TestOneForbiddenChannel (attack 12): it took the push from all circuits.
 func TestOneForbiddenChannel(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	require.NoError(t, server.Client().Do(t.Context(), "acl", "setuser", "limited", "on", ">pw", "~*", "&infuse:{a*}", "+@all").Err())
 	limited := server.Client(func(o *redis.Options) { o.Username, o.Password = "limited", "pw" })
@@ -524,6 +526,7 @@ func TestRedisDoesWhatApplyDoesOnARealRedis(t *testing.T) {
 }
 
 func TestRedisDoesWhatApplyDoesOnMiniredis(t *testing.T) {
+	t.Parallel()
 	twins := twinsOnMiniredis(t)
 	twins.roll = newDice(seedOf(t), 1)
 	twins.compare(t, 6_000)
@@ -589,15 +592,17 @@ type redisClock interface {
 	now() time.Time
 	advance(d time.Duration)
 	unit() time.Duration
-	width() time.Duration // of a bucket, whose edges no step is near
+	width() time.Duration         // of a bucket, whose edges no step is near
+	stalled(since time.Time) bool // whether a step that began then has taken longer than it may
 }
 
 type realClock struct{}
 
-func (realClock) now() time.Time          { return time.Now() }
-func (realClock) advance(d time.Duration) { time.Sleep(d) }
-func (realClock) unit() time.Duration     { return 30 * time.Millisecond }
-func (realClock) width() time.Duration    { return 320 * time.Millisecond }
+func (realClock) now() time.Time                 { return time.Now() }
+func (realClock) advance(d time.Duration)        { time.Sleep(d) }
+func (realClock) unit() time.Duration            { return 30 * time.Millisecond }
+func (realClock) width() time.Duration           { return 320 * time.Millisecond }
+func (c realClock) stalled(since time.Time) bool { return time.Since(since) > c.unit() }
 
 // miniClock moves both of miniredis's clocks: TIME, and that by which keys expire.
 type miniClock struct {
@@ -611,9 +616,10 @@ func newMiniClock(mini *miniredis.Miniredis) *miniClock {
 	return c
 }
 
-func (c *miniClock) now() time.Time       { return c.at }
-func (c *miniClock) unit() time.Duration  { return 5 * time.Second }
-func (c *miniClock) width() time.Duration { return 20 * time.Second }
+func (c *miniClock) now() time.Time         { return c.at }
+func (c *miniClock) unit() time.Duration    { return 5 * time.Second }
+func (c *miniClock) width() time.Duration   { return 20 * time.Second }
+func (c *miniClock) stalled(time.Time) bool { return false }
 func (c *miniClock) advance(d time.Duration) {
 	c.at = c.at.Add(d)
 	c.mini.SetTime(c.at)
@@ -652,16 +658,23 @@ func (all *twins) compare(t *testing.T, steps int) {
 	} else if !long() {
 		steps /= 3
 	}
-	for steps > 0 {
+	for stalls := 0; steps > 0; {
 		w := all.newTwin()
 		for range 1 + all.roll(100) {
 			steps--
-			if err := w.step(); err != nil {
+			err := w.step()
+			if errors.Is(err, errStalled) && stalls < 20 {
+				stalls++
+				break
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 }
+
+var errStalled = errors.New("the machine stalled")
 
 // twin is one circuit twice: in Redis, and as the Record that Apply makes.
 type twin struct {
@@ -705,6 +718,9 @@ func (w *twin) step() error {
 		if err == nil {
 			err = w.agrees(got, time.Now(), w.clock.now())
 		}
+	}
+	if err != nil && w.clock.stalled(here) {
+		return fmt.Errorf("%w: %w", errStalled, err)
 	}
 	if err != nil {
 		return fmt.Errorf("%w\nThe steps of this circuit:\n%s", err, strings.Join(w.story, "\n"))

@@ -66,6 +66,7 @@ func TestAWindowBeginsWithAFailureAndMovesOn(t *testing.T) {
 
 // Random calls come to the same as in a list of them.
 func TestAWindowIsAListOfCallsToATenth(t *testing.T) {
+	t.Parallel()
 	type call struct {
 		at   time.Time
 		fail bool

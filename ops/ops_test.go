@@ -238,6 +238,7 @@ func TestAPageOfOneProcess(t *testing.T) {
 }
 
 func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
+	t.Parallel()
 	storage := newCounting()
 	group := groupOn(t, storage)
 	open(t, breaker(t, group, "prices"))
@@ -255,6 +256,7 @@ func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
 // A storage that hangs and heeds no context holds no page up for long, and is
 // not asked again meanwhile.
 func TestAStorageThatHangs(t *testing.T) {
+	t.Parallel()
 	storage := &hanging{MemoryStorage: infuse.NewMemoryStorage(), release: make(chan struct{})}
 	address := serve(t, ops.Options{Storage: storage})
 	began := time.Now()

@@ -30,6 +30,7 @@ func (refusing) Apply(context.Context, string, infuse.Change) (infuse.Record, in
 }
 
 func TestACircuitThatOpensIsPushed(t *testing.T) {
+	t.Parallel()
 	storage := infuse.NewMemoryStorage()
 	here, there := groupOn(t, storage), groupOn(t, storage)
 	breaker(t, here, "prices")
@@ -220,6 +221,7 @@ func TestTwoHundredViewersCostWhatOneDoes(t *testing.T) {
 
 // Pages that are asked for at the same time share one reading.
 func TestPagesShareAReading(t *testing.T) {
+	t.Parallel()
 	storage := newCounting()
 	fill(t, storage, 100)
 	address := serve(t, ops.Options{Storage: storage})

@@ -139,5 +139,6 @@ func (s fileStorage) lock() (unlock func(), err error) {
 }
 
 func TestFile(t *testing.T) {
+	t.Parallel()
 	storagetest.Run(t, func(t *testing.T) infuse.Storage { return fileStorage{t.TempDir()} })
 }

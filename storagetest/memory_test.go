@@ -8,5 +8,6 @@ import (
 )
 
 func TestMemory(t *testing.T) {
+	t.Parallel()
 	storagetest.Run(t, func(*testing.T) infuse.Storage { return infuse.NewMemoryStorage() })
 }

@@ -16,10 +16,12 @@ import (
 )
 
 func TestRedis(t *testing.T) {
+	t.Parallel()
 	runOnRedis(t, redistest.Start(t).Client())
 }
 
 func TestRedisByPollingAlone(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	client := server.Client()
 	// A user that may not use Pub/Sub.
@@ -29,15 +31,18 @@ func TestRedisByPollingAlone(t *testing.T) {
 }
 
 func TestRedisCluster(t *testing.T) {
+	t.Parallel()
 	runOnRedis(t, redistest.StartCluster(t, 3).Client())
 }
 
 func TestRedisBehindSentinel(t *testing.T) {
+	t.Parallel()
 	runOnRedis(t, redistest.StartSentinel(t).Client())
 }
 
 // TestMiniredis has what examples and unit tests of users run on.
 func TestMiniredis(t *testing.T) {
+	t.Parallel()
 	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
 	t.Cleanup(func() { _ = client.Close() })
 	runOnRedis(t, client)

@@ -161,6 +161,7 @@ func TestARecordThatCannotBeRead(t *testing.T) {
 }
 
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	d := memoryDesk(t)
 	for _, wrong := range []string{
 		"", "bla", "list x", "list -bla", "-bla list", "show", "show a b", "override a", "override a open", "override a open -until 1h",
@@ -192,6 +193,7 @@ func TestExitCodes(t *testing.T) {
 
 // A Redis that hangs holds no command up for longer than -timeout.
 func TestTimeout(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	server.Pause()
 	defer server.Resume()

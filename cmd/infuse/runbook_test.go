@@ -19,6 +19,7 @@ var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```")
 
 // Each command of the runbook runs, in its order, with a circuit that is open.
 func TestRunbook(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../../docs/runbook.md")
 	require.NoError(t, err)
 	if _, err := exec.LookPath("redis-cli"); err != nil {

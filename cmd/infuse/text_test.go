@@ -19,6 +19,7 @@ var hostile = []string{
 }
 
 func TestHostileNames(t *testing.T) {
+	t.Parallel()
 	onEach(t, func(t *testing.T, d *desk) {
 		for _, name := range hostile {
 			d.opens(name, "cause "+name)

@@ -101,6 +101,7 @@ func TestWatchNamedCircuits(t *testing.T) {
 
 // The end of an override is told once, and not where somebody has ended it.
 func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
+	t.Parallel()
 	onEach(t, func(t *testing.T, d *desk) {
 		w := d.watches("-interval", "50ms")
 		d.does("override", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
@@ -134,6 +135,7 @@ func TestWatchSeesAnotherProcess(t *testing.T) {
 
 // Redis goes away and comes back, empty.
 func TestWatchGoesOnWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	d := deskAt(t, "redis://"+server.Addr(), "-timeout", "500ms")
 	d.does("move", "old", "open")
@@ -179,6 +181,7 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 
 // The program itself: signals, and a reader that goes away.
 func TestTheProgram(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	binary := filepath.Join(t.TempDir(), "infuse.exe")
 	out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput()
@@ -232,6 +235,7 @@ func TestTheProgram(t *testing.T) {
 }
 
 func TestClusterAndSentinel(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("it starts many servers")
 	}
@@ -257,6 +261,7 @@ func TestClusterAndSentinel(t *testing.T) {
 
 // A thousand circuits are listed and watched soon.
 func TestManyCircuits(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	d := deskAt(t, "redis://"+server.Addr())
 	storage := infuse.NewRedisStorage(server.Client(func(o *redis.Options) { o.PoolSize = 32 }), infuse.RedisOptions{})

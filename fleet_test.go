@@ -360,6 +360,9 @@ func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 		{processes: 1000, rate: 20, lasts: 3}, {processes: 10_000, rate: 2, lasts: 0.5},
 		{processes: 100, rate: 1, lasts: 600}, {processes: 20, rate: 5, lasts: 600}, {processes: 20, rate: 1, lasts: 1800},
 	} {
+		if !long() && f.lasts > 1 {
+			f.lasts /= 4
+		}
 		for _, share := range []float64{0.01, 0.05, 0.10} {
 			f.errors = atRandom(share)
 			got := simulate(f, 0, 1)

@@ -28,7 +28,7 @@ type link struct {
 	why      error // why it is down
 	failures int   // of probes, since the link was last up for long
 	upSince  time.Time
-	doubted  atomic.Bool // nothing was written since it was down: it answers reads, but may refuse changes
+	doubted  atomic.Int64 // the outage since which nothing was sent that was written, or 0: it answers reads, but may refuse changes
 	circuits map[weak.Pointer[circuit]]struct{}
 	busy     int         // requests that have a place
 	waiting  []waiting   // for a place, first come first served
@@ -111,14 +111,15 @@ func (l *link) send(c *circuit, q *Change) {
 		l.failed(c, err, func(r *replica) bool { return r.awaits(q.Number) })
 		c.unanswered(q, err)
 	}
+	doubted := l.doubted.Load()
 	l.start(c, q, failed, func(a answer) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {
-				l.doubted.Store(false)
+				l.doubted.CompareAndSwap(doubted, 0)
 			}
 			c.answered(q, a.record)
-		case l.doubted.Load() && !isTrouble(l.tryRead(c, func(answer) {})):
+		case l.doubted.Load() != 0 && !isTrouble(l.tryRead(c, func(answer) {})):
 			c.unanswered(q, a.err) // or the link would go up and down for as long as changes are refused
 		default:
 			failed(a.err)
@@ -265,8 +266,8 @@ func (l *link) down(err error) {
 		l.failures = 0
 	}
 	l.why = err
-	l.doubted.Store(true)
 	l.settle(Change{Calls: Calls{Failures: 1, Lead: 1, Streak: 1}}, now)
+	l.doubted.Store(l.health.Opened)
 	waiting := l.waiting
 	l.waiting = nil
 	l.tell(func(c *circuit) { c.lost(err) })

@@ -657,6 +657,49 @@ func TestAStorageThatComesAndGoesIsTriedLessAndLess(t *testing.T) {
 	})
 }
 
+// full is a storage that reads, but takes changes only when it is told to.
+type full struct {
+	infuse.Storage
+	change func(apply func() error) error
+}
+
+func (f *full) Apply(ctx context.Context, circuit string, c infuse.Change) (r infuse.Record, v infuse.Verdict, err error) {
+	err = f.change(func() (err error) {
+		r, v, err = f.Storage.Apply(ctx, circuit, c)
+		return err
+	})
+	return r, v, err
+}
+
+// The answer to a change that was made before the storage was full came after
+// that was known, and all circuits went up and down once more.
+func TestAnAnswerFromBeforeIsNoSignOfRecovery(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		var away stateLog
+		storage := &full{Storage: infuse.NewMemoryStorage()}
+		breakers := startGroup(t, 3, infuse.Config{Storage: storage, Listeners: []*infuse.Listener{{
+			StorageAway: func(b *infuse.Breaker, _ error) { away.Add(b.Name()) },
+		}}})
+		answers := make(chan struct{})
+		storage.change = func(apply func() error) error {
+			defer func() { <-answers }()
+			return apply()
+		}
+		go func() { _ = breakers[0].Call(t.Context(), fails) }()
+		synctest.Wait()
+		storage.change = func(func() error) error { return errAway }
+		_ = breakers[1].Call(t.Context(), fails)
+		close(answers)
+		time.Sleep(time.Second) // it answers reads
+		for range 3 {
+			_ = breakers[0].Call(t.Context(), fails)
+			time.Sleep(time.Second)
+		}
+		require.ElementsMatch(t, []string{"circuit 0", "circuit 1", "circuit 2", "circuit 0"}, away.All(),
+			"the first came back, and had a change refused; the last is not concerned")
+	})
+}
+
 // The log says which circuit runs on its own and since when, once,
 // and once when it is shared again.
 func TestTheLogSaysWhichCircuitRunsOnItsOwnAndSinceWhen(t *testing.T) {

@@ -123,7 +123,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if l == nil {
 		number = r.note(&res, now)
 	} else {
-		r.settleLeases(false)
+		r.settleLeases()
 		number = r.noted
 	}
 	r.countOwn(a, &res, now)
@@ -338,7 +338,7 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 		if r.out.next.Ask == a.trial {
 			r.out.next.Ask = ""
 		}
-		r.settleLeases(false)
+		r.settleLeases()
 	}
 	// Not a trial of the fleet. That may have closed meanwhile, and then the
 	// own circuit alone has a say.
@@ -363,26 +363,24 @@ func (r *replica) admission(trial string, now time.Time) admission {
 }
 
 // settleLeases tells the storage the end of every trial of this process that
-// is on record. answered tells that the record is the answer to all that the
-// storage was asked: what is not on it was not granted, or is over.
-func (r *replica) settleLeases(answered bool) {
+// is on record. What is not on record was not granted, or is over.
+func (r *replica) settleLeases() {
 	for _, t := range r.shared.Trials {
-		// A storage that lost its record may have got back one that was older.
+		// It was granted after its caller had given up, or the storage lost its
+		// record and got back one that was older.
 		if strings.HasPrefix(t.ID, r.source+".") && r.lease(t.ID) == nil {
 			r.leases = append(r.leases, lease{id: t.ID, phase: phaseEnded, outcome: result{outcome: OutcomeIgnored}})
 		}
 	}
 	kept := r.leases[:0]
 	for _, l := range r.leases {
-		onRecord := r.shared.trial(l.id) >= 0
-		asked := r.out.next.Ask == l.id || r.out.sent.Ask == l.id
 		switch {
 		case l.phase != phaseEnded:
-		case onRecord && !r.out.sent.settles(l.id) && !r.out.next.settles(l.id):
+		case r.shared.trial(l.id) < 0:
+			continue
+		case !r.out.sent.settles(l.id) && !r.out.next.settles(l.id):
 			r.out.next.Settled = append(r.out.next.Settled, Settlement{l.id, l.outcome.outcome, l.outcome.openFor})
 			r.noted++
-		case !onRecord && answered && !asked, !onRecord && !asked && !r.out.under && r.out.sent.Number == 0:
-			continue
 		}
 		kept = append(kept, l)
 	}
@@ -525,7 +523,7 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 	if r.linkUp {
 		r.attach()
 	}
-	r.settleLeases(true)
+	r.settleLeases()
 }
 
 // attach ends the trouble: the shared record counts again. What the storage has
@@ -568,7 +566,7 @@ func (r *replica) adopt(rec Record, now time.Time) {
 	case !rec.suspect():
 		r.out.hold = time.Time{}
 	}
-	r.settleLeases(false)
+	r.settleLeases()
 }
 
 // unanswered is an input: a request failed, or was not answered in time. Its

@@ -188,3 +188,28 @@ func TestDocumentsHaveEverySetting(t *testing.T) {
 		}
 	}
 }
+
+// TestNamesForAuthorsSaySo: doc.go lists the names that only authors of a
+// Storage need, and the doc of each says that it is one.
+func TestNamesForAuthorsSaySo(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	section := regexp.MustCompile(`(?s)# For authors of a Storage\n(.*?)storagetest`).FindSubmatch(text)
+	require.NotNil(t, section)
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	var sources []byte
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		require.NoError(t, err)
+		sources = append(sources, source...)
+	}
+	names := regexp.MustCompile(`\[(\w+)\]`).FindAllSubmatch(section[1], -1)
+	require.Greater(t, len(names), 10)
+	for _, name := range names {
+		comment := regexp.MustCompile(`(?m)^((?://.*\n)+)(?:type|func) ` + string(name[1]) + `\b`).FindSubmatch(sources)
+		require.NotNil(t, comment, "%s", name[1])
+		require.Regexp(t, `(?i)authors\s+(//\s+)?of\s+(//\s+)?a\s+(//\s+)?storage`, string(comment[1]))
+	}
+}

@@ -116,6 +116,7 @@ var (
 )
 
 func routeOf(*http.Request) string     { return "" }
+func shardOf(*http.Request) string     { return "" }
 func tenantOf(context.Context) string { return "" }
 func call(context.Context) error       { return nil }
 
@@ -175,6 +176,18 @@ func anchors(page []byte) (all []string) {
 		all = append(all, strings.ReplaceAll(text, " ", "-"))
 	}
 	return all
+}
+
+// TestReadmeIsTheIndex: each page of docs/ is linked from it.
+func TestReadmeIsTheIndex(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	for _, document := range documents(t) {
+		if filepath.Dir(document) == "docs" {
+			require.True(t, strings.Contains(string(text), "]("+document+")"), document)
+		}
+	}
 }
 
 // TestDocumentsHaveEverySetting: docs/settings.md has each field of a Config.

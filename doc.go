@@ -28,10 +28,10 @@
 // calls in five fail, or the rate is what it seemed, the circuit opens for all;
 // if not, it stays closed.
 //
-// A storage hears only of failures, trials and transitions. Each process
-// decides from a view of the circuit that it keeps up to date in the
-// background. So a call in a healthy circuit costs some nanoseconds, and so
-// does a rejected one.
+// A storage hears of failures, trials and transitions, and of successes only
+// while there are failures. Each process decides from a view of the circuit that
+// it keeps up to date in the background. So a call in a healthy circuit costs
+// some nanoseconds, and so does a rejected one.
 //
 // In one process, the states (closed, open, half-open), their defaults and the
 // counting are those of pybreaker, a circuit breaker for Python:

@@ -173,7 +173,7 @@ type Move struct{ To State }
 
 // Override holds a circuit open or closed, whatever its calls come to. While it
 // is held closed, every call runs and outcomes are still counted; while it is
-// held open, none runs.
+// held open, none runs. The zero Override holds it closed until it is cleared.
 type Override struct {
 	State  State     // open or closed
 	By     string    // who holds it: a person, usually. At most 200 bytes; Config.Instance if empty

@@ -147,9 +147,8 @@ func Do[T any](ctx context.Context, b *Breaker, fn func(context.Context) (T, err
 // trial. While the storage is away it is the state by Config.Fallback.
 func (b *Breaker) State() State { return b.view.Load().state }
 
-// Failures returns the failures in a row as this process knows them
-// (pybreaker's fail_counter): its own or, where those are more, the fleet's.
-// It does no I/O.
+// Failures returns how many calls have failed in a row, as this process knows: its
+// own or, where those are more, the fleet's. It does no I/O.
 func (b *Breaker) Failures() int { return b.Stats().Failures }
 
 // Stats are what this process knows of a circuit. Fields may be added.
@@ -222,7 +221,12 @@ func (b *Breaker) Move(ctx context.Context, to State) error {
 // cleared or over, whatever its calls come to, and clears the circuit that each
 // process has of its own. Another override replaces it; Move moves the circuit
 // behind it. It holds while the storage is away, and a storage that has lost it
-// is told again by a process that knows it. Waiting and errors are Move's.
+// is told again by a process that knows it.
+//
+// It waits at most Config.StorageTimeout. An override that cannot be and a done
+// context are refused, and nothing changes. Any other error means that the
+// storage has not confirmed it: it then holds for this process, and the error says
+// whether the others may still hear of it.
 func (b *Breaker) Override(ctx context.Context, o Override) error {
 	o.By = cmp.Or(o.By, b.settings().Instance)
 	if err := o.check(time.Now()); err != nil {
@@ -233,8 +237,8 @@ func (b *Breaker) Override(ctx context.Context, o Override) error {
 }
 
 // ClearOverride ends an override, for all processes; where there is none,
-// nothing changes. by is who ends it: Config.Instance if empty.
-// Waiting and errors are Move's.
+// nothing changes. by is who ends it: Config.Instance if empty. It waits and
+// fails as Breaker.Override does.
 func (b *Breaker) ClearOverride(ctx context.Context, by string) error {
 	by = presentable(cmp.Or(by, b.settings().Instance), maxTextLength)
 	return b.handle(ctx, Change{Override: &Override{By: by, Until: longAgo}}, "released")
@@ -273,9 +277,11 @@ func (b *Breaker) bounded(ctx context.Context) (context.Context, context.CancelF
 	return context.WithTimeoutCause(ctx, b.settings().StorageTimeout, errStorageTimeout)
 }
 
-// Configure changes the settings and keeps the circuit as it is; what is open
-// stays so until the time that was set when it opened. The Storage cannot be
-// changed: it must be nil or the same.
+// Configure replaces all settings, those that cfg leaves out by their defaults,
+// and keeps the circuit as it is; what is open stays so until the time that was
+// set when it opened. The Storage cannot be changed: it must be nil or the same.
+// It does no I/O. Where a field is invalid, the error names it, and nothing has
+// changed.
 func (b *Breaker) Configure(cfg Config) error {
 	s, err := newSettings(cfg)
 	if err != nil {
@@ -297,11 +303,13 @@ func (s *settings) keep(storage Storage) error {
 	return nil
 }
 
-// Stop ends the watching. It waits for the reports that are under way, for
-// Config.StorageTimeout at most. A stopped breaker still works, from its own
-// view: it does not hear of other processes any more, but the storage still
-// hears of its calls, and so of those that were under way. Once the storage has
-// failed it, it goes on for this process alone.
+// Stop ends the watching: the breaker does not hear of other processes any
+// more. It moves no circuit. It waits for the reports that are under way, for
+// Config.StorageTimeout at most. More than one Stop does nothing more.
+//
+// A stopped breaker still works, from what it knows, and still reports its calls
+// to the storage: those that were under way, too. When a report fails, it stops
+// reporting, and its own circuit decides alone from then on.
 func (b *Breaker) Stop() {
 	b.stop()
 	b.cleanup.Stop()
@@ -522,12 +530,13 @@ type ticket struct {
 
 var tickets = sync.Pool{New: func() any { return new(ticket) }}
 
-// Acquire is the first half of Call, for a call that a func cannot hold. Every
-// permit is to be settled with Done or Settle, when the call has ended; one
-// that is not frees itself: in a closed circuit at once, a trial after
-// Config.TrialTimeout. The error is an *OpenError.
+// Acquire is the first half of Call, for a call that a func cannot hold. The
+// error is an *OpenError, and the permit is then the zero Permit. ctx is the
+// call's: Done classifies by it.
 //
-// ctx is the call's: Done classifies by it.
+// Settle each permit with Done or Settle when its call has ended. A permit that
+// is never settled counts for nothing. That of a trial keeps other trials out
+// until Config.TrialTimeout is over; any other holds nothing.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	v := b.view.Load()
 	if v.rejects != nil {
@@ -582,12 +591,15 @@ func (p Permit) take() (*Breaker, context.Context, admission, bool) {
 	return b, ctx, a, true
 }
 
-// Announce sets the circuit of a service that starts to the given state, in
-// the manner of Infuse's initial state: a service that has just come up moves
-// its own circuit to half-open (or closed), so that its callers try it at
-// once instead of waiting out the reset timeout. StateOpen keeps callers away
-// for the default ResetTimeout. It does one or two round trips to the storage,
-// and waits for them until ctx is done.
+// Announce moves the circuit of a service, for the service itself: when it has
+// come up, it announces StateHalfOpen (or StateClosed), and its callers try it at
+// once in place of waiting out their ResetTimeout. circuit is the name that the
+// callers have for the service. StateOpen keeps them away for the default
+// ResetTimeout.
+//
+// It does one or two round trips to the storage, and waits for them until ctx
+// is done. The error is the storage's, or that of a name or a state that cannot
+// be. Where callers share no storage with the service, it reaches nobody.
 func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	if s == nil {
 		return errors.New("infuse: Announce needs a storage that the callers share, not nil")

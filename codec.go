@@ -95,10 +95,11 @@ type encodedHeard struct {
 	Number uint64 `json:"n"`
 }
 
-// AppendRecord appends the record to b, in the form that ParseRecord reads. A
-// storage keeps these bytes, and not the fields of a Record, so that it loses
-// none that a newer version adds. now is the time at which they are written,
-// on the clock that the record's times are on; the bytes have no clock.
+// AppendRecord is for authors of a Storage. It appends the record to b, in the
+// form that ParseRecord reads. A storage keeps these bytes, and not the fields
+// of a Record, so that it loses none that a newer version adds. now is the time
+// at which they are written, on the clock that the record's times are on; the
+// bytes have no clock.
 func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	left := func(t time.Time) *int64 {
 		if t.IsZero() {
@@ -146,9 +147,10 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	return append(b, text...)
 }
 
-// ParseRecord reads what AppendRecord has written. written is when that was,
-// on the reader's clock: a storage keeps the time of writing beside the bytes,
-// on a clock of its own, and subtracts the age from its present time.
+// ParseRecord is for authors of a Storage. It reads what AppendRecord has
+// written; the error says what is wrong with the bytes. written is when that
+// was, on the reader's clock: a storage keeps the time of writing beside the
+// bytes, on a clock of its own, and subtracts the age from its present time.
 func ParseRecord(b []byte, written time.Time) (Record, error) {
 	if len(b) > maxRecordLength {
 		return Record{}, fmt.Errorf("has %d bytes", len(b))

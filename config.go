@@ -14,7 +14,8 @@ import (
 )
 
 // Config are the settings of a Breaker, or of all breakers of a Group. The
-// zero value is ready to use, without a storage.
+// zero value is ready to use, without a storage. It is copied where it is used:
+// what is changed in it later changes nothing. Fields may be added.
 type Config struct {
 	// FailMax is how many failures in a row open the circuit. If it is 0: 5, or
 	// with a FailureRate, that no row opens it. In this
@@ -108,8 +109,10 @@ type Config struct {
 	// Strict has every call read the fleet's circuit from the storage first,
 	// one round trip, and wait until its outcome is known there. Without it a
 	// call decides from what this process knows, which may be behind by as long
-	// as the storage takes to tell. A success is still not
-	// reported if no failures were on record when its call began.
+	// as the storage takes to tell.
+	//
+	// A success changes a record only where failures are on it. So, with Strict
+	// as without, it is reported only if there were some when its call began.
 	Strict bool
 
 	// StorageTimeout is the most that one call ever waits for the storage:

@@ -28,21 +28,26 @@
 // calls in five fail, or the rate is what it seemed, the circuit opens for all;
 // if not, it stays closed.
 //
-// A storage hears only of failures, trials and transitions. Each process
-// decides from a view of the circuit that it keeps up to date in the
-// background. So a call in a healthy circuit costs some nanoseconds, and so
-// does a rejected one.
+// A storage hears of failures, trials and transitions, and of successes only
+// while there are failures. Each process decides from a view of the circuit that
+// it keeps up to date in the background. So a call in a healthy circuit costs
+// some nanoseconds, and so does a rejected one.
 //
-// The state machine (closed, open, half-open), its defaults and its counting
-// are those of pybreaker, a circuit breaker for Python. The name, [Announce] and
-// [Skip] come from a Python library: Infuse, which brings pybreaker to services
-// written with the framework Insanic.
+// In one process, the states (closed, open, half-open), their defaults and the
+// counting are those of pybreaker, a circuit breaker for Python:
+// https://github.com/danielfm/pybreaker. The name, [Announce] and [Skip] come from
+// Infuse for Python, a library that brings pybreaker to services written with the
+// framework Insanic: https://github.com/crazytruth/infuse. What this documentation
+// says of Infuse without more is this package.
 //
 // # For authors of a Storage
 //
-// Users of a breaker need none of these: [Storage], [Record], [Record.Apply],
-// [Change], [Calls], [Window], [Bucket], [Settlement], [Move], [Limits], [Trial],
-// [Verdict], [AppendRecord], [ParseRecord], [RecordError], [CheckName], [CheckSource].
-// Package storagetest has the tests that a storage must pass. What a storage may
-// also do, for operators, is [Historian] and [Lister].
+// Users of a breaker need none of these names, and the doc of each says so:
+// [Storage], [Record] with its methods, [Change], [Calls], [Window], [Bucket],
+// [Settlement], [Move], [Limits], [Trial], [Verdict], [AppendRecord],
+// [ParseRecord], [RecordError], [CheckName], [CheckSource]. Package storagetest has
+// the tests that a storage must pass.
+//
+// What a storage may also do is for pages and commands of operators: [Historian],
+// [Lister], [Event], [MaxHistory].
 package infuse

@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
 )
 
 // The documents tell what is true: each block of Go in them compiles, and each
@@ -78,7 +81,9 @@ const imports = `package documents
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"log"
 	"net/http"
 	"time"
 
@@ -89,7 +94,9 @@ import (
 
 var (
 	_ context.Context
+	_ sql.DB
 	_ = errors.Is
+	_ log.Logger
 	_ http.Client
 	_ time.Time
 	_ redis.Options
@@ -109,7 +116,9 @@ var (
 )
 
 func routeOf(*http.Request) string     { return "" }
+func shardOf(*http.Request) string     { return "" }
 func tenantOf(context.Context) string { return "" }
+func call(context.Context) error       { return nil }
 
 // A storage that is yet to be written.
 type store struct{ transaction }
@@ -130,16 +139,90 @@ func (transaction) commit() error                               { return nil }
 func (transaction) rollback()                                   {}
 `
 
-var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+var (
+	link        = regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`)
+	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	noAnchor    = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+	codeOfAPage = regexp.MustCompile("(?ms)^```.*?^```")
+)
 
+// TestDocumentsLinkToFiles: each link leads to a file, and to a heading of it.
 func TestDocumentsLinkToFiles(t *testing.T) {
 	t.Parallel()
-	for _, document := range documents(t) {
+	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md") {
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
-		for _, m := range link.FindAllSubmatch(text, -1) {
-			_, err := os.Stat(filepath.Join(filepath.Dir(document), string(m[1])))
+		for _, m := range link.FindAllSubmatch(codeOfAPage.ReplaceAll(text, nil), -1) {
+			target, anchor := document, string(m[2])
+			if len(m[1]) > 0 {
+				target = filepath.Join(filepath.Dir(document), string(m[1]))
+			}
+			_, err := os.Stat(target)
 			require.NoError(t, err, "%s links to %s", document, m[1])
+			if anchor == "" {
+				continue
+			}
+			page, err := os.ReadFile(target)
+			require.NoError(t, err)
+			require.Contains(t, anchors(page), anchor, "%s links to %s", document, target)
 		}
+	}
+}
+
+// anchors returns the anchors that GitHub makes of a page's headings.
+func anchors(page []byte) (all []string) {
+	for _, m := range heading.FindAllSubmatch(codeOfAPage.ReplaceAll(page, nil), -1) {
+		text := noAnchor.ReplaceAllString(strings.ToLower(string(m[1])), "")
+		all = append(all, strings.ReplaceAll(text, " ", "-"))
+	}
+	return all
+}
+
+// TestReadmeIsTheIndex: each page of docs/ is linked from it.
+func TestReadmeIsTheIndex(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	for _, document := range documents(t) {
+		if filepath.Dir(document) == "docs" {
+			require.True(t, strings.Contains(string(text), "]("+document+")"), document)
+		}
+	}
+}
+
+// TestDocumentsHaveEverySetting: docs/settings.md has each field of a Config.
+func TestDocumentsHaveEverySetting(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/settings.md")
+	require.NoError(t, err)
+	for _, settings := range []any{infuse.Config{}, infuse.RedisOptions{}} {
+		for _, field := range reflect.VisibleFields(reflect.TypeOf(settings)) {
+			require.Contains(t, string(text), "`"+field.Name+"`")
+		}
+	}
+}
+
+// TestNamesForAuthorsSaySo: doc.go lists the names that only authors of a
+// Storage need, and the doc of each says that it is one.
+func TestNamesForAuthorsSaySo(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	section := regexp.MustCompile(`(?s)# For authors of a Storage\n(.*?)storagetest`).FindSubmatch(text)
+	require.NotNil(t, section)
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	var sources []byte
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		require.NoError(t, err)
+		sources = append(sources, source...)
+	}
+	names := regexp.MustCompile(`\[(\w+)\]`).FindAllSubmatch(section[1], -1)
+	require.Greater(t, len(names), 10)
+	for _, name := range names {
+		comment := regexp.MustCompile(`(?m)^((?://.*\n)+)(?:type|func) ` + string(name[1]) + `\b`).FindSubmatch(sources)
+		require.NotNil(t, comment, "%s", name[1])
+		require.Regexp(t, `(?i)authors\s+(//\s+)?of\s+(//\s+)?a\s+(//\s+)?storage`, string(comment[1]))
 	}
 }

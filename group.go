@@ -48,7 +48,8 @@ type groupEntry struct {
 var errGroupStopped = errors.New("infuse: the group is stopped")
 
 // NewGroup returns an empty group, all of whose breakers have the same
-// settings. The error names what is wrong with a field of the Config.
+// settings. It does no I/O. The error names what is wrong with a field of the
+// Config.
 func NewGroup(cfg Config) (*Group, error) {
 	g, err := newGroup(cfg)
 	if err == nil {
@@ -307,8 +308,9 @@ func (g *Group) Configure(cfg Config) error {
 	return errors.Join(invalid...)
 }
 
-// Stop stops all breakers of the group, as Breaker.Stop does. They still work,
-// each from its own view; no more are made.
+// Stop stops all breakers of the group at once, and waits as Breaker.Stop does.
+// They still work, each from its own view. No more are made: Breaker returns an
+// error for a new name, and a Transport sends such a request unprotected.
 func (g *Group) Stop() {
 	g.mu.Lock()
 	g.stopped = true

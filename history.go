@@ -10,25 +10,31 @@ import (
 // became of a circuit, and tell which circuits it has. It is for pages and
 // commands of operators; no breaker asks for it.
 
-// Historian is a Storage that remembers. MemoryStorage and RedisStorage do.
+// Historian is a Storage that remembers, for pages and commands of operators.
+// MemoryStorage and RedisStorage do. It is safe for concurrent use.
 type Historian interface {
 	// History returns what became of the circuit, the newest first: at most
-	// MaxHistory events.
+	// MaxHistory events, and none for a circuit that it does not know. It may do
+	// I/O, until ctx is done.
 	History(ctx context.Context, circuit string) ([]Event, error)
 }
 
-// Lister is a Storage that tells its circuits. MemoryStorage and RedisStorage do.
+// Lister is a Storage that tells its circuits, for pages and commands of
+// operators. MemoryStorage and RedisStorage do. It is safe for concurrent use.
 type Lister interface {
 	// Circuits yields the names of the circuits that have a record, in no
 	// order: those that are or were sick within the life of a record. A name is
 	// untrusted, and may come twice. It stops at the first error.
+	// It may do I/O while it is ranged over, until ctx is done.
 	Circuits(ctx context.Context) iter.Seq2[string, error]
 }
 
-// MaxHistory is how many events of a circuit a storage of this package keeps.
+// MaxHistory is how many events of a circuit a storage of this package keeps,
+// and the most that a Historian returns.
 const MaxHistory = 50
 
-// Event is a transition of the fleet's circuit, or an override.
+// Event is a transition of the fleet's circuit, or an override, as a Historian
+// tells it. At is on the clock of this process. Fields may be added.
 type Event struct {
 	At       time.Time
 	From, To State     // equal where a move or an override left the state as it was

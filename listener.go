@@ -14,6 +14,9 @@ import (
 // goroutine that makes the call, and cost every call; a breaker without them
 // keeps its full speed. The others are called in order, by one goroutine at a
 // time. All should be quick.
+//
+// Set the funcs before a breaker is made with it, and not after. One Listener
+// may serve many breakers, whose calls then run its funcs concurrently.
 type Listener struct {
 	BeforeCall func(ctx context.Context, b *Breaker)                 // a call was admitted, and is about to run
 	Success    func(ctx context.Context, b *Breaker)                 // it counted as a success

@@ -145,7 +145,7 @@ func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, e
 }
 
 // ServiceUnavailableJSON answers a rejected request with the 503 of Infuse for
-// Python: a Transport's OnRejected for callers that know an open circuit by its
+// Python (https://github.com/crazytruth/infuse): a Transport's OnRejected for callers that know an open circuit by its
 // JSON, an error_code of the value 998603. Like that one it has no Retry-After.
 // It tells the circuit's name to whoever gets the response.
 func ServiceUnavailableJSON(r *http.Request, rejected *OpenError) (*http.Response, error) {

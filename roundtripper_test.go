@@ -1005,7 +1005,7 @@ func TestACircuitThatTheGroupHasForgottenIsMadeAnew(t *testing.T) {
 	require.ErrorIs(t, err, infuse.ErrOpen)
 }
 
-// The recipe of the README: a service, as it starts, has its callers try it at
+// The recipe of docs/http.md: a service, as it starts, has its callers try it at
 // once, instead of waiting out the reset timeout.
 func TestAServiceThatStartsAnnouncesItself(t *testing.T) {
 	redis := redistest.Start(t)
@@ -1029,7 +1029,7 @@ func TestAServiceThatStartsAnnouncesItself(t *testing.T) {
 	})
 }
 
-// The recipe of the README: a readiness page that tells the circuits a service
+// The recipe of docs/http.md: a readiness page that tells the circuits a service
 // depends on.
 func TestAReadinessPageTellsTheCircuits(t *testing.T) {
 	group := groupOf(t, infuse.Config{})

@@ -56,8 +56,9 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
 
-// Record is what is known of one circuit. The zero Record is a closed circuit
-// that never failed.
+// Record is what a storage keeps of one circuit. Users meet it where they ask
+// Breaker.Record; its methods are for authors of a Storage. The zero Record is
+// a closed circuit that never failed.
 //
 // The times in a record are on the clock of the process that holds it. Records
 // are values: Apply never changes the slices of the record it is called on.
@@ -95,8 +96,9 @@ type Record struct {
 	heard []heard // what a sender may send again; see Change.Number
 }
 
-// Trial is the lease of one call in a half-open circuit. It frees itself at
-// its deadline, whatever became of the call.
+// Trial is a part of a Record, for authors of a Storage: the lease of one call
+// in a half-open circuit. It frees itself at its deadline, whatever became of
+// the call.
 type Trial struct {
 	ID       string
 	Deadline time.Time
@@ -109,8 +111,9 @@ type heard struct {
 	number uint64
 }
 
-// Limits are the settings of the sender that a change is judged by. Durations
-// are whole milliseconds. What has no meaning for 0 beside it is at least 1.
+// Limits are a part of a Change, for authors of a Storage: the settings of the
+// sender that it is judged by. Durations are whole milliseconds. What has no
+// meaning for 0 beside it is at least 1.
 type Limits struct {
 	FailMax          int
 	ResetTimeout     time.Duration
@@ -124,7 +127,8 @@ type Limits struct {
 	MaxResetTimeout  time.Duration // 0: the open time does not grow
 }
 
-// Calls are outcomes of calls that were admitted while the circuit was closed.
+// Calls are a part of a Change, for authors of a Storage: outcomes of calls
+// that were admitted while the circuit was closed.
 type Calls struct {
 	Failures  int // all
 	Successes int // all that need telling: those that met failures on record, or a suspicion
@@ -132,16 +136,17 @@ type Calls struct {
 	Streak    int // the failures after the last success
 }
 
-// Settlement is the end of a trial.
+// Settlement is a part of a Change, for authors of a Storage: the end of a trial.
 type Settlement struct {
 	ID      string
 	Outcome Outcome
 	OpenFor time.Duration // if it opens the circuit: for at least so long
 }
 
-// Change is everything that a process has to say of a circuit, in the order in
-// which it is applied. A Change that says nothing brings the storage up to
-// date with Seen where it has lost something.
+// Change is for authors of a Storage, which pass it on to Record.Apply. It is
+// everything that a process has to say of a circuit, in the order in which it
+// is applied. A Change that says nothing brings the storage up to date with
+// Seen where it has lost something.
 type Change struct {
 	Source string // names the sender; CheckSource tells what is allowed
 	Number uint64 // ascending for each source. What was applied once is not applied again. 0: whatever it says counts each time
@@ -162,12 +167,13 @@ type Change struct {
 	news   uint64 // the sender's: how much it had heard when it sent this
 }
 
-// Move is a move by hand.
+// Move is a part of a Change, for authors of a Storage: a move by hand. A user
+// calls Breaker.Move.
 type Move struct{ To State }
 
 // Override holds a circuit open or closed, whatever its calls come to. While it
 // is held closed, every call runs and outcomes are still counted; while it is
-// held open, none runs.
+// held open, none runs. The zero Override holds it closed until it is cleared.
 type Override struct {
 	State  State     // open or closed
 	By     string    // who holds it: a person, usually. At most 200 bytes; Config.Instance if empty
@@ -180,7 +186,7 @@ func (o *Override) holds(now time.Time) bool {
 	return o != nil && (o.Until.IsZero() || now.Before(o.Until))
 }
 
-// Verdict is what became of a change.
+// Verdict is what became of a change: for authors of a Storage.
 type Verdict uint8
 
 const (
@@ -205,9 +211,8 @@ var suspicion = struct {
 // It is pure: now is the storage's present time, on the clock that the
 // record's times are on.
 //
-// States, counting and manual moves are pybreaker's; suspicion is SWIM's (Das,
-// Gupta, Motivala: SWIM, 2002). Generations, leases and numbers are this
-// package's.
+// In docs/semantics.md is what becomes of a circuit by it. The suspicion is an
+// idea of SWIM's (Das, Gupta, Motivala: SWIM, 2002).
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 	next := r
 	verdict := next.apply(&c, now)

@@ -7,7 +7,9 @@ import (
 	"time"
 )
 
-// Storage keeps the records of circuits, for one process or for many.
+// Storage keeps the records of circuits, for one process or for many. A user
+// of a breaker makes one, by NewRedisStorage say, and calls none of its methods;
+// what follows is for authors of a storage.
 //
 // A storage for any database is: begin; load the record; Record.Apply; save
 // the bytes of AppendRecord unless the verdict is VerdictRefused; commit; and
@@ -43,7 +45,7 @@ type Storage interface {
 const MaxNameLength = 256
 
 // CheckName returns an error for a name that no circuit may have: empty, or
-// longer than MaxNameLength.
+// longer than MaxNameLength. It is for authors of a Storage.
 func CheckName(circuit string) error {
 	if circuit == "" {
 		return errors.New("infuse: the circuit's name is empty")
@@ -55,7 +57,8 @@ func CheckName(circuit string) error {
 }
 
 // CheckSource returns an error for what can be neither a Change.Source nor a
-// trial's ID: 1 to 64 letters, digits, dots, dashes and underscores are allowed.
+// trial's ID: 1 to 64 letters, digits, dots, dashes and underscores are
+// allowed. It is for authors of a Storage.
 func CheckSource(source string) error {
 	if source == "" || len(source) > maxSourceLength {
 		return fmt.Errorf("infuse: the source %.70q has %d bytes: 1 to %d are allowed", source, len(source), maxSourceLength)
@@ -120,7 +123,8 @@ func deadlines(trials []Trial) (all []time.Time) {
 }
 
 // RecordError tells that a storage answers, but that what it holds for one
-// circuit is not a record: garbage, or written by a newer version.
+// circuit is not a record: garbage, or written by a newer version. Authors of a
+// Storage return it. Users meet it where Listener.StorageAway is told why.
 type RecordError struct {
 	Circuit string
 	Reason  string

@@ -30,21 +30,22 @@ type RedisOptions struct {
 	Prefix string
 
 	// PollInterval is how often a circuit is read while Pub/Sub does not reach
-	// it: 2 s if 0, each time give or take half. So it bounds what a lost
-	// message costs, as long as Redis answers:
-	//   - where Pub/Sub is not permitted or its connection was cut, a
-	//     transition is known after one and a half intervals;
-	//   - where the connection died without a sign, that is noticed 4 s later;
-	//   - a circuit that Pub/Sub does reach is read all the same: each fifteenth
-	//     time while it is closed, and after one interval, two, four, and so on
-	//     up to fifteen since its last news while it is not.
+	// it: 2 s if 0, each time give or take half; at least 1 ms. Where Pub/Sub is
+	// not permitted, or its connection was cut, a process so knows of a transition
+	// after one and a half intervals, as long as Redis answers. That a connection
+	// died without a sign is noticed within 4 s more.
+	//
+	// A circuit that Pub/Sub does reach is read as well, at most every interval
+	// and at least every fifteenth: so much a message costs that was lost all the
+	// same.
 	PollInterval time.Duration
 }
 
 // RedisStorage keeps circuits in Redis, for all processes that use the same
 // server (or Cluster) and Prefix. A failure is counted in one round trip, and
 // so is a transition where this process knew the record; else it takes two.
-// Transitions reach the other processes by Pub/Sub.
+// Transitions reach the other processes by Pub/Sub. All methods are safe for
+// concurrent use.
 //
 // It starts two goroutines and one connection of its own when the first
 // circuit is watched, and stops them on Close. The client stays its caller's.
@@ -177,8 +178,8 @@ func (s *RedisStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 }
 
 // Close stops watching. It waits for what is under way, for a second at most;
-// a server that hangs may hold a goroutine of go-redis's for longer. Load and
-// Apply go on to work.
+// a server that hangs may hold a goroutine of go-redis's for longer, and that is
+// the error. Load and Apply go on to work. Stop the breakers first.
 func (s *RedisStorage) Close() error {
 	if !s.feed.Close() {
 		return errors.New("infuse: closing the Redis storage: the client still waits for Redis")

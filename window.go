@@ -9,16 +9,18 @@ import (
 // the failure rate. Like state.go it is pure. Adding calls is mirrored by
 // count.lua.
 
-// Window is what the calls of late came to, in at most ten buckets of time. It
-// begins with a failure, and is empty where there was none for its length.
+// Window is a part of a Record, for authors of a Storage: what the calls of
+// late came to, in at most ten buckets of time. It begins with a failure, and
+// is empty where there was none for its length.
 type Window struct {
 	Width   time.Duration // a tenth of the longest Limits.Window among its senders: so much is kept ten times
 	Buckets []Bucket      // oldest first
 }
 
-// Bucket is the calls that ended from Start on, for a tenth of the sender's
-// window. Where senders have windows of several lengths, the oldest has all that
-// is older than the others.
+// Bucket is a part of a Change and of a Window, for authors of a Storage: the
+// calls that ended from Start on, for a tenth of the sender's window. Where
+// senders have windows of several lengths, the oldest has all that is older
+// than the others.
 type Bucket struct {
 	Start    time.Time // a multiple of a tenth of a window, on the clock of who counts
 	Calls    int       // all

@@ -3,10 +3,12 @@
 // persistence, stopped at the end. Only processes it started are ever
 // signalled.
 //
-// It needs a redis-server of version 7 or later in the PATH.
+// It needs a redis-server of version 7 or later in the PATH. The environment's
+// INFUSE_REDIS_SERVER names another program in its place, such as valkey-server.
 package redistest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,8 +28,8 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// ErrNotInstalled says that there is no redis-server in the PATH. It wraps
-// [exec.ErrNotFound].
+// ErrNotInstalled says that there is no redis-server in the PATH, or none where
+// INFUSE_REDIS_SERVER says. It wraps [exec.ErrNotFound].
 var ErrNotInstalled = fmt.Errorf("redistest: redis-server is not installed: %w", exec.ErrNotFound)
 
 // errEnded says that a server ended before it answered: most likely because
@@ -76,7 +78,7 @@ func Start(tb testing.TB, args ...string) *Server {
 // CI=true it fails it.
 func Require(tb testing.TB) {
 	tb.Helper()
-	if _, err := exec.LookPath("redis-server"); err == nil {
+	if _, err := program(); err == nil {
 		return
 	}
 	if os.Getenv("CI") == "true" {
@@ -88,6 +90,11 @@ func Require(tb testing.TB) {
 		}
 	})
 	tb.Skip("redis-server is not installed: skipped")
+}
+
+// program returns the path of what a server runs.
+func program() (string, error) {
+	return exec.LookPath(cmp.Or(os.Getenv("INFUSE_REDIS_SERVER"), "redis-server"))
 }
 
 // skipped counts the tests that Require has skipped.
@@ -224,7 +231,7 @@ func (s *Server) Commands(ctx context.Context) (map[string]int64, error) {
 // start runs the server and waits until it answers. The caller holds the lock,
 // or has the server for itself.
 func (s *Server) start() error {
-	program, err := exec.LookPath("redis-server")
+	path, err := program()
 	if err != nil {
 		return ErrNotInstalled
 	}
@@ -235,7 +242,7 @@ func (s *Server) start() error {
 	}
 	defer log.Close()
 
-	cmd := exec.Command(program, append([]string{"redis.conf"}, s.args...)...)
+	cmd := exec.Command(path, append([]string{"redis.conf"}, s.args...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
 	if s.process, err = startProcess(cmd); err != nil {
 		return fmt.Errorf("redistest: %w", err)

@@ -68,7 +68,7 @@ func TestAnArgThatTheServerRefusesIsAnErrorWithItsWords(t *testing.T) {
 	redistest.Require(t)
 	t.Parallel()
 	_, err := redistest.Launch("--nonsense", "1")
-	require.ErrorContains(t, err, "Bad directive")
+	require.ErrorContains(t, err, "nonsense")
 }
 
 func TestAPortTakenByAnotherServerIsAnError(t *testing.T) {
@@ -259,8 +259,16 @@ func TestTheServerDiesWithAParentThatIsKilled(t *testing.T) {
 }
 
 func TestWithoutRedisServer(t *testing.T) {
-	t.Setenv("PATH", "")
+	for name, value := range map[string]string{"PATH": "", "INFUSE_REDIS_SERVER": "no-such-server"} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("INFUSE_REDIS_SERVER", "")
+			t.Setenv(name, value)
+			testWithoutRedisServer(t)
+		})
+	}
+}
 
+func testWithoutRedisServer(t *testing.T) {
 	_, err := redistest.Launch()
 	require.ErrorIs(t, err, redistest.ErrNotInstalled)
 	require.ErrorIs(t, err, exec.ErrNotFound)

@@ -1,0 +1,260 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// docs/redis.md held against a server: its ACL, and what a circuit costs.
+
+func redisDocument(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("docs/redis.md")
+	require.NoError(t, err)
+	return string(text)
+}
+
+// leastACL returns the command of the document, as its words.
+func leastACL(t *testing.T) []string {
+	t.Helper()
+	m := regexp.MustCompile("(?m)^ACL SETUSER infuse on >password .*$").FindString(redisDocument(t))
+	require.NotEmpty(t, m)
+	return strings.Fields(m)
+}
+
+// limitedTo makes the user anew with this command, and returns a client of his.
+func limitedTo(t *testing.T, server *redistest.Server, command []string) *redis.Client {
+	t.Helper()
+	admin := server.Client()
+	for _, words := range [][]string{{"acl", "deluser", "infuse"}, command, {"script", "flush"}, {"flushall"}} {
+		args := make([]any, len(words))
+		for i, word := range words {
+			args[i] = word
+		}
+		require.NoError(t, admin.Do(t.Context(), args...).Err(), words)
+	}
+	return server.Client(func(o *redis.Options) { o.Username, o.Password = "infuse", "password" })
+}
+
+func TestMinimalACL(t *testing.T) {
+	server := redistest.Start(t)
+	use := func(command []string) error {
+		s := newSender(t, limitedTo(t, server, command), "one")
+		heard := make(chan Record, 100)
+		defer s.Watch("circuit", func(r Record) { heard <- r })()
+		for _, c := range []Change{failures(1), success(), failures(5), move(StateHalfOpen), {Ask: "a"}, {Settled: []Settlement{{ID: "a"}}}} {
+			if _, err := s.send(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	command := leastACL(t)
+	require.NoError(t, use(command))
+	rules := 5 // ACL SETUSER infuse on >password
+	require.Greater(t, len(command), rules)
+	for i, rule := range command[rules:] {
+		switch rule {
+		case "&infuse:*", "+publish", "+subscribe", "+unsubscribe", "+ping": // needed for Pub/Sub, which changes do without
+			continue
+		}
+		assert.Error(t, use(slices.Delete(slices.Clone(command), rules+i, rules+i+1)), "without %s", rule)
+	}
+}
+
+// TestFurtherRights: the list below the least ACL says what each is for.
+func TestFurtherRights(t *testing.T) {
+	document := redisDocument(t)
+	server := redistest.Start(t)
+	opens := func(s *sender) { require.Equal(t, VerdictMoved, s.must(move(StateOpen))) }
+	for _, right := range []struct {
+		rules string
+		uses  func(s *sender) error
+	}{
+		{"+hgetall +hdel", func(s *sender) error {
+			for i := range 520 {
+				s.source = fmt.Sprint("source", i)
+				if _, err := s.send(failures(1)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		{"+lpush +ltrim +expire +lrange", func(s *sender) error {
+			opens(s)
+			events, err := s.History(t.Context(), "circuit")
+			if err == nil && len(events) != 1 {
+				err = fmt.Errorf("%d events", len(events))
+			}
+			return err
+		}},
+		{"+scan", func(s *sender) error {
+			opens(s)
+			for _, err := range s.Circuits(t.Context()) {
+				return err
+			}
+			return errors.New("no circuits")
+		}},
+		{"+del", func(s *sender) error {
+			require.NoError(t, server.Client().Set(t.Context(), "infuse:{circuit}", "x", 0).Err())
+			_, err := s.send(move(StateOpen))
+			return err
+		}},
+	} {
+		require.True(t, strings.Contains(document, "- `"+right.rules+"`"), right.rules)
+		use := func(rules ...string) error {
+			s := newSender(t, limitedTo(t, server, append(leastACL(t), rules...)), "one")
+			s.limits.FailMax = 1000
+			return right.uses(s)
+		}
+		assert.Error(t, use(), "without %s", right.rules)
+		assert.NoError(t, use(strings.Fields(right.rules)...), "with %s", right.rules)
+	}
+}
+
+// What a process sends, step by step in the life of a circuit.
+
+// TestWhatACircuitSends computes the document's table of commands.
+func TestWhatACircuitSends(t *testing.T) {
+	server := redistest.Start(t)
+	admin, sick := server.Client(), errors.New("sick")
+	for _, script := range []*redis.Script{countScript, swapScript} { // else the first run of each is an EVAL, too
+		require.NoError(t, script.Load(t.Context(), admin).Err())
+	}
+	var b, other *Breaker
+	call := func(b *Breaker, err error) {
+		_ = b.Call(t.Context(), func(context.Context) error { return err })
+	}
+	times := func(n int, do func()) func() {
+		return func() {
+			for range n {
+				do()
+			}
+		}
+	}
+	reach := func(state State) func() {
+		return func() {
+			for _, b := range []*Breaker{b, other} {
+				require.Eventually(t, func() bool { return b.State() == state }, 20*time.Second, time.Millisecond)
+			}
+		}
+	}
+	table := "| what happens | scripts run | messages published |\n|---|--:|--:|\n"
+	for _, step := range []struct {
+		what string
+		do   func()
+	}{
+		{"a breaker is made, and subscribes", func() { b = breakerOn(t, server) }},
+		{"a breaker of another process is made", func() { other = breakerOn(t, server) }},
+		{"1,000 calls succeed in health", times(1000, func() { call(b, nil) })},
+		{"a call fails", func() { call(b, sick) }},
+		{"the next call succeeds, and ends the row", func() { call(b, nil) }},
+		{"1,000 more succeed", times(1000, func() { call(b, nil) })},
+		{"three calls fail one after another, the limit: the circuit is suspect", times(3, func() { call(b, sick) })},
+		{"the suspicion is over: the circuit opens", reach(StateOpen)},
+		{"1,000 calls are rejected in each of the two", times(1000, func() { call(b, nil); call(other, nil) })},
+		{"a trial runs, and succeeds: the circuit closes", func() {
+			require.Eventually(t, func() bool { call(b, nil); return b.State() == StateClosed }, 20*time.Second, 10*time.Millisecond)
+			reach(StateClosed)()
+		}},
+		{"a move by hand", func() { require.NoError(t, b.Move(t.Context(), StateOpen)) }},
+	} {
+		before := quietCommands(t, server)
+		step.do()
+		after := quietCommands(t, server)
+		table += fmt.Sprintf("| %s | %d | %d |\n", step.what, after["evalsha"]-before["evalsha"], after["publish"]-before["publish"])
+		require.Equal(t, before["eval"], after["eval"])
+	}
+	require.True(t, strings.Contains(redisDocument(t), table), "docs/redis.md is to have:\n%s", table)
+}
+
+// breakerOn returns the breaker of one more process.
+func breakerOn(t *testing.T, server *redistest.Server) *Breaker {
+	t.Helper()
+	storage := NewRedisStorage(server.Client(), RedisOptions{PollInterval: time.Hour})
+	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: time.Second, StorageTimeout: time.Minute})
+	require.NoError(t, err)
+	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
+	return b
+}
+
+// quietCommands returns the commands that a server has run, once it is asked
+// for no more of them.
+func quietCommands(t *testing.T, server *redistest.Server) (commands map[string]int64) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		before := commands
+		var err error
+		commands, err = server.Commands(t.Context())
+		require.NoError(t, err)
+		maps.DeleteFunc(commands, func(name string, _ int64) bool {
+			return name == "info" || name == "hello" || strings.HasPrefix(name, "client")
+		})
+		return maps.Equal(before, commands)
+	}, 20*time.Second, 200*time.Millisecond)
+	return commands
+}
+
+// TestWhatACircuitKeeps holds the document's bounds of memory against a server.
+func TestWhatACircuitKeeps(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client()
+	usage := func(key string) int64 {
+		n, err := admin.MemoryUsage(t.Context(), key, 0).Result()
+		require.NoError(t, err)
+		return n
+	}
+	one := newSender(t, admin, "one")
+	one.source = newSource()
+	change := func(c Change) Change {
+		c.By, c.Cause = "orders-7d9f8b6c5-x2x4z:1", "503 Service Unavailable"
+		return c
+	}
+	one.must(change(failures(1)))
+	counted := usage("infuse:{circuit}")
+	one.must(change(failures(4)))
+	opened := usage("infuse:{circuit}")
+	event := usage("infuse:{circuit}:log")
+	one.must(move(StateClosed))
+	one.limits.FailMax = 10000
+	one.must(change(failures(1)))
+	before := usage("infuse:{circuit}")
+	for range 500 {
+		one.source = newSource()
+		one.must(change(failures(1)))
+	}
+	source := (usage("infuse:{circuit}") - before) / 500
+	longest := strings.Repeat("x", maxTextLength)
+	for range MaxHistory {
+		one.must(Change{Override: &Override{State: StateOpen, By: longest, Reason: longest}})
+	}
+	history := usage("infuse:{circuit}:log")
+	for _, bound := range []struct {
+		what     string
+		is, most int64
+	}{
+		{"failures that were counted", counted, 256},
+		{"a circuit that has opened", opened, 1024},
+		{"each further process that reports", source, 128},
+		{"a history of one event", event, 512},
+		{"a history of 50 events with the longest texts", history, 32 << 10},
+	} {
+		assert.LessOrEqual(t, bound.is, bound.most, bound.what)
+		row := fmt.Sprintf("| %s | %d |\n", bound.what, bound.most)
+		assert.True(t, strings.Contains(redisDocument(t), row), "docs/redis.md is to have %s", row)
+	}
+}

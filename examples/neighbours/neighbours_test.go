@@ -25,32 +25,54 @@ import (
 // server is ill as long as it is told to be.
 type server struct {
 	*httptest.Server
-	ill    atomic.Bool
-	calls  atomic.Int64
-	bodies atomic.Int64 // bytes of requests' bodies
+	ill        atomic.Bool
+	calls      atomic.Int64
+	bodies     atomic.Int64 // bytes of requests' bodies
+	failures   atomic.Int64 // that counted
+	ignored    atomic.Int64 // calls that counted for nothing
+	rejections atomic.Int64 // a client that retries them has many for one call
 }
 
 func start(t *testing.T) (*server, *infuse.Transport, *infuse.Breaker) {
 	t.Helper()
-	s := &server{}
+	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
 	s.ill.Store(true)
+	return s, transport, breaker
+}
+
+// startWith starts a server that is well, and then answers with the handler.
+func startWith(t *testing.T, well http.HandlerFunc) (*server, *infuse.Transport, *infuse.Breaker) {
+	t.Helper()
+	s := &server{}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
-		n, _ := io.Copy(io.Discard, r.Body)
-		s.bodies.Add(n)
 		if s.ill.Load() {
+			n, _ := io.Copy(io.Discard, r.Body)
+			s.bodies.Add(n)
 			http.Error(w, "ill", http.StatusBadGateway)
 			return
 		}
-		_, _ = io.WriteString(w, "well")
+		well(w, r)
 	}))
 	t.Cleanup(s.Close)
-	group, err := infuse.NewGroup(infuse.Config{FailMax: 3, ResetTimeout: time.Hour})
+	counting := infuse.Listener{
+		Failure:  func(context.Context, *infuse.Breaker, error) { s.failures.Add(1) },
+		Ignored:  func(context.Context, *infuse.Breaker, error) { s.ignored.Add(1) },
+		Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) { s.rejections.Add(1) },
+	}
+	group, err := infuse.NewGroup(infuse.Config{FailMax: 3, ResetTimeout: time.Hour, Listeners: []*infuse.Listener{&counting}})
 	require.NoError(t, err)
 	t.Cleanup(group.Stop)
 	breaker, err := group.Breaker(s.Listener.Addr().String())
 	require.NoError(t, err)
 	return s, &infuse.Transport{Base: s.Client().Transport, Breakers: group}, breaker
+}
+
+// recover lets one trial run, which the caller then makes.
+func (s *server) recover(t *testing.T, breaker *infuse.Breaker) {
+	t.Helper()
+	s.ill.Store(false)
+	require.NoError(t, breaker.Move(t.Context(), infuse.StateHalfOpen))
 }
 
 func TestGoRetryablehttp(t *testing.T) {
@@ -68,9 +90,9 @@ func TestGoRetryablehttp(t *testing.T) {
 	_, err = client.Get(s.URL)
 	require.ErrorIs(t, err, infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load())
+	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
 
-	s.ill.Store(false)
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateHalfOpen))
+	s.recover(t, breaker)
 	response, err := client.Get(s.URL)
 	require.NoError(t, err)
 	requireWell(t, response.Body)
@@ -116,8 +138,7 @@ func TestOtelhttp(t *testing.T) {
 	require.Contains(t, rejected.Description, "is open")
 	require.NotContains(t, rejected.Description, "502", "why it is open is the Cause of the *OpenError")
 
-	s.ill.Store(false)
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateHalfOpen))
+	s.recover(t, breaker)
 	response, err := client.Get(s.URL)
 	require.NoError(t, err)
 	requireWell(t, response.Body)
@@ -138,9 +159,9 @@ func TestResty(t *testing.T) {
 	_, err = client.R().Get(s.URL)
 	require.ErrorIs(t, err, infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load())
+	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
 
-	s.ill.Store(false)
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateHalfOpen))
+	s.recover(t, breaker)
 	response, err := client.R().Get(s.URL)
 	require.NoError(t, err)
 	require.Equal(t, "well", response.String())

@@ -1,0 +1,77 @@
+package neighbours_test
+
+import (
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/elastic/elastic-transport-go/v8/elastictransport"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/examples/neighbours"
+)
+
+// The transport is what retries. It is by itself here: with it, go-elasticsearch
+// would have CI compile the thousand packages of its typed API.
+func newElastic(t *testing.T, options []elastictransport.Option, nodes ...*server) *elastictransport.Client {
+	t.Helper()
+	var urls []*url.URL
+	for _, node := range nodes {
+		u, err := url.Parse(node.URL)
+		require.NoError(t, err)
+		urls = append(urls, u)
+	}
+	client, err := elastictransport.NewClient(append(options, elastictransport.WithURLs(urls...))...)
+	require.NoError(t, err)
+	return client
+}
+
+func search(t *testing.T, client *elastictransport.Client) (*http.Response, error) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/orders/_search", strings.NewReader("{}"))
+	require.NoError(t, err)
+	return client.Perform(request)
+}
+
+func TestElastic(t *testing.T) {
+	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
+	client := newElastic(t, neighbours.ElasticOptions(transport), s)
+	response, err := search(t, client)
+	require.NoError(t, err)
+	requireWell(t, response.Body)
+
+	s.ill.Store(true)
+	_, err = search(t, client)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(4), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
+	require.Equal(t, int64(3*len("{}")), s.bodies.Load(), "every attempt sent its body")
+
+	_, err = search(t, client)
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(4), s.calls.Load())
+	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
+
+	s.recover(t, breaker)
+	response, err = search(t, client)
+	require.NoError(t, err)
+	requireWell(t, response.Body)
+	require.Equal(t, infuse.StateClosed, breaker.State())
+}
+
+// With several nodes a rejection by one is tried on the next.
+func TestElasticWithNodes(t *testing.T) {
+	sick, transport, breaker := start(t)
+	well, _, _ := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
+	require.NoError(t, breaker.Move(t.Context(), infuse.StateOpen))
+	client := newElastic(t, []elastictransport.Option{elastictransport.WithTransport(transport)}, sick, well)
+	for range 4 {
+		response, err := search(t, client)
+		require.NoError(t, err)
+		requireWell(t, response.Body)
+	}
+	require.Zero(t, sick.calls.Load())
+	require.Equal(t, int64(1), sick.rejections.Load(), "and the client leaves the node alone for a while")
+}

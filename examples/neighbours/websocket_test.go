@@ -1,0 +1,84 @@
+package neighbours_test
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/coder/websocket"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/examples/neighbours"
+)
+
+// echo sends back what it gets over a WebSocket, until that breaks off.
+func echo(w http.ResponseWriter, r *http.Request) {
+	conn, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer func() { _ = conn.CloseNow() }()
+	for {
+		kind, message, err := conn.Read(r.Context())
+		if err != nil || string(message) == "break off" {
+			return
+		}
+		if err := conn.Write(r.Context(), kind, message); err != nil {
+			return
+		}
+	}
+}
+
+func requireEcho(t *testing.T, conn *websocket.Conn) {
+	t.Helper()
+	require.NoError(t, conn.Write(t.Context(), websocket.MessageText, []byte("hello")))
+	_, message, err := conn.Read(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(message))
+}
+
+func TestWebSocket(t *testing.T) {
+	s, transport, breaker := startWith(t, echo)
+	dial := func() (*websocket.Conn, error) {
+		conn, _, err := websocket.Dial(t.Context(), s.URL, neighbours.WebSocketOptions(transport))
+		if err == nil {
+			t.Cleanup(func() { _ = conn.CloseNow() })
+		}
+		return conn, err
+	}
+	healthy, err := dial()
+	require.NoError(t, err)
+	requireEcho(t, healthy)
+
+	s.ill.Store(true)
+	for range 3 {
+		_, err := dial()
+		require.ErrorContains(t, err, "502")
+	}
+	_, err = dial()
+	require.ErrorIs(t, err, infuse.ErrOpen)
+	require.Equal(t, int64(4), s.calls.Load(), "nothing was sent")
+	require.Equal(t, int64(1), s.rejections.Load())
+	requireEcho(t, healthy) // what is connected stays so
+
+	s.recover(t, breaker)
+	trial, err := dial()
+	require.NoError(t, err)
+	require.Equal(t, infuse.StateClosed, breaker.State(), "the trial is over, and its connection is not")
+	requireEcho(t, trial)
+}
+
+// A load balancer that restarts cuts all connections at once.
+func TestWebSocketsThatAreCutAreNoFailures(t *testing.T) {
+	s, transport, breaker := startWith(t, echo)
+	for range 5 {
+		conn, _, err := websocket.Dial(t.Context(), s.URL, neighbours.WebSocketOptions(transport))
+		require.NoError(t, err)
+		require.NoError(t, conn.Write(t.Context(), websocket.MessageText, []byte("break off")))
+		_, _, err = conn.Read(t.Context())
+		require.Error(t, err)
+		require.NoError(t, conn.CloseNow())
+	}
+	require.Zero(t, s.failures.Load())
+	require.Equal(t, infuse.StateClosed, breaker.State())
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"sync"
+	"time"
 
 	"github.com/infuse-go/infuse/bench/worker"
 )
@@ -9,25 +10,25 @@ import (
 // crewJob makes this program one process of a fleet: see package worker.
 const crewJob = "crew"
 
-var jobs = map[string]worker.Job{crewJob: worker.Of(func(p plan) (func() (result, error), func(), error) {
+var jobs = map[string]worker.Job{crewJob: worker.Of(func(p plan) (func(time.Time) (result, error), func(), error) {
 	c, err := gather(p)
 	if err != nil {
 		return nil, nil, err
 	}
-	return func() (result, error) { return c.live(), nil }, c.leave, nil
+	return func(begin time.Time) (result, error) { return c.live(begin), nil }, c.leave, nil
 })}
 
 // A group is some members of a fleet, in this process or in one of their own.
 type group interface {
-	live() result
+	live(begin time.Time) result
 	leave()
 }
 
 // process is a group in a process of its own.
 type process struct{ *worker.Worker }
 
-func (p process) live() (r result) {
-	_ = p.Work(&r) // a process that failed lacks in the number of calls
+func (p process) live(begin time.Time) (r result) {
+	_ = p.Work(begin, &r) // a process that failed lacks in the number of calls
 	return r
 }
 
@@ -65,10 +66,11 @@ func leaveAll(groups []group) {
 }
 
 func liveAll(groups []group) (r result) {
+	begin := time.Now()
 	results := make([]result, len(groups))
 	var all sync.WaitGroup
 	for i, g := range groups {
-		all.Go(func() { results[i] = g.live() })
+		all.Go(func() { results[i] = g.live(begin) })
 	}
 	all.Wait()
 	for _, s := range results {

@@ -1,6 +1,7 @@
 // Package worker has a program start itself again, as one process of a fleet.
 // The new process reads its plan, prepares itself and says that it is ready;
-// at a word it works, and hands back what it found.
+// at a word it works, from an instant on that is the same for all, and hands
+// back what it found.
 package worker
 
 import (
@@ -11,24 +12,25 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // flag begins the one argument of a process that is a worker.
 const flag = "-worker="
 
-// A Job is what one kind of worker does: prepare returns the work for a plan,
-// and what is to be done after it.
-type Job func(plan json.RawMessage) (work func() (any, error), end func(), err error)
+// A Job is what one kind of worker does: it returns the work for a plan, and
+// what is to be done after it.
+type Job func(plan json.RawMessage) (work func(begin time.Time) (any, error), end func(), err error)
 
 // Of makes a Job of a func that takes its plan and gives its result as they are.
-func Of[P, R any](prepare func(P) (work func() (R, error), end func(), err error)) Job {
-	return func(plan json.RawMessage) (func() (any, error), func(), error) {
+func Of[P, R any](prepare func(P) (work func(begin time.Time) (R, error), end func(), err error)) Job {
+	return func(plan json.RawMessage) (func(time.Time) (any, error), func(), error) {
 		var p P
 		if err := json.Unmarshal(plan, &p); err != nil {
 			return nil, nil, err
 		}
 		work, end, err := prepare(p)
-		return func() (any, error) { return work() }, end, err
+		return func(begin time.Time) (any, error) { return work(begin) }, end, err
 	}
 }
 
@@ -64,7 +66,11 @@ func serve(job Job, in io.Reader, out io.Writer) error {
 	if !lines.Scan() { // the one that started this process has ended
 		return io.ErrUnexpectedEOF
 	}
-	result, err := work()
+	begin, err := time.Parse(time.RFC3339Nano, lines.Text())
+	if err != nil {
+		return err
+	}
+	result, err := work(begin)
 	if err != nil {
 		return err
 	}
@@ -107,9 +113,10 @@ func Start(job string, plan any) (*Worker, error) {
 	return w, nil
 }
 
-// Work has the worker do its work, and stores what it found.
-func (w *Worker) Work(result any) error {
-	if _, err := fmt.Fprintln(w.in, "go"); err != nil {
+// Work has the worker do its work, and stores what it found. begin is the
+// instant from which on the whole fleet works.
+func (w *Worker) Work(begin time.Time, result any) error {
+	if _, err := fmt.Fprintln(w.in, begin.Format(time.RFC3339Nano)); err != nil {
 		return err
 	}
 	line, err := w.out.ReadBytes('\n')

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -12,11 +13,11 @@ import (
 // TestMain makes the test's own program a worker, too.
 func TestMain(m *testing.M) {
 	Serve(map[string]Job{
-		"double": Of(func(n int) (func() (int, error), func(), error) {
+		"double": Of(func(n int) (func(time.Time) (int, error), func(), error) {
 			if n < 0 {
 				return nil, nil, errors.New("negative")
 			}
-			return func() (int, error) { return 2 * n, nil }, func() {}, nil
+			return func(time.Time) (int, error) { return 2 * n, nil }, func() {}, nil
 		}),
 	})
 	os.Exit(m.Run())
@@ -32,7 +33,7 @@ func TestAWorkerWorksInAProcessOfItsOwn(t *testing.T) {
 	}
 	for n, w := range all {
 		var doubled int
-		require.NoError(t, w.Work(&doubled))
+		require.NoError(t, w.Work(time.Now(), &doubled))
 		require.Equal(t, 2*n, doubled)
 		w.End()
 		require.True(t, w.cmd.ProcessState.Success())
@@ -49,8 +50,8 @@ func TestAWorkerThatCannotPrepareIsAnError(t *testing.T) {
 func TestAWorkerEndsWithoutWorkWhereItsStarterHasEnded(t *testing.T) {
 	var out strings.Builder
 	worked := false
-	job := Of(func(int) (func() (int, error), func(), error) {
-		return func() (int, error) { worked = true; return 0, nil }, func() {}, nil
+	job := Of(func(int) (func(time.Time) (int, error), func(), error) {
+		return func(time.Time) (int, error) { worked = true; return 0, nil }, func() {}, nil
 	})
 	require.Error(t, serve(job, strings.NewReader("1\n"), &out))
 	require.Equal(t, ready+"\n", out.String())

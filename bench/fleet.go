@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/infuse-go/infuse/bench/waiting"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -163,7 +164,7 @@ func measureSpread(size, trips int) (spread, error) {
 		return spread{}, err
 	}
 	defer f.stop()
-	if err := f.subscribed(size); err != nil {
+	if err := waiting.ForSubscribers(f.server, size); err != nil {
 		return spread{}, err
 	}
 	var delays []time.Duration
@@ -179,7 +180,7 @@ func measureSpread(size, trips int) (spread, error) {
 			})
 		}
 		for i := range openedAt {
-			if err := waitFor(func() bool { return openedAt[i].Load() != 0 }); err != nil {
+			if err := waiting.For(func() bool { return openedAt[i].Load() != 0 }); err != nil {
 				return spread{}, fmt.Errorf("member %d of %d does not open: %w", i, size, err)
 			}
 			delays = append(delays, max(0, time.Duration(openedAt[i].Load())-last))
@@ -188,38 +189,13 @@ func measureSpread(size, trips int) (spread, error) {
 			return spread{}, err
 		}
 		for i, m := range f.members {
-			if err := waitFor(m.closed); err != nil {
+			if err := waiting.For(m.closed); err != nil {
 				return spread{}, fmt.Errorf("member %d of %d does not close: %w", i, size, err)
 			}
 		}
 	}
 	slices.Sort(delays)
 	return spread{delays[len(delays)/2], delays[len(delays)*99/100], delays[len(delays)-1]}, nil
-}
-
-// subscribed waits until all members have subscribed to their circuit: they do
-// so in the background.
-func (f *fleet) subscribed(size int) error {
-	client := f.server.Client()
-	defer client.Close()
-	return waitFor(func() bool {
-		channels := client.PubSubChannels(ctx, "*").Val()
-		if len(channels) != 1 {
-			return false
-		}
-		return client.PubSubNumSub(ctx, channels[0]).Val()[channels[0]] == int64(size)
-	})
-}
-
-var errTooLong = errors.New("not within 30s")
-
-func waitFor(reached func() bool) error {
-	for deadline := time.Now().Add(30 * time.Second); !reached(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			return errTooLong
-		}
-	}
-	return nil
 }
 
 // outage is what a fleet does to a service that fails, and to Redis.
@@ -243,7 +219,7 @@ func measureOutage(kind fleetKind, size int, health, failure time.Duration) (out
 	}
 	defer f.stop()
 	if kind.name == infuseFleet.name {
-		if err := f.subscribed(size); err != nil {
+		if err := waiting.ForSubscribers(f.server, size); err != nil {
 			return outage{}, err
 		}
 	}

@@ -44,6 +44,16 @@ var (
 	noFleet        = fleetKind{"no breaker", joinNothing}
 )
 
+// kindOf returns the kind of that name.
+func kindOf(name string) fleetKind {
+	for _, k := range []fleetKind{infuseFleet, gobreakerFleet, localFleet} {
+		if k.name == name {
+			return k
+		}
+	}
+	return noFleet
+}
+
 func joinInfuse(client *redis.Client, s fleetSettings) (member, error) {
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	m, err := infuseMember(storage, s)

@@ -74,7 +74,11 @@ func serve(job Job, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(out).Encode(result)
+	if err := json.NewEncoder(out).Encode(result); err != nil {
+		return err
+	}
+	lines.Scan() // until End: others may be at work yet
+	return nil
 }
 
 const ready = "ready"
@@ -126,7 +130,8 @@ func (w *Worker) Work(begin time.Time, result any) error {
 	return json.Unmarshal(line, result)
 }
 
-// End waits until the worker has ended. One that has not worked does not any more.
+// End has the worker end, and waits until it has. One that has not worked does
+// not any more.
 func (w *Worker) End() {
 	_ = w.in.Close()
 	_ = w.cmd.Wait()

@@ -31,27 +31,28 @@ type besides struct {
 
 // arena is where fleets live.
 type arena struct {
-	name      string
-	adjective string
-	text      string
-	sizes     []fleetSize
-	live      func([]besides) error // fills in the tallies
+	name         string
+	text, outage string // what is to be known of it
+	sizes        []fleetSize
+	live         func([]besides) error // fills in the tallies
 }
 
 func arenas(size sizes) (real, simulated arena) {
 	real = arena{
-		name: "processes", live: really, adjective: " real",
+		name: "processes", live: really,
 		text: fmt.Sprintf("Real processes of the operating system, with a Redis client each, on one real redis-server; %v at each share of errors. "+
 			"A process makes one call at a time: one that is due while another waits for gobreaker's lock comes after it, and the calls a second tell whether the fleet keeps up. "+
 			"The local breaker is in the process of Infuse's, and gets the same calls.", size.processTime),
+		outage: "gobreaker's shared mode reads the state before it waits for its lock. A call that waited writes back what it made of that, and so closes again what others had opened.",
 	}
 	for _, n := range size.processes {
 		real.sizes = append(real.sizes, fleetSize{n, size.processTime})
 	}
 	return real, arena{
-		name: "simulated processes", adjective: " simulated", live: virtually, sizes: size.simulated,
+		name: "simulated processes", live: virtually, sizes: size.simulated,
 		text: fmt.Sprintf("Simulated: the breakers are real, one for each process, and so is their code. Time is virtual (testing/synctest), and the storage is memory, %v away one way; its news reaches all at once. "+
 			"gobreaker's lock and store take no time here, so that nothing is lost between a reading and a writing: that is more than a real Redis can give it. All get the same calls.", oneWay),
+		outage: "As before, gobreaker's shared mode is here as if its lock and its store took no time.",
 	}
 }
 
@@ -65,59 +66,71 @@ func bySize(size sizes, r *report) error {
 			"- gobreaker in each process by itself.", size.rate, fewFailures),
 	}
 	real, simulated := arenas(size)
-	for _, a := range []arena{real, simulated} {
-		found := a.inHealth(size)
-		if err := a.live(found); err != nil {
-			return err
-		}
-		s.tables = append(s.tables, a.falseOpenings(found))
-		if a.name == real.name {
-			s.tables = append(s.tables, redisTable(found))
-		}
-		for _, b := range found {
-			r.compare(fmt.Sprintf("Rejected of a service that is well: %d %s, %g %% errors", b.members, a.name, 100*b.weather.Errors), percent,
-				b.ours.rejected(), figure{gobreakerFleet.name, b.shared.rejected()}, figure{localFleet.name, b.locals.rejected()})
-		}
-		r.simulated = found // in the end
-	}
-	var err error
-	if r.realOutages, err = real.opens(size); err != nil {
+	health, err := real.inHealth(size, r)
+	if err != nil {
 		return err
 	}
-	if r.simulatedOutages, err = simulated.opens(size); err != nil {
+	if r.simulated, err = simulated.inHealth(size, r); err != nil {
 		return err
 	}
-	opens := []table{real.timesToOpen(r.realOutages, size), simulated.timesToOpen(r.simulatedOutages, size)}
-	s.tables[2].picture, opens[0].picture = falseOpeningsPlot, timeToOpenPlot
-	s.tables = append(s.tables, opens...)
-	for _, o := range append(slices.Clone(r.realOutages), r.simulatedOutages...) {
-		r.compare(fmt.Sprintf("Time to open in an outage, %s processes, ms", o.where), number,
-			o.ours.ms(), figure{gobreakerFleet.name, o.shared.ms()}, figure{localFleet.name, o.locals.ms()})
-		r.compare(fmt.Sprintf("Calls that reach the sick service meanwhile, %s processes", o.where), number,
-			o.ours.calls, figure{gobreakerFleet.name, o.shared.calls}, figure{localFleet.name, o.locals.calls})
+	if r.realOutages, err = real.outages(size, r); err != nil {
+		return err
 	}
+	if r.simulatedOutages, err = simulated.outages(size, r); err != nil {
+		return err
+	}
+	s.tables = []table{
+		real.falseOpenings(health), redisTable(health), simulated.falseOpenings(r.simulated),
+		real.timesToOpen(r.realOutages, size), simulated.timesToOpen(r.simulatedOutages, size),
+	}
+	s.tables[2].picture, s.tables[3].picture = falseOpeningsPlot, timeToOpenPlot
 	r.add(s)
 	return nil
 }
 
-// inHealth are the fleets whose service is well.
-func (a arena) inHealth(size sizes) (all []besides) {
+// inHealth has fleets live whose service is well.
+func (a arena) inHealth(size sizes, r *report) (all []besides, err error) {
 	for _, n := range a.sizes {
 		for _, share := range errorShares {
 			all = append(all, besides{members: n.members, weather: weather{Rate: size.rate, Errors: share, For: n.life, Seed: 1}})
 		}
 	}
-	return all
+	if err := a.live(all); err != nil {
+		return nil, err
+	}
+	for _, b := range all {
+		r.compare(fmt.Sprintf("Calls to a healthy service that are rejected, %s %s, %g %% errors", whole(int64(b.members)), a.name, 100*b.weather.Errors), percent,
+			b.ours.rejected(), figure{gobreakerFleet.name, b.shared.rejected()}, figure{localFleet.name, b.locals.rejected()})
+	}
+	return all, nil
 }
 
-// outages are the fleets whose service falls ill for all, each some times.
-func (a arena) outages(size sizes) (all []besides) {
+// outages has fleets live whose service falls ill for all, each some times.
+func (a arena) outages(size sizes, r *report) (all []opening, err error) {
+	var found []besides
 	for _, n := range a.sizes {
 		for round := range size.openings {
-			all = append(all, besides{members: n.members, weather: weather{Rate: size.rate, Onset: size.calm, For: size.calm + size.watched, Seed: uint64(round + 1)}})
+			found = append(found, besides{members: n.members, weather: weather{Rate: size.rate, Onset: size.calm, For: size.calm + size.watched, Seed: uint64(round + 1)}})
 		}
 	}
-	return all
+	if err := a.live(found); err != nil {
+		return nil, err
+	}
+	for some := range slices.Chunk(found, size.openings) {
+		o := opening{
+			members: some[0].members,
+			ours:    reached(some, func(b besides) tally { return b.ours }),
+			shared:  reached(some, func(b besides) tally { return b.shared }),
+			locals:  reached(some, func(b besides) tally { return b.locals }),
+		}
+		where := whole(int64(o.members)) + " " + a.name
+		r.compare("Until the last call that reaches a sick service, "+where+", ms", number,
+			o.ours.ms(), figure{gobreakerFleet.name, o.shared.ms()}, figure{localFleet.name, o.locals.ms()})
+		r.compare("Calls that reach it, "+where, number,
+			o.ours.calls, figure{gobreakerFleet.name, o.shared.calls}, figure{localFleet.name, o.locals.calls})
+		all = append(all, o)
+	}
+	return all, nil
 }
 
 // really has each fleet live in processes of their own, in turns.
@@ -195,7 +208,6 @@ func redisTable(found []besides) table {
 // opening is how a fleet of that size met an outage, in the median of some.
 type opening struct {
 	members              int
-	where                string
 	ours, shared, locals reach
 }
 
@@ -223,29 +235,11 @@ func (r reach) cells(watched time.Duration) []string {
 	return []string{took, number(r.calls)}
 }
 
-// opens has the fleets meet outages.
-func (a arena) opens(size sizes) (all []opening, err error) {
-	found := a.outages(size)
-	if err := a.live(found); err != nil {
-		return nil, err
-	}
-	for some := range slices.Chunk(found, size.openings) {
-		all = append(all, opening{
-			members: some[0].members,
-			where:   fmt.Sprint(some[0].members, a.adjective),
-			ours:    reached(some, func(b besides) tally { return b.ours }),
-			shared:  reached(some, func(b besides) tally { return b.shared }),
-			locals:  reached(some, func(b besides) tally { return b.locals }),
-		})
-	}
-	return all, nil
-}
-
 func (a arena) timesToOpen(all []opening, size sizes) table {
 	t := table{
 		title: "An outage: " + a.name,
 		text: fmt.Sprintf("All calls fail from an instant on: until the last call that reached the service, in ms, and how many did; medians of %d. %v are watched. "+
-			"Infuse asks the fleet for 50 ms before it opens for all (Config.Suspicion).", size.openings, size.watched),
+			"Infuse asks the fleet for 50 ms before it opens for all (Config.Suspicion). %s", size.openings, size.watched, a.outage),
 		head: []string{a.name, infuseName + ": ms", "calls", "gobreaker, shared: ms", "calls", "gobreaker, local: ms", "calls"},
 	}
 	for _, o := range all {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -102,24 +103,20 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 			return nil, err
 		}
 	}
-	found, errs := make([][]tally, processes), make([]error, processes)
 	before, err := spentBy(server)
 	if err != nil {
 		return nil, err
 	}
+	found, working := make([][]tally, processes), make(chan error, 1)
 	begin := time.Now().Add(100 * time.Millisecond)
-	var working sync.WaitGroup
-	for i, w := range all {
-		working.Go(func() { errs[i] = w.Work(begin, &found[i]) })
-	}
+	go func() {
+		working <- inParallel(processes, processes, func(i int) error { return all[i].Work(begin, &found[i]) })
+	}()
 	time.Sleep(time.Until(begin.Add(w.For)))
 	told := bystander[0].tally()
 	after, err := spentBy(server)
-	working.Wait()
-	for i, err := range errs {
-		if err != nil {
-			return nil, fmt.Errorf("process %d of %d, %s: %w", i, processes, kind.name, err)
-		}
+	if err := errors.Join(err, <-working); err != nil {
+		return nil, fmt.Errorf("%d processes, %s: %w", processes, kind.name, err)
 	}
 	tallies = make([]tally, len(bystander))
 	for _, ofProcess := range found {
@@ -129,41 +126,39 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 	}
 	tallies[0].told(kind, told)
 	tallies[0].Micros, tallies[0].Requests = after.micros-before.micros, after.requests-before.requests
-	return tallies, err
+	return tallies, nil
 }
 
 // startProcesses starts them, some at a time.
 func startProcesses(plan callerPlan, processes int) ([]*worker.Worker, error) {
 	all := make([]*worker.Worker, processes)
-	errs := make([]error, processes)
-	for some := range slices.Chunk(indexes(processes), 8) {
-		var starting sync.WaitGroup
-		for _, i := range some {
-			own := plan
-			own.Process = uint64(i)
-			starting.Go(func() { all[i], errs[i] = worker.Start(callerJob, own) })
-		}
-		starting.Wait()
-	}
-	for _, err := range errs {
-		if err != nil {
-			return slices.DeleteFunc(all, func(w *worker.Worker) bool { return w == nil }), err
-		}
-	}
-	return all, nil
+	err := inParallel(processes, 8, func(i int) (err error) {
+		own := plan
+		own.Process = uint64(i)
+		all[i], err = worker.Start(callerJob, own)
+		return err
+	})
+	return slices.DeleteFunc(all, func(w *worker.Worker) bool { return w == nil }), err
 }
 
 func endAll(all []*worker.Worker) {
-	var ending sync.WaitGroup
-	for _, w := range all {
-		ending.Go(w.End)
-	}
-	ending.Wait()
+	_ = inParallel(len(all), len(all), func(i int) error {
+		all[i].End()
+		return nil
+	})
 }
 
-func indexes(n int) (all []int) {
+// inParallel does all of n things, so many at a time.
+func inParallel(n, most int, do func(i int) error) error {
+	errs, places := make([]error, n), make(chan struct{}, most)
+	var doing sync.WaitGroup
 	for i := range n {
-		all = append(all, i)
+		places <- struct{}{}
+		doing.Go(func() {
+			defer func() { <-places }()
+			errs[i] = do(i)
+		})
 	}
-	return all
+	doing.Wait()
+	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -189,23 +188,15 @@ func (d *distant) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 // simulateAll runs so many simulations at a time as there are processors, each
 // in a process of its own: the load of the machine does not matter to them.
 func simulateAll(all []simulation) ([]tally, error) {
-	tallies, errs := make([]tally, len(all)), make([]error, len(all))
-	places := make(chan struct{}, runtime.NumCPU())
-	var running sync.WaitGroup
-	for i, s := range all {
-		places <- struct{}{}
-		progress("4. simulated: %d processes of %s, %v", s.Members, s.Kind, s.Weather)
-		running.Go(func() {
-			defer func() { <-places }()
-			w, err := worker.Start(simulationJob, s)
-			if err != nil {
-				errs[i] = err
-				return
-			}
-			defer w.End()
-			errs[i] = w.Work(time.Now(), &tallies[i])
-		})
-	}
-	running.Wait()
-	return tallies, errors.Join(errs...)
+	tallies := make([]tally, len(all))
+	err := inParallel(len(all), runtime.NumCPU(), func(i int) error {
+		progress("4. simulated: %d processes of %s, %v", all[i].Members, all[i].Kind, all[i].Weather)
+		w, err := worker.Start(simulationJob, all[i])
+		if err != nil {
+			return err
+		}
+		defer w.End()
+		return w.Work(time.Now(), &tallies[i])
+	})
+	return tallies, err
 }

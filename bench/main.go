@@ -33,8 +33,9 @@ type sizes struct {
 	trips           int
 	health, failure time.Duration
 
-	rate          float64 // calls a second of each process
-	processes     []int   // in real fleets
+	rate          float64   // calls a second of each process
+	errors        []float64 // the shares of calls that fail while the service is well
+	processes     []int     // in real fleets
 	processTime   time.Duration
 	simulated     []fleetSize
 	openings      int           // rounds of an outage
@@ -49,7 +50,7 @@ var (
 		rounds: 9, batch: 60 * time.Millisecond,
 		fleet: 8, fleetTime: 5 * time.Second, fleetRounds: 3, failuresEach: 50,
 		outages: []int{8, 100, 1000}, trips: 11, health: 5 * time.Second, failure: 5 * time.Second,
-		rate: 20, processes: []int{8, 20, 50, 100}, processTime: 6 * time.Second,
+		rate: 20, errors: []float64{0.001, 0.01, 0.05, 0.1}, processes: []int{8, 20, 50, 100}, processTime: 6 * time.Second,
 		simulated: []fleetSize{{10, time.Hour}, {100, 6 * time.Minute}, {1000, 36 * time.Second}, {10_000, 5 * time.Second}},
 		openings:  3, calm: 500 * time.Millisecond, watched: 2 * time.Second,
 		circuits: 10_000, peersCircuits: 1000,
@@ -58,8 +59,8 @@ var (
 		rounds: 1, batch: time.Millisecond,
 		fleet: 8, fleetTime: 200 * time.Millisecond, fleetRounds: 1, failuresEach: 2,
 		outages: []int{8, 24}, trips: 2, health: 300 * time.Millisecond, failure: 1500 * time.Millisecond,
-		rate: 20, processes: []int{3, 6}, processTime: 200 * time.Millisecond,
-		simulated: []fleetSize{{10, 5 * time.Second}, {30, 2 * time.Second}},
+		rate: 20, errors: []float64{0.01, 0.1}, processes: []int{3}, processTime: 200 * time.Millisecond,
+		simulated: []fleetSize{{10, 5 * time.Second}},
 		openings:  1, calm: 100 * time.Millisecond, watched: 900 * time.Millisecond,
 		circuits: 300, peersCircuits: 30,
 	}

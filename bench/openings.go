@@ -16,9 +16,6 @@ type fleetSize struct {
 	life    time.Duration
 }
 
-// errorShares are the shares of calls that fail while the service is well.
-var errorShares = []float64{0.001, 0.01, 0.05, 0.1}
-
 // beside are those that are compared.
 var beside = []fleetKind{infuseFleet, gobreakerFleet, localFleet}
 
@@ -91,7 +88,7 @@ func bySize(size sizes, r *report) error {
 // inHealth has fleets live whose service is well.
 func (a arena) inHealth(size sizes, r *report) (all []besides, err error) {
 	for _, n := range a.sizes {
-		for _, share := range errorShares {
+		for _, share := range size.errors {
 			all = append(all, besides{members: n.members, weather: weather{Rate: size.rate, Errors: share, For: n.life, Seed: 1}})
 		}
 	}

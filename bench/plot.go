@@ -77,7 +77,7 @@ func save(p *plot.Plot, file string) error {
 // plotFalseOpenings draws what simulated fleets met at the most errors: real ones
 // do not live long enough.
 func (r *report) plotFalseOpenings() (*plot.Plot, error) {
-	share := errorShares[len(errorShares)-1]
+	share := r.sizes.errors[len(r.sizes.errors)-1]
 	own := line{color: blue, shape: draw.RingGlyph{}, width: narrow}
 	shared := line{name: gobreakerFleet.name, color: vermilion, shape: draw.BoxGlyph{}, width: narrow}
 	local := line{name: localFleet.name, color: green, shape: draw.CrossGlyph{}, width: wide} // seen below that of Infuse
@@ -94,8 +94,11 @@ func (r *report) plotFalseOpenings() (*plot.Plot, error) {
 	own.name = fmt.Sprintf("Infuse (openings of the fleet: %d)", byAll)
 	p, err := newPlot(fmt.Sprintf("False openings that a process meets at %g %% random errors, simulated", 100*share),
 		"openings an hour in which calls run", []line{shared, local, own})
+	if err != nil {
+		return nil, err
+	}
 	p.Legend.Top, p.Legend.YOffs = true, -vg.Points(8)
-	return p, err
+	return p, nil
 }
 
 // met is how many openings a process meets in an hour in which its calls run:
@@ -128,8 +131,11 @@ func (r *report) plotTimesToOpen() (*plot.Plot, error) {
 		lines = append(lines, real, simulated)
 	}
 	p, err := newPlot("From the begin of an outage to the last call that reaches the service", fmt.Sprintf("ms (%d are watched)", r.sizes.watched.Milliseconds()), lines)
+	if err != nil {
+		return nil, err
+	}
 	p.Legend.YOffs = vg.Points(8)
-	return p, err
+	return p, nil
 }
 
 // add adds a point, if a logarithmic axis has it. A plot has the powers of ten:

@@ -24,7 +24,7 @@ type load struct {
 
 var loads = []load{
 	{infuseName + ": a failure", startChanges(fewLimits, infuse.Calls{}, fails)},
-	{infuseName + ": a failure, with a FailureRate", startChanges(rateLimits, infuse.Calls{}, failsInWindow)},
+	{infuseName + ": a failure, with a FailureRate whose window is full", startChanges(rateLimits, infuse.Calls{}, failsInWindow)},
 	{infuseName + ": a failure while it is suspect", startChanges(suspectLimits, suspectCalls, fails)},
 	{infuseName + ": a success while it is suspect", startChanges(suspectLimits, suspectCalls, succeeds)},
 	{infuseName + ": a transition, with its history", startChanges(fewLimits, infuse.Calls{}, moves)},
@@ -46,10 +46,11 @@ func fails(c *infuse.Change, _ int) { c.Calls = infuse.Calls{Failures: 1, Lead: 
 
 func succeeds(c *infuse.Change, _ int) { c.Calls = infuse.Calls{Successes: 1} }
 
-// failsInWindow has the sender tell of successes, too, as it does with a rate.
+// failsInWindow has the sender tell of successes, too, as it does with a rate. The
+// window is full.
 func failsInWindow(c *infuse.Change, i int) {
 	fails(c, i)
-	c.Counted = []infuse.Bucket{{Start: time.Now().Truncate(time.Second), Calls: 10, Failures: 1}}
+	c.Counted = []infuse.Bucket{{Start: time.Now().Truncate(time.Second).Add(-time.Duration(i%10) * time.Second), Calls: 10, Failures: 1}}
 }
 
 func moves(c *infuse.Change, i int) {

@@ -121,10 +121,10 @@ func (a arena) outages(size sizes, r *report) (all []opening, err error) {
 			locals:  reached(some, func(b besides) tally { return b.locals }),
 		}
 		where := whole(int64(o.members)) + " " + a.name
+		r.compare("Calls that reach a sick service, "+where, number,
+			o.ours.calls, figure{gobreakerFleet.name, o.shared.calls}, figure{localFleet.name, o.locals.calls})
 		r.compare("Until the last call that reaches a sick service, "+where+", ms", number,
 			o.ours.ms(), figure{gobreakerFleet.name, o.shared.ms()}, figure{localFleet.name, o.locals.ms()})
-		r.compare("Calls that reach it, "+where, number,
-			o.ours.calls, figure{gobreakerFleet.name, o.shared.calls}, figure{localFleet.name, o.locals.calls})
 		all = append(all, o)
 	}
 	return all, nil
@@ -188,7 +188,7 @@ func redisTable(found []besides) table {
 	t := table{
 		title: "What Redis spends on 1,000 calls",
 		text: "Processor time of Redis's main thread (INFO cpu), its network included, and requests, of the fleets of processes above: with the default settings, suspicions included. " +
-			"gobreaker's shared mode asks for every call; Infuse tells of failures, of successes where there are failures to forget, and of all calls while the circuit is suspect. Its subscriptions cost the same at any rate of calls.",
+			"gobreaker's shared mode asks for every call; Infuse tells of failures, of successes where there are failures to forget, and of all calls while the circuit is suspect. What its subscriptions cost, and what Redis spends on itself, does not depend on calls: it weighs where they are few.",
 		head: []string{"processes", "errors", infuseName + ": µs", "requests", "gobreaker, shared: µs", "requests"},
 	}
 	for _, b := range found {
@@ -224,9 +224,10 @@ func reached(rounds []besides, of func(besides) tally) reach {
 
 func (r reach) ms() float64 { return 1000 * r.last.Seconds() }
 
+// cells tell of calls that still reach the service towards the end.
 func (r reach) cells(watched time.Duration) []string {
 	took := number(r.ms())
-	if r.last > watched*9/10 {
+	if r.last > watched*3/4 {
 		took = "not within " + watched.String()
 	}
 	return []string{took, number(r.calls)}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,103 +8,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-	"github.com/sony/gobreaker/v2"
-
-	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/waiting"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
 // Section 2: a fleet whose breakers have a Redis client of their own each, as
 // processes have, and share one circuit.
-
-// A fleetKind is how a fleet protects itself.
-type fleetKind struct {
-	name string
-	join func(client *redis.Client, s fleetSettings) (member, error)
-}
-
-type fleetSettings struct {
-	circuit      string
-	failMax      int
-	resetTimeout time.Duration
-	opened       func() // called when the member knows that the fleet's circuit is open; may be nil
-}
-
-// member is one breaker of a fleet.
-type member struct {
-	call     func(work func() error) error
-	failures func() (int, error) // in a row, as Redis has it
-	close    func() error        // the circuit, by hand
-	closed   func() bool         // as the member knows it
-	stop     func()
-}
-
-var (
-	infuseFleet    = fleetKind{infuseName, joinInfuse}
-	gobreakerFleet = fleetKind{"gobreaker, shared", joinGobreaker}
-	noFleet        = fleetKind{"no breaker", joinNothing}
-)
-
-func joinInfuse(client *redis.Client, s fleetSettings) (member, error) {
-	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
-	cfg := infuse.Config{FailMax: s.failMax, ResetTimeout: s.resetTimeout, Storage: storage}
-	if s.opened != nil {
-		cfg.Listeners = []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
-			if t.To == infuse.StateOpen && !t.Local {
-				s.opened()
-			}
-		}}}
-	}
-	b, err := infuse.New(s.circuit, cfg)
-	if err != nil {
-		return member{}, err
-	}
-	return member{
-		call: func(work func() error) error {
-			return b.Call(ctx, func(context.Context) error { return work() })
-		},
-		failures: func() (int, error) {
-			r, err := b.Record(ctx)
-			return r.Failures, err
-		},
-		close:  func() error { return b.Move(ctx, infuse.StateClosed) },
-		closed: func() bool { return b.State() == infuse.StateClosed },
-		stop: func() {
-			b.Stop()
-			_ = storage.Close()
-		},
-	}, nil
-}
-
-func joinGobreaker(client *redis.Client, s fleetSettings) (member, error) {
-	store := newSharedStore(client)
-	b, err := gobreaker.NewDistributedCircuitBreaker[any](store, gobreaker.Settings{
-		Name:        s.circuit,
-		Timeout:     s.resetTimeout,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= uint32(s.failMax) },
-		OnStateChange: func(_ string, _, to gobreaker.State) {
-			if s.opened != nil && to == gobreaker.StateOpen {
-				s.opened()
-			}
-		},
-	})
-	if err != nil {
-		return member{}, err
-	}
-	return member{
-		call: func(work func() error) error {
-			_, err := b.Execute(func() (any, error) { return nil, work() })
-			return err
-		},
-		failures: func() (int, error) { return store.failures(s.circuit) },
-		stop:     func() {},
-	}, nil
-}
-
-func joinNothing(*redis.Client, fleetSettings) (member, error) {
-	return member{call: func(work func() error) error { return work() }, stop: func() {}}, nil
-}
 
 // fleet is a number of members on a redis-server of their own.
 type fleet struct {
@@ -122,7 +30,11 @@ func startFleet(kind fleetKind, size int, s fleetSettings, opened func(i int)) (
 	s.circuit = newName()
 	for i := range size {
 		if opened != nil {
-			s.opened = func() { opened(i) }
+			s.opened = func(alone bool) {
+				if !alone {
+					opened(i)
+				}
+			}
 		}
 		m, err := kind.join(server.Client(), s)
 		if err != nil {
@@ -252,7 +164,7 @@ func measureSpread(size, trips int) (spread, error) {
 		return spread{}, err
 	}
 	defer f.stop()
-	if err := f.subscribed(size); err != nil {
+	if err := waiting.ForSubscribers(f.server, size); err != nil {
 		return spread{}, err
 	}
 	var delays []time.Duration
@@ -268,47 +180,22 @@ func measureSpread(size, trips int) (spread, error) {
 			})
 		}
 		for i := range openedAt {
-			if err := waitFor(func() bool { return openedAt[i].Load() != 0 }); err != nil {
+			if err := waiting.For(func() bool { return openedAt[i].Load() != 0 }); err != nil {
 				return spread{}, fmt.Errorf("member %d of %d does not open: %w", i, size, err)
 			}
 			delays = append(delays, max(0, time.Duration(openedAt[i].Load())-last))
 		}
-		if err := f.members[trip%size].close(); err != nil {
-			return spread{}, err
+		if err := waiting.For(func() bool { return f.members[trip%size].close() == nil }); err != nil { // a machine that stands still has it fail
+			return spread{}, fmt.Errorf("member %d of %d cannot close the circuit: %w", trip%size, size, err)
 		}
 		for i, m := range f.members {
-			if err := waitFor(m.closed); err != nil {
+			if err := waiting.For(m.closed); err != nil {
 				return spread{}, fmt.Errorf("member %d of %d does not close: %w", i, size, err)
 			}
 		}
 	}
 	slices.Sort(delays)
 	return spread{delays[len(delays)/2], delays[len(delays)*99/100], delays[len(delays)-1]}, nil
-}
-
-// subscribed waits until all members have subscribed to their circuit: they do
-// so in the background.
-func (f *fleet) subscribed(size int) error {
-	client := f.server.Client()
-	defer client.Close()
-	return waitFor(func() bool {
-		channels := client.PubSubChannels(ctx, "*").Val()
-		if len(channels) != 1 {
-			return false
-		}
-		return client.PubSubNumSub(ctx, channels[0]).Val()[channels[0]] == int64(size)
-	})
-}
-
-var errTooLong = errors.New("not within 30s")
-
-func waitFor(reached func() bool) error {
-	for deadline := time.Now().Add(30 * time.Second); !reached(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			return errTooLong
-		}
-	}
-	return nil
 }
 
 // outage is what a fleet does to a service that fails, and to Redis.
@@ -332,7 +219,7 @@ func measureOutage(kind fleetKind, size int, health, failure time.Duration) (out
 	}
 	defer f.stop()
 	if kind.name == infuseFleet.name {
-		if err := f.subscribed(size); err != nil {
+		if err := waiting.ForSubscribers(f.server, size); err != nil {
 			return outage{}, err
 		}
 	}

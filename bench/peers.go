@@ -201,16 +201,28 @@ func gobreakerSettings(failMax int) gobreaker.Settings {
 }
 
 func startGobreaker(failMax int) (breaker, error) {
-	b := gobreaker.NewCircuitBreaker[any](gobreakerSettings(failMax))
+	return gobreakerOf(gobreakerSettings(failMax), nil), nil
+}
+
+// gobreakerOf tells what became of each call, if that is wanted.
+func gobreakerOf(settings gobreaker.Settings, tell func(error)) breaker {
+	b := gobreaker.NewCircuitBreaker[any](settings)
 	return breaker{
 		call: func(w work) func() error {
+			if tell == nil {
+				return func() error {
+					_, err := b.Execute(w.value)
+					return err
+				}
+			}
 			return func() error {
 				_, err := b.Execute(w.value)
+				tell(err)
 				return err
 			}
 		},
 		stop: func() {},
-	}, nil
+	}
 }
 
 func startCep21(failMax int) (breaker, error) {

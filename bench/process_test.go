@@ -11,8 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
+
+// TestMain makes the test's own program a process of a fleet, too.
+func TestMain(m *testing.M) {
+	worker.Serve(jobs)
+	os.Exit(m.Run())
+}
 
 // BenchmarkCall is ours between the two that its figures are held against:
 //
@@ -58,7 +65,7 @@ func (sc scenario) benchmark(b *testing.B, s subject) {
 func TestEverySubjectDoesWhatItIsMeasuredFor(t *testing.T) {
 	storage := newStorage(t)
 	for _, sc := range scenarios {
-		for _, s := range append(subjects(storage), webSubjects()...) {
+		for _, s := range slices.Concat(subjects(storage), webSubjects(), told[0], told[1]) {
 			if !sc.has(s) {
 				continue
 			}
@@ -95,10 +102,19 @@ func TestAQuickRunWritesTheReport(t *testing.T) {
 		"## 1. One process", "### Closed, the call succeeds", "### Open, the call is rejected", "### Closed, half the calls fail",
 		"### HTTP: closed, the call succeeds", "### HTTP: open, the call is rejected", "### HTTP: closed, half the calls fail",
 		"## 2. A fleet on a real Redis", "### In health", "### Failures that all report at once", "### Redis's own time for a counted failure",
-		"### From the last counted failure until a breaker rejects", "### An outage",
+		"### Redis's own time, its network included", "### From the last counted failure until a breaker rejects", "### An outage",
 		"## 3. Memory", "### In a process", "### In Redis",
+		"## 4. False openings, and the time to open, by the size of the fleet",
+		"### A service that is well: processes", "### What Redis spends on 1,000 calls", "### A service that is well: simulated processes",
+		"### An outage: processes", "### An outage: simulated processes",
+		"## 5. With a logger, with metrics", "### Closed, the call succeeds, told", "### Open, the call is rejected, told", "### Closed, half the calls fail, told",
+		"## 6. Where we lose",
 	} {
 		require.Contains(t, report, title+"\n")
+	}
+	for _, picture := range []string{falseOpeningsPlot, timeToOpenPlot} {
+		require.Contains(t, report, "("+picture+")")
+		require.FileExists(t, filepath.Join(filepath.Dir(out), picture))
 	}
 	require.NotContains(t, report, "NaN")
 	require.NotContains(t, report, "Inf ")

@@ -19,6 +19,11 @@ type report struct {
 	sizes    sizes
 	took     time.Duration
 	sections []section
+	losses   [][]string // rows of section 6
+
+	// What is drawn.
+	simulated                     []besides
+	realOutages, simulatedOutages []opening
 }
 
 type section struct {
@@ -28,6 +33,7 @@ type section struct {
 
 type table struct {
 	title, text string
+	picture     string // a file; may be empty
 	head        []string
 	rows        [][]string
 }
@@ -62,6 +68,9 @@ func (t table) write(b *strings.Builder) {
 	}
 	if t.text != "" {
 		fmt.Fprintf(b, "%s\n\n", t.text)
+	}
+	if t.picture != "" {
+		fmt.Fprintf(b, "![%s](%s)\n\n", t.title, t.picture)
 	}
 	rule := make([]string, len(t.head))
 	for i := range rule {
@@ -137,6 +146,20 @@ func whole(n int64) string {
 		digits = digits[:i] + "," + digits[i:]
 	}
 	return digits
+}
+
+// percent prints a share: two digits that matter, where it is small.
+func percent(share float64) string {
+	switch x := 100 * share; {
+	case x == 0:
+		return "0 %"
+	case x < 0.095:
+		return fmt.Sprintf("%.2g %%", x)
+	case x < 9.95:
+		return fmt.Sprintf("%.1f %%", x)
+	default:
+		return fmt.Sprintf("%.0f %%", x)
+	}
 }
 
 func milliseconds(d time.Duration) string { return number(d.Seconds() * 1000) }

@@ -35,11 +35,6 @@ func process(size sizes, r *report) error {
 		text: fmt.Sprintf("Wall time of a call, and what it allocates. Parallel: %d goroutines on %d processors, wall time by all calls, so that what scales takes 1/%d. "+
 			"The ratios are to the call without a breaker (the floor) and to gobreaker; \"added\" is what is above the floor.", runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0)),
 	}
-	lost := table{
-		title: "Where others are faster",
-		text:  "All that take less than ours in the tables above, in ns.",
-		head:  []string{"", "", "ours", "others"},
-	}
 	for _, over := range []struct {
 		name     string
 		subjects []subject
@@ -58,40 +53,41 @@ func process(size sizes, r *report) error {
 				floor = results[0]
 			}
 			s.tables = append(s.tables, tableOf(sc.title(over.name), results, floor))
-			lost.rows = append(lost.rows, faster(sc.title(over.name), results)...)
+			r.compareTimes(sc.title(over.name), results)
 		}
-	}
-	if len(lost.rows) > 0 {
-		s.tables = append(s.tables, lost)
 	}
 	r.add(s)
 	return nil
 }
 
-// faster tells which peers take less than ours.
-func faster(title string, results []*timed) (rows [][]string) {
-	ns := func(c cost) float64 { return c.ns }
+// compareTimes notes which peers take less than ours.
+func (r *report) compareTimes(title string, results []*timed) {
+	ours := results[slices.IndexFunc(results, func(t *timed) bool {
+		return t.subject.name == infuseName || t.subject.name == transportName
+	})]
+	var peers []*timed
+	for _, t := range results {
+		if t.subject.module != "" {
+			peers = append(peers, t)
+		}
+	}
+	r.compareCosts(title, ours, peers)
+}
+
+func (r *report) compareCosts(title string, ours *timed, peers []*timed) {
 	for _, mode := range []struct {
 		name string
 		took func(*timed) float64
 	}{
-		{"serial", func(t *timed) float64 { return medianOf(t.serial, ns) }},
-		{"parallel", func(t *timed) float64 { return medianOf(t.parallel, ns) }},
+		{"serial", func(t *timed) float64 { return medianOf(t.serial, nsOf) }},
+		{"parallel", func(t *timed) float64 { return medianOf(t.parallel, nsOf) }},
 	} {
-		ours := mode.took(results[slices.IndexFunc(results, func(t *timed) bool {
-			return t.subject.name == infuseName || t.subject.name == transportName
-		})])
-		var others []string
-		for _, t := range results {
-			if took := mode.took(t); t.subject.module != "" && took < ours {
-				others = append(others, t.subject.name+" "+number(took))
-			}
+		var others []figure
+		for _, t := range peers {
+			others = append(others, figure{t.subject.name, mode.took(t)})
 		}
-		if others != nil {
-			rows = append(rows, []string{title, mode.name, number(ours), strings.Join(others, ", ")})
-		}
+		r.compare(fmt.Sprintf("%s, %s, ns", title, mode.name), number, mode.took(ours), others...)
 	}
-	return rows
 }
 
 func (sc scenario) title(over string) string {
@@ -143,22 +139,24 @@ func (sc scenario) expected() float64 {
 	return 0
 }
 
+func nsOf(c cost) float64 { return c.ns }
+
+func allocsOf(c cost) float64 { return c.allocs }
+
 func tableOf(title string, results []*timed, floor *timed) table {
-	ns := func(c cost) float64 { return c.ns }
-	allocs := func(c cost) float64 { return c.allocs }
 	peer := results[slices.IndexFunc(results, func(t *timed) bool { return t.subject.name == gobreakerName })]
 	t := table{title: title, head: []string{"", "serial ns", "added", "× floor", "× gobreaker", "parallel ns", "× floor", "× gobreaker", "allocations"}}
 	for _, x := range results {
-		serial, parallel := medianOf(x.serial, ns), medianOf(x.parallel, ns)
+		serial, parallel := medianOf(x.serial, nsOf), medianOf(x.parallel, nsOf)
 		name := x.subject.name
 		if share := x.rejected; share != 0 && share != 1 {
 			name += fmt.Sprintf(" (rejects %.0f %%)", 100*share)
 		}
 		t.rows = append(t.rows, []string{
 			name,
-			number(serial), number(max(0, serial-medianOf(floor.serial, ns))), number(serial / medianOf(floor.serial, ns)), number(serial / medianOf(peer.serial, ns)),
-			number(parallel), number(parallel / medianOf(floor.parallel, ns)), number(parallel / medianOf(peer.parallel, ns)),
-			whole(int64(math.Round(medianOf(x.serial, allocs)))),
+			number(serial), number(max(0, serial-medianOf(floor.serial, nsOf))), number(serial / medianOf(floor.serial, nsOf)), number(serial / medianOf(peer.serial, nsOf)),
+			number(parallel), number(parallel / medianOf(floor.parallel, nsOf)), number(parallel / medianOf(peer.parallel, nsOf)),
+			whole(int64(math.Round(medianOf(x.serial, allocsOf)))),
 		})
 	}
 	return t
@@ -166,7 +164,7 @@ func tableOf(title string, results []*timed, floor *timed) table {
 
 func fleets(size sizes, r *report) error {
 	s := section{title: "2. A fleet on a real Redis"}
-	for _, measure := range []func(sizes) (table, error){throughputs, losses, serverTimes, spreads, outages} {
+	for _, measure := range []func(sizes) (table, error){throughputs, lostFailures, serverTimes, serverLoads, spreads, outages} {
 		t, err := measure(size)
 		if err != nil {
 			return err
@@ -209,7 +207,7 @@ func throughputs(size sizes) (table, error) {
 	return t, nil
 }
 
-func losses(size sizes) (table, error) {
+func lostFailures(size sizes) (table, error) {
 	t := table{
 		title: "Failures that all report at once",
 		text:  fmt.Sprintf("%d breakers, %d failing calls each, as fast as they can; at most 20 s.", size.fleet, size.failuresEach),
@@ -275,7 +273,7 @@ func outages(size sizes) (table, error) {
 
 func memory(size sizes, r *report) error {
 	s := section{title: "3. Memory"}
-	process, err := footprints(size)
+	process, err := footprints(size, r)
 	if err != nil {
 		return err
 	}
@@ -297,7 +295,7 @@ func memory(size sizes, r *report) error {
 	return nil
 }
 
-func footprints(size sizes) (table, error) {
+func footprints(size sizes, r *report) (table, error) {
 	server, err := redistest.Launch()
 	if err != nil {
 		return table{}, err
@@ -310,6 +308,8 @@ func footprints(size sizes) (table, error) {
 		text:  "Healthy circuits, used once: what is reachable on the heap, and stacks.",
 		head:  []string{"", "circuits", "bytes a circuit", "goroutines a circuit"},
 	}
+	var ours float64
+	var others []figure
 	for _, s := range subjects(storage) {
 		if s.floor || strings.HasSuffix(s.name, "Done") {
 			continue
@@ -324,7 +324,13 @@ func footprints(size sizes) (table, error) {
 			return table{}, err
 		}
 		t.rows = append(t.rows, []string{s.name, whole(int64(n)), number(x.bytes), number(math.Round(100*x.goroutines) / 100)})
+		if s.module != "" {
+			others = append(others, figure{s.name, x.bytes})
+		} else if s.name == infuseName {
+			ours = x.bytes
+		}
 		time.Sleep(50 * time.Millisecond) // what stops, stops
 	}
+	r.compare("Bytes of a circuit in a process", number, ours, others...)
 	return t, nil
 }

@@ -9,14 +9,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
 // TestMain makes the test's own program a process of a fleet, too.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == workerFlag {
-		exit(work(os.Stdin, os.Stdout))
-	}
+	worker.Serve(jobs)
 	os.Exit(m.Run())
 }
 

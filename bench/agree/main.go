@@ -27,6 +27,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/infuse-go/infuse/bench/worker"
 )
 
 type settings struct {
@@ -39,9 +41,7 @@ type settings struct {
 }
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == workerFlag {
-		exit(work(os.Stdin, os.Stdout))
-	}
+	worker.Serve(jobs)
 	var s settings
 	flag.DurationVar(&s.usual, "for", 30*time.Second, "how long each case lasts; some few calls a second take five times as long")
 	flag.DurationVar(&s.pause, "pause", 0, "for how long Redis stands still three times a second, in the cases that are no outage")

@@ -225,8 +225,7 @@ func (c *crew) leave() {
 }
 
 // live has all members make their calls.
-func (c *crew) live() result {
-	start := time.Now()
+func (c *crew) live(start time.Time) result {
 	end := start.Add(c.plan.For)
 	c.onset = start.Add(c.plan.Onset)
 	var all sync.WaitGroup

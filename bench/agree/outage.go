@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/waiting"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -122,7 +123,7 @@ func (o outage) stage() (*scene, error) {
 		s.members = append(s.members, m)
 	}
 	s.watcher = watch(server.Client(), "service")
-	if err := subscribed(server, o.size+2); err != nil {
+	if err := waiting.ForSubscribers(server, o.size+2); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -220,7 +221,7 @@ func (s *scene) fall() (r round, err error) {
 			s.call(s.members[i], 0)
 		}
 	}
-	err = wait(func() bool {
+	err = waiting.For(func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.waiting == 0
@@ -247,13 +248,13 @@ func (s *scene) fall() (r round, err error) {
 // recover closes all circuits by hand, and waits out what they remember.
 func (s *scene) recover() error {
 	time.Sleep(100 * time.Millisecond) // what is under way
-	err := wait(func() bool {          // a machine that stands still for 100 ms has the storage away
+	err := waiting.For(func() bool {   // a machine that stands still for 100 ms has the storage away
 		return s.members[0].breaker.Move(context.Background(), infuse.StateClosed) == nil
 	})
 	if err != nil {
 		return err
 	}
-	err = wait(func() bool {
+	err = waiting.For(func() bool {
 		return !slices.ContainsFunc(s.members, func(m *member) bool { return m.breaker.State() != infuse.StateClosed })
 	})
 	time.Sleep(300 * time.Millisecond)

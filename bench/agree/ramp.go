@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/waiting"
 )
 
 // rampName is what -only matches.
@@ -89,7 +90,7 @@ func (s *scene) comesBack() (r recovery, err error) {
 	if _, err = s.fall(); err != nil {
 		return r, err
 	}
-	if err = wait(func() bool { return s.watcher.last(infuse.StateClosed).After(began) }); err != nil {
+	if err = waiting.For(func() bool { return s.watcher.last(infuse.StateClosed).After(began) }); err != nil {
 		return r, fmt.Errorf("the fleet does not close: %w", err)
 	}
 	r.opened, r.closed = s.watcher.last(infuse.StateOpen), s.watcher.last(infuse.StateClosed)

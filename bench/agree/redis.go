@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/infuse-go/infuse/internal/redistest"
@@ -16,18 +15,6 @@ func sent(server *redistest.Server) int64 {
 		return 0
 	}
 	return counts["evalsha"] + counts["eval"]
-}
-
-// subscribed waits until so many have subscribed to the circuit: they do so in
-// the background.
-func subscribed(server *redistest.Server, members int) error {
-	client := server.Client()
-	defer client.Close()
-	ctx := context.Background()
-	return wait(func() bool {
-		channels := client.PubSubChannels(ctx, "*").Val()
-		return len(channels) == 1 && client.PubSubNumSub(ctx, channels[0]).Val()[channels[0]] == int64(members)
-	})
 }
 
 // pauses has Redis stand still for so long, three times a second, until stop.
@@ -50,15 +37,4 @@ func pauses(server *redistest.Server, pause time.Duration) (stop func()) {
 		}
 	}()
 	return func() { close(over); <-done }
-}
-
-var errTooLong = errors.New("not within 30s")
-
-func wait(reached func() bool) error {
-	for deadline := time.Now().Add(30 * time.Second); !reached(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			return errTooLong
-		}
-	}
-	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/waiting"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -101,7 +102,7 @@ func (s steady) run(usual, pause time.Duration, seed uint64) (o outcome, err err
 	}
 	defer leaveAll(groups)
 	w := watch(server.Client(), p.Circuit)
-	if err := subscribed(server, s.size+1); err != nil {
+	if err := waiting.ForSubscribers(server, s.size+1); err != nil {
 		return o, err
 	}
 	before := sent(server)

@@ -136,8 +136,8 @@ func Skip(ctx context.Context) context.Context {
 // of an error, with a Retry-After: a Transport's OnRejected. It is for a server
 // that hands the answer on, a reverse proxy say. A client that heeds Retry-After
 // sleeps for as long as the circuit stays open, in place of failing at once:
-// go-retryablehttp and what is made with it (the clients of Vault), the Azure
-// SDK and Kubernetes' client-go do. For them leave OnRejected alone.
+// go-retryablehttp and what is made with it (the clients of Vault), resty v3, the
+// Azure SDK and Kubernetes' client-go do. For them leave OnRejected alone.
 func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, error) {
 	response := unavailable(r, "text/plain; charset=utf-8", unavailableText)
 	response.Header.Set("Retry-After", retryAfterHeader(rejected))

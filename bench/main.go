@@ -50,7 +50,7 @@ var (
 		rounds: 9, batch: 60 * time.Millisecond,
 		fleet: 8, fleetTime: 5 * time.Second, fleetRounds: 3, failuresEach: 50,
 		outages: []int{8, 100, 1000}, trips: 11, health: 5 * time.Second, failure: 5 * time.Second,
-		rate: 20, errors: []float64{0.001, 0.01, 0.05, 0.1}, processes: []int{8, 20, 50, 100}, processTime: 6 * time.Second,
+		rate: 20, errors: []float64{0.01, 0.05, 0.1, 0.2}, processes: []int{8, 20, 50, 100}, processTime: 6 * time.Second,
 		simulated: []fleetSize{{10, time.Hour}, {100, 6 * time.Minute}, {1000, 36 * time.Second}, {10_000, 5 * time.Second}},
 		openings:  3, calm: 500 * time.Millisecond, watched: 2 * time.Second,
 		circuits: 10_000, peersCircuits: 1000,

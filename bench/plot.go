@@ -130,7 +130,7 @@ func (r *report) plotTimesToOpen() (*plot.Plot, error) {
 		}
 		lines = append(lines, real, simulated)
 	}
-	p, err := newPlot("From the begin of an outage to the last call that reaches the service", fmt.Sprintf("ms (%d are watched)", r.sizes.watched.Milliseconds()), lines)
+	p, err := newPlot("From the beginning of an outage to the last call that reaches the service", fmt.Sprintf("ms (%d are watched)", r.sizes.watched.Milliseconds()), lines)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"regexp"
 	"slices"
@@ -126,6 +127,24 @@ func TestFurtherRights(t *testing.T) {
 	}
 }
 
+// The log said only that the storage did not answer, where the port refused
+// connections: go-redis was still dialling. With the document's options it is done.
+func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
+	t.Parallel()
+	require.Contains(t, redisDocument(t), "`DialerRetries: 1, MaxRetries: -1`")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	client := redis.NewClient(&redis.Options{Addr: l.Addr().String(), DialerRetries: 1, MaxRetries: -1})
+	defer client.Close()
+	storage := NewRedisStorage(client, RedisOptions{})
+	defer storage.Close()
+	b, err := New("circuit", Config{Storage: storage, StorageTimeout: time.Second})
+	require.NoError(t, err)
+	defer b.Stop()
+	require.ErrorContains(t, b.Stats().Away, "connection refused")
+}
+
 // What a process sends, step by step in the life of a circuit.
 
 // TestWhatACircuitSends computes the document's table of commands.
@@ -186,7 +205,7 @@ func TestWhatACircuitSends(t *testing.T) {
 func breakerOn(t *testing.T, server *redistest.Server) *Breaker {
 	t.Helper()
 	storage := NewRedisStorage(server.Client(), RedisOptions{PollInterval: time.Hour})
-	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: time.Second, StorageTimeout: time.Minute})
+	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: time.Second, StorageTimeout: 100*time.Millisecond})
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
 	return b

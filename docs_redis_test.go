@@ -205,7 +205,7 @@ func TestWhatACircuitSends(t *testing.T) {
 func breakerOn(t *testing.T, server *redistest.Server) *Breaker {
 	t.Helper()
 	storage := NewRedisStorage(server.Client(), RedisOptions{PollInterval: time.Hour})
-	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: time.Second, StorageTimeout: 100 * time.Millisecond})
+	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: time.Second, StorageTimeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
 	return b

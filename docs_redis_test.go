@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -132,10 +133,8 @@ func TestFurtherRights(t *testing.T) {
 func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
 	t.Parallel()
 	require.Contains(t, redisDocument(t), "`DialerRetries: 1, MaxRetries: -1`")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	client := redis.NewClient(&redis.Options{Addr: l.Addr().String(), DialerRetries: 1, MaxRetries: -1})
+	refused := func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	client := redis.NewClient(&redis.Options{Dialer: refused, DialerRetries: 1, MaxRetries: -1})
 	defer client.Close()
 	storage := NewRedisStorage(client, RedisOptions{})
 	defer storage.Close()

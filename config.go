@@ -141,7 +141,7 @@ type Fallback uint8
 
 const (
 	FallbackLocal  Fallback = iota // the circuit of this process decides alone
-	FallbackClosed                 // every call runs, nothing is counted
+	FallbackClosed                 // every call runs, nothing is counted: operators call it "fail open"
 	FallbackOpen                   // every call is rejected
 )
 

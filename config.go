@@ -141,7 +141,7 @@ type Fallback uint8
 
 const (
 	FallbackLocal  Fallback = iota // the circuit of this process decides alone
-	FallbackClosed                 // every call runs, nothing is counted
+	FallbackClosed                 // every call runs, nothing is counted: operators call it "fail open"
 	FallbackOpen                   // every call is rejected
 )
 
@@ -198,8 +198,12 @@ func newSettings(cfg Config) (*settings, error) {
 		{"MaxTrials", &s.MaxTrials, 1, maxMaxTrials},
 		{"MaxCircuits", &s.MaxCircuits, 1024, math.MaxInt32},
 	} {
-		if *n.value < 0 || *n.value > n.most { // with a rate, 0 is no row at all
-			reject("%s is %d: must be from 1 to %d, or 0 for %d", n.field, *n.value, n.most, n.preset)
+		if *n.value < 0 || *n.value > n.most {
+			preset := strconv.Itoa(n.preset)
+			if n.preset == unlimited {
+				preset = "none, as there is a FailureRate"
+			}
+			reject("%s is %d: must be from 1 to %d, or 0 for %s", n.field, *n.value, n.most, preset)
 		}
 		if *n.value == 0 {
 			*n.value = n.preset

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -124,6 +126,22 @@ func TestFurtherRights(t *testing.T) {
 		assert.Error(t, use(), "without %s", right.rules)
 		assert.NoError(t, use(strings.Fields(right.rules)...), "with %s", right.rules)
 	}
+}
+
+// The log said only that the storage did not answer, where the port refused
+// connections: go-redis was still dialling. With the document's options it is done.
+func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
+	t.Parallel()
+	require.Contains(t, redisDocument(t), "`DialerRetries: 1, MaxRetries: -1`")
+	refused := func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	client := redis.NewClient(&redis.Options{Dialer: refused, DialerRetries: 1, MaxRetries: -1})
+	defer client.Close()
+	storage := NewRedisStorage(client, RedisOptions{})
+	defer storage.Close()
+	b, err := New("circuit", Config{Storage: storage, StorageTimeout: time.Second})
+	require.NoError(t, err)
+	defer b.Stop()
+	require.ErrorContains(t, b.Stats().Away, "connection refused")
 }
 
 // What a process sends, step by step in the life of a circuit.

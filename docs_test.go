@@ -149,7 +149,7 @@ var (
 // TestDocumentsLinkToFiles: each link leads to a file, and to a heading of it.
 func TestDocumentsLinkToFiles(t *testing.T) {
 	t.Parallel()
-	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md") {
+	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md", "examples/service/README.md") {
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
 		for _, m := range link.FindAllSubmatch(codeOfAPage.ReplaceAll(text, nil), -1) {

@@ -23,14 +23,14 @@ type OpenError struct {
 	State   State     // open, half-open while others' trials run, or closed on a ramp (Config.Ramp)
 	Local   bool      // it is the circuit of this process alone: the fleet's is closed
 	Cause   error     // what opened it, as text where another process saw it; nil if that is not known. It is not part of Error()
-	By      string    // the instance that opened it, or that began the trials; empty if that is not known
+	By      string    // the instance that opened it, or that began the trials, or who holds it open; empty if that is not known
 	Reason  string    // of an override
-	DueAt   time.Time // when a trial may run, or all calls on a ramp; zero: one is due, or another's trial runs
+	DueAt   time.Time // when a trial may run, or all calls on a ramp, or when an override ends; zero: a trial is due, or another's runs, or the override has no end
 }
 
-// RetryAfter returns how long it is until a trial may run, or all calls on a
-// ramp: 0 when a trial is due, or when another's runs and so its end cannot be
-// known.
+// RetryAfter returns how long it is until DueAt: 0 where that is zero, because
+// a trial is due, or another's runs and its end cannot be known, or an override
+// has no end.
 func (e *OpenError) RetryAfter() time.Duration {
 	if e.DueAt.IsZero() {
 		return 0
@@ -38,16 +38,23 @@ func (e *OpenError) RetryAfter() time.Duration {
 	return max(0, time.Until(e.DueAt))
 }
 
-// Error names the circuit, its state, and how long it is until a trial. It
-// does not name the cause: retriers match on words of it.
+// Error names the circuit, its state, how long it is until a trial or an
+// override's end, and an override's reason. It does not name the cause: retriers
+// match on words of it.
 func (e *OpenError) Error() string {
-	text := fmt.Sprintf("infuse: circuit %q is %v", e.Circuit, e.State)
+	text := fmt.Sprintf("infuse: circuit %q is ", e.Circuit)
+	if e.Reason != "" {
+		text += "held "
+	}
+	text += e.State.String()
 	if e.Local {
 		text += " in this process alone"
 	}
 	switch left := e.RetryAfter(); {
 	case e.State == StateClosed:
 		text += fmt.Sprintf(" again, and for %v more it lets only some calls run", left.Round(time.Millisecond))
+	case left > 0 && e.Reason != "":
+		text += fmt.Sprintf(" for %v", left.Round(time.Millisecond))
 	case left > 0:
 		text += fmt.Sprintf(", a trial may run in %v", left.Round(time.Millisecond))
 	}

@@ -303,7 +303,9 @@ func (g *Group) Configure(cfg Config) error {
 	}
 	var invalid []error
 	for b := range g.All() {
-		invalid = append(invalid, b.Configure(g.config(b.Name())))
+		if err := b.Configure(g.config(b.Name())); err != nil {
+			invalid = append(invalid, fmt.Errorf("infuse: the settings of circuit %q: %w", b.Name(), err))
+		}
 	}
 	return errors.Join(invalid...)
 }

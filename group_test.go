@@ -393,7 +393,9 @@ func TestAGroupHasSettingsByName(t *testing.T) {
 	require.Equal(t, 1, failuresUntilOpen("payments"))
 	require.Equal(t, 2, failuresUntilOpen("prices"), "its func was asked again")
 	limit.Store(-2)
-	require.ErrorContains(t, g.Configure(infuse.Config{}), "Config.FailMax is -2")
+	err = g.Configure(infuse.Config{})
+	require.ErrorContains(t, err, "Config.FailMax is -2")
+	require.ErrorContains(t, err, `the settings of circuit "prices"`)
 	require.Equal(t, 2, failuresUntilOpen("prices"), "it keeps what it has")
 }
 

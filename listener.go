@@ -15,6 +15,11 @@ import (
 // keeps its full speed. The others are called in order, by one goroutine at a
 // time. All should be quick.
 //
+// StateChange hears of changes only: a breaker that is made while its circuit is
+// open begins open, without a call. Stats, and metrics that read it, have the
+// state from the start. For a response, Failure gets an error whose text is the
+// status; Transport.Classify has the response itself.
+//
 // Set the funcs before a breaker is made with it, and not after. One Listener
 // may serve many breakers, whose calls then run its funcs concurrently.
 type Listener struct {

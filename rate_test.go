@@ -311,6 +311,8 @@ func TestTheNewSettingsAreChecked(t *testing.T) {
 	} {
 		require.ErrorContains(t, err, line)
 	}
+	_, err = infuse.New("service", infuse.Config{FailMax: -1, FailureRate: 0.5})
+	require.ErrorContains(t, err, "or 0 for none, as there is a FailureRate", "and not for 2147483647")
 	for _, rate := range []float64{-0.1, 1.1, math.NaN()} {
 		_, err := infuse.New("service", infuse.Config{FailureRate: rate})
 		require.ErrorContains(t, err, "Config.FailureRate is")

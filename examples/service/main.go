@@ -26,7 +26,11 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[len(os.Args)-1]); err != nil {
+	if len(os.Args) != 2 {
+		slog.Error("usage: service settings.json")
+		os.Exit(2)
+	}
+	if err := run(os.Args[1]); err != nil {
 		slog.Error("the service ends", "error", err)
 		os.Exit(1)
 	}
@@ -64,7 +68,7 @@ func run(path string) error {
 			return err
 		case <-hangUp:
 			if err := settings.reload(breakers); err != nil {
-				slog.Error("some settings are as they were", "error", err)
+				slog.Error("the settings are as they were", "error", err)
 			}
 		case <-ctx.Done(): // requests under way may use the breakers until they have ended
 			draining, cancel := context.WithTimeout(context.Background(), 10*time.Second)

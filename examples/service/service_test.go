@@ -93,8 +93,16 @@ func TestSettingsAreReadAgain(t *testing.T) {
 		service, world, s, breakers := start(t)
 		get(service, "/quote/nails")
 		s.path = t.TempDir() + "/settings.json"
-		require.NoError(t, os.WriteFile(s.path, []byte(`{"circuits": {"inventory.internal": {"failMax": 1}, "prices.internal": {"failMax": -1}}}`), 0o600))
-		require.ErrorContains(t, s.reload(breakers), "FailMax is -1")
+		for text, mistake := range map[string]string{
+			`{"circuits": {"inventory.internal": {"failMax": 2}, "prices.internal": {"failMax": -1}}}`: `"prices.internal": infuse: Config.FailMax is -1`,
+			`{"circuits": {"inventory.internal": {"failMax": 2, "failMix": 2}}}`:                       "failMix",
+		} {
+			require.NoError(t, os.WriteFile(s.path, []byte(text), 0o600))
+			require.ErrorContains(t, s.reload(breakers), mistake)
+			require.Equal(t, 5, s.of("inventory.internal").FailMax, "a file with a mistake changes nothing")
+		}
+		require.NoError(t, os.WriteFile(s.path, []byte(`{"circuits": {"inventory.internal": {"failMax": 1}}}`), 0o600))
+		require.NoError(t, s.reload(breakers))
 		delete(world.answers, "inventory.internal")
 		require.Equal(t, http.StatusServiceUnavailable, get(service, "/quote/nails").Code)
 		require.Equal(t, 1+1, world.calls["inventory.internal"], "the first try opened the circuit")

@@ -1,8 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"os"
 	"sync/atomic"
 	"time"
@@ -28,34 +29,45 @@ type file struct {
 
 func (s *settings) file() *file { return s.current.Load() }
 
-// reload reads the file again. Circuits stay as they are: what is open stays so.
+// reload reads the file again. One with a mistake changes nothing. Circuits stay as
+// they are: what is open stays so.
 func (s *settings) reload(breakers *infuse.Group) error {
 	text, err := os.ReadFile(s.path)
 	if err != nil {
 		return err
 	}
-	f := new(file)
-	if err := json.Unmarshal(text, f); err != nil {
+	f, decoder := new(file), json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(f); err != nil {
 		return err
+	}
+	for name := range f.Circuits {
+		if _, err := infuse.NewGroup(f.of(name)); err != nil { // which checks them, and no more
+			return fmt.Errorf("circuit %q: %w", name, err)
+		}
 	}
 	s.current.Store(f)
 	if breakers == nil {
 		return nil
 	}
-	for b := range breakers.All() {
-		err = errors.Join(err, b.Configure(s.of(b.Name()))) // one that is not valid leaves the breaker as it was
-	}
-	return err
+	return breakers.Configure(s.of("")) // asks of for each circuit
 }
 
+// of returns the settings of a circuit.
 func (s *settings) of(name string) infuse.Config {
-	c, ok := s.file().Circuits[name]
+	config := s.file().of(name)
+	config.Storage, config.CountCalls = s.storage, true
+	config.Listeners = []*infuse.Listener{infuse.LogListener(nil)}
+	return config
+}
+
+func (f *file) of(name string) infuse.Config {
+	c, ok := f.Circuits[name]
 	if !ok {
-		c = s.file().Circuits[""]
+		c = f.Circuits[""]
 	}
 	return infuse.Config{
 		FailMax: c.FailMax, FailureRate: c.FailureRate, MinCalls: c.MinCalls,
 		ResetTimeout: time.Duration(c.ResetSeconds) * time.Second, Ramp: time.Duration(c.RampSeconds) * time.Second,
-		Storage: s.storage, Listeners: []*infuse.Listener{infuse.LogListener(nil)}, CountCalls: true,
 	}
 }

@@ -2,6 +2,7 @@ package grpcinfuse
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -59,9 +60,10 @@ func WithClassify(classify func(ctx context.Context, method string, err error) i
 // becomes. But whatever its code, a stream that the service has reset without a
 // status is a failure, and so is a 5xx without a code, as a proxy sends it.
 //
-// It also ignores a message that could not be sent because it cannot be
-// marshalled or came after CloseSend, and one that is larger than a limit of
-// either side.
+// It also ignores a call or a message that gRPC did not send, because it cannot
+// be marshalled or compressed, came after CloseSend, has metadata that cannot be, or
+// its per-RPC credentials had no token; and a message that is larger than a limit
+// of either side.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
@@ -78,9 +80,10 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 	if err == nil {
 		return infuse.OutcomeSuccess
 	}
-	s, ok := status.FromError(err)
-	if !ok {
-		s = status.FromContextError(err) // of an interceptor that returns ctx.Err()
+	s := status.FromContextError(err) // of an interceptor that returns ctx.Err()
+	var coded interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &coded) { // status.FromError would have the text of what wraps it
+		s = coded.GRPCStatus()
 	}
 	switch {
 	case isBroken(s):
@@ -107,14 +110,25 @@ func isBroken(s *status.Status) bool {
 	return false
 }
 
-// isCallersFault reports whether a message is at fault, or how it was sent, and
-// not the service.
+// isCallersFault reports whether a message is at fault, or how it was to be sent,
+// and not the service.
 func isCallersFault(s *status.Status) bool {
-	switch text := s.Message(); s.Code() {
-	case codes.Internal:
-		return strings.HasPrefix(text, "grpc: error while marshaling: ") || text == "SendMsg called after CloseSend"
+	text := s.Message()
+	switch s.Code() {
+	case codes.Internal, codes.Unauthenticated:
+		return slices.ContainsFunc(unsent(), func(prefix string) bool { return strings.HasPrefix(text, prefix) })
 	case codes.ResourceExhausted:
 		return strings.Contains(text, "message larger than max") || strings.Contains(text, "after decompression larger than max")
 	}
 	return false
+}
+
+// unsent is how the errors begin of what gRPC did not send.
+func unsent() []string {
+	return []string{
+		"grpc: error while marshaling: ", "grpc: error while compressing: ", "SendMsg called after CloseSend",
+		"no codec registered for content-subtype ", "grpc: Compressor is not installed for requested grpc-encoding ",
+		"header key ", "there is an empty key in the header", "header list size to send violates the maximum size ",
+		"transport: per-RPC creds failed ", "transport: received per-RPC creds error ", "transport: cannot send secure credentials ",
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/infuse-go/infuse"
@@ -144,6 +145,56 @@ func TestClassifyOfOtherErrors(t *testing.T) {
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(context.DeadlineExceeded))
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(fmt.Errorf("asking: %w", says(codes.Internal))))
 }
+
+// TestClassifyOfAWrappedError: a text that stood before gRPC's own hid what it was.
+func TestClassifyOfAWrappedError(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want infuse.Outcome
+	}{
+		{status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL"), infuse.OutcomeFailure},
+		{status.Error(codes.Unknown, "unexpected HTTP status code received from server: 503"), infuse.OutcomeFailure},
+		{status.Error(codes.Internal, "grpc: error while marshaling: no"), infuse.OutcomeIgnored},
+		{context.Canceled, infuse.OutcomeIgnored},
+	} {
+		require.Equal(t, c.want, grpcinfuse.Classify(fmt.Errorf("asking: %w", c.err)), c.err)
+	}
+}
+
+// TestCallThatIsNotSent: a provider of tokens that was away opened the circuit of
+// the service, and a token that may not be sent closed it.
+func TestCallThatIsNotSent(t *testing.T) {
+	f := start(t, &service{unary: healthy})
+	for name, c := range map[string]struct {
+		metadata string
+		option   grpc.CallOption
+	}{
+		"metadata that cannot be":   {"naïve", grpc.EmptyCallOption{}},
+		"an unknown compressor":     {"name", grpc.UseCompressor("unknown")},
+		"an unknown codec":          {"name", grpc.CallContentSubtype("unknown")},
+		"no token":                  {"name", grpc.PerRPCCredentials(token{err: errors.New("away")})},
+		"a token for TLS, and none": {"name", grpc.PerRPCCredentials(token{secure: true})},
+	} {
+		ctx, before := metadata.AppendToOutgoingContext(f.ctx, c.metadata, "x"), f.counts()
+		_, err := f.EmptyCall(ctx, new(testpb.Empty), c.option)
+		require.Error(t, err, name)
+		_, err = f.FullDuplexCall(ctx, c.option)
+		require.Error(t, err, name)
+		before[2] += 2
+		require.Equal(t, before, f.counts(), name)
+	}
+}
+
+// token are credentials that a call cannot be sent with.
+type token struct {
+	secure bool
+	err    error
+}
+
+func (c token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return nil, c.err
+}
+func (c token) RequireTransportSecurity() bool { return c.secure }
 
 func TestCallersOwnFaults(t *testing.T) {
 	began := make(chan struct{}, 1)

@@ -55,16 +55,21 @@ func (s *stream) CloseResponse() error {
 	return s.StreamingClientConn.CloseResponse()
 }
 
-// hasHeaders is asked after a Receive, when they have come or never will. The
+// hasHeaders waits for the headers, or for the end of a stream without any. The
 // headers of gRPC that have a status are all that there was.
 func (s *stream) hasHeaders() bool {
 	headers := s.ResponseHeader()
 	return len(headers) > 0 && headers.Get("Grpc-Status") == ""
 }
 
-// gotHeaders ends a trial without a message.
+// gotHeaders ends a trial without a message. What has come may be a hint (a 103)
+// before the headers, or the end.
 func (s *stream) gotHeaders() {
 	if s.trial {
-		time.AfterFunc(s.proof, s.stood)
+		time.AfterFunc(s.proof, func() {
+			if s.hasHeaders() {
+				s.stood()
+			}
+		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptrace"
 	"testing"
 	"time"
@@ -303,6 +304,65 @@ func TestTrialEndsAtHeadersThatStand(t *testing.T) {
 		require.False(t, from.Receive())
 		require.NoError(t, from.Err())
 		f.requireCounts(1, 0, 0)
+	})
+}
+
+// TestTrialWithoutHeaders: what came was no sign of health, and closed the circuit
+// before the caller had asked what it was.
+func TestTrialWithoutHeaders(t *testing.T) {
+	refuses := &service{bidi: func(context.Context, *connect.BidiStream[bytes, bytes]) error {
+		return says(connect.CodeUnavailable)
+	}}
+	for name, c := range map[string]struct {
+		handler  http.Handler
+		protocol string
+	}{
+		"a 503 to Connect": {status(http.StatusServiceUnavailable), "connect"},
+		"a 503 to gRPC":    {status(http.StatusServiceUnavailable), "grpc"},
+		"a status alone":   {refuses.handler(), "grpcweb"},
+		"a hint":           {status(http.StatusEarlyHints), "connect"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startOn(t, refuses, c.handler, infuse.Config{}, connectinfuse.ProvedAfter(soon))
+			f.protocol = protocols[c.protocol]
+			f.halfOpen()
+			ctx, cancel := context.WithCancel(f.ctx)
+			defer cancel()
+			both := client[bytes, bytes](f, "Bidi").CallBidiStream(ctx)
+			require.NoError(t, both.Send(nil))
+			time.Sleep(5 * soon)
+			f.requireState(infuse.StateHalfOpen)
+		})
+	}
+}
+
+// status is a proxy that says this, and no more.
+func status(code int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(code)
+		if code < http.StatusOK {
+			<-r.Context().Done()
+		}
+	})
+}
+
+// TestStallAfterATrialIsAFailure: the deadline had passed when that failure was
+// counted, so it was ignored.
+func TestStallAfterATrialIsAFailure(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
+		tokens := make(chan struct{}, 1)
+		f := start(t, &service{server: waits(tokens, nil)}, connectinfuse.ProvedAfter(never))
+		f.protocol = protocol
+		tokens <- struct{}{}
+		f.halfOpen()
+		ctx, cancel := context.WithTimeout(f.ctx, time.Second)
+		defer cancel()
+		from, err := f.serverStreamWith(ctx)
+		require.NoError(t, err)
+		require.True(t, from.Receive())
+		require.False(t, from.Receive())
+		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(from.Err()))
+		f.requireCounts(1, 1, 0)
 	})
 }
 

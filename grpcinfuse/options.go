@@ -58,12 +58,12 @@ func WithClassify(classify func(ctx context.Context, method string, err error) i
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
 // becomes. But whatever its code, a stream that the service has reset without a
-// status is a failure, and so is a 5xx without a code, as a proxy sends it.
+// status is a failure, and so is a 5xx or a page without a code, as a proxy sends it.
 //
 // It also ignores a call or a message that gRPC did not send, because it cannot
 // be marshalled or compressed, came after CloseSend, has metadata that cannot be, or
-// its per-RPC credentials had no token; and a message that is larger than a limit
-// of either side.
+// its per-RPC credentials had no token; a message that cannot be unmarshalled; and
+// one that is larger than a limit of either side.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
@@ -98,14 +98,16 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 
 // These errors of gRPC have no names, but their texts are stable.
 
+const notOfGRPC = "unexpected HTTP status code received from server: "
+
 // isBroken reports whether the response was none: the service reset the stream
-// without a status, or it was a 5xx that says nothing more.
+// without a status, or it was a 5xx or a page that says nothing more.
 func isBroken(s *status.Status) bool {
 	switch text := s.Message(); s.Code() {
 	case codes.Canceled:
 		return strings.HasPrefix(text, "stream terminated by RST_STREAM")
 	case codes.Unknown:
-		return strings.HasPrefix(text, "unexpected HTTP status code received from server: 5")
+		return beginsWith(text, notOfGRPC+"5", notOfGRPC+"2")
 	}
 	return false
 }
@@ -116,19 +118,18 @@ func isCallersFault(s *status.Status) bool {
 	text := s.Message()
 	switch s.Code() {
 	case codes.Internal, codes.Unauthenticated:
-		return slices.ContainsFunc(unsent(), func(prefix string) bool { return strings.HasPrefix(text, prefix) })
+		return beginsWith(text,
+			"grpc: error while marshaling: ", "grpc: error while compressing: ", "SendMsg called after CloseSend",
+			"grpc: failed to unmarshal the received message: ",
+			"no codec registered for content-subtype ", "grpc: Compressor is not installed for requested grpc-encoding ",
+			"header key ", "there is an empty key in the header", "header list size to send violates the maximum size ",
+			"transport: per-RPC creds failed ", "transport: received per-RPC creds error ", "transport: cannot send secure credentials ")
 	case codes.ResourceExhausted:
 		return strings.Contains(text, "message larger than max") || strings.Contains(text, "after decompression larger than max")
 	}
 	return false
 }
 
-// unsent is how the errors begin of what gRPC did not send.
-func unsent() []string {
-	return []string{
-		"grpc: error while marshaling: ", "grpc: error while compressing: ", "SendMsg called after CloseSend",
-		"no codec registered for content-subtype ", "grpc: Compressor is not installed for requested grpc-encoding ",
-		"header key ", "there is an empty key in the header", "header list size to send violates the maximum size ",
-		"transport: per-RPC creds failed ", "transport: received per-RPC creds error ", "transport: cannot send secure credentials ",
-	}
+func beginsWith(text string, prefixes ...string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
 }

@@ -155,6 +155,7 @@ func TestClassifyOfAWrappedError(t *testing.T) {
 		{status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL"), infuse.OutcomeFailure},
 		{status.Error(codes.Unknown, "unexpected HTTP status code received from server: 503"), infuse.OutcomeFailure},
 		{status.Error(codes.Internal, "grpc: error while marshaling: no"), infuse.OutcomeIgnored},
+		{status.Error(codes.Internal, "header list size to send violates the maximum size (1 bytes) set by server"), infuse.OutcomeIgnored},
 		{context.Canceled, infuse.OutcomeIgnored},
 	} {
 		require.Equal(t, c.want, grpcinfuse.Classify(fmt.Errorf("asking: %w", c.err)), c.err)
@@ -224,7 +225,10 @@ func TestCallersOwnFaults(t *testing.T) {
 	require.Equal(t, codes.ResourceExhausted, status.Code(err))
 	_, err = f.UnaryCall(f.ctx, &testpb.SimpleRequest{ResponseSize: 100}, grpc.MaxCallRecvMsgSize(1))
 	require.Equal(t, codes.ResourceExhausted, status.Code(err))
-	f.requireCounts(0, 0, 5)
+	f.service.unary = healthy
+	_, err = f.EmptyCall(f.ctx, new(testpb.Empty), grpc.ForceCodec(deafCodec{}))
+	require.Equal(t, codes.Internal, status.Code(err))
+	f.requireCounts(0, 0, 6)
 }
 
 // brokenCodec cannot marshal anything.
@@ -233,6 +237,13 @@ type brokenCodec struct{}
 func (brokenCodec) Marshal(any) ([]byte, error) { return nil, errors.New("no") }
 func (brokenCodec) Unmarshal([]byte, any) error { return nil }
 func (brokenCodec) Name() string                { return "broken" }
+
+// deafCodec cannot unmarshal anything.
+type deafCodec struct{}
+
+func (deafCodec) Marshal(any) ([]byte, error) { return nil, nil }
+func (deafCodec) Unmarshal([]byte, any) error { return errors.New("no") }
+func (deafCodec) Name() string                { return "proto" }
 
 func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
 	f := start(t, &service{unary: func(ctx context.Context) error {
@@ -326,8 +337,10 @@ func TestResponseWithoutACode(t *testing.T) {
 	require.NoError(t, err)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
+	answer := http.StatusInternalServerError
 	proxy := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "sick", http.StatusInternalServerError)
+		http.Error(w, "sick", answer)
+		answer = http.StatusOK
 	})}
 	done := make(chan struct{})
 	go func() {

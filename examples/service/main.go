@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"sync"
@@ -51,10 +52,8 @@ func run(path string) error {
 	}
 	defer breakers.Stop()
 
-	base := http.DefaultTransport.(*http.Transport).Clone()
-	base.ResponseHeaderTimeout = 500 * time.Millisecond // of each try
-	q := &quotes{http: newClient(base, breakers), inventory: settings.file().Inventory, prices: settings.file().Prices}
-	server := &http.Server{Addr: settings.file().Listen, Handler: routes(q, breakers, storage), ReadHeaderTimeout: 5 * time.Second}
+	q := &quotes{http: newClient(http.DefaultTransport, breakers), inventory: settings.file().Inventory, prices: settings.file().Prices}
+	server := &http.Server{Addr: settings.file().Listen, Handler: routes(ctx, q, breakers, storage), ReadHeaderTimeout: 5 * time.Second}
 	failed, hangUp := make(chan error, 1), make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
 	go func() { failed <- server.ListenAndServe() }()
@@ -64,7 +63,7 @@ func run(path string) error {
 			return err
 		case <-hangUp:
 			if err := settings.reload(breakers); err != nil {
-				slog.Error("some settings are as they were", "error", err)
+				slog.Error("the settings are as they were", "error", err)
 			}
 		case <-ctx.Done(): // requests under way may use the breakers until they have ended
 			draining, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -74,11 +73,11 @@ func run(path string) error {
 	}
 }
 
-// newClient retries outside of the breaker, so that each try counts. A rejection
-// is not tried again.
+// newClient retries outside of the breaker, so that each try counts, and has a
+// deadline of its own, for the body too. A rejection is not tried again.
 func newClient(base http.RoundTripper, breakers *infuse.Group) *http.Client {
 	client := retryablehttp.NewClient()
-	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}}
+	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}, Timeout: 500 * time.Millisecond}
 	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax, client.Logger = 2, 20*time.Millisecond, 200*time.Millisecond, nil
 	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
 		if err != nil && !infuse.Retryable(err) {
@@ -89,14 +88,24 @@ func newClient(base http.RoundTripper, breakers *infuse.Group) *http.Client {
 	return client.StandardClient()
 }
 
-func routes(q *quotes, breakers *infuse.Group, storage infuse.Storage) http.Handler {
+func routes(ctx context.Context, q *quotes, breakers *infuse.Group, storage infuse.Storage) http.Handler {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(prominfuse.NewCollector(breakers))
 	mux := http.NewServeMux()
 	mux.Handle("GET /quote/{item}", infuse.Handler(q.serve, nil)) // a rejection is a 503 with a Retry-After
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.Handle("/circuits/", ops.Handler(ops.Options{Group: breakers, Storage: storage})) // without Authorize: to look at
+	mux.Handle("/circuits/", until(ctx, ops.Handler(ops.Options{Group: breakers, Storage: storage}))) // without Authorize: to look at
 	return mux
+}
+
+// until ends requests with ctx: Shutdown would wait for a page that is open.
+func until(ctx context.Context, handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		its, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		handler.ServeHTTP(w, r.WithContext(its))
+	})
 }
 
 // quotes tell what an item costs, if there is any. Without the inventory there is
@@ -128,7 +137,7 @@ func (q *quotes) serve(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (q *quotes) ask(ctx context.Context, service, item string) (n float64, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, service+"/"+item, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, service+"/"+url.PathEscape(item), nil)
 	if err != nil {
 		return 0, err
 	}

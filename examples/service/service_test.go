@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -20,15 +21,30 @@ import (
 type world struct {
 	answers map[string]string
 	calls   map[string]int
+	stalls  string        // the host whose answers do not come to their end
+	last    *http.Request // of all
+}
+
+// stall is a body that does not come to its end.
+type stall struct{ ctx context.Context }
+
+func (s stall) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
 }
 
 func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.calls[r.URL.Host]++
+	w.last = r
 	answer, ok := w.answers[r.URL.Host]
 	if !ok {
 		return nil, errors.New("connection refused")
 	}
-	return &http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
+	var body io.Reader = strings.NewReader(answer)
+	if r.URL.Host == w.stalls {
+		body = stall{r.Context()}
+	}
+	return &http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, Header: http.Header{}, Body: io.NopCloser(body), Request: r}, nil
 }
 
 // start returns the service in a world that is well, without Redis.
@@ -40,7 +56,7 @@ func start(t *testing.T) (http.Handler, *world, *settings, *infuse.Group) {
 	t.Cleanup(breakers.Stop)
 	w := &world{answers: map[string]string{"inventory.internal": "3", "prices.internal": "9.5"}, calls: map[string]int{}}
 	q := &quotes{http: newClient(w, breakers), inventory: s.file().Inventory, prices: s.file().Prices}
-	return routes(q, breakers, nil), w, s, breakers
+	return routes(t.Context(), q, breakers, nil), w, s, breakers
 }
 
 func get(service http.Handler, path string) *httptest.ResponseRecorder {
@@ -88,15 +104,60 @@ func TestNoAnswerWithoutTheInventory(t *testing.T) {
 	})
 }
 
+// A service that begins to answer and stalls is as sick as one that is silent.
+func TestAnAnswerThatStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service, world, _, _ := start(t)
+		world.stalls = "inventory.internal"
+		for range 2 {
+			require.Equal(t, http.StatusInternalServerError, get(service, "/quote/nails").Code)
+		}
+		require.Contains(t, get(service, "/metrics").Body.String(), `infuse_circuit_calls_total{circuit="inventory.internal",outcome="failure"} 2`)
+	})
+}
+
+func TestAnItemIsNoPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service, world, _, _ := start(t)
+		get(service, "/quote/..%2Fadmin%3Fall")
+		require.Equal(t, "/..%2Fadmin%3Fall", world.last.URL.RequestURI())
+	})
+}
+
 func TestSettingsAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		service, world, s, breakers := start(t)
 		get(service, "/quote/nails")
 		s.path = t.TempDir() + "/settings.json"
-		require.NoError(t, os.WriteFile(s.path, []byte(`{"circuits": {"inventory.internal": {"failMax": 1}, "prices.internal": {"failMax": -1}}}`), 0o600))
-		require.ErrorContains(t, s.reload(breakers), "FailMax is -1")
+		write := func(text string) { require.NoError(t, os.WriteFile(s.path, []byte(text), 0o600)) }
+		for text, wrong := range map[string]string{
+			`{`: "unexpected EOF", `{"failMax": 1}`: "unknown field", `{} {}`: "goes on",
+			`{"circuits": {"inventory.internal": {"failMax": 1}, "new.internal": {"failMax": -1}}}`: `circuit "new.internal": infuse: Config.FailMax is -1`,
+		} {
+			write(text)
+			require.ErrorContains(t, s.reload(breakers), wrong)
+			require.Equal(t, 5, s.of("inventory.internal").FailMax)
+		}
+		write(`{"circuits": {"inventory.internal": {"failMax": 1}}}`)
+		require.NoError(t, s.reload(breakers))
 		delete(world.answers, "inventory.internal")
 		require.Equal(t, http.StatusServiceUnavailable, get(service, "/quote/nails").Code)
 		require.Equal(t, 1+1, world.calls["inventory.internal"], "the first try opened the circuit")
+	})
+}
+
+// A page that is open does not hold back the end.
+func TestAnOpenPageEndsWithTheService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		page := until(ctx, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			get(page, "/circuits/")
+		}()
+		synctest.Wait()
+		cancel()
+		<-ended
 	})
 }

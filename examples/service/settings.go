@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"sync/atomic"
 	"time"
@@ -28,14 +31,11 @@ type file struct {
 
 func (s *settings) file() *file { return s.current.Load() }
 
-// reload reads the file again. Circuits stay as they are: what is open stays so.
+// reload reads the file again. Where anything in it is wrong, all settings stay as
+// they were. Circuits stay as they are: what is open stays so.
 func (s *settings) reload(breakers *infuse.Group) error {
-	text, err := os.ReadFile(s.path)
+	f, err := read(s.path)
 	if err != nil {
-		return err
-	}
-	f := new(file)
-	if err := json.Unmarshal(text, f); err != nil {
 		return err
 	}
 	s.current.Store(f)
@@ -43,19 +43,49 @@ func (s *settings) reload(breakers *infuse.Group) error {
 		return nil
 	}
 	for b := range breakers.All() {
-		err = errors.Join(err, b.Configure(s.of(b.Name()))) // one that is not valid leaves the breaker as it was
+		err = errors.Join(err, b.Configure(s.of(b.Name())))
 	}
 	return err
 }
 
+// read reads a file whose settings are valid.
+func read(path string) (*file, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f := new(file)
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields() // a setting that is misspelt
+	if err := decoder.Decode(f); err != nil {
+		return nil, err
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return nil, fmt.Errorf("%s goes on behind its settings", path)
+	}
+	for name := range f.Circuits {
+		_, invalid := infuse.NewGroup(f.of(name))
+		if invalid != nil {
+			err = errors.Join(err, fmt.Errorf("circuit %q: %w", name, invalid))
+		}
+	}
+	return f, err
+}
+
 func (s *settings) of(name string) infuse.Config {
-	c, ok := s.file().Circuits[name]
+	c := s.file().of(name)
+	c.Storage = s.storage
+	return c
+}
+
+func (f *file) of(name string) infuse.Config {
+	c, ok := f.Circuits[name]
 	if !ok {
-		c = s.file().Circuits[""]
+		c = f.Circuits[""]
 	}
 	return infuse.Config{
 		FailMax: c.FailMax, FailureRate: c.FailureRate, MinCalls: c.MinCalls,
 		ResetTimeout: time.Duration(c.ResetSeconds) * time.Second, Ramp: time.Duration(c.RampSeconds) * time.Second,
-		Storage: s.storage, Listeners: []*infuse.Listener{infuse.LogListener(nil)}, CountCalls: true,
+		Listeners: []*infuse.Listener{infuse.LogListener(nil)}, CountCalls: true,
 	}
 }

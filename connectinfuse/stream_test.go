@@ -422,6 +422,30 @@ func TestTrialWhoseSendFailsWaitsForTheReason(t *testing.T) {
 	f.requireState(infuse.StateOpen)
 }
 
+// TestTrialThatTheCallerLeaves kept its place, which is not needed any more.
+func TestTrialThatTheCallerLeaves(t *testing.T) {
+	for name, sends := range map[string]bool{"after a message": true, "without one": false} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, &service{unary: healthy, bidi: func(ctx context.Context, _ *connect.BidiStream[bytes, bytes]) error {
+				<-ctx.Done()
+				return nil
+			}}, connectinfuse.ProvedAfter(never))
+			f.halfOpen()
+			ctx, cancel := context.WithCancel(f.ctx)
+			defer cancel()
+			both := client[bytes, bytes](f, "Bidi").CallBidiStream(ctx)
+			if sends {
+				require.NoError(t, both.Send(new(bytes)))
+			}
+			requireRejected(t, f.call())
+			cancel()
+			require.Eventually(t, func() bool { return f.call() == nil }, patience, time.Millisecond)
+			f.requireState(infuse.StateClosed)
+			f.requireCounts(1, 0, 1)
+		})
+	}
+}
+
 func TestTrialThatTheCallerCloses(t *testing.T) {
 	f := start(t, &service{unary: healthy, server: waits(nil, nil)}, connectinfuse.ProvedAfter(never))
 	f.halfOpen()

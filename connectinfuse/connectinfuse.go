@@ -40,7 +40,7 @@ import (
 // failure if it breaks off after two seconds without a code: that counts for
 // nothing. Where its caller closes it, it is a success if a message has come, and
 // ignored if not. One that its caller leaves alone holds nothing back, a trial no
-// longer than Config.TrialTimeout.
+// longer than until its context is cancelled or Config.TrialTimeout has passed.
 //
 // Only the trial of a half-open circuit ends before, so that a stream does not
 // keep the fleet waiting: at the first message, or when headers have come and
@@ -124,6 +124,9 @@ func (i *Interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conn
 		s.classify = func(err error) infuse.Outcome { return i.classify(ctx, spec.Procedure, err) }
 		s.trial = b.State() != infuse.StateClosed // nothing else is let in
 		s.life = life{ctx: ctx, breaker: b, permit: permit, proof: i.proof, opened: time.Now()}
+		if s.trial {
+			s.watch()
+		}
 		return s
 	}
 }

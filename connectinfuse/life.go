@@ -107,10 +107,11 @@ func (l *life) end(outcome infuse.Outcome, err error, wasCut func() bool) {
 // circuit that it has closed. Where that is not closed, more trials are needed,
 // and each is judged by itself.
 func (l *life) failAgain(err error) {
-	if l.breaker.State() != infuse.StateClosed {
+	if l.breaker.State() != infuse.StateClosed || l.ctx.Err() == context.Canceled {
 		return
 	}
-	if permit, rejected := l.breaker.Acquire(l.ctx); rejected == nil {
+	// A deadline may have passed, but not before the call: that would be ignored.
+	if permit, rejected := l.breaker.Acquire(context.WithoutCancel(l.ctx)); rejected == nil {
 		settle(permit, infuse.OutcomeFailure, err)
 	}
 }

@@ -55,11 +55,12 @@ func WithClassify(classify func(ctx context.Context, procedure string, err error
 // infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
-// becomes. But whatever its code, a response that broke off is a failure, and so
-// is a 5xx without a code, as a proxy sends it.
+// becomes. But whatever its code, a response that broke off or is none of the
+// protocol is a failure, and so is a 5xx without a code, as a proxy sends it.
 //
-// It also ignores a message that could not be sent because it cannot be
-// marshalled, and one that is larger than a limit of the client's own.
+// It also ignores a message that cannot be marshalled, compressed or unmarshalled,
+// one that is larger than a limit of the client's own, and a call whose headers
+// net/http does not send.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
@@ -113,7 +114,7 @@ func local(err error) (text string, ok bool) {
 	return e.Message(), true
 }
 
-// isOfMessage reports whether a message is at fault, and not the service.
+// isOfMessage reports whether a message or a header is at fault, and not the service.
 func isOfMessage(err error) bool {
 	text, ok := local(err)
 	if !ok {
@@ -121,9 +122,13 @@ func isOfMessage(err error) bool {
 	}
 	switch connect.CodeOf(err) {
 	case connect.CodeInternal:
-		return strings.HasPrefix(text, "marshal message")
+		return beginsWith(text, "marshal message", "compress: ")
+	case connect.CodeInvalidArgument:
+		return beginsWith(text, "unmarshal message: ")
+	case connect.CodeUnavailable:
+		return beginsWith(text, "net/http: invalid header field ", "http2: request header list larger than peer's advertised limit")
 	case connect.CodeResourceExhausted:
-		return !strings.HasPrefix(text, "bandwidth exhausted") // which is how a peer resets a stream
+		return !beginsWith(text, "bandwidth exhausted") // which is how a peer resets a stream
 	}
 	return false
 }
@@ -140,13 +145,15 @@ func isBroken(err error) bool {
 	case connect.CodeCanceled: // of a connection or a stream that the service has reset
 		return !errors.Is(err, context.Canceled)
 	case connect.CodeUnknown, connect.CodeInvalidArgument:
-		return isBareServerError(text) || slices.ContainsFunc(brokenOff(), func(prefix string) bool { return strings.HasPrefix(text, prefix) })
+		return isBareServerError(text) || beginsWith(text,
+			"protocol error: ", "read message: ", "read enveloped message: ", "write message: ", "write envelope: ",
+			"invalid content-type: ", "get decompressor: ", "decompress: ")
 	}
 	return false
 }
 
-func brokenOff() []string {
-	return []string{"protocol error: ", "read message: ", "read enveloped message: ", "write message: ", "write envelope: "}
+func beginsWith(text string, prefixes ...string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
 }
 
 func isBareServerError(text string) bool {

@@ -1,6 +1,7 @@
 package connectinfuse
 
 import (
+	"context"
 	"errors"
 	"io"
 	"time"
@@ -16,10 +17,23 @@ type stream struct {
 	life
 	classify func(error) infuse.Outcome
 	trial    bool
+	unwatch  func() bool // ends the watching of the context of a trial
+}
+
+// watch has a trial end when its caller cancels it, and may ask for nothing more.
+func (s *stream) watch() {
+	s.unwatch = context.AfterFunc(s.ctx, func() {
+		if err := s.ctx.Err(); err == context.Canceled {
+			s.end(s.classify(err), err, func() bool { return false })
+		}
+	})
 }
 
 func (s *stream) Receive(m any) error {
 	err := s.StreamingClientConn.Receive(m)
+	if err != nil && s.trial {
+		s.unwatch()
+	}
 	switch {
 	case err == nil:
 		s.message(s.trial)
@@ -52,19 +66,27 @@ func (s *stream) Send(m any) error {
 
 func (s *stream) CloseResponse() error {
 	s.leave()
+	if s.trial {
+		s.unwatch()
+	}
 	return s.StreamingClientConn.CloseResponse()
 }
 
-// hasHeaders is asked after a Receive, when they have come or never will. The
+// hasHeaders waits for the headers, or for the end of a stream without any. The
 // headers of gRPC that have a status are all that there was.
 func (s *stream) hasHeaders() bool {
 	headers := s.ResponseHeader()
 	return len(headers) > 0 && headers.Get("Grpc-Status") == ""
 }
 
-// gotHeaders ends a trial without a message.
+// gotHeaders ends a trial without a message. What has come may be a hint (a 103)
+// before the headers, or the end.
 func (s *stream) gotHeaders() {
 	if s.trial {
-		time.AfterFunc(s.proof, s.stood)
+		time.AfterFunc(s.proof, func() {
+			if s.hasHeaders() {
+				s.stood()
+			}
+		})
 	}
 }

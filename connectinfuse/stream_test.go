@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptrace"
 	"testing"
 	"time"
@@ -306,6 +307,65 @@ func TestTrialEndsAtHeadersThatStand(t *testing.T) {
 	})
 }
 
+// TestTrialWithoutHeaders: what came was no sign of health, and closed the circuit
+// before the caller had asked what it was.
+func TestTrialWithoutHeaders(t *testing.T) {
+	refuses := &service{bidi: func(context.Context, *connect.BidiStream[bytes, bytes]) error {
+		return says(connect.CodeUnavailable)
+	}}
+	for name, c := range map[string]struct {
+		handler  http.Handler
+		protocol string
+	}{
+		"a 503 to Connect": {status(http.StatusServiceUnavailable), "connect"},
+		"a 503 to gRPC":    {status(http.StatusServiceUnavailable), "grpc"},
+		"a status alone":   {refuses.handler(), "grpcweb"},
+		"a hint":           {status(http.StatusEarlyHints), "connect"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startOn(t, refuses, c.handler, infuse.Config{}, connectinfuse.ProvedAfter(soon))
+			f.protocol = protocols[c.protocol]
+			f.halfOpen()
+			ctx, cancel := context.WithCancel(f.ctx)
+			defer cancel()
+			both := client[bytes, bytes](f, "Bidi").CallBidiStream(ctx)
+			require.NoError(t, both.Send(nil))
+			time.Sleep(5 * soon)
+			f.requireState(infuse.StateHalfOpen)
+		})
+	}
+}
+
+// status is a proxy that says this, and no more.
+func status(code int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(code)
+		if code < http.StatusOK {
+			<-r.Context().Done()
+		}
+	})
+}
+
+// TestStallAfterATrialIsAFailure: the deadline had passed when that failure was
+// counted, so it was ignored.
+func TestStallAfterATrialIsAFailure(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
+		tokens := make(chan struct{}, 1)
+		f := start(t, &service{server: waits(tokens, nil)}, connectinfuse.ProvedAfter(never))
+		f.protocol = protocol
+		tokens <- struct{}{}
+		f.halfOpen()
+		ctx, cancel := context.WithTimeout(f.ctx, time.Second)
+		defer cancel()
+		from, err := f.serverStreamWith(ctx)
+		require.NoError(t, err)
+		require.True(t, from.Receive())
+		require.False(t, from.Receive())
+		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(from.Err()))
+		f.requireCounts(1, 1, 0)
+	})
+}
+
 func TestErrorBehindTheHeadersFailsTheTrial(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		end := make(chan error, 1)
@@ -360,6 +420,30 @@ func TestTrialWhoseSendFailsWaitsForTheReason(t *testing.T) {
 	_, err := both.Receive()
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
 	f.requireState(infuse.StateOpen)
+}
+
+// TestTrialThatTheCallerLeaves kept its place, which is not needed any more.
+func TestTrialThatTheCallerLeaves(t *testing.T) {
+	for name, sends := range map[string]bool{"after a message": true, "without one": false} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, &service{unary: healthy, bidi: func(ctx context.Context, _ *connect.BidiStream[bytes, bytes]) error {
+				<-ctx.Done()
+				return nil
+			}}, connectinfuse.ProvedAfter(never))
+			f.halfOpen()
+			ctx, cancel := context.WithCancel(f.ctx)
+			defer cancel()
+			both := client[bytes, bytes](f, "Bidi").CallBidiStream(ctx)
+			if sends {
+				require.NoError(t, both.Send(new(bytes)))
+			}
+			requireRejected(t, f.call())
+			cancel()
+			require.Eventually(t, func() bool { return f.call() == nil }, patience, time.Millisecond)
+			f.requireState(infuse.StateClosed)
+			f.requireCounts(1, 0, 1)
+		})
+	}
 }
 
 func TestTrialThatTheCallerCloses(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"syscall"
 	"testing"
@@ -146,6 +147,44 @@ func TestResponseWithoutACode(t *testing.T) {
 		require.Equal(t, connect.CodeUnknown, connect.CodeOf(call(f)))
 		f.requireCounts(0, 2, 0)
 		requireRejected(t, call(f))
+	})
+}
+
+// TestResponseThatIsNone: a page of a proxy, and bytes that are not what they are
+// said to be, closed a circuit.
+func TestResponseThatIsNone(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
+		for kind, want := range map[string][3]int{"text/html": {0, 1, 0}, "application/octet-stream": {0, 1, 0}} {
+			f := startOn(t, &service{}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", kind)
+				_, _ = io.WriteString(w, "hello")
+			}), infuse.Config{})
+			f.protocol = protocol
+			require.Error(t, f.call())
+			require.Equal(t, want, f.counts(), kind)
+		}
+	})
+	for encoding, want := range map[string][3]int{"gzip": {0, 1, 0}, "identity": {0, 0, 1}} {
+		f := startOn(t, &service{}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/proto")
+			w.Header().Set("Content-Encoding", encoding)
+			_, _ = io.WriteString(w, "garbage")
+		}), infuse.Config{})
+		require.Error(t, f.call())
+		require.Equal(t, want, f.counts(), encoding)
+	}
+}
+
+// TestHeaderThatCannotBeSent opened a circuit.
+func TestHeaderThatCannotBeSent(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
+		f := start(t, &service{unary: healthy})
+		f.protocol = protocol
+		request := connect.NewRequest(new(bytes))
+		request.Header().Set("no name", "x")
+		_, err := client[bytes, bytes](f, "Unary").CallUnary(f.ctx, request)
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		f.requireCounts(0, 0, 1)
 	})
 }
 

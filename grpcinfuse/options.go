@@ -2,6 +2,7 @@ package grpcinfuse
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -57,11 +58,12 @@ func WithClassify(classify func(ctx context.Context, method string, err error) i
 // Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
 // other code is a success, also Unknown: it is what an application's own error
 // becomes. But whatever its code, a stream that the service has reset without a
-// status is a failure, and so is a 5xx without a code, as a proxy sends it.
+// status is a failure, and so is a 5xx or a page without a code, as a proxy sends it.
 //
-// It also ignores a message that could not be sent because it cannot be
-// marshalled or came after CloseSend, and one that is larger than a limit of
-// either side.
+// It also ignores a call or a message that gRPC did not send, because it cannot
+// be marshalled or compressed, came after CloseSend, has metadata that cannot be, or
+// its per-RPC credentials had no token; a message that cannot be unmarshalled; and
+// one that is larger than a limit of either side.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
@@ -78,9 +80,10 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 	if err == nil {
 		return infuse.OutcomeSuccess
 	}
-	s, ok := status.FromError(err)
-	if !ok {
-		s = status.FromContextError(err) // of an interceptor that returns ctx.Err()
+	s := status.FromContextError(err) // of an interceptor that returns ctx.Err()
+	var coded interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &coded) { // status.FromError would have the text of what wraps it
+		s = coded.GRPCStatus()
 	}
 	switch {
 	case isBroken(s):
@@ -95,26 +98,38 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 
 // These errors of gRPC have no names, but their texts are stable.
 
+const notOfGRPC = "unexpected HTTP status code received from server: "
+
 // isBroken reports whether the response was none: the service reset the stream
-// without a status, or it was a 5xx that says nothing more.
+// without a status, or it was a 5xx or a page that says nothing more.
 func isBroken(s *status.Status) bool {
 	switch text := s.Message(); s.Code() {
 	case codes.Canceled:
 		return strings.HasPrefix(text, "stream terminated by RST_STREAM")
 	case codes.Unknown:
-		return strings.HasPrefix(text, "unexpected HTTP status code received from server: 5")
+		return beginsWith(text, notOfGRPC+"5", notOfGRPC+"2")
 	}
 	return false
 }
 
-// isCallersFault reports whether a message is at fault, or how it was sent, and
-// not the service.
+// isCallersFault reports whether a message is at fault, or how it was to be sent,
+// and not the service.
 func isCallersFault(s *status.Status) bool {
-	switch text := s.Message(); s.Code() {
-	case codes.Internal:
-		return strings.HasPrefix(text, "grpc: error while marshaling: ") || text == "SendMsg called after CloseSend"
+	text := s.Message()
+	switch s.Code() {
+	case codes.Internal, codes.Unauthenticated:
+		return beginsWith(text,
+			"grpc: error while marshaling: ", "grpc: error while compressing: ", "SendMsg called after CloseSend",
+			"grpc: failed to unmarshal the received message: ",
+			"no codec registered for content-subtype ", "grpc: Compressor is not installed for requested grpc-encoding ",
+			"header key ", "there is an empty key in the header", "header list size to send violates the maximum size ",
+			"transport: per-RPC creds failed ", "transport: received per-RPC creds error ", "transport: cannot send secure credentials ")
 	case codes.ResourceExhausted:
 		return strings.Contains(text, "message larger than max") || strings.Contains(text, "after decompression larger than max")
 	}
 	return false
+}
+
+func beginsWith(text string, prefixes ...string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
 }

@@ -3,6 +3,8 @@ package grpcinfuse_test
 import (
 	"context"
 	"io"
+	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
@@ -257,6 +259,17 @@ func TestUploadThatIsCut(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
+func TestUploadThatIsAnsweredAndFails(t *testing.T) {
+	f := start(t, &service{client: func(from grpc.ClientStreamingServer[input, inputs]) error {
+		if err := from.SendAndClose(new(inputs)); err != nil {
+			return err
+		}
+		return says(codes.Unavailable)
+	}})
+	require.Equal(t, codes.Unavailable, status.Code(kinds["client"](f)))
+	f.requireCounts(0, 1, 0)
+}
+
 func TestStreamProvesItself(t *testing.T) {
 	require.Equal(t, 2*time.Second, grpcinfuse.TypicalProof)
 	tokens := make(chan struct{}, 1)
@@ -349,6 +362,24 @@ func TestTrialEndsAtTheFirstMessage(t *testing.T) {
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	f.requireCounts(1, 1, 0)
 	require.Equal(t, 1, f.breaker.Failures())
+}
+
+// TestStallAfterATrialIsAFailure: the deadline had passed when that failure was
+// counted, so it was ignored.
+func TestStallAfterATrialIsAFailure(t *testing.T) {
+	tokens := make(chan struct{}, 1)
+	f := start(t, &service{server: waits(tokens, nil)}, grpcinfuse.ProvedAfter(never))
+	tokens <- struct{}{}
+	f.halfOpen()
+	ctx, cancel := context.WithTimeout(f.ctx, time.Second)
+	defer cancel()
+	from, err := f.StreamingOutputCall(ctx, new(question))
+	require.NoError(t, err)
+	_, err = from.Recv()
+	require.NoError(t, err)
+	_, err = from.Recv()
+	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+	f.requireCounts(1, 1, 0)
 }
 
 func TestTrialEndsAtHeadersThatStand(t *testing.T) {
@@ -455,4 +486,74 @@ func TestPanicBelowAStreamFreesTheTrial(t *testing.T) {
 	require.Panics(t, func() { _, _ = testpb.NewTestServiceClient(conn).FullDuplexCall(f.ctx) })
 	require.NoError(t, f.call())
 	f.requireState(infuse.StateClosed)
+}
+
+// TestManyAtOnce has calls of all kinds, trials and moves at once: each call is
+// counted, and no trial keeps its place.
+func TestManyAtOnce(t *testing.T) {
+	some := func() error {
+		return says([]codes.Code{codes.OK, codes.OK, codes.NotFound, codes.Unavailable, codes.Canceled}[rand.IntN(5)])
+	}
+	f := startWith(t, &service{
+		unary:  func(context.Context) error { return some() },
+		server: func(to grpc.ServerStreamingServer[output]) error { return brings(rand.IntN(3), some())(to) },
+		bidi: func(both grpc.BidiStreamingServer[question, output]) error {
+			return echoes(rand.IntN(3), some())(both)
+		},
+	}, infuse.Config{MaxTrials: 2}, grpcinfuse.ProvedAfter(time.Millisecond))
+	const processes, each = 8, 60
+	var all sync.WaitGroup
+	for range processes {
+		all.Go(func() {
+			for i := range each {
+				switch i % 4 {
+				case 0:
+					_ = f.call()
+				case 1:
+					_ = kinds["server"](f)
+				case 2:
+					_ = kinds["bidi"](f)
+				default:
+					_ = f.bothWaysAtOnce()
+				}
+				if rand.IntN(10) == 0 {
+					_ = f.breaker.Move(f.ctx, infuse.State(rand.IntN(3)))
+				}
+			}
+		})
+	}
+	all.Wait()
+	c := f.breaker.Stats().Calls
+	require.GreaterOrEqual(t, c.Success+c.Failure+c.Ignored+c.Rejected, uint64(processes*each)) // more where a stream broke off after its trial
+	f.service.unary = healthy
+	f.halfOpen()
+	require.NoError(t, f.call())
+	f.requireState(infuse.StateClosed)
+}
+
+// bothWaysAtOnce sends, receives and cancels a stream at once.
+func (f *fixture) bothWaysAtOnce() error {
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	both, err := f.FullDuplexCall(ctx)
+	if err != nil {
+		return err
+	}
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for range 3 {
+			if both.Send(new(question)) != nil {
+				return
+			}
+		}
+		_ = both.CloseSend()
+	})
+	sending.Go(func() {
+		if rand.IntN(2) == 0 {
+			cancel()
+		}
+	})
+	_, err = f.drain(both, nil)
+	sending.Wait()
+	return err
 }

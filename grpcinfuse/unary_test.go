@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/infuse-go/infuse"
@@ -145,6 +146,57 @@ func TestClassifyOfOtherErrors(t *testing.T) {
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(fmt.Errorf("asking: %w", says(codes.Internal))))
 }
 
+// TestClassifyOfAWrappedError: a text that stood before gRPC's own hid what it was.
+func TestClassifyOfAWrappedError(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want infuse.Outcome
+	}{
+		{status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL"), infuse.OutcomeFailure},
+		{status.Error(codes.Unknown, "unexpected HTTP status code received from server: 503"), infuse.OutcomeFailure},
+		{status.Error(codes.Internal, "grpc: error while marshaling: no"), infuse.OutcomeIgnored},
+		{status.Error(codes.Internal, "header list size to send violates the maximum size (1 bytes) set by server"), infuse.OutcomeIgnored},
+		{context.Canceled, infuse.OutcomeIgnored},
+	} {
+		require.Equal(t, c.want, grpcinfuse.Classify(fmt.Errorf("asking: %w", c.err)), c.err)
+	}
+}
+
+// TestCallThatIsNotSent: a provider of tokens that was away opened the circuit of
+// the service, and a token that may not be sent closed it.
+func TestCallThatIsNotSent(t *testing.T) {
+	f := start(t, &service{unary: healthy})
+	for name, c := range map[string]struct {
+		metadata string
+		option   grpc.CallOption
+	}{
+		"metadata that cannot be":   {"naïve", grpc.EmptyCallOption{}},
+		"an unknown compressor":     {"name", grpc.UseCompressor("unknown")},
+		"an unknown codec":          {"name", grpc.CallContentSubtype("unknown")},
+		"no token":                  {"name", grpc.PerRPCCredentials(token{err: errors.New("away")})},
+		"a token for TLS, and none": {"name", grpc.PerRPCCredentials(token{secure: true})},
+	} {
+		ctx, before := metadata.AppendToOutgoingContext(f.ctx, c.metadata, "x"), f.counts()
+		_, err := f.EmptyCall(ctx, new(testpb.Empty), c.option)
+		require.Error(t, err, name)
+		_, err = f.FullDuplexCall(ctx, c.option)
+		require.Error(t, err, name)
+		before[2] += 2
+		require.Equal(t, before, f.counts(), name)
+	}
+}
+
+// token are credentials that a call cannot be sent with.
+type token struct {
+	secure bool
+	err    error
+}
+
+func (c token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return nil, c.err
+}
+func (c token) RequireTransportSecurity() bool { return c.secure }
+
 func TestCallersOwnFaults(t *testing.T) {
 	began := make(chan struct{}, 1)
 	f := start(t, &service{unary: func(ctx context.Context) error {
@@ -173,7 +225,10 @@ func TestCallersOwnFaults(t *testing.T) {
 	require.Equal(t, codes.ResourceExhausted, status.Code(err))
 	_, err = f.UnaryCall(f.ctx, &testpb.SimpleRequest{ResponseSize: 100}, grpc.MaxCallRecvMsgSize(1))
 	require.Equal(t, codes.ResourceExhausted, status.Code(err))
-	f.requireCounts(0, 0, 5)
+	f.service.unary = healthy
+	_, err = f.EmptyCall(f.ctx, new(testpb.Empty), grpc.ForceCodec(deafCodec{}))
+	require.Equal(t, codes.Internal, status.Code(err))
+	f.requireCounts(0, 0, 6)
 }
 
 // brokenCodec cannot marshal anything.
@@ -182,6 +237,13 @@ type brokenCodec struct{}
 func (brokenCodec) Marshal(any) ([]byte, error) { return nil, errors.New("no") }
 func (brokenCodec) Unmarshal([]byte, any) error { return nil }
 func (brokenCodec) Name() string                { return "broken" }
+
+// deafCodec cannot unmarshal anything.
+type deafCodec struct{}
+
+func (deafCodec) Marshal(any) ([]byte, error) { return nil, nil }
+func (deafCodec) Unmarshal([]byte, any) error { return errors.New("no") }
+func (deafCodec) Name() string                { return "proto" }
 
 func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
 	f := start(t, &service{unary: func(ctx context.Context) error {
@@ -275,8 +337,10 @@ func TestResponseWithoutACode(t *testing.T) {
 	require.NoError(t, err)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
+	answer := http.StatusInternalServerError
 	proxy := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "sick", http.StatusInternalServerError)
+		http.Error(w, "sick", answer)
+		answer = http.StatusOK
 	})}
 	done := make(chan struct{})
 	go func() {

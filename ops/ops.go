@@ -59,9 +59,8 @@ type Options struct {
 // seconds, for one second at most, and reads the records of at most 10,000 of
 // them every five. Of transitions of the first 1,000 it hears at once. It ends
 // with the last viewer. A page without a viewer is read when it is asked for, at
-// most once a second. A stream of events ends with its request's context, or
-// after five minutes, and a browser then asks again. http.Server.Shutdown does
-// not end one by itself.
+// most once a second. A stream of events ends with its request's context, with
+// http.Server.Shutdown, or after five minutes; a browser then asks again.
 //
 // A change holds for the whole fleet. It is a POST, from the same origin, by a
 // person whom Options.Authorize names, and has a reason.
@@ -79,8 +78,9 @@ func Handler(o Options) http.Handler {
 
 type handler struct {
 	Options
-	board   *board
-	changes http.Handler
+	board     *board
+	changes   http.Handler
+	shutdowns shutdowns
 }
 
 //go:embed page.html ops.css ops.js
@@ -92,6 +92,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	secure(w.Header())
+	over := h.shutdowns.of(r)
 	switch name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]; {
 	case name == "change":
 		h.changes.ServeHTTP(w, r)
@@ -103,7 +104,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case name == "" || name == "circuits.json":
 		h.show(w, r, name != "")
 	case name == "events":
-		h.live(w, r)
+		h.live(w, r, over)
 	case name == "ops.css" || name == "ops.js":
 		http.ServeFileFS(w, r, files, name)
 	default:

@@ -285,8 +285,9 @@ func (s *stream) after(f *frames, had uint64) (data []byte, number uint64, fresh
 }
 
 // live answers with a stream of events. Nothing is kept for a viewer who reads
-// slowly: it misses frames, and is dropped when it reads none.
-func (h *handler) live(w http.ResponseWriter, r *http.Request) {
+// slowly: it misses frames, and is dropped when it reads none. The stream ends when
+// over is done, too.
+func (h *handler) live(w http.ResponseWriter, r *http.Request, over context.Context) {
 	q, err := parseQuery(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -304,6 +305,7 @@ func (h *handler) live(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold it back
 	ctx, cancel := context.WithTimeout(r.Context(), streamTime)
 	defer cancel()
+	defer context.AfterFunc(over, cancel)()
 	s.follow(ctx, f, func(data []byte) error { return send(w, data) })
 }
 

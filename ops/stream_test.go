@@ -54,6 +54,19 @@ func TestACircuitThatOpensIsPushed(t *testing.T) {
 	require.Len(t, f.Rows, 1, "only what has changed")
 }
 
+// http.Server.Shutdown waits for requests that are under way.
+func TestAPageEndsWithItsServer(t *testing.T) {
+	t.Parallel()
+	h := ops.Handler(ops.Options{Storage: infuse.NewMemoryStorage()})
+	s := httptest.NewServer(h)
+	defer s.Close()
+	viewer := follow(t, s.URL+"/events")
+	viewer.next(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	require.NoError(t, s.Config.Shutdown(ctx))
+}
+
 func TestNothingRunsWhenNobodyLooks(t *testing.T) {
 	storage := newCounting()
 	group := groupOn(t, storage)

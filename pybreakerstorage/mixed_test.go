@@ -262,6 +262,49 @@ func TestReadingWritesNothing(t *testing.T) {
 	require.Equal(t, version, m.client.HGet(t.Context(), m.key(extraKey), "v").Val())
 }
 
+// TestReadingIsNoWriteWhateverThereIs: a value that this package does not write had
+// each read write anew.
+func TestReadingIsNoWriteWhateverThereIs(t *testing.T) {
+	t.Parallel()
+	client := redistest.Start(t).Client()
+	for _, c := range []struct {
+		layout     Layout
+		key, value string
+	}{
+		{Pybreaker, "orders:pybreaker:opened_at", "0"},
+		{Pybreaker, "orders:pybreaker:fail_counter", "-03"},
+		{Pybreaker, "orders:pybreaker:opened_at", "99999999999"},
+		{Infuse, "infuse:orders:success_counter", "4"},
+	} {
+		client.FlushAll(t.Context())
+		client.Set(t.Context(), c.key, c.value, 0)
+		s, err := New(client, Options{Layout: c.layout})
+		require.NoError(t, err)
+		_, _, err = s.Apply(t.Context(), "orders", oneFailure)
+		require.NoError(t, err)
+		extra := c.layout.keys("orders")[0]
+		version := client.HGet(t.Context(), extra, "v").Val()
+		require.NotEmpty(t, version)
+		_, err = s.Load(t.Context(), "orders")
+		require.NoError(t, err)
+		require.Equal(t, version, client.HGet(t.Context(), extra, "v").Val(), c.key)
+	}
+}
+
+// TestKeyOfAnotherType: one circuit's key took the storage away from all.
+func TestKeyOfAnotherType(t *testing.T) {
+	m := newMixed(t)
+	for _, key := range []string{"state", extraKey} {
+		m.client.Del(t.Context(), m.key("state"), m.key(extraKey))
+		require.NoError(t, m.client.LPush(t.Context(), m.key(key), "x").Err())
+		_, err := m.storages[0].Load(t.Context(), m.namespace)
+		var unreadable *infuse.RecordError
+		require.ErrorAs(t, err, &unreadable, key)
+		_, _, err = m.storages[0].Apply(t.Context(), m.namespace, oneFailure)
+		require.ErrorAs(t, err, &unreadable, key)
+	}
+}
+
 func TestGarbageIsAnErrorUntilItIsReplaced(t *testing.T) {
 	m := newMixed(t)
 	for key, value := range map[string]string{"state": "ajar", "fail_counter": "many", "opened_at": "1e9"} {

@@ -112,7 +112,8 @@ func (s *Storage) Load(ctx context.Context, circuit string) (infuse.Record, erro
 // time that another process has written in between.
 //
 // Values that neither Python nor this package writes are an *infuse.RecordError,
-// until a move or an override replaces them.
+// until a move or an override replaces them. So is a key that is no string, or no
+// hash, until somebody deletes it.
 func (s *Storage) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	if err := check(&c); err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
@@ -158,6 +159,9 @@ const maxRounds = 100
 // in between.
 func (s *Storage) change(ctx context.Context, name string, change *infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	fail := func(err error) (infuse.Record, infuse.Verdict, error) {
+		if redis.HasErrorPrefix(err, "WRONGTYPE") { // of this circuit alone
+			err = &infuse.RecordError{Circuit: name, Reason: "has a key of another type"}
+		}
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}
 	if err := infuse.CheckName(name); err != nil {
@@ -198,18 +202,20 @@ func (s *Storage) save(ctx context.Context, keys []string, c *circuit, next infu
 	python := c.python.follow(&c.record, &next, c.now/1000)
 	values := python.values(s.layout)
 	text := infuse.AppendRecord(nil, next, c.here)
+	for i, seen := range c.values {
+		if values[i] == seen {
+			values[i] = ""
+		}
+	}
 	news := !bytes.Equal(text, infuse.AppendRecord(nil, c.stored, c.here))
-	if !news && (c.found.record == "" || values == c.values && c.known == python) {
+	if !news && (c.found.record == "" || values == [pythonKeys]string{} && c.known == python) {
 		return true, nil
 	}
 	args := []any{c.version}
 	for _, seen := range c.values {
 		args = append(args, seen)
 	}
-	for i, value := range values {
-		if value == c.values[i] {
-			value = ""
-		}
+	for _, value := range values {
 		args = append(args, value)
 	}
 	_, saved, err := s.run(ctx, keys, append(args, text, python.mirror(), c.now)...)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"sync"
@@ -55,9 +56,7 @@ func run(path string) error {
 	}
 	defer breakers.Stop()
 
-	base := http.DefaultTransport.(*http.Transport).Clone()
-	base.ResponseHeaderTimeout = 500 * time.Millisecond // of each try
-	q := &quotes{http: newClient(base, breakers), inventory: settings.file().Inventory, prices: settings.file().Prices}
+	q := &quotes{http: newClient(http.DefaultTransport, breakers), inventory: settings.file().Inventory, prices: settings.file().Prices}
 	server := &http.Server{Addr: settings.file().Listen, Handler: routes(q, breakers, storage), ReadHeaderTimeout: 5 * time.Second}
 	failed, hangUp := make(chan error, 1), make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
@@ -78,11 +77,11 @@ func run(path string) error {
 	}
 }
 
-// newClient retries outside of the breaker, so that each try counts. A rejection
-// is not tried again.
+// newClient retries outside of the breaker, so that each try counts, and has a
+// deadline of its own, for the body too. A rejection is not tried again.
 func newClient(base http.RoundTripper, breakers *infuse.Group) *http.Client {
 	client := retryablehttp.NewClient()
-	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}}
+	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}, Timeout: 500 * time.Millisecond}
 	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax, client.Logger = 2, 20*time.Millisecond, 200*time.Millisecond, nil
 	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
 		if err != nil && !infuse.Retryable(err) {
@@ -132,7 +131,7 @@ func (q *quotes) serve(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (q *quotes) ask(ctx context.Context, service, item string) (n float64, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, service+"/"+item, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, service+"/"+url.PathEscape(item), nil)
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -20,15 +21,30 @@ import (
 type world struct {
 	answers map[string]string
 	calls   map[string]int
+	stalls  string        // the host whose answers do not come to their end
+	last    *http.Request // of all
+}
+
+// stall is a body that does not come to its end.
+type stall struct{ ctx context.Context }
+
+func (s stall) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
 }
 
 func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.calls[r.URL.Host]++
+	w.last = r
 	answer, ok := w.answers[r.URL.Host]
 	if !ok {
 		return nil, errors.New("connection refused")
 	}
-	return &http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
+	var body io.Reader = strings.NewReader(answer)
+	if r.URL.Host == w.stalls {
+		body = stall{r.Context()}
+	}
+	return &http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, Header: http.Header{}, Body: io.NopCloser(body), Request: r}, nil
 }
 
 // start returns the service in a world that is well, without Redis.
@@ -88,20 +104,42 @@ func TestNoAnswerWithoutTheInventory(t *testing.T) {
 	})
 }
 
+// A service that begins to answer and stalls is as sick as one that is silent.
+func TestAnAnswerThatStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service, world, _, _ := start(t)
+		world.stalls = "inventory.internal"
+		for range 2 {
+			require.Equal(t, http.StatusInternalServerError, get(service, "/quote/nails").Code)
+		}
+		require.Contains(t, get(service, "/metrics").Body.String(), `infuse_circuit_calls_total{circuit="inventory.internal",outcome="failure"} 2`)
+	})
+}
+
+func TestAnItemIsNoPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service, world, _, _ := start(t)
+		get(service, "/quote/..%2Fadmin%3Fall")
+		require.Equal(t, "/..%2Fadmin%3Fall", world.last.URL.RequestURI())
+	})
+}
+
 func TestSettingsAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		service, world, s, breakers := start(t)
 		get(service, "/quote/nails")
 		s.path = t.TempDir() + "/settings.json"
-		for text, mistake := range map[string]string{
-			`{"circuits": {"inventory.internal": {"failMax": 2}, "prices.internal": {"failMax": -1}}}`: `"prices.internal": infuse: Config.FailMax is -1`,
-			`{"circuits": {"inventory.internal": {"failMax": 2, "failMix": 2}}}`:                       "failMix",
+		write := func(text string) { require.NoError(t, os.WriteFile(s.path, []byte(text), 0o600)) }
+		for text, wrong := range map[string]string{
+			`{`: "unexpected EOF", `{"failMax": 1}`: "unknown field", `{} {}`: "goes on",
+			`{"circuits": {"inventory.internal": {"failMix": 2}}}`:                                  `unknown field "failMix"`,
+			`{"circuits": {"inventory.internal": {"failMax": 1}, "new.internal": {"failMax": -1}}}`: `circuit "new.internal": infuse: Config.FailMax is -1`,
 		} {
-			require.NoError(t, os.WriteFile(s.path, []byte(text), 0o600))
-			require.ErrorContains(t, s.reload(breakers), mistake)
-			require.Equal(t, 5, s.of("inventory.internal").FailMax, "a file with a mistake changes nothing")
+			write(text)
+			require.ErrorContains(t, s.reload(breakers), wrong)
+			require.Equal(t, 5, s.of("inventory.internal").FailMax)
 		}
-		require.NoError(t, os.WriteFile(s.path, []byte(`{"circuits": {"inventory.internal": {"failMax": 1}}}`), 0o600))
+		write(`{"circuits": {"inventory.internal": {"failMax": 1}}}`)
 		require.NoError(t, s.reload(breakers))
 		delete(world.answers, "inventory.internal")
 		require.Equal(t, http.StatusServiceUnavailable, get(service, "/quote/nails").Code)

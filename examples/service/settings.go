@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync/atomic"
 	"time"
@@ -29,22 +31,12 @@ type file struct {
 
 func (s *settings) file() *file { return s.current.Load() }
 
-// reload reads the file again. One with a mistake changes nothing. Circuits stay as
-// they are: what is open stays so.
+// reload reads the file again. Where anything in it is wrong, all settings stay as
+// they were. Circuits stay as they are: what is open stays so.
 func (s *settings) reload(breakers *infuse.Group) error {
-	text, err := os.ReadFile(s.path)
+	f, err := read(s.path)
 	if err != nil {
 		return err
-	}
-	f, decoder := new(file), json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(f); err != nil {
-		return err
-	}
-	for name := range f.Circuits {
-		if _, err := infuse.NewGroup(f.of(name)); err != nil { // which checks them, and no more
-			return fmt.Errorf("circuit %q: %w", name, err)
-		}
 	}
 	s.current.Store(f)
 	if breakers == nil {
@@ -53,12 +45,34 @@ func (s *settings) reload(breakers *infuse.Group) error {
 	return breakers.Configure(s.of("")) // asks of for each circuit
 }
 
+// read reads a file whose settings are valid.
+func read(path string) (*file, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f := new(file)
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields() // a setting that is misspelt
+	if err := decoder.Decode(f); err != nil {
+		return nil, err
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return nil, fmt.Errorf("%s goes on behind its settings", path)
+	}
+	for name := range f.Circuits {
+		if _, invalid := infuse.NewGroup(f.of(name)); invalid != nil { // which checks them, and no more
+			err = errors.Join(err, fmt.Errorf("circuit %q: %w", name, invalid))
+		}
+	}
+	return f, err
+}
+
 // of returns the settings of a circuit.
 func (s *settings) of(name string) infuse.Config {
-	config := s.file().of(name)
-	config.Storage, config.CountCalls = s.storage, true
-	config.Listeners = []*infuse.Listener{infuse.LogListener(nil)}
-	return config
+	c := s.file().of(name)
+	c.Storage = s.storage
+	return c
 }
 
 func (f *file) of(name string) infuse.Config {
@@ -69,5 +83,6 @@ func (f *file) of(name string) infuse.Config {
 	return infuse.Config{
 		FailMax: c.FailMax, FailureRate: c.FailureRate, MinCalls: c.MinCalls,
 		ResetTimeout: time.Duration(c.ResetSeconds) * time.Second, Ramp: time.Duration(c.RampSeconds) * time.Second,
+		Listeners: []*infuse.Listener{infuse.LogListener(nil)}, CountCalls: true,
 	}
 }

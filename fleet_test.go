@@ -30,6 +30,7 @@ type fleet struct {
 	lasts     float64                               // seconds
 	errors    func(process int, at float64) float64 // the share of calls that fail
 	latency   float64                               // one way to the storage, in seconds; 0.5 ms if 0
+	pauses    float64                               // of the storage, once a second, in seconds
 	config    Config
 	other     *Config // of every second process, if not nil
 }
@@ -164,7 +165,11 @@ func (p *process) step(input func(r *replica, now time.Time)) {
 	}
 	if change != nil {
 		p.messages++
-		p.after(p.latency, func() { p.arrive(change) })
+		arrives := p.latency
+		if into := math.Mod(p.now+arrives, 1); into < p.pauses {
+			arrives += p.pauses - into
+		}
+		p.after(arrives, func() { p.arrive(change) })
 	}
 	p.arm(now)
 	if p.quiet() != wasQuiet {
@@ -371,6 +376,25 @@ func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 			assert.Zero(t, got.rejected, what)
 			assert.LessOrEqual(t, float64(got.suspicions)/max(f.lasts, 1), 20.0, what)
 		}
+	}
+}
+
+// A storage that pauses for as long as the fleet is asked keeps back the
+// successes of all. A longer Suspicion than its pauses ends that.
+func TestAStorageThatPausesOpensLittle(t *testing.T) {
+	t.Parallel()
+	f := fleet{processes: 100, rate: 20, lasts: 60, pauses: 0.2, config: Config{ResetTimeout: time.Second}}
+	if long() {
+		f.lasts = 600
+	}
+	for _, share := range []float64{0.01, 0.1} {
+		f.errors, f.config.Suspicion = atRandom(share), 0
+		got := simulate(f, 0, 1)
+		t.Logf("%v pauses, %v %% errors: %d openings", f.lasts, 100*share, got.openings)
+		assert.LessOrEqual(t, float64(got.openings), 0.1*f.lasts, "%v %% errors", 100*share)
+		f.config.Suspicion = 250 * time.Millisecond
+		got = simulate(f, 0, 1)
+		assert.Zero(t, got.openings, "%v %% errors: %+v", 100*share, got)
 	}
 }
 

@@ -1332,6 +1332,7 @@ func elsewhere(t *testing.T) func(func()) {
 // A timeout of 250 ms was cut to whole seconds, and so was
 // anything from nothing to a second.
 func TestAResetTimeoutOf250MillisecondsIsThat(t *testing.T) {
+	t.Parallel()
 	const resetTimeout = 250 * time.Millisecond
 	t.Run("memory", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

@@ -148,6 +148,7 @@ func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
 
 // TestWhatACircuitSends computes the document's table of commands.
 func TestWhatACircuitSends(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	admin, sick := server.Client(), errors.New("sick")
 	for _, script := range []*redis.Script{countScript, swapScript} { // else the first run of each is an EVAL, too

@@ -115,6 +115,7 @@ const seedEnv = "INFUSE_TEST_SEED"
 // behaves as a process without a fleet, where its calls come one after the
 // other: those that overlap an opening may refute it.
 func TestRandomSequencesGoAsInTheModel(t *testing.T) {
+	t.Parallel()
 	sequences, seed := 2000, rand.Uint64()
 	if s := os.Getenv(seedEnv); s != "" {
 		var err error
@@ -384,6 +385,7 @@ func replayInMemory(t *testing.T, shared bool) {
 // The same with a real Redis in real time, as far as a trace can be scaled
 // down to a short one whose edges are wide enough for a busy machine.
 func TestTracesOfPybreakerAreReplayedWithRedis(t *testing.T) {
+	t.Parallel()
 	storage := infuse.NewRedisStorage(redistest.Start(t).Client(), infuse.RedisOptions{})
 	defer storage.Close()
 	compared := 0

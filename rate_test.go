@@ -264,6 +264,7 @@ func TestASlowCallIsAFailure(t *testing.T) {
 
 // A request is slow until its headers. Its body may take its time.
 func TestASlowRequestIsAFailure(t *testing.T) {
+	t.Parallel()
 	overBoth(t, func(t *testing.T, s *webServer) {
 		const limit = 100 * time.Millisecond
 		cfg := infuse.Config{SlowCall: limit, FailMax: 100}

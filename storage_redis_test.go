@@ -483,6 +483,7 @@ func BenchmarkRedis(b *testing.B) {
 // last. After every step, verdicts and records are the same.
 
 func TestRedisDoesWhatApplyDoesOnARealRedis(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	twins := twinsOf(server.Client(), realClock{}, newDice(seedOf(t), 0))
 	twins.compare(t, 6_000)

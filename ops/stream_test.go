@@ -46,11 +46,20 @@ func TestACircuitThatOpensIsPushed(t *testing.T) {
 	f := all.until(t, func(f frame) bool { return f.Summary == "1 open." })
 	require.Contains(t, f.Rows[0].HTML, "connection refused")
 	one.until(t, func(f frame) bool { return len(f.Rows) > 0 && strings.Contains(f.Rows[0].HTML, "closed → open") })
+}
 
-	open(t, breaker(t, there, "stock")) // which this process does not know
+func TestACircuitThatThisProcessDoesNotKnowIsListed(t *testing.T) {
+	takesLong(t) // it is found when the storage lists its circuits again
+	t.Parallel()
+	storage := infuse.NewMemoryStorage()
+	here, there := groupOn(t, storage), groupOn(t, storage)
+	open(t, breaker(t, here, "prices"))
+	all := follow(t, serve(t, ops.Options{Group: here, Storage: storage})+"events")
+	require.Equal(t, "1 open.", all.next(t).Summary)
+	open(t, breaker(t, there, "stock"))
 	all.until(t, func(f frame) bool { return f.Summary == "2 open." })
 	require.NoError(t, breaker(t, there, "stock").Move(t.Context(), infuse.StateClosed))
-	f = all.until(t, func(f frame) bool { return f.Summary == "1 open, 1 closed." })
+	f := all.until(t, func(f frame) bool { return f.Summary == "1 open, 1 closed." })
 	require.Len(t, f.Rows, 1, "only what has changed")
 }
 

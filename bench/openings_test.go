@@ -47,7 +47,7 @@ func TestPlotsAreDrawnFromTheFigures(t *testing.T) {
 	for _, n := range []int{10, 10_000} {
 		r.simulatedOutages = append(r.simulatedOutages, opening{members: n, ours: reach{last: 51 * time.Millisecond}, shared: reach{last: time.Second}})
 		r.simulated = append(r.simulated, besides{
-			members: n, weather: weather{Rate: 20, Errors: 0.1, For: time.Hour},
+			members: n, weather: weather{Rate: 20, Errors: full.errors[len(full.errors)-1], For: time.Hour},
 			ours: tally{Ran: 720_000, OpenedAlone: 7}, shared: tally{Ran: 720_000, OpenedByAll: 7}, locals: tally{Ran: 720_000},
 		})
 	}

@@ -222,7 +222,7 @@ type redisChange struct {
 }
 
 const (
-	maxRounds    = 16
+	maxRounds    = 64
 	strictRounds = 4 // after these, a little of a change is given up for it to be made while others count
 )
 

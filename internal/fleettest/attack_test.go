@@ -193,7 +193,6 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 // After an outage of a Redis behind 2 ms and 0.5 % loss, 1,000 circuits were
 // shared again after ten minutes, and each was told of dozens of outages.
 func TestLossOnRedis(t *testing.T) {
-	t.Parallel()
 	quietRedis()
 	const circuits = 1000
 	s := redistest.Start(t)

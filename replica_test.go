@@ -516,8 +516,11 @@ func TestReplicasOnABadNetwork(t *testing.T) {
 // chaosSeed repeats one sequence: the one that was printed.
 const chaosSeed = "INFUSE_CHAOS_SEED"
 
-// mutants break one rule each. The simulated fleets must notice.
-var mutants = []struct{ rule, file, from, to string }{ // those of suspicion last
+// A mutant breaks one rule.
+type mutant struct{ rule, file, from, to string }
+
+// Replicas on a bad network notice these.
+var mutantsOfReplicas = []mutant{
 	{"a number counts once", "state.go", "if !r.hasHeard(c) {", "if true {"},
 	{"an older change of a source is heard, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
 	{"calls of an older state count for nothing", "state.go", "|| t.generation < r.Since", ""},
@@ -531,6 +534,10 @@ var mutants = []struct{ rule, file, from, to string }{ // those of suspicion las
 	{"a lease that nobody runs is given back", "replica.go", "case !r.out.sent.settles(l.id) &&", "case false &&"},
 	{"a process that is cut off leaves the trial to the fleet", "replica.go", "return r.since.Add(aloneAfter)", "return r.since"},
 	{"an older record is not taken for news", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if", "	case rec.Generation < r.shared.Generation:\n		r.adopt(rec, now)\n		if"},
+}
+
+// Simulated fleets notice these.
+var mutantsOfFleets = []mutant{
 	{"successes refute", "state.go", "suspicion.success*c.Successes", "0*c.Successes"},
 	{"the fleet is asked", "state.go", "if l.Suspicion == 0 {", "if true {"},
 	{"a refuted circuit is above suspicion", "state.go", "r.Generation+2, calm", "r.Generation+2, time.Time{}"},
@@ -547,24 +554,27 @@ func TestMutants(t *testing.T) {
 	if os.Getenv("INFUSE_MUTANTS") == "" {
 		t.Skip("compiles the package many times: asks for INFUSE_MUTANTS=1")
 	}
-	for i, m := range mutants {
+	for _, m := range mutantsOfReplicas {
+		t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, "TestReplicas") })
+	}
+	for _, m := range mutantsOfFleets {
 		t.Run(m.rule, func(t *testing.T) {
-			dir := t.TempDir()
-			require.NoError(t, os.CopyFS(dir, os.DirFS(".")))
-			path := filepath.Join(dir, m.file)
-			text, err := os.ReadFile(path)
-			require.NoError(t, err)
-			require.Equal(t, 1, strings.Count(string(text), m.from), "the rule stands once in %s", m.file)
-			require.NoError(t, os.WriteFile(path, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600))
-			tests := "TestReplicas"
-			if i >= 13 {
-				tests = "TestAFleet|TestOneSick|TestAPartition|TestAnOutage|TestARate"
-			}
-			run := exec.Command("go", "test", "-vet=off", "-failfast", "-run", tests, ".")
-			run.Dir, run.Env = dir, append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
-			out, err := run.CombinedOutput()
-			require.NotContains(t, string(out), "[build failed]")
-			require.Error(t, err, "nothing has noticed")
+			m.isNoticedBy(t, "TestAFleet|TestOneSick|TestAPartition|TestAnOutage|TestARate")
 		})
 	}
+}
+
+func (m mutant) isNoticedBy(t *testing.T, tests string) {
+	dir := t.TempDir()
+	require.NoError(t, os.CopyFS(dir, os.DirFS(".")))
+	path := filepath.Join(dir, m.file)
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(text), m.from), "the rule stands once in %s", m.file)
+	require.NoError(t, os.WriteFile(path, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600))
+	run := exec.Command("go", "test", "-vet=off", "-failfast", "-run", tests, ".")
+	run.Dir, run.Env = dir, append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
+	out, err := run.CombinedOutput()
+	require.NotContains(t, string(out), "[build failed]")
+	require.Error(t, err, "nothing has noticed")
 }

@@ -82,20 +82,37 @@ func TestGoRetryablehttp(t *testing.T) {
 	client.RetryWaitMin, client.RetryWaitMax = time.Millisecond, time.Millisecond
 	client.Logger = slog.New(slog.DiscardHandler)
 
-	_, err := client.Post(s.URL, "text/plain", strings.NewReader("order"))
-	require.ErrorIs(t, err, infuse.ErrOpen)
+	s.requireRetriesEndAtTheCircuit(t, breaker, func() error {
+		_, err := client.Post(s.URL, "text/plain", strings.NewReader("order"))
+		return err
+	}, func() (string, error) {
+		response, err := client.Get(s.URL)
+		if err != nil {
+			return "", err
+		}
+		defer response.Body.Close()
+		text, err := io.ReadAll(response.Body)
+		return string(text), err
+	})
+}
+
+// requireRetriesEndAtTheCircuit has a client that retries often send an order,
+// which opens the circuit, and then ask.
+func (s *server) requireRetriesEndAtTheCircuit(t *testing.T, breaker *infuse.Breaker, order func() error, get func() (string, error)) {
+	t.Helper()
+	require.ErrorIs(t, order(), infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
 	require.Equal(t, int64(3*len("order")), s.bodies.Load(), "every attempt sent its body")
 
-	_, err = client.Get(s.URL)
+	_, err := get()
 	require.ErrorIs(t, err, infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load())
 	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
 
 	s.recover(t, breaker)
-	response, err := client.Get(s.URL)
+	text, err := get()
 	require.NoError(t, err)
-	requireWell(t, response.Body)
+	require.Equal(t, "well", text)
 	require.Equal(t, infuse.StateClosed, breaker.State())
 }
 
@@ -152,20 +169,13 @@ func TestResty(t *testing.T) {
 		SetRetryWaitTime(time.Millisecond).
 		SetRetryMaxWaitTime(time.Millisecond)
 
-	_, err := client.R().SetBody("order").Post(s.URL)
-	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
-
-	_, err = client.R().Get(s.URL)
-	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load())
-	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
-
-	s.recover(t, breaker)
-	response, err := client.R().Get(s.URL)
-	require.NoError(t, err)
-	require.Equal(t, "well", response.String())
-	require.Equal(t, infuse.StateClosed, breaker.State())
+	s.requireRetriesEndAtTheCircuit(t, breaker, func() error {
+		_, err := client.R().SetBody("order").Post(s.URL)
+		return err
+	}, func() (string, error) {
+		response, err := client.R().Get(s.URL)
+		return response.String(), err
+	})
 }
 
 func requireWell(t *testing.T, body io.ReadCloser) {

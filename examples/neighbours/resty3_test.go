@@ -19,21 +19,13 @@ func TestResty3(t *testing.T) {
 		SetRetryMaxWaitTime(time.Millisecond)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 
-	_, err := client.R().SetBody("order").Put(s.URL)
-	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
-	require.Equal(t, int64(3*len("order")), s.bodies.Load(), "every attempt sent its body")
-
-	_, err = client.R().Get(s.URL)
-	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load())
-	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
-
-	s.recover(t, breaker)
-	response, err := client.R().Get(s.URL)
-	require.NoError(t, err)
-	require.Equal(t, "well", response.String())
-	require.Equal(t, infuse.StateClosed, breaker.State())
+	s.requireRetriesEndAtTheCircuit(t, breaker, func() error {
+		_, err := client.R().SetBody("order").Put(s.URL)
+		return err
+	}, func() (string, error) {
+		response, err := client.R().Get(s.URL)
+		return response.String(), err
+	})
 }
 
 // What version 3 does by itself: a rejection is not temporary.

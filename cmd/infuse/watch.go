@@ -67,9 +67,11 @@ func (w *watcher) run(ctx context.Context) error {
 			err = w.read(ctx)
 		case <-search.C:
 			began := time.Now()
-			err = w.search(ctx)
-			// A large Redis is not to be searched all the time.
-			search.Reset(max(w.interval, 10*time.Since(began)))
+			pause := w.interval
+			if err = w.search(ctx); err == nil { // a large Redis is not to be searched all the time
+				pause = max(pause, 10*time.Since(began))
+			}
+			search.Reset(pause)
 		}
 		var output *outputError
 		switch {

@@ -742,11 +742,12 @@ func TestAnIdleProcessThatComesBackChangesNothing(t *testing.T) {
 func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 	circuits := 10_000
 	if os.Getenv("CI") == "true" {
-		circuits = 100_000
+		circuits = 30_000
 	}
 	w := &way{Storage: infuse.NewMemoryStorage()}
 	var away, back atomic.Int64
-	breakers := startGroup(t, circuits, infuse.Config{Storage: w, Listeners: []*infuse.Listener{{
+	// A storage that fails at once, and never for a pause of the machine.
+	breakers := startGroup(t, circuits, infuse.Config{Storage: w, StorageTimeout: patience, Listeners: []*infuse.Listener{{
 		StorageAway: func(*infuse.Breaker, error) { away.Add(1) },
 		StorageBack: func(*infuse.Breaker, time.Duration) { back.Add(1) },
 	}}})

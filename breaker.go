@@ -237,8 +237,11 @@ func (b *Breaker) Override(ctx context.Context, o Override) error {
 }
 
 // ClearOverride ends an override, for all processes; where there is none,
-// nothing changes. by is who ends it: Config.Instance if empty. It waits and
-// fails as Breaker.Override does.
+// nothing changes. by names the person who ends it: Config.Instance if empty.
+//
+// It waits at most Config.StorageTimeout. A done context is refused. Any other
+// error means that the storage has not confirmed it: the override has then ended
+// for this process, and the error says whether the others may still hear of it.
 func (b *Breaker) ClearOverride(ctx context.Context, by string) error {
 	by = presentable(cmp.Or(by, b.settings().Instance), maxTextLength)
 	return b.handle(ctx, Change{Override: &Override{By: by, Until: longAgo}}, "released")

@@ -15,8 +15,8 @@ import (
 // It keeps Config.MaxCircuits breakers. At that bound the one that is missed
 // least makes room: a healthy one, the least recently used, or else one whose
 // trial is due, one with failures, or the one that is due next. The group then
-// forgets the breaker, but does not stop it: whoever still holds it goes on
-// hearing of its circuit, and a later breaker of the same name meets the record
+// forgets the breaker, but does not stop it: where it is still in use, it goes
+// on hearing of its circuit. A later breaker of the same name meets the record
 // that the storage still holds. Without a storage it begins anew.
 //
 // Making a breaker costs what New costs: with a Storage, one read that the call

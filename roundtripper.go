@@ -31,7 +31,7 @@ import (
 // circuit that it has closed.
 //
 // A response that has proved itself is a success from then on, and how it ends
-// counts for nothing: a stream is cut by whoever restarts. It has proved itself
+// counts for nothing: a proxy that restarts cuts streams, too. It has proved itself
 // if data still comes two seconds after it began. A stream of events has with
 // its first data: by its type (text/event-stream, application/x-ndjson,
 // application/json-seq, multipart/x-mixed-replace), or as a Kubernetes watch. So

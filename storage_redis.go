@@ -31,13 +31,13 @@ type RedisOptions struct {
 
 	// PollInterval is how often a circuit is read while Pub/Sub does not reach
 	// it: 2 s if 0, each time give or take half; at least 1 ms. Where Pub/Sub is
-	// not permitted, or its connection was cut, a process so knows of a transition
-	// after one and a half intervals, as long as Redis answers. That a connection
+	// not permitted, or its connection was cut, a process learns of a transition
+	// within one and a half intervals, as long as Redis answers. A connection that
 	// died without a sign is noticed within 4 s more.
 	//
-	// A circuit that Pub/Sub does reach is read as well, at most every interval
-	// and at least every fifteenth: so much a message costs that was lost all the
-	// same.
+	// A circuit that Pub/Sub does reach is read as well, because a message can be
+	// lost: every interval after news of it, then ever less often, and at least
+	// every fifteenth interval.
 	PollInterval time.Duration
 }
 

@@ -22,7 +22,7 @@ type Window struct {
 // senders have windows of several lengths, the oldest has all that is older
 // than the others.
 type Bucket struct {
-	Start    time.Time // a multiple of a tenth of a window, on the clock of who counts
+	Start    time.Time // a multiple of a tenth of a window, on the clock of the process or storage that counts
 	Calls    int       // all
 	Failures int       // of them
 }

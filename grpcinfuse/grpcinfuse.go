@@ -34,7 +34,7 @@ import (
 // A stream is settled once, when it ends for its caller, or when it has proved
 // itself: when it has brought a message, and two seconds have passed since the
 // first. From then on it is a success, and how it ends counts for nothing: a
-// stream is cut by whoever restarts. Before that its end is classified as that
+// proxy that restarts cuts streams, too. Before that its end is classified as that
 // of any call. A stream whose headers came and that has been silent is no
 // failure if it breaks off after two seconds: that counts for nothing. One that
 // its caller leaves alone holds nothing back, a trial no longer than until its

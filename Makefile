@@ -5,11 +5,11 @@ quick: ; go test -short .
 test: ; go test ./...
 race: ; go test -race ./...
 soak: ; INFUSE_SOAK=60s go test -race -count=1 -run TestSoak -v -timeout 10m ./internal/fleettest
-linearizability: ; cd linearizability && go test -count=1 -v . | grep -v client
+linearizability: ; cd linearizability && go test -count=1 -v .
 mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
 fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter HostCircuit Frames; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -rounds 25 -o AGREE.md
 rates: ; cd bench && go run ./agree -rates -rounds 5 -o RATES.md
-docs: ; go test -count=1 -run TestDocuments .
+docs: ; go test -count=1 -run 'TestDocuments|TestReadme|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' .
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

@@ -357,6 +357,15 @@ func outage(share, from float64) func(int, float64) float64 {
 // long tells that the long runs are asked for.
 func long() bool { return os.Getenv("CI") == "true" }
 
+// scaled is n, and a quarter of it with -short: of runs that take the processor
+// for seconds.
+func scaled[N int | float64](n N) N {
+	if testing.Short() {
+		return n / 4
+	}
+	return n
+}
+
 // 100 processes at 1 % random errors closed a healthy service to 82 % of calls.
 func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 	t.Parallel()
@@ -368,6 +377,7 @@ func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 		if !long() && f.lasts > 1 {
 			f.lasts /= 4
 		}
+		f.lasts = scaled(f.lasts)
 		for _, share := range []float64{0.01, 0.05, 0.10} {
 			f.errors = atRandom(share)
 			got := simulate(f, 0, 1)
@@ -383,7 +393,7 @@ func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 // successes of all. A longer Suspicion than its pauses ends that.
 func TestAStorageThatPausesOpensLittle(t *testing.T) {
 	t.Parallel()
-	f := fleet{processes: 100, rate: 20, lasts: 60, pauses: 0.2, config: Config{ResetTimeout: time.Second}}
+	f := fleet{processes: 100, rate: 20, lasts: scaled(60.0), pauses: 0.2, config: Config{ResetTimeout: time.Second}}
 	if long() {
 		f.lasts = 600
 	}
@@ -441,8 +451,8 @@ func TestAnOutageOpensTheFleet(t *testing.T) {
 		for _, share := range []float64{1, 0.9, 0.8} {
 			f.lasts, f.errors = onset+5, outage(share, onset)
 			var opened, shut []float64
-			for seed := range uint64(9) {
-				got := simulate(f, onset, seed)
+			for seed := range scaled(9) {
+				got := simulate(f, onset, uint64(seed))
 				require.NotZero(t, got.shutAt, "%+v", got)
 				opened, shut = append(opened, got.openAt-got.limitAt), append(shut, got.shutAt-onset)
 			}

@@ -39,7 +39,7 @@ func ratedFleets(seconds float64) []fleet {
 // way: they are no reason to open early.
 func TestARateOpensNoFleetThatHearsLate(t *testing.T) {
 	t.Parallel()
-	f := fleet{processes: 1000, rate: 20, lasts: 2, latency: 0.01, config: halfOfTheCalls}
+	f := fleet{processes: 1000, rate: 20, lasts: scaled(2.0), latency: 0.01, config: halfOfTheCalls}
 	for seed, share := range []float64{0.4, 0.4, 0.45, 0.45} {
 		f.errors = atRandom(share)
 		got := simulate(f, 0, uint64(seed))
@@ -59,7 +59,7 @@ func TestARateOpensNoFleetThatHearsLate(t *testing.T) {
 // failures before it has heard of its successes opened at 30 % errors.
 func TestARateBelowTheLimitOpensNoFleet(t *testing.T) {
 	t.Parallel()
-	seconds := 20.0
+	seconds := scaled(20.0)
 	if largeFleets {
 		seconds = 60
 	}
@@ -67,7 +67,7 @@ func TestARateBelowTheLimitOpensNoFleet(t *testing.T) {
 		for _, share := range []float64{0.01, 0.1, 0.3, 0.4} {
 			f.errors = atRandom(share)
 			if f.processes*int(f.rate) > 2000 {
-				f.lasts = 3
+				f.lasts = scaled(3.0)
 			}
 			got := simulate(f, 0, 1)
 			calls := float64(f.processes) * f.rate * f.lasts
@@ -89,11 +89,11 @@ func TestARateAboveTheLimitOpensTheFleet(t *testing.T) {
 			f.errors = outage(share, onset)
 			var opened []float64
 			messages := 0
-			for seed := range uint64(5) {
+			for seed := range scaled(5) {
 				if f.processes*int(f.rate) > 2000 && seed > 1 {
 					break
 				}
-				got := simulate(f, onset, seed)
+				got := simulate(f, onset, uint64(seed))
 				require.NotZero(t, got.openAt, "%v, %v %%: %+v", f, 100*share, got)
 				opened, messages = append(opened, got.openAt-onset), messages+got.messages
 			}

@@ -485,7 +485,7 @@ func chaosKinds() []chaosKind {
 
 func TestReplicasOnABadNetwork(t *testing.T) {
 	t.Parallel()
-	runs, first := 50, rand.Uint64()
+	runs, first := scaled(50), rand.Uint64()
 	if long() {
 		runs *= 4
 	}

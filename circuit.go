@@ -54,14 +54,14 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 	c.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
 	c.unwatch = func() {}
 	c.events.hold()
+	c.step(func(*replica, time.Time) {}) // a link needs the view of all that have joined it
 	if l == nil {
-		c.step(func(*replica, time.Time) {})
 		return
 	}
 	weakly := weak.Make(c)
-	down := l.join(weakly)
-	c.step(func(r *replica, now time.Time) {
-		if down != nil {
+	var down error
+	c.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
+		if down = l.join(weakly); down != nil {
 			r.lost(down, now)
 		}
 	})

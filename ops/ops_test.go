@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 	"github.com/infuse-go/infuse/ops"
 )
 
@@ -446,13 +446,8 @@ func (e *events) until(t testing.TB, enough func(frame) bool) frame {
 	}
 }
 
-// settled waits until there are no more goroutines than before.
-func settled(t testing.TB, before int) {
+// settled waits until all goroutines have ended that were not there before.
+func settled(t testing.TB, before map[string]string) {
 	t.Helper()
-	for began := time.Now(); runtime.NumGoroutine() > before; time.Sleep(pace) {
-		if time.Since(began) > patience {
-			stacks := make([]byte, 1<<20)
-			require.FailNow(t, "goroutines are left", "%s", stacks[:runtime.Stack(stacks, true)])
-		}
-	}
+	require.Empty(t, strings.Join(breakertest.LeftSince(before), "\n\n"), "goroutines are left")
 }

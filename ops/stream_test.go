@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 	"github.com/infuse-go/infuse/internal/redistest"
 	"github.com/infuse-go/infuse/ops"
 )
@@ -83,8 +84,7 @@ func TestNothingRunsWhenNobodyLooks(t *testing.T) {
 	breaker(t, group, "prices")
 	h := ops.Handler(ops.Options{Group: group, Storage: storage})
 	watched := storage.watched.Load()
-	runtime.GC()
-	before := runtime.NumGoroutine()
+	before := breakertest.Goroutines()
 	for range 3 {
 		s := httptest.NewServer(h)
 		var viewers []*events
@@ -110,7 +110,7 @@ func TestNothingRunsWhenNobodyLooks(t *testing.T) {
 // The request's context alone ends a stream, also where the writer never fails.
 func TestAStreamEndsWithItsContext(t *testing.T) {
 	h := ops.Handler(ops.Options{Group: groupOn(t, nil)})
-	before := runtime.NumGoroutine()
+	before := breakertest.Goroutines()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/events", nil).WithContext(ctx))
@@ -125,7 +125,7 @@ func TestASlowReader(t *testing.T) {
 	h := ops.Handler(ops.Options{Group: group, Storage: storage})
 	address := httptest.NewServer(h)
 	t.Cleanup(address.Close)
-	before := runtime.NumGoroutine()
+	before := breakertest.Goroutines()
 	w := &stuck{header: make(http.Header), since: make(chan time.Time, 100)}
 	var slow sync.WaitGroup
 	slow.Go(func() { h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/events", nil)) })

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -223,11 +224,13 @@ func TestHelp(t *testing.T) {
 	}
 	n := 0
 	for _, m := range example.FindAllStringSubmatch(strings.Join(texts, "\n"), -1) {
-		args := words(m[1])
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		var stdout, stderr screen
-		require.Zero(t, d.run(ctx, args, &stdout, &stderr), "%s: %s", m[1], stderr.String())
-		cancel()
+		// In fake time, which stands still while a command is at work.
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var stdout, stderr screen
+			require.Zero(t, d.run(ctx, words(m[1]), &stdout, &stderr), "%s: %s", m[1], stderr.String())
+		})
 		n++
 	}
 	require.Greater(t, n, 15)

@@ -4,7 +4,9 @@ package breakertest
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -180,4 +182,40 @@ func (e *Edges) Listener() *infuse.Listener {
 func (e *Edges) Require(t testing.TB, away, back int32) {
 	t.Helper()
 	require.Equal(t, [2]int32{away, back}, [2]int32{e.Away.Load(), e.Back.Load()}, "told that it is away, and back")
+}
+
+// Goroutines returns the stacks of all goroutines, by what stays the same of
+// one as long as it lives: its number.
+func Goroutines() map[string]string {
+	stacks := make([]byte, 1<<20)
+	for {
+		n := runtime.Stack(stacks, true)
+		if n < len(stacks) {
+			stacks = stacks[:n]
+			break
+		}
+		stacks = make([]byte, 2*len(stacks))
+	}
+	byNumber := make(map[string]string)
+	for _, stack := range strings.Split(string(stacks), "\n\n") {
+		number, _, _ := strings.Cut(stack, " [")
+		byNumber[number] = stack
+	}
+	return byNumber
+}
+
+// LeftSince returns the goroutines that were not there before and do not end.
+func LeftSince(before map[string]string) (left []string) {
+	for deadline := time.Now().Add(Patience); time.Now().Before(deadline); time.Sleep(Pace) {
+		left = nil
+		for number, stack := range Goroutines() {
+			if _, old := before[number]; !old {
+				left = append(left, stack)
+			}
+		}
+		if left == nil {
+			return nil
+		}
+	}
+	return left
 }

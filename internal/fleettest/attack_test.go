@@ -28,7 +28,9 @@ func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
 	for i := range fleet {
 		storage := infuse.NewRedisStorage(clients[i], infuse.RedisOptions{})
 		t.Cleanup(func() { _ = storage.Close() })
-		fleet[i] = startBreaker(t, "prices", infuse.Config{ResetTimeout: 500 * time.Millisecond, Storage: storage})
+		fleet[i] = startBreaker(t, "prices", infuse.Config{
+			ResetTimeout: 500 * time.Millisecond, TrialTimeout: time.Hour, StorageTimeout: faultTimeout, Storage: storage,
+		})
 	}
 	require.NoError(t, fleet[0].Move(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, fleet[1])
@@ -43,11 +45,10 @@ func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
 		require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
 	}
 	t.Logf("calls ran again after %v", time.Since(began).Round(time.Millisecond))
-	require.Less(t, time.Since(began), 2*time.Second)
 	require.Eventually(t, func() bool {
 		r := recordOf(t, fleet[1])
 		return r.State == infuse.StateClosed && len(r.Trials) == 0
-	}, 5*time.Second, pace)
+	}, patience, pace)
 }
 
 // A connection broke before the reply, the client sent the change again, and
@@ -190,24 +191,25 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 	require.Equal(t, infuse.StateOpen, recordOf(t, newcomer).State)
 }
 
-// After an outage of a Redis behind 2 ms and 0.5 % loss, 1,000 circuits were
+// After an outage of a Redis that is far away and loses 0.5 %, 1,000 circuits were
 // shared again after ten minutes, and each was told of dozens of outages.
 func TestLossOnRedis(t *testing.T) {
 	quietRedis()
 	const circuits = 1000
 	s := redistest.Start(t)
 	proxy := redistest.StartProxy(t, s.Addr())
-	storage := infuse.NewRedisStorage(s.Client(through(proxy)), infuse.RedisOptions{})
+	client := s.Client(through(proxy), func(o *redis.Options) { o.PoolSize = 20 })
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
 	heard := make(map[string]*edges, circuits)
 	for i := range circuits {
 		heard[fmt.Sprint("circuit ", i)] = &edges{}
 	}
-	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, Listeners: []*infuse.Listener{{
+	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, StorageTimeout: faultTimeout, Listeners: []*infuse.Listener{{
 		StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].Away.Add(1) },
 		StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].Back.Add(1) },
 	}}})
-	proxy.SetDelay(2 * time.Millisecond)
+	proxy.SetDelay(faultTimeout / 20) // all circuits take longer than faultTimeout, and each far less
 	s.Kill()
 	for _, b := range breakers[:20] {
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
@@ -231,7 +233,7 @@ func TestLossOnRedis(t *testing.T) {
 	took := time.Since(began)
 	proxy.SetLoss(0)
 	t.Logf("%d circuits shared again after %v", circuits, took.Round(time.Millisecond))
-	require.Less(t, took, 2*time.Second)
+	require.Greater(t, took, faultTimeout, "or the outage would not show whether all were waited for together")
 	for name, e := range heard {
 		require.Equal(t, [2]int32{1, 1}, [2]int32{away(e), back(e)}, "%s was told that it is away, and back", name)
 	}

@@ -20,8 +20,9 @@ import (
 // and soon after the fault the two are one fleet again.
 
 const (
-	faultPoll   = 500 * time.Millisecond
-	faultMargin = 400 * time.Millisecond // for a machine that has other things to do
+	faultPoll    = 500 * time.Millisecond
+	faultTimeout = time.Second            // longer than the machine's pauses, which would be outages too
+	faultMargin  = 400 * time.Millisecond // for a machine that has other things to do
 )
 
 // traffic is two processes that call three circuits each:
@@ -71,7 +72,8 @@ func startProcess(t *testing.T, client infuse.RedisClient) *process {
 	t.Cleanup(func() { _ = p.storage.Close() }) // whose error is that Redis still hangs
 	start := func(name string, cfg infuse.Config) *infuse.Breaker {
 		heard := &edges{}
-		cfg.Storage, cfg.Listeners = p.storage, []*infuse.Listener{heard.Listener(), {StorageAway: func(b *infuse.Breaker, err error) {
+		cfg.Storage, cfg.StorageTimeout = p.storage, faultTimeout
+		cfg.Listeners = []*infuse.Listener{heard.Listener(), {StorageAway: func(b *infuse.Breaker, err error) {
 			t.Log(time.Now().Format("05.000"), b.Name(), "is on its own:", err)
 		}}}
 		began := time.Now()
@@ -254,7 +256,7 @@ func (tr *traffic) finish(shared time.Duration) {
 	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v, the machine stood still for %v",
 		tr.calls, tr.worst.Round(time.Millisecond), tr.where, len(tr.wrong), outages, shared.Round(time.Millisecond), tr.stall.Round(time.Millisecond))
 	require.Empty(tr.t, tr.wrong)
-	require.Less(tr.t, tr.worst, storageTimeout+faultMargin+2*tr.stall)
+	require.Less(tr.t, tr.worst, faultTimeout+faultMargin+2*tr.stall)
 }
 
 // standstill measures for how long the machine keeps a goroutine waiting, until
@@ -288,7 +290,7 @@ func endure(t *testing.T, clients [2]infuse.RedisClient, newcomer infuse.RedisCl
 // not keep it from answering, Redis was away for as long, and nothing is shown.
 func (tr *traffic) requireTold(times int32, which func(p *process, b *infuse.Breaker) bool) {
 	tr.t.Helper()
-	if tr.stall > storageTimeout/2 || times == 0 && tr.worst > storageTimeout*4/5 {
+	if tr.stall > faultTimeout/2 || times == 0 && tr.worst > faultTimeout*4/5 {
 		tr.t.Log("the machine was too slow to tell an outage from itself")
 		return
 	}

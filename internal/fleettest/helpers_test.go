@@ -4,8 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,6 +41,8 @@ var (
 	eventuallyState = breakertest.EventuallyState
 	recordOf        = breakertest.RecordOf
 	waitOf          = breakertest.WaitOf
+	goroutines      = breakertest.Goroutines
+	leftSince       = breakertest.LeftSince
 )
 
 type (
@@ -99,39 +99,3 @@ func through(proxy *redistest.Proxy) func(*redis.Options) {
 
 // quietRedis keeps go-redis from logging every connection that a fault costs.
 var quietRedis = sync.OnceFunc(logging.Disable)
-
-// goroutines returns the stacks of all goroutines, by what stays the same of
-// one as long as it lives: its number.
-func goroutines() map[string]string {
-	stacks := make([]byte, 1<<20)
-	for {
-		n := runtime.Stack(stacks, true)
-		if n < len(stacks) {
-			stacks = stacks[:n]
-			break
-		}
-		stacks = make([]byte, 2*len(stacks))
-	}
-	byNumber := make(map[string]string)
-	for _, stack := range strings.Split(string(stacks), "\n\n") {
-		number, _, _ := strings.Cut(stack, " [")
-		byNumber[number] = stack
-	}
-	return byNumber
-}
-
-// leftSince returns the goroutines that were not there before and do not end.
-func leftSince(before map[string]string) (left []string) {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(pace) {
-		left = nil
-		for number, stack := range goroutines() {
-			if _, old := before[number]; !old {
-				left = append(left, stack)
-			}
-		}
-		if left == nil {
-			return nil
-		}
-	}
-	return left
-}

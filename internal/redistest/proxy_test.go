@@ -22,7 +22,7 @@ func proxied(t *testing.T) (p *redistest.Proxy, through, direct *redis.Client) {
 	p = redistest.StartProxy(t, s.Addr())
 	through = s.Client(func(o *redis.Options) {
 		o.Addr = p.Addr()
-		o.ReadTimeout = 150 * time.Millisecond
+		o.ReadTimeout = time.Second
 		o.MaxRetries = -1
 		o.PoolSize = 1
 	})
@@ -50,7 +50,7 @@ func TestADelayedReplyIsLateByThatMuch(t *testing.T) {
 	require.NoError(t, through.Ping(ctx).Err())
 	require.GreaterOrEqual(t, time.Since(begin), 30*time.Millisecond)
 
-	p.SetDelay(time.Second)
+	p.SetDelay(patience)
 	var timeout net.Error
 	require.ErrorAs(t, through.Ping(ctx).Err(), &timeout)
 	require.True(t, timeout.Timeout())

@@ -13,7 +13,7 @@ import (
 
 const (
 	masterName      = "mymaster"
-	sentinelTimeout = 20 * time.Second
+	sentinelTimeout = time.Minute // a sentinel that was held up does nothing for 30 s
 )
 
 // A Sentinel is a master and a replica that one sentinel watches: it promotes
@@ -145,7 +145,7 @@ func (s *Sentinel) watch(ctx context.Context, master, replica *Server) error {
 		// And is out of action for thirty after a moment without CPU.
 		{"sentinel", "debug", "tilt-period", 1000},
 		{"sentinel", "monitor", masterName, loopback, master.port, 1},
-		{"sentinel", "set", masterName, "down-after-milliseconds", 500, "failover-timeout", 2000},
+		{"sentinel", "set", masterName, "down-after-milliseconds", 500, "failover-timeout", 10_000},
 	} {
 		if err := s.sentinel.do(ctx, command...).Err(); err != nil {
 			return fmt.Errorf("%v: %w", command, err)

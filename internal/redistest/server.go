@@ -106,7 +106,7 @@ var skipped atomic.Int64
 func Run(m *testing.M) (code int) {
 	code = m.Run()
 	if n := skipped.Load(); n > 0 {
-		fmt.Printf("%d tests were skipped for want of a redis-server\n", n)
+		fmt.Printf("tests skipped for want of a redis-server: %d\n", n)
 	}
 	return code
 }

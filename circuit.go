@@ -38,7 +38,6 @@ type circuit struct {
 	waiting []waiter
 	away    bool // as the listeners were told
 	started bool // listeners are told
-	stopped bool
 }
 
 // waiter is a call that waits until something holds of the replica.
@@ -144,7 +143,7 @@ func (c *circuit) follow(now time.Time) *Change {
 			return true
 		})
 	}
-	if away := c.replica.trouble != nil; away != c.away && !c.stopped {
+	if away := c.replica.trouble != nil; away != c.away && !c.replica.stopped {
 		c.away = away
 		if away {
 			c.events.add(storageAway(c.replica.trouble))
@@ -212,7 +211,7 @@ func (c *circuit) transition(from, to *view, now time.Time) Transition {
 // arm has the circuit wake when time alone changes something.
 func (c *circuit) arm(now time.Time) {
 	at := c.replica.wakeAt(now)
-	if c.stopped && c.replica.trouble != nil {
+	if c.replica.stopped && c.replica.trouble != nil {
 		at = time.Time{}
 	}
 	if at.Equal(c.armed) {
@@ -263,7 +262,7 @@ func (c *circuit) back() {
 // observed is what Storage.Watch calls.
 func (c *circuit) observed(rec Record) {
 	c.step(func(r *replica, now time.Time) {
-		if !c.stopped {
+		if !c.replica.stopped {
 			r.observed(rec, now)
 		}
 	})
@@ -303,7 +302,7 @@ func (c *circuit) ended(a *admission, res *result) {
 		c.takeTally(now)
 	}
 	number := c.replica.ended(a, *res, now)
-	waits := number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || c.replica.settings.Strict || c.stopped)
+	waits := number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || c.replica.settings.Strict || c.replica.stopped)
 	var done <-chan struct{}
 	if waits {
 		done = c.waitFor(func(r *replica) bool { return r.heard(number) })
@@ -401,8 +400,8 @@ func (c *circuit) configured(s *settings) {
 func (c *circuit) stop() {
 	var done <-chan struct{}
 	c.step(func(*replica, time.Time) {
-		if !c.stopped {
-			c.stopped = true
+		if !c.replica.stopped {
+			c.replica.stopped = true
 			done = c.waitFor(func(r *replica) bool { return r.idle() || r.trouble != nil })
 		}
 	})
@@ -451,7 +450,7 @@ func (c *circuit) tellAside() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.stopped {
+	if !c.replica.stopped {
 		c.background.Go(c.tell)
 	}
 }

@@ -183,10 +183,18 @@ func TestWhatACircuitSends(t *testing.T) {
 		{"a call fails", func() { call(b, sick) }},
 		{"the next call succeeds, and ends the row", func() { call(b, nil) }},
 		{"1,000 more succeed", times(1000, func() { call(b, nil) })},
-		{"three calls fail one after another, the limit: the circuit is suspect", times(3, func() { call(b, sick) })},
-		{"the suspicion is over: the circuit opens", reach(StateOpen)},
+		{"three calls fail one after another, the limit: the circuit is suspect, opens after 50 ms, and each process checks", func() {
+			scripts := quietCommands(t, server)["evalsha"]
+			times(3, func() { call(b, sick) })()
+			reach(StateOpen)()
+			require.Eventually(t, func() bool { return quietCommands(t, server)["evalsha"] == scripts+5 }, 20*time.Second, time.Millisecond)
+		}},
 		{"1,000 calls are rejected in each of the two", times(1000, func() { call(b, nil); call(other, nil) })},
 		{"a trial runs, and succeeds: the circuit closes", func() {
+			b.mu.Lock()
+			due := b.replica.shared.DueAt
+			b.mu.Unlock()
+			time.Sleep(time.Until(due) + 50*time.Millisecond) // one that is early asks twice
 			require.Eventually(t, func() bool { call(b, nil); return b.State() == StateClosed }, 20*time.Second, 10*time.Millisecond)
 			reach(StateClosed)()
 		}},
@@ -205,7 +213,7 @@ func TestWhatACircuitSends(t *testing.T) {
 func breakerOn(t *testing.T, server *redistest.Server) *Breaker {
 	t.Helper()
 	storage := NewRedisStorage(server.Client(), RedisOptions{PollInterval: time.Hour})
-	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: time.Second, StorageTimeout: time.Minute})
+	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: 5 * time.Second, StorageTimeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
 	return b

@@ -140,7 +140,7 @@ func (s *simulation) after(seconds float64, do func()) {
 }
 
 func (s *simulation) countOpening() {
-	if r := s.record.at(s.time()); r.Opened != s.opened {
+	if r := s.record.at(s.time()); r.Opened > s.opened {
 		s.opened = r.Opened
 		s.openings++
 		if s.openAt == 0 && s.now >= s.onset {
@@ -389,8 +389,8 @@ func TestAFleetStaysClosedAtRandomErrors(t *testing.T) {
 	}
 }
 
-// A storage that pauses for as long as the fleet is asked keeps back the
-// successes of all. A longer Suspicion than its pauses ends that.
+// A storage that pauses for longer than the fleet is asked keeps back the
+// successes of all, and hears of them late. It rejected 5 % of the calls.
 func TestAStorageThatPausesOpensLittle(t *testing.T) {
 	t.Parallel()
 	f := fleet{processes: 100, rate: 20, lasts: scaled(60.0), pauses: 0.2, config: Config{ResetTimeout: time.Second}}
@@ -400,8 +400,10 @@ func TestAStorageThatPausesOpensLittle(t *testing.T) {
 	for _, share := range []float64{0.01, 0.1} {
 		f.errors, f.config.Suspicion = atRandom(share), 0
 		got := simulate(f, 0, 1)
-		t.Logf("%v pauses, %v %% errors: %d openings", f.lasts, 100*share, got.openings)
-		assert.LessOrEqual(t, float64(got.openings), 0.1*f.lasts, "%v %% errors", 100*share)
+		rejected := float64(got.rejected) / (float64(f.processes) * f.rate * f.lasts)
+		t.Logf("%v pauses, %v %% errors: %d openings, %.2f %% of the calls rejected", f.lasts, 100*share, got.openings, 100*rejected)
+		assert.NotZero(t, got.suspicions)
+		assert.Less(t, rejected, 0.01, "%v %% errors", 100*share)
 		f.config.Suspicion = 250 * time.Millisecond
 		got = simulate(f, 0, 1)
 		assert.Zero(t, got.openings, "%v %% errors: %+v", 100*share, got)

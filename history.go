@@ -48,6 +48,9 @@ type Event struct {
 func (r *Record) events(next *Record, c *Change, now time.Time) (all []Event) {
 	before := r.At(now)
 	if opened, ok := r.openedByTime(now); ok {
+		if next.OpensAt.Equal(r.OpensAt) {
+			return nil // it may yet be refuted
+		}
 		all = append(all, opened)
 	}
 	overridden := !sameOverride(before.Override, next.Override)
@@ -67,7 +70,7 @@ func (r *Record) events(next *Record, c *Change, now time.Time) (all []Event) {
 // openedByTime returns the opening of a suspect record whose time is over: it
 // was not written when it came about.
 func (r *Record) openedByTime(now time.Time) (Event, bool) {
-	if !r.suspect() || now.Before(r.OpensAt) {
+	if !r.overdue(now) {
 		return Event{}, false
 	}
 	return Event{At: r.OpensAt, From: StateClosed, To: StateOpen, By: r.By, Cause: r.Cause, Override: r.Override}, true

@@ -19,12 +19,18 @@ type outbox struct {
 	counted Window        // for the failure rate: goes with next, but not before hold while the fleet is asked for it
 	openFor time.Duration // the longest that the failures in next ask for
 	hold    time.Time     // until then, successes alone do not go, nor does what was counted while the fleet is asked
-	mendAt  time.Time     // when what shared says goes to the storage, which may have lost it; zero if not
+	checkAt time.Time     // when what shared says goes to the storage, which may have lost it, or have heard what refutes it; zero if not
+}
+
+// tells reports whether outcomes say anything to the fleet: not once its circuit
+// has opened, as far as is known.
+func (r *replica) tells(now time.Time) bool {
+	return r.linked && r.decides() && r.shared.at(now).State == StateClosed
 }
 
 // keep counts outcomes for the fleet's failure rate.
 func (r *replica) keep(b Bucket) {
-	if r.linked && r.settings.FailureRate > 0 {
+	if r.settings.FailureRate > 0 {
 		w := &r.out.counted
 		w.Width = r.settings.limits.width()
 		w.put(b, w.Width)
@@ -34,7 +40,7 @@ func (r *replica) keep(b Bucket) {
 
 // note adds an outcome to what the storage is to hear, if it says anything.
 func (r *replica) note(res *result, now time.Time) uint64 {
-	if res.outcome == OutcomeIgnored || !r.linked || !r.decides() || r.trouble == nil && r.shared.at(now).State != StateClosed {
+	if res.outcome == OutcomeIgnored || !r.tells(now) {
 		return 0
 	}
 	if res.outcome == OutcomeFailure || r.counting(now) {
@@ -113,7 +119,7 @@ func (r *replica) outgoing(now time.Time) *Change {
 func (r *replica) fill(now time.Time) bool {
 	next, held := &r.out.next, now.Before(r.out.hold) && !(r.settings.Strict && r.reportsRate())
 	asked := r.isRateAsked(now)
-	urgent := next.Calls.Failures > 0 || r.pressing() || !r.out.mendAt.IsZero() && !now.Before(r.out.mendAt)
+	urgent := next.Calls.Failures > 0 || r.pressing() || r.checks(now)
 	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
 		if asked && !held {
 			r.out.hold = r.nextHold(now)
@@ -133,7 +139,7 @@ func (r *replica) fill(now time.Time) bool {
 	if !alone && (!asked || !held) {
 		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
 	}
-	r.out.sent, r.out.through, r.out.mendAt = c, through, time.Time{}
+	r.out.sent, r.out.through = c, through
 	if alone {
 		next.Override = nil
 		return true

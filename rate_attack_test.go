@@ -151,7 +151,9 @@ func TestAnOpenCircuitKeepsWaking(t *testing.T) {
 		for range 6 {
 			_ = callOf(one, true)
 		}
+		other.mu.Lock()
 		require.True(t, other.replica.shared.rated())
+		other.mu.Unlock()
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Equal(t, StateOpen, other.State())

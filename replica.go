@@ -28,6 +28,7 @@ type replica struct {
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
+	stopped  bool      // it asks the storage for nothing more by itself
 	released int64     // the generation of an override that this process alone was told to leave
 	borrowed int64     // the generation of the own record where it stands in for the shared one
 
@@ -144,7 +145,9 @@ func (r *replica) tallied(n int, now time.Time) {
 	if !r.decides() {
 		return
 	}
-	r.keep(one(OutcomeSuccess, n, now))
+	if r.tells(now) {
+		r.keep(one(OutcomeSuccess, n, now))
+	}
 	t := terms{limits: &r.settings.own, generation: r.own.Generation}
 	r.own.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
 }
@@ -465,18 +468,35 @@ func (r *replica) configured(s *settings) { r.settings = s }
 func (r *replica) observed(rec Record, now time.Time) {
 	switch {
 	case rec.Generation < r.shared.Generation:
-		if r.out.mendAt.IsZero() {
-			r.out.mendAt = now.Add(mendAfter)
+		if at := now.Add(lateAfter); r.out.checkAt.IsZero() || at.Before(r.out.checkAt) {
+			r.out.checkAt = at
 		}
-	case rec.Generation == r.shared.Generation:
-		r.out.mendAt = time.Time{}
+	case rec.Generation == r.shared.Generation && !r.shared.suspect():
+		r.out.checkAt = time.Time{}
 	case rec.Generation > r.shared.Generation:
 		r.adopt(rec, now)
 	}
 }
 
-// mendAfter is how long an older record has to turn out as late.
-const mendAfter = 100 * time.Millisecond
+// lateAfter is how long an older record has to turn out as late.
+const lateAfter = 100 * time.Millisecond
+
+// nextCheck is when the storage is asked whether shared still holds: soon after a
+// suspicion of the row has opened the circuit by time alone. What refutes it may
+// have come late, or not be known here.
+func (r *Record) nextCheck(roll float64) time.Time {
+	if !r.weighed() {
+		return time.Time{}
+	}
+	return r.OpensAt.Add(time.Duration(roll * float64(checkWithin))) // not all at once
+}
+
+// checks reports whether the storage is to be asked now.
+func (r *replica) checks(now time.Time) bool {
+	return !r.stopped && !r.out.checkAt.IsZero() && !now.Before(r.out.checkAt)
+}
+
+const checkWithin = 500 * time.Millisecond
 
 // hasRead is an input: the record was read, by a request that began when so
 // much news had come. If more came meanwhile, its counts may be old.
@@ -487,16 +507,19 @@ func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 	case rec.Generation == r.shared.Generation:
 		r.adopt(rec, now)
 	default:
-		r.out.mendAt = now // nothing is late: the storage has lost it
+		r.out.checkAt = now // nothing is late: the storage has lost it
 	}
 	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
-		r.attach()
+		r.attach(now)
 	}
 }
 
 // answered is an input: the storage has answered a request, in time or late.
 func (r *replica) answered(c *Change, rec Record, now time.Time) {
 	mine := c.Number == r.out.sent.Number
+	if rec.Generation < r.shared.Generation { // it may have the suspicion whose opening is known here
+		rec = rec.At(now)
+	}
 	switch {
 	case c.Number == 0:
 		r.hasRead(rec, c.news, now)
@@ -511,6 +534,9 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 	}
 	r.out.sent, r.out.under = Change{}, false
 	r.landed = r.out.through
+	if r.shared.overdue(now) && !r.out.next.counts() { // the storage has heard all, and holds to it
+		r.shared, r.out.checkAt = r.shared.At(now), time.Time{}
+	}
 	for i := range r.leases {
 		switch l := &r.leases[i]; {
 		case l.phase != phaseAsked || r.out.next.Ask == l.id:
@@ -521,15 +547,15 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 		}
 	}
 	if r.linkUp {
-		r.attach()
+		r.attach(now)
 	}
 	r.settleLeases()
 }
 
 // attach ends the trouble: the shared record counts again. What the storage has
 // lost is put back first.
-func (r *replica) attach() {
-	if r.trouble != nil && !r.out.mendAt.IsZero() {
+func (r *replica) attach(now time.Time) {
+	if r.trouble != nil && r.checks(now) {
 		return
 	}
 	r.trouble, r.failed, r.retryAt, r.released = nil, 0, time.Time{}, 0
@@ -540,15 +566,18 @@ func (r *replica) attach() {
 // nothing; nor do successes that a refutation has made superfluous.
 func (r *replica) adopt(rec Record, now time.Time) {
 	r.news++
-	r.out.mendAt = time.Time{}
 	before := r.shared
 	if rec.Generation == before.Generation {
 		rec.noLater(&before)
 	}
 	r.shared = rec.bounded(r.settings, now)
+	r.out.checkAt = r.shared.nextCheck(r.roll())
 	if rec.Moved > before.Moved {
 		r.own = Record{Generation: r.own.Generation + 1, Since: r.own.Generation + 1}
 		r.borrowed = 0
+		if r.trouble != nil {
+			r.borrow(now)
+		}
 	}
 	next := &r.out.next.Calls
 	if rec.Since > before.Since || !rec.suspect() && before.suspect() && next.Failures == 0 {
@@ -595,13 +624,16 @@ func (r *replica) unread(err error, now time.Time) {
 // of the outcome of that number, and may not wait any longer.
 func (r *replica) gaveUp(number uint64) { r.unheard = max(r.unheard, number) }
 
-// met is the fleet's record as calls meet it. If the caller of a trial did not
-// see it heard of, that is the record as it will be then: whoever ran the trial
-// meets what it came to, however late the storage is.
+// met is the fleet's record as calls meet it. Where the storage is late with what
+// this process has told it, that is the record as it will be then: whoever ran a
+// trial meets what it came to, and a suspicion that this process refutes opens
+// nothing, however late the storage is.
 func (r *replica) met(now time.Time) *Record {
-	if r.attached() && r.unheard > 0 && !r.heard(r.unheard) {
+	late := r.unheard > 0 && !r.heard(r.unheard) ||
+		r.shared.weighed() && r.shared.overdue(now) && r.out.sent.counts()
+	if late && r.attached() {
 		foreseen := r.foreseen(now)
-		return foreseen.at(now)
+		return &foreseen
 	}
 	return r.fleet(now)
 }
@@ -617,7 +649,7 @@ func (r *replica) back() {
 	r.linkUp, r.retryAt = true, time.Time{}
 }
 
-// detach has the own circuit take over what the fleet's said.
+// detach has the own circuit decide alone.
 func (r *replica) detach(err error, now time.Time) {
 	if r.trouble != nil {
 		return
@@ -628,6 +660,14 @@ func (r *replica) detach(err error, now time.Time) {
 		r.out.next.Move, r.out.next.Override = nil, nil
 		r.byHandAlone(hand, now)
 		return
+	}
+	r.borrow(now)
+}
+
+// borrow has the own circuit go on from what the fleet's will be.
+func (r *replica) borrow(now time.Time) {
+	if r.shared.weighed() && r.shared.overdue(now) && r.own.Failures == 0 {
+		return // the storage has not confirmed that it opened, and may have heard what refutes it
 	}
 	fleet, most := r.foreseen(now), r.settings.MaxTrials
 	if fleet.State != StateClosed && (r.own.State == StateClosed || fleet.blockedUntil(most, now).After(r.own.blockedUntil(most, now))) {
@@ -645,11 +685,11 @@ func (r *replica) foreseen(now time.Time) Record {
 		c.Ask, c.Number, c.Seen, c.Limits = "", 0, r.shared, r.settings.limits
 		fleet.apply(&c, now)
 	}
+	fleet.pass(now)
 	return fleet
 }
 
-// repay gives back what detach has taken over, unless the own circuit has
-// moved since.
+// repay gives back what was borrowed, unless the own circuit has moved since.
 func (r *replica) repay() {
 	if r.borrowed > 0 && r.own.Generation == r.borrowed {
 		r.own = Record{Generation: r.borrowed + 1, Since: r.borrowed + 1}
@@ -695,7 +735,9 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		due(r.shared.at(now))
 		if !r.out.under {
 			earliest(r.out.hold)
-			earliest(r.out.mendAt)
+			if !r.stopped {
+				earliest(r.out.checkAt)
+			}
 		}
 	} else if r.linked {
 		earliest(r.aloneFrom(now).Add(-armedEarly))

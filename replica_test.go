@@ -335,7 +335,10 @@ func (c *chaos) arrive(change *Change) Record {
 	if change.Number == 0 {
 		return c.record.At(c.time())
 	}
-	before := c.record.At(c.time())
+	before := c.record
+	if !before.suspect() { // it hears what came before its end, however late
+		before = before.At(c.time())
+	}
 	record, verdict := c.record.Apply(*change, c.time())
 	if verdict != VerdictRefused {
 		c.record = record
@@ -516,6 +519,91 @@ func TestReplicasOnABadNetwork(t *testing.T) {
 // chaosSeed repeats one sequence: the one that was printed.
 const chaosSeed = "INFUSE_CHAOS_SEED"
 
+// suspicious returns a replica that has heard at noon of a suspicion, which ends
+// after 50 ms.
+func suspicious(t *testing.T) (r replica, suspect Record) {
+	s, err := newSettings(Config{Storage: NewMemoryStorage()})
+	require.NoError(t, err)
+	r = newReplica(s, "p", true, 1)
+	suspect = Record{}.then(calls(asking, "fffff"), noon)
+	r.observed(suspect, noon)
+	return r, suspect
+}
+
+func TestAnOpeningByTimeIsChecked(t *testing.T) {
+	r, suspect := suspicious(t)
+	require.Nil(t, r.outgoing(after(51)))
+	at := r.wakeAt(after(51))
+	require.True(t, at.After(after(51)) && !at.After(after(50).Add(checkWithin)), "%v", at)
+	require.Equal(t, StateOpen, r.met(at).State, "until then it holds")
+	check := r.outgoing(at)
+	require.NotNil(t, check)
+	require.False(t, check.counts() || check.acts())
+	r.answered(check, suspect, at.Add(time.Millisecond))
+	require.Nil(t, r.outgoing(at.Add(10*time.Second)), "once")
+	r.observed(Record{}, at.Add(10*time.Second))
+	lost := r.outgoing(at.Add(11 * time.Second))
+	require.NotNil(t, lost)
+	back, _ := Record{}.Apply(*lost, at.Add(11*time.Second))
+	require.Equal(t, StateOpen, back.State, "what was confirmed is put back")
+
+	r, suspect = suspicious(t)
+	refuted, _ := suspect.Apply(knowing(suspect, asking, "ss"), after(90))
+	check = r.outgoing(at)
+	r.answered(check, refuted, at.Add(time.Millisecond))
+	require.Equal(t, StateClosed, r.met(at).State)
+}
+
+// A storage that is away may not have heard what refutes, and told nobody.
+func TestAnOpeningThatNobodyHasCheckedIsNotTakenOver(t *testing.T) {
+	r, _ := suspicious(t)
+	r.lost(errStorageTimeout, after(60))
+	require.Equal(t, StateClosed, r.own.State)
+
+	r, suspect := suspicious(t)
+	check := r.outgoing(after(600))
+	r.answered(check, suspect, after(601))
+	r.lost(errStorageTimeout, after(700))
+	require.Equal(t, StateOpen, r.own.State)
+
+	r, suspect = suspicious(t)
+	r.observed(suspect.At(after(50)), after(60))
+	r.lost(errStorageTimeout, after(70))
+	require.Equal(t, StateOpen, r.own.State, "the storage itself has said so")
+}
+
+// Nor does what this process has told itself open the circuit for it, only
+// because the storage is late.
+func TestWhatAProcessHasToldCountsForItAtOnce(t *testing.T) {
+	for outcomes, want := range map[string]State{"ss": StateClosed, "ff": StateOpen} {
+		r, _ := suspicious(t)
+		for _, o := range outcomes {
+			res := result{outcome: map[rune]Outcome{'f': OutcomeFailure, 's': OutcomeSuccess}[o], err: errChaos}
+			r.ended(&admission{}, res, after(1))
+		}
+		require.NotNil(t, r.outgoing(after(49)))
+		require.Equal(t, want, r.met(after(60)).State, outcomes)
+	}
+}
+
+// What a process that is cut off sees after the circuit has opened is no news of
+// before: it would close it for those who see an outage.
+func TestWhatAProcessSeesOnItsOwnDoesNotRefute(t *testing.T) {
+	r, suspect := suspicious(t)
+	r.lost(errStorageTimeout, after(20))
+	a := r.admission("", after(1000))
+	for range 100 {
+		r.ended(&a, result{}, after(1001))
+	}
+	r.back()
+	for again := r.outgoing(after(2000)); again != nil; again = r.outgoing(after(2000)) {
+		require.Zero(t, again.Calls)
+		next, _ := suspect.Apply(*again, after(2000))
+		require.Equal(t, StateOpen, next.At(after(2000)).State)
+		r.answered(again, next, after(2000))
+	}
+}
+
 // A mutant breaks one rule.
 type mutant struct{ rule, file, from, to string }
 
@@ -549,6 +637,21 @@ var mutantsOfFleets = []mutant{
 	{"a rate that has fallen refutes", "state.go", "case r.rated() && !rate.over:", "case false:"},
 }
 
+// Tests of what a pausing storage does notice these.
+var mutantsOfPauses = []mutant{
+	{"what comes late is heard", "state.go", "return r.overdue(now) && r.weighed()", "return false && r.weighed()"},
+	{"an opening is final once something is done", "state.go", "(!c.acts() || r.hasHeard(c)) &&", "true &&"},
+	{"what was done before is not done now", "state.go", "(!c.acts() || r.hasHeard(c)) &&", "!c.acts() &&"},
+	{"what comes much later is not heard", "state.go", "now.Before(r.OpensAt.Add(lateness))", "true"},
+	{"who does not know of the suspicion is not heard late", "state.go", "case t.late(now) && c.Seen.Generation < r.Generation && c.counts():", "case false:"},
+	{"an opening that nobody has confirmed is not put back", "state.go", "!known.suspect() && ", ""},
+	{"an opening by time is checked", "replica.go", "if !r.weighed() {\n\t\treturn time.Time{}", "if true {\n\t\treturn time.Time{}"},
+	{"it is checked once", "replica.go", "r.shared, r.out.checkAt = r.shared.At(now), time.Time{}", ""},
+	{"a process that fails no calls takes over no opening that nobody has confirmed", "replica.go", "r.shared.overdue(now) && r.own.Failures == 0 {", "false {"},
+	{"what a process has told counts for it at once", "replica.go", "r.shared.weighed() && r.shared.overdue(now) && r.out.sent.counts()", "false"},
+	{"what a process sees on its own does not refute", "outbox.go", "r.decides() && r.shared.at(now).State == StateClosed", "r.decides() && (r.trouble != nil || r.shared.at(now).State == StateClosed)"},
+}
+
 // go test -run TestMutants -v -timeout 30m . with INFUSE_MUTANTS=1
 func TestMutants(t *testing.T) {
 	if os.Getenv("INFUSE_MUTANTS") == "" {
@@ -556,6 +659,11 @@ func TestMutants(t *testing.T) {
 	}
 	for _, m := range mutantsOfReplicas {
 		t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, "TestReplicas") })
+	}
+	for _, m := range mutantsOfPauses {
+		t.Run(m.rule, func(t *testing.T) {
+			m.isNoticedBy(t, "TestAnOpening|TestWhat.*Late|TestWhatAProcess|TestOnce|TestAProcessThat|TestASuccess|TestACheck|TestTheSame")
+		})
 	}
 	for _, m := range mutantsOfFleets {
 		t.Run(m.rule, func(t *testing.T) {

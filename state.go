@@ -224,10 +224,9 @@ func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 
 // apply is Apply in place.
 func (r *Record) apply(c *Change, now time.Time) Verdict {
-	t := terms{&c.Limits, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation}
+	t := terms{&c.Limits, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, now}
 	before := r.Generation
-	r.pass(now)
-	r.catchUp(&c.Seen, now)
+	now = r.meet(c, now)
 	// What is done by hand does not judge: an operator has other settings.
 	judges := !c.isByHand()
 	if judges && (r.suspect() || c.Calls.Lead > 0) { // whoever brought the count to a limit may have died since
@@ -244,7 +243,10 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 		for _, s := range c.Settled {
 			step(r.settle(s, &t, now))
 		}
-		if c.counts() {
+		switch {
+		case t.late(now) && c.Seen.Generation < r.Generation && c.counts():
+			step(VerdictRefused) // the sender does not know of the suspicion: what it saw may be of after it
+		case c.counts():
 			r.Window.Buckets = slices.Clone(r.Window.Buckets)
 			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
@@ -271,9 +273,33 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	return verdict
 }
 
+// meet makes the record what the change meets, and returns the time as of which
+// that is judged. Where what comes late is heard, the opening is not made yet.
+func (r *Record) meet(c *Change, now time.Time) (asOf time.Time) {
+	if r.hearsLate(c, now) {
+		r.expire(now)
+		return r.OpensAt.Add(-1)
+	}
+	r.pass(now)
+	r.catchUp(&c.Seen, now)
+	return now
+}
+
+// hearsLate reports whether the change is judged as of just before the suspicion
+// of a row was over: a storage that pauses keeps back what refutes. Once something
+// is done, or a sender has seen it, the opening is final.
+func (r *Record) hearsLate(c *Change, now time.Time) bool {
+	return r.overdue(now) && r.weighed() && now.Before(r.OpensAt.Add(lateness)) &&
+		(!c.acts() || r.hasHeard(c)) && c.Seen.Generation <= r.Generation
+}
+
+// lateness is for how long outcomes are heard after a suspicion.
+const lateness = 5 * time.Second
+
 // tally is apply for a change that has nothing but one sender's calls. The
 // record's window is its own, and is written to in place.
 func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
+	t.came = now
 	r.pass(now)
 	r.count(c, counted, t, now)
 	if c.Failures > 0 {
@@ -289,13 +315,22 @@ func (c *Change) isByHand() bool {
 // counts reports whether the change has outcomes of calls.
 func (c *Change) counts() bool { return c.Calls != (Calls{}) || len(c.Counted) > 0 }
 
+// acts reports whether the change has more than outcomes of calls.
+func (c *Change) acts() bool {
+	return len(c.Settled) > 0 || c.Move != nil || c.Override != nil || c.Ask != ""
+}
+
 // terms are what the steps of a change are judged by.
 type terms struct {
 	limits     *Limits
 	by, cause  string
 	openFor    time.Duration
-	generation int64 // that the sender has seen
+	generation int64     // that the sender has seen
+	came       time.Time // when the change did
 }
+
+// late reports whether the change is judged as of earlier than it came.
+func (t *terms) late(asOf time.Time) bool { return asOf.Before(t.came) }
 
 // openTime is how long the circuit stays open if calls open it.
 func (t *terms) openTime(grown time.Duration) time.Duration {
@@ -324,9 +359,14 @@ func (r *Record) at(now time.Time) *Record {
 
 // pass is At in place.
 func (r *Record) pass(now time.Time) {
-	if r.suspect() && !now.Before(r.OpensAt) {
+	if r.overdue(now) {
 		r.open(r.Generation+1, r.DueAt, r.OpenFor)
 	}
+	r.expire(now)
+}
+
+// expire frees the leases that have ended, and ends an override that is over.
+func (r *Record) expire(now time.Time) {
 	if len(r.Trials) > 0 {
 		r.Trials = liveTrials(r.Trials, now)
 	}
@@ -334,6 +374,10 @@ func (r *Record) pass(now time.Time) {
 		r.Override = nil
 	}
 }
+
+// overdue reports whether a suspicion is over: the record is open, but that is
+// not written.
+func (r *Record) overdue(now time.Time) bool { return r.suspect() && !now.Before(r.OpensAt) }
 
 func (r *Record) suspect() bool { return r.State == StateClosed && !r.OpensAt.IsZero() }
 
@@ -350,14 +394,15 @@ func (r Record) Healthy() bool {
 
 // catchUp makes the record what the sender knows, where that is newer: then the
 // storage has lost something. What is due by now is not worth it: from a lost
-// record it differs by one trial.
+// record it differs by one trial. Nor is an opening that no storage has written or
+// told of.
 func (r *Record) catchUp(seen *Record, now time.Time) {
 	known := seen
 	switch seen = seen.at(now); {
 	case seen.Generation == r.Generation:
 		r.noLater(known)
 		r.pass(now)
-	case seen.Generation > r.Generation && (seen.outlasts(now) || seen.closedAfter(r) || seen.overrides(r)):
+	case seen.Generation > r.Generation && (!known.suspect() && seen.outlasts(now) || seen.closedAfter(r) || seen.overrides(r)):
 		heard := r.heard
 		*r = *seen
 		r.heard = heard
@@ -410,12 +455,12 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verd
 		return VerdictRefused
 	}
 	if len(counted) > 0 {
-		r.Window.add(counted, t.limits.width(), now)
+		r.Window.add(counted, t.limits.width(), t.came)
 	}
 	before := r.level()
 	level, restarted := r.step(c, t.limits, now).to(before)
 	r.setLevel(level)
-	if r.suspect() {
+	if r.suspect() && !t.late(now) {
 		// All are to hear of it: else a process that has not would take the later
 		// time for a clock that was set back. So what differs by little is left.
 		if due := now.Add(t.openFor); due.Sub(r.DueAt) > t.limits.Suspicion {
@@ -423,7 +468,7 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verd
 		}
 	}
 	if !r.weighed() && level > 0 && (before == 0 || restarted) {
-		r.RowSince = now
+		r.RowSince = t.came
 	}
 	return VerdictApplied
 }

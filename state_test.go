@@ -165,6 +165,63 @@ func TestSuccessesRefuteASuspicion(t *testing.T) {
 	require.Zero(t, calm.then(calls(asking, "s"), after(53)).Failures)
 }
 
+// A storage that had paused heard of the successes after the suspicion was over,
+// and opened the circuit of a healthy service.
+func TestWhatComesLateIsHeard(t *testing.T) {
+	suspect := Record{}.then(calls(asking, "fffff"), noon)
+	opened := suspect.At(after(200))
+	require.Equal(t, StateOpen, opened.State)
+
+	refuted, verdict := suspect.Apply(knowing(suspect, asking, "ss"), after(200))
+	require.Equal(t, VerdictMoved, verdict)
+	require.Equal(t, StateClosed, refuted.At(after(200)).State)
+	require.Zero(t, refuted.OpensAt)
+	require.Greater(t, refuted.Generation, opened.Generation, "those that have opened hear of it")
+
+	failed, verdict := suspect.Apply(knowing(suspect, asking, "ff"), after(200))
+	require.Equal(t, VerdictApplied, verdict)
+	require.Equal(t, opened.State, failed.At(after(200)).State)
+	require.Equal(t, opened.Generation, failed.At(after(200)).Generation)
+	require.Equal(t, opened.DueAt, failed.At(after(200)).DueAt)
+	refuted, _ = failed.Apply(knowing(suspect, asking, "ss"), after(200))
+	require.Zero(t, refuted.OpensAt)
+
+	late := knowing(suspect, asking, "f")
+	late.OpenFor = time.Minute
+	prolonged, _ := suspect.Apply(late, after(200))
+	require.Equal(t, StateOpen, prolonged.At(after(200)).State)
+}
+
+func TestOnceSomethingIsDoneAnOpeningIsFinal(t *testing.T) {
+	suspect := Record{}.then(calls(asking, "fffff"), noon)
+	for name, c := range map[string]Change{
+		"a trial":               {Ask: "trial"},
+		"a trial that is over":  {Settled: []Settlement{{ID: "gone"}}},
+		"an override":           {Override: &Override{State: StateOpen, Until: after(90_000)}},
+		"one who has seen it":   {Seen: suspect.At(after(50))},
+		"a move to where it is": {Move: &Move{StateOpen}},
+	} {
+		c.Limits = asking
+		at := after(60_001) // a trial is due
+		if c.Seen.State == StateOpen {
+			at = after(200)
+		}
+		done, verdict := suspect.Apply(c, at)
+		require.Equal(t, VerdictMoved, verdict, name)
+		require.NotEqual(t, StateClosed, done.State, name)
+		_, verdict = done.Apply(knowing(suspect, asking, "ssssssss"), at)
+		require.Equal(t, VerdictRefused, verdict, name)
+	}
+	asked := Change{Ask: "early", Limits: asking, Seen: suspect}
+	_, verdict := suspect.Apply(asked, after(200))
+	require.Equal(t, VerdictMoved, verdict)
+
+	asked.Source, asked.Number = "a", 1
+	suspect.remember(&asked)
+	again, _ := suspect.Apply(asked, after(200))
+	require.Equal(t, suspect.OpensAt, again.OpensAt, "what was done before is not done now")
+}
+
 func TestManyFailuresOpenEarly(t *testing.T) {
 	r := Record{}.then(calls(asking, "f"), noon).then(calls(asking, "ffff"), after(1000))
 	require.Equal(t, after(4000), r.OpensAt)

@@ -11,10 +11,10 @@ import (
 // of a breaker makes one, by NewRedisStorage say, and calls none of its methods;
 // what follows is for authors of a storage.
 //
-// A storage for any database is: begin; load the record; Record.Apply; save
-// the bytes of AppendRecord unless the verdict is VerdictRefused; commit; and
-// tell the watchers where the verdict is VerdictMoved. Package storagetest has
-// the tests that every storage must pass.
+// A storage for any database is: begin; load the record as it was saved;
+// Record.Apply; save the bytes of AppendRecord unless the verdict is
+// VerdictRefused; commit; and tell the watchers where the verdict is
+// VerdictMoved. Package storagetest has the tests that every storage must pass.
 //
 // All methods are safe for concurrent use. A circuit's name is any text that
 // CheckName accepts, and untrusted: escape it. Any other name is an error. The

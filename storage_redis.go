@@ -235,9 +235,9 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	c.Seen = c.Seen.translated(a.here, a.now)
 	c.Counted = translated(c.Counted, a.here, a.now)
 	c.Override = c.Override.translated(a.here, a.now)
-	base := a.known.record.At(a.now)
-	base.catchUp(&c.Seen, a.now)
-	step := base.step(&c.Calls, &c.Limits, a.now)
+	base := a.known.record
+	asOf := base.meet(&c, a.now)
+	step := base.step(&c.Calls, &c.Limits, asOf)
 	a.next, a.verdict = a.known.record.Apply(c, a.now)
 	switch {
 	case a.verdict == VerdictRefused || a.nothingToWrite(base):
@@ -286,8 +286,7 @@ func (r Record) withoutHeard() Record {
 
 // onlyCounts reports that the change does no more than to add to the count.
 func (a *redisChange) onlyCounts(base Record) bool {
-	return a.counts() && len(a.Settled) == 0 && a.Move == nil && a.Override == nil && a.Ask == "" &&
-		a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
+	return a.counts() && !a.acts() && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
 }
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {

@@ -581,8 +581,8 @@ func newMiniClock(mini *miniredis.Miniredis) *miniClock {
 }
 
 func (c *miniClock) now() time.Time       { return c.at }
-func (c *miniClock) unit() time.Duration  { return 5 * time.Second }
-func (c *miniClock) width() time.Duration { return 20 * time.Second }
+func (c *miniClock) unit() time.Duration  { return 2 * time.Second }
+func (c *miniClock) width() time.Duration { return 8 * time.Second }
 
 // The storages of this process go by its own clock, and times agree to a second.
 func (c *miniClock) stalled(since time.Time) bool { return time.Since(since) > time.Second/2 }
@@ -629,7 +629,7 @@ func (all *twins) compare(t *testing.T, steps int) {
 		for range 1 + all.roll(100) {
 			steps--
 			err := w.step()
-			if errors.Is(err, errStalled) && stalls < 20 {
+			if errors.Is(err, errStalled) && stalls < 200 {
 				stalls++
 				break
 			}
@@ -651,6 +651,7 @@ type twin struct {
 	numbers []uint64
 	sent    []Change // all, for changes that come twice
 	story   []string
+	checked time.Time // when no deadline was near
 }
 
 func (all *twins) newTwin() *twin {
@@ -685,7 +686,7 @@ func (w *twin) step() error {
 			err = w.agrees(got, time.Now(), w.clock.now())
 		}
 	}
-	if err != nil && w.clock.stalled(here) {
+	if err != nil && w.clock.stalled(w.checked) {
 		return fmt.Errorf("%w: %w", errStalled, err)
 	}
 	if err != nil {
@@ -723,7 +724,7 @@ func (w *twin) remembers(c Change) bool {
 // agrees compares a record with the model's. The one's clock says here, the
 // other's says now.
 func (w *twin) agrees(got Record, here, now time.Time) error {
-	want := w.model.At(now).translated(now, here)
+	got, want := got.At(here), w.model.At(now).translated(now, here)
 	text := func(r Record) string {
 		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Balance, r.Rated, r.OpenFor, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
 	}
@@ -772,7 +773,7 @@ func (w *twin) passTime(c Change) error {
 	default:
 		w.advance(time.Duration(w.roll(10)) * w.clock.unit())
 	}
-	for w.nearDeadline(c) {
+	for w.checked = time.Now(); w.nearDeadline(c); w.checked = time.Now() {
 		w.advance(w.clock.unit() / 3)
 	}
 	key := w.storages[0].key(w.circuit)
@@ -809,6 +810,9 @@ func (w *twin) nearDeadline(c Change) bool {
 	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion), r.DueAt.Add(c.Limits.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
 	edge := now.Truncate(w.clock.width()) // of buckets
 	all = append(all, edge, edge.Add(w.clock.width()))
+	if r.suspect() {
+		all = append(all, r.OpensAt.Add(lateness))
+	}
 	for last := r.OpenTime; last > time.Second; last /= 2 { // each step of what it forgets
 		all = append(all, r.ClosedAt.Add(2*(r.OpenTime-last)), r.ClosedAt.Add(2*r.OpenTime-last))
 	}

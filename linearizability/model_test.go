@@ -14,7 +14,9 @@ import (
 // The model is Record.Apply. What takes an hour takes longer than a history,
 // so an open circuit stays open until it is moved, and no lease ends. Only a
 // suspicion, and the calm after it, may be over within a history: before each
-// step the model allows both, that they are over and that they are not.
+// step the model allows both, that they are over and that they are not. Once a
+// suspicion is over the circuit is open, and for a while what comes late may yet
+// refute that.
 
 var noTime = time.UnixMilli(0)
 
@@ -44,6 +46,7 @@ type answer struct {
 // circuit is the model's state.
 type circuit struct {
 	record infuse.Record
+	over   bool // its suspicion is; what comes late is judged as if it was not
 	held   map[int]held
 }
 
@@ -71,18 +74,22 @@ func model(limits infuse.Limits) porcupine.Model {
 }
 
 // withTime returns the circuit as it is and, if a suspicion or the calm after
-// it has begun, as it is when that is over.
+// it has begun, as it is when that is over: open, for good or not.
 func (c circuit) withTime() []circuit {
-	later := c
+	over, later := c, c
 	switch r := c.record; {
 	case !r.OpensAt.IsZero():
-		later.record = r.At(r.OpensAt)
+		over.over = true
+		later.over, later.record = false, r.At(r.OpensAt)
+		if c.over {
+			return []circuit{c, later}
+		}
+		return []circuit{c, over, later}
 	case !r.CalmUntil.IsZero():
 		later.record.CalmUntil = time.Time{}
-	default:
-		return []circuit{c}
+		return []circuit{c, later}
 	}
-	return []circuit{c, later}
+	return []circuit{c}
 }
 
 // plain returns the circuit without what makes no difference any more, so that
@@ -111,11 +118,14 @@ func (c circuit) step(s step, output any, limits infuse.Limits) (circuit, bool) 
 	case settle:
 		return c.settle(s, limits)
 	default:
-		return c.change(infuse.Change{Move: &infuse.Move{To: s.to}}, limits), true
+		return c.change(infuse.Change{Move: &infuse.Move{To: s.to}}, limits), !c.over // what is done makes the opening final
 	}
 }
 
 func (c circuit) acquire(s step, a answer, limits infuse.Limits) (circuit, bool) {
+	if c.over {
+		return c, !a.admitted && a.state == infuse.StateOpen
+	}
 	trial := c.record.State != infuse.StateClosed
 	if trial {
 		record, verdict := c.record.Apply(infuse.Change{Ask: fmt.Sprint(s.permit), Limits: limits}, noTime)
@@ -141,6 +151,8 @@ func (c circuit) settle(s step, limits infuse.Limits) (circuit, bool) {
 	delete(c.held, s.permit)
 	change := infuse.Change{Seen: infuse.Record{Generation: permit.generation}}
 	switch {
+	case permit.trial && c.over:
+		return c, false // as a move
 	case permit.trial:
 		change.Settled = []infuse.Settlement{{ID: fmt.Sprint(s.permit), Outcome: s.outcome}}
 	case s.outcome == infuse.OutcomeFailure:
@@ -155,6 +167,8 @@ func (c circuit) settle(s step, limits infuse.Limits) (circuit, bool) {
 
 func (c circuit) change(change infuse.Change, limits infuse.Limits) circuit {
 	change.Limits = limits
+	opens := c.record.OpensAt
 	c.record, _ = c.record.Apply(change, noTime)
+	c.over = c.over && c.record.OpensAt.Equal(opens)
 	return c
 }

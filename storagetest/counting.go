@@ -124,6 +124,39 @@ func testSuspicionEnds(t *testing.T, s infuse.Storage) {
 	equal(t, infuse.StateOpen, c.load().State, "successes come too late")
 }
 
+// testLateRefutation has outcomes that were kept back until the suspicion was
+// over. They count as if they had come in time, until something is asked for or
+// done. A storage need not do that: it may save the opening first.
+func testLateRefutation(t *testing.T, s infuse.Storage) {
+	over := func() (c *circuit, suspected infuse.Record) {
+		c = newCircuit(t, s)
+		c.limits.Suspicion = short
+		c.calls("fff")
+		time.Sleep(time.Until(c.seen.OpensAt) + short)
+		return c, c.seen
+	}
+	c, suspected := over()
+	if c.calls("f") == refused {
+		t.Skip("this storage makes an opening final as soon as a change meets it")
+	}
+	opened := c.seen.At(time.Now())
+	equal(t, infuse.StateOpen, opened.State)
+	about(t, suspected.DueAt, opened.DueAt)
+	equal(t, moved, c.calls("s"))
+	r := c.load()
+	equal(t, infuse.StateClosed, r.State)
+	check(t, r.OpensAt.IsZero() && r.Generation > opened.Generation, "it is %+v", r)
+
+	c, suspected = over()
+	c.override(infuse.Override{State: infuse.StateClosed})
+	c.override(infuse.Override{Until: time.Now().Add(-time.Hour)})
+	c.seen = suspected
+	equal(t, refused, c.calls("ssssssss"), "the opening is final")
+	r = c.load()
+	equal(t, infuse.StateOpen, r.State)
+	about(t, suspected.DueAt, r.DueAt)
+}
+
 // testSuspicionEndsEarly has a row that took a while, and so a suspicion that
 // lasts for three times as long.
 func testSuspicionEndsEarly(t *testing.T, s infuse.Storage) {

@@ -36,6 +36,12 @@ type entry struct {
 
 // Load needs no lock, because save replaces a file as a whole.
 func (s fileStorage) Load(_ context.Context, circuit string) (infuse.Record, error) {
+	record, err := s.read(circuit)
+	return record.At(time.Now()), err
+}
+
+// read returns the record as it was saved: what Record.Apply is called on.
+func (s fileStorage) read(circuit string) (infuse.Record, error) {
 	if err := infuse.CheckName(circuit); err != nil {
 		return infuse.Record{}, err
 	}
@@ -50,14 +56,13 @@ func (s fileStorage) Load(_ context.Context, circuit string) (infuse.Record, err
 	if err != nil {
 		return infuse.Record{}, err
 	}
-	record, err := infuse.ParseRecord(e.Record, e.Written)
-	return record.At(time.Now()), err
+	return infuse.ParseRecord(e.Record, e.Written)
 }
 
-// Apply is begin, load, Record.Apply, save, commit. The present time is read
+// Apply is begin, read, Record.Apply, save, commit. The present time is read
 // after the lock was got, so that it never goes back between two changes; it is
 // the wall clock's, because a host's processes have no other in common.
-func (s fileStorage) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
+func (s fileStorage) Apply(_ context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	if err := check(c); err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}
@@ -66,7 +71,7 @@ func (s fileStorage) Apply(ctx context.Context, circuit string, c infuse.Change)
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}
 	defer unlock()
-	record, err := s.Load(ctx, circuit)
+	record, err := s.read(circuit)
 	if err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}

@@ -34,6 +34,7 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 		{"a limit that is reached begins a suspicion", testSuspicion},
 		{"a suspicion is refuted by successes", testRefutation},
 		{"a suspicion opens the circuit by time alone", testSuspicionEnds},
+		{"what comes late refutes until something is done", testLateRefutation},
 		{"many failures end a suspicion early", testSuspicionEndsEarly},
 
 		{"a window has the calls of all senders", testWindow},

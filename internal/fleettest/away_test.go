@@ -764,3 +764,23 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 	}
 	require.LessOrEqual(t, least, storageTimeout, "no call waits longer")
 }
+
+// A process that was on its own heard that its open circuit had been opened by
+// hand elsewhere, and ran calls until the storage answered it again.
+func TestAnOpeningByHandIsHeardWhileAway(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		memory := infuse.NewMemoryStorage()
+		w := &way{Storage: memory}
+		a := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: w})
+		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: memory})
+		require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+		w.between(isLost, nil)
+		_, err := a.Record(t.Context())
+		require.Error(t, err, "it has found out that it is away")
+		requireRejected(t, a)
+		time.Sleep(time.Second)
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		synctest.Wait()
+		requireRejected(t, a)
+	})
+}

@@ -643,7 +643,7 @@ var mutantsOfPauses = []mutant{
 	{"an opening is final once something is done", "state.go", "(!c.acts() || r.hasHeard(c)) &&", "true &&"},
 	{"what was done before is not done now", "state.go", "(!c.acts() || r.hasHeard(c)) &&", "!c.acts() &&"},
 	{"what comes much later is not heard", "state.go", "now.Before(r.OpensAt.Add(lateness))", "true"},
-	{"who does not know of the suspicion is not heard late", "state.go", "case t.late(now) && c.Seen.Generation < r.Generation && c.counts():", "case false:"},
+	{"a sender that does not know of the suspicion is not heard late", "state.go", "case t.late(now) && c.Seen.Generation < r.Generation && c.counts():", "case false:"},
 	{"an opening that nobody has confirmed is not put back", "state.go", "!known.suspect() && ", ""},
 	{"an opening by time is checked", "replica.go", "if !r.weighed() {\n\t\treturn time.Time{}", "if true {\n\t\treturn time.Time{}"},
 	{"it is checked once", "replica.go", "r.shared, r.out.checkAt = r.shared.At(now), time.Time{}", ""},

@@ -198,7 +198,7 @@ func TestOnceSomethingIsDoneAnOpeningIsFinal(t *testing.T) {
 		"a trial":               {Ask: "trial"},
 		"a trial that is over":  {Settled: []Settlement{{ID: "gone"}}},
 		"an override":           {Override: &Override{State: StateOpen, Until: after(90_000)}},
-		"one who has seen it":   {Seen: suspect.At(after(50))},
+		"a sender has seen it":  {Seen: suspect.At(after(50))},
 		"a move to where it is": {Move: &Move{StateOpen}},
 	} {
 		c.Limits = asking

@@ -13,6 +13,7 @@ import (
 // Redis dates what comes late by its own time, and so forgets the calls for which
 // the circuit became suspect: a failure that came late closed the circuit.
 func TestALateFailureOfARateClosesNothing(t *testing.T) {
+	t.Parallel()
 	limits := asking
 	limits.FailMax, limits.FailureRate, limits.MinCalls, limits.Window = unlimited, 0.5, 10, time.Second
 	failures := func(seen Record, at time.Time, n int) Change {
@@ -22,6 +23,7 @@ func TestALateFailureOfARateClosesNothing(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, redis.Close()) })
 	for name, s := range map[string]Storage{"memory": NewMemoryStorage(), "redis": redis} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ctx := context.Background()
 			suspect, _, err := s.Apply(ctx, "prices", failures(Record{}, time.Now(), 10))
 			require.NoError(t, err)

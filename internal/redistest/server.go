@@ -75,9 +75,12 @@ func Start(tb testing.TB, args ...string) *Server {
 }
 
 // Require skips a test that needs a redis-server where there is none; with
-// CI=true it fails it.
+// CI=true it fails it. With -short it skips all of them.
 func Require(tb testing.TB) {
 	tb.Helper()
+	if testing.Short() {
+		tb.Skip("starts a redis-server: skipped by -short")
+	}
 	if _, err := program(); err == nil {
 		return
 	}

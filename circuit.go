@@ -211,9 +211,6 @@ func (c *circuit) transition(from, to *view, now time.Time) Transition {
 // arm has the circuit wake when time alone changes something.
 func (c *circuit) arm(now time.Time) {
 	at := c.replica.wakeAt(now)
-	if c.replica.stopped && c.replica.trouble != nil {
-		at = time.Time{}
-	}
 	if at.Equal(c.armed) {
 		return
 	}

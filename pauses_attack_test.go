@@ -36,10 +36,8 @@ func TestASuccessOfBeforeTheSuspicionDoesNotCloseAnOpening(t *testing.T) {
 // A process that the storage had lost before the suspicion, and that reaches the
 // service on another way, brought all that it had seen since the opening.
 func TestWhatAProcessThatMissedTheSuspicionSawAfterTheOpeningDoesNotCloseIt(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
 	row := Record{}.then(calls(asking, "f"), noon)
-	r := newReplica(s, "p", true, 1)
+	r := withDefaults(t)
 	r.observed(row, noon)
 	r.hasRead(row, r.news, noon)
 	r.lost(errStorageTimeout, after(10))
@@ -61,10 +59,8 @@ func TestWhatAProcessThatMissedTheSuspicionSawAfterTheOpeningDoesNotCloseIt(t *t
 // The same, where the message of the suspicion was lost: the process calls on
 // until it hears of the opening.
 func TestASuccessAfterTheOpeningDoesNotCloseIt(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
 	row := Record{}.then(calls(asking, "f"), noon)
-	r := newReplica(s, "p", true, 1)
+	r := withDefaults(t)
 	r.observed(row, noon)
 	r.hasRead(row, r.news, noon)
 
@@ -82,11 +78,7 @@ func TestASuccessAfterTheOpeningDoesNotCloseIt(t *testing.T) {
 // A process that was stopped while the fleet was asked told what it had held
 // back a minute later.
 func TestAProcessThatWasStoppedDoesNotCloseAnOpening(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
-	suspect := Record{}.then(calls(asking, "fffff"), noon)
-	r := newReplica(s, "p", true, 1)
-	r.observed(suspect, noon)
+	r, suspect := suspicious(t)
 	r.hasRead(suspect, r.news, noon)
 	a := r.admission("", after(1))
 	for range 2 {
@@ -140,11 +132,7 @@ func TestAStorageThatFellBackToASuspicionIsPutRight(t *testing.T) {
 
 // What a storage forgot while the fleet was asked was put back as an opening.
 func TestACheckDoesNotOpenWhatTheStorageForgot(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
-	suspect := Record{}.then(calls(asking, "fffff"), noon)
-	idle := newReplica(s, "p", true, 1)
-	idle.observed(suspect, noon)
+	idle, suspect := suspicious(t)
 
 	forgot := Record{} // and all others see successes since
 	others := knowing(suspect, asking, "ssss")
@@ -160,11 +148,9 @@ func TestACheckDoesNotOpenWhatTheStorageForgot(t *testing.T) {
 // A check that is due keeps back another: a storage that forgot during a long
 // suspicion was not asked before that was over.
 func TestAnOlderRecordIsLookedIntoSoonWhileTheFleetIsAsked(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
 	suspect := Record{}.then(calls(asking, "f"), noon).then(calls(asking, "ffff"), after(8000))
 	require.Equal(t, after(32_000), suspect.OpensAt)
-	r := newReplica(s, "p", true, 1)
+	r := withDefaults(t)
 	r.observed(suspect, after(8000))
 	r.observed(Record{}, after(9000))
 	require.NotNil(t, r.outgoing(after(9000+100)))
@@ -172,11 +158,7 @@ func TestAnOlderRecordIsLookedIntoSoonWhileTheFleetIsAsked(t *testing.T) {
 
 // The same record once more cancels the check.
 func TestTheSameRecordAgainDoesNotCancelACheck(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
-	suspect := Record{}.then(calls(asking, "fffff"), noon)
-	r := newReplica(s, "p", true, 1)
-	r.observed(suspect, noon)
+	r, suspect := suspicious(t)
 	r.observed(suspect, after(51))
 	require.NotNil(t, r.outgoing(after(50).Add(checkWithin)))
 }

@@ -630,7 +630,7 @@ func (r *replica) gaveUp(number uint64) { r.unheard = max(r.unheard, number) }
 // nothing, however late the storage is.
 func (r *replica) met(now time.Time) *Record {
 	late := r.unheard > 0 && !r.heard(r.unheard) ||
-		r.shared.weighed() && r.shared.overdue(now) && r.out.sent.counts()
+		r.unconfirmed(now) && r.out.sent.counts()
 	if late && r.attached() {
 		foreseen := r.foreseen(now)
 		return &foreseen
@@ -666,8 +666,8 @@ func (r *replica) detach(err error, now time.Time) {
 
 // borrow has the own circuit go on from what the fleet's will be.
 func (r *replica) borrow(now time.Time) {
-	if r.shared.weighed() && r.shared.overdue(now) && r.own.Failures == 0 {
-		return // the storage has not confirmed that it opened, and may have heard what refutes it
+	if r.unconfirmed(now) && r.own.Failures == 0 {
+		return
 	}
 	fleet, most := r.foreseen(now), r.settings.MaxTrials
 	if fleet.State != StateClosed && (r.own.State == StateClosed || fleet.blockedUntil(most, now).After(r.own.blockedUntil(most, now))) {
@@ -689,6 +689,12 @@ func (r *replica) foreseen(now time.Time) Record {
 	return fleet
 }
 
+// unconfirmed reports whether the fleet's circuit is open by time alone, as far as
+// is known here: the storage may have heard what refutes that.
+func (r *replica) unconfirmed(now time.Time) bool {
+	return r.shared.weighed() && r.shared.overdue(now)
+}
+
 // repay gives back what was borrowed, unless the own circuit has moved since.
 func (r *replica) repay() {
 	if r.borrowed > 0 && r.own.Generation == r.borrowed {
@@ -703,6 +709,9 @@ func (r *replica) repay() {
 // after now, zero if there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
+	if r.stopped && r.trouble != nil {
+		return at
+	}
 	if !r.linked && r.own.State == StateClosed && r.own.Window.Buckets == nil && r.own.ClosedAt.IsZero() && r.own.Override == nil {
 		return at
 	}

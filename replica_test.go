@@ -519,12 +519,17 @@ func TestReplicasOnABadNetwork(t *testing.T) {
 // chaosSeed repeats one sequence: the one that was printed.
 const chaosSeed = "INFUSE_CHAOS_SEED"
 
+// withDefaults returns a replica of a storage, with the default settings.
+func withDefaults(t *testing.T) replica {
+	s, err := newSettings(Config{Storage: NewMemoryStorage()})
+	require.NoError(t, err)
+	return newReplica(s, "p", true, 1)
+}
+
 // suspicious returns a replica that has heard at noon of a suspicion, which ends
 // after 50 ms.
 func suspicious(t *testing.T) (r replica, suspect Record) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
-	r = newReplica(s, "p", true, 1)
+	r = withDefaults(t)
 	suspect = Record{}.then(calls(asking, "fffff"), noon)
 	r.observed(suspect, noon)
 	return r, suspect
@@ -647,8 +652,8 @@ var mutantsOfPauses = []mutant{
 	{"an opening that nobody has confirmed is not put back", "state.go", "!known.suspect() && ", ""},
 	{"an opening by time is checked", "replica.go", "if !r.weighed() {\n\t\treturn time.Time{}", "if true {\n\t\treturn time.Time{}"},
 	{"it is checked once", "replica.go", "r.shared, r.out.checkAt = r.shared.At(now), time.Time{}", ""},
-	{"a process that fails no calls takes over no opening that nobody has confirmed", "replica.go", "r.shared.overdue(now) && r.own.Failures == 0 {", "false {"},
-	{"what a process has told counts for it at once", "replica.go", "r.shared.weighed() && r.shared.overdue(now) && r.out.sent.counts()", "false"},
+	{"a process that fails no calls takes over no opening that nobody has confirmed", "replica.go", "r.unconfirmed(now) && r.own.Failures == 0 {", "false {"},
+	{"what a process has told counts for it at once", "replica.go", "r.unconfirmed(now) && r.out.sent.counts()", "false"},
 	{"what a process sees on its own does not refute", "outbox.go", "r.decides() && r.shared.at(now).State == StateClosed", "r.decides() && (r.trouble != nil || r.shared.at(now).State == StateClosed)"},
 }
 

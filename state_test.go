@@ -380,10 +380,7 @@ func TestARetryAfterDuringASuspicionIsPushed(t *testing.T) {
 // A suspicion that ended while the storage was away left the view as it was.
 // Outcomes of calls that it admitted counted for nothing, here as well.
 func TestAReplicaWakesWhenASuspicionEndsWhileItIsOnItsOwn(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	require.NoError(t, err)
-	r := newReplica(s, "p", true, 1)
-	r.observed(Record{}.then(calls(asking, "fffff"), noon), noon)
+	r, _ := suspicious(t)
 	r.lost(errStorageTimeout, after(10))
 	r.back() // a request that was refused is tried again later
 	require.Equal(t, after(50), r.wakeAt(after(49)))

@@ -103,7 +103,13 @@ func (s *server) requireRetriesEndAtTheCircuit(t *testing.T, breaker *infuse.Bre
 	require.ErrorIs(t, order(), infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
 	require.Equal(t, int64(3*len("order")), s.bodies.Load(), "every attempt sent its body")
+	s.requireOneTry(t, breaker, get)
+}
 
+// requireOneTry has the client ask an open circuit, after three calls and one
+// rejection, and then one that closes.
+func (s *server) requireOneTry(t *testing.T, breaker *infuse.Breaker, get func() (string, error)) {
+	t.Helper()
 	_, err := get()
 	require.ErrorIs(t, err, infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load())

@@ -34,7 +34,7 @@ type body struct {
 	breaker   *Breaker
 	request   *http.Request
 	view      *view
-	own       int64
+	local     int64
 	shared    int64
 	waited    time.Duration
 
@@ -78,7 +78,7 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		response.Body = b
 	}
 	b.transport, b.breaker, b.request = e.transport, e.breaker, e.request
-	b.view, b.own, b.shared, b.waited = e.admission.view, e.admission.own, e.admission.shared, e.admission.waited
+	b.view, b.local, b.shared, b.waited = e.admission.view, e.admission.local, e.admission.shared, e.admission.waited
 	b.response, b.from, b.afterTrial = response, from, afterTrial
 	if !b.hasLength() {
 		b.began = monotonic()
@@ -92,7 +92,7 @@ func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
 
 // exchange is the exchange of the body. That was no trial, or is one no more.
 func (b *body) exchange() *exchange {
-	a := admission{view: b.view, own: b.own, shared: b.shared, waited: b.waited}
+	a := admission{view: b.view, local: b.local, shared: b.shared, waited: b.waited}
 	return &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
 }
 

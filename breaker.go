@@ -175,8 +175,10 @@ func (b *Breaker) Stats() Stats {
 		n := b.counts.sum()
 		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
 	}
-	s.Failures = max(r.own.Failures, r.shared.Failures)
-	s.Away, s.Since = r.trouble, b.since
+	s.Failures, s.Since = max(r.local.Failures, r.shared.Failures), b.since
+	if r.trouble != nil {
+		s.Away = r.trouble.err
+	}
 	if o := r.override(now); o != nil {
 		held := *o
 		s.Override = &held
@@ -190,7 +192,7 @@ func (b *Breaker) Stats() Stats {
 func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	if b.link == nil {
 		var own Record
-		b.look(func(r *replica) { own = r.own.At(time.Now()).clone() })
+		b.look(func(r *replica) { own = r.local.At(time.Now()).clone() })
 		return own, nil
 	}
 	ctx, cancel := b.bounded(ctx)
@@ -272,7 +274,7 @@ func (b *Breaker) handle(ctx context.Context, c Change, what string) error {
 	ctx, cancel := b.bounded(ctx)
 	defer cancel()
 	defer b.tell()
-	return b.byHand(ctx, c, what)
+	return b.manual(ctx, c, what)
 }
 
 // bounded returns a context for one request that a caller has asked for.
@@ -323,13 +325,15 @@ func (b *Breaker) settings() *settings { return b.view.Load().settings }
 // Admission and outcome.
 
 // admission is what lets in a call that the view alone decides on.
-func (v *view) admission() admission { return admission{view: v, own: v.own, shared: v.shared} }
+func (v *view) admission() admission {
+	return admission{view: v, local: v.localSince, shared: v.sharedSince}
+}
 
 // enter admits a call, as a says then, or rejects it.
 func (b *Breaker) enter(ctx context.Context, a *admission) (rejected *OpenError) {
 	late := isLate(ctx)
 	if v := b.view.Load(); v.plain {
-		a.view, a.own, a.shared = v, v.own, v.shared
+		a.view, a.local, a.shared = v, v.localSince, v.sharedSince
 	} else {
 		*a, rejected = b.admit(ctx)
 	}
@@ -399,21 +403,12 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	}
 }
 
-// refreshed returns the view after a read of the fleet's record. Where that is
-// open only because the record was suspect and time has passed since, it is read
-// again: the suspicion may have been refuted meanwhile.
-func (b *Breaker) refreshed(ctx context.Context) (v *view) {
-	unsure := true
-	for tries := 0; unsure && tries < maxTries; tries++ {
-		if b.attached() {
-			_ = b.read(ctx) // whatever it says is in the view
-		}
-		b.look(func(r *replica) {
-			v = b.view.Load()
-			unsure = r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local
-		})
+// refreshed returns the view after a read of the shared record.
+func (b *Breaker) refreshed(ctx context.Context) *view {
+	if b.attached() {
+		_ = b.read(ctx) // its result is in the view
 	}
-	return v
+	return b.view.Load()
 }
 
 // maxTries bounds how often a Strict call asks anew. The storage's clock may be

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -14,10 +13,11 @@ import (
 
 // circuit is the shell around a replica, and has the only lock of a circuit. An
 // input goes in under the lock, by step; its effects are carried out after it.
-// All decisions are the replica's.
+// All decisions are the replica's. No user code runs under the lock: texts of
+// errors are made before, listeners are called after.
 //
-// It is part of its Breaker. What tells it of news holds it weakly, so that a
-// breaker which nothing else refers to is garbage.
+// It is part of its Breaker. What notifies it holds it weakly, so that a breaker
+// that becomes unreachable is garbage.
 type circuit struct {
 	name    string
 	breaker *Breaker // of which this is a part
@@ -29,25 +29,49 @@ type circuit struct {
 
 	mu      sync.Mutex
 	replica replica
-	tally   *striped // successes that the replica has not been told of yet; nil until some are counted
+	tally   *striped // successes that the replica does not know of yet; nil until some are counted
 	counts  *callCounts
-	before  *view     // the view before this one: used again where calls meet the same
+	before  *view     // the view before this one: used again if calls meet the same
 	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
-	waiting []waiter
-	away    bool // as the listeners were told
-	started bool // listeners are told
+	waiting waiters   // for reports
+	manuals waiters   // for manual changes, which a record that cannot be read does not end
+	asking  chan struct{}
+	states  states // as the listeners were notified
+	away    bool   // as the listeners were notified
+	started bool   // listeners are notified
 }
 
-// waiter is a call that waits until something holds of the replica.
+// waiters wait until the storage has acknowledged their sequence number, or will
+// not for now. The numbers ascend.
+type waiters []waiter
+
 type waiter struct {
-	until func(*replica) bool
-	done  chan struct{}
+	number uint64
+	done   chan struct{}
 }
 
-// init has the circuit hear of its record, if the storage answers in time.
-// Listeners hear nothing until start.
+// add returns a channel that is closed when the number is acknowledged.
+func (w *waiters) add(number uint64) <-chan struct{} {
+	done := make(chan struct{})
+	*w = append(*w, waiter{number, done})
+	return done
+}
+
+func (w *waiters) release(acknowledged uint64) {
+	n := 0
+	for n < len(*w) && (*w)[n].number <= acknowledged {
+		close((*w)[n].done)
+		n++
+	}
+	if *w = (*w)[n:]; len(*w) == 0 {
+		*w = nil
+	}
+}
+
+// init has the circuit read its record, if the storage answers in time.
+// Listeners are not notified until start.
 func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 	c.breaker, c.name, c.link = b, name, l
 	c.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
@@ -58,7 +82,7 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 		return
 	}
 	weakly := weak.Make(c)
-	var down error
+	var down *trouble
 	c.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
 		if down = l.join(weakly); down != nil {
 			r.lost(down, now)
@@ -76,18 +100,18 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
 		c.events.add(warning(errLoopback))
 	}
-	if down == nil { // nobody waits for a storage that is known to be away
+	if down == nil { // nobody waits for a storage that is known to be unavailable
 		ctx, cancel := c.patience(context.Background(), time.Now())
 		defer cancel()
 		_ = c.read(ctx)
 	}
 }
 
-// start lets listeners be told.
+// start lets listeners be notified.
 func (c *circuit) start() {
 	c.events.release()
 	c.mu.Lock()
-	c.started = true
+	c.states, c.started = c.replica.states(time.Now()), true
 	c.mu.Unlock()
 	c.tell()
 }
@@ -97,7 +121,7 @@ func newSource() string { return base36(rand.Uint64()) }
 
 func base36(n uint64) string { return strconv.FormatUint(n, 36) }
 
-// step is the one way in: it takes the lock, has the replica take an input, and
+// step is the one way in: it takes the lock, gives the replica an input, and
 // carries out what follows from that.
 func (c *circuit) step(input func(r *replica, now time.Time)) {
 	c.mu.Lock()
@@ -107,7 +131,7 @@ func (c *circuit) step(input func(r *replica, now time.Time)) {
 	c.finish(now)
 }
 
-// takeTally tells the replica of the successes that were tallied since the last
+// takeTally gives the replica the successes that were tallied since the last
 // step. c.mu is held.
 func (c *circuit) takeTally(now time.Time) {
 	if c.tally == nil {
@@ -131,27 +155,37 @@ func (c *circuit) finish(now time.Time) {
 // who wait, and the events. It returns what is to be sent, if anything is. c.mu
 // is held.
 func (c *circuit) follow(now time.Time) *Change {
-	change := c.replica.outgoing(now)
+	r := &c.replica
+	change := r.outgoing(now)
 	c.publish(now)
 	c.arm(now)
-	if c.waiting != nil {
-		c.waiting = slices.DeleteFunc(c.waiting, func(w waiter) bool {
-			if !w.until(&c.replica) {
-				return false
+	c.release()
+	if c.link != nil {
+		if away := r.trouble != nil; away != c.away && !r.stopped {
+			c.away = away
+			if away {
+				c.events.add(storageAway(r.trouble.err))
+			} else {
+				c.events.add(storageBack(now.Sub(r.since)))
 			}
-			close(w.done)
-			return true
-		})
-	}
-	if away := c.replica.trouble != nil; away != c.away && !c.replica.stopped {
-		c.away = away
-		if away {
-			c.events.add(storageAway(c.replica.trouble))
-		} else {
-			c.events.add(storageBack(now.Sub(c.replica.since)))
 		}
 	}
 	return change
+}
+
+// release lets those go on who have waited for what has happened. c.mu is held.
+func (c *circuit) release() {
+	r := &c.replica
+	if c.asking != nil && (!r.asking() || r.trouble != nil) {
+		close(c.asking)
+		c.asking = nil
+	}
+	c.waiting.release(r.acknowledged())
+	if r.trouble != nil && !r.trouble.ofRecord {
+		c.manuals.release(r.noted)
+	} else {
+		c.manuals.release(r.landed)
+	}
 }
 
 // publish stores what calls meet from now on, if that has changed. Views are
@@ -162,6 +196,7 @@ func (c *circuit) publish(now time.Time) {
 	fresh.derive(&c.replica, c.name, now)
 	switch {
 	case old != nil && fresh.same(old):
+		c.notify(now)
 		return
 	case c.before != nil && fresh.same(c.before):
 		c.breaker.view.Store(c.before)
@@ -187,25 +222,57 @@ func (c *circuit) publish(now time.Time) {
 	if old == nil || old.state != fresh.state {
 		c.since = now
 	}
-	if old != nil && old.state != fresh.state && c.started {
-		c.events.add(stateChanged(c.transition(old, &fresh, now)))
-	}
+	c.notify(now)
 }
 
-func (c *circuit) transition(from, to *view, now time.Time) Transition {
-	t := Transition{From: from.state, To: to.state, Local: to.local || to.state == StateClosed && from.local, At: now}
-	if to.state == StateOpen {
-		t.Cause = textOf(to.rejection.Cause)
+// states are those of the two circuits, as listeners are notified of them.
+type states struct{ local, shared State }
+
+// states returns the state of each circuit. An override is one of the circuit that
+// it was made for. What the local circuit has adopted is the shared one's, until it
+// changes.
+func (r *replica) states(now time.Time) states {
+	s := states{r.local.State, r.shared.State}
+	if r.adopted > 0 && r.local.Generation == r.adopted {
+		s.local = StateClosed
 	}
-	if o := c.replica.override(now); o != nil {
-		t.Origin, t.Cause = o.By, o.Reason
-		return t
+	switch o := r.override(now); {
+	case o == nil:
+	case o == r.local.Override:
+		s.local = o.State
+	default:
+		s.shared = o.State
 	}
-	t.Origin = c.replica.shared.By
-	if t.Local || !c.replica.attached() {
-		t.Origin = c.replica.settings.Instance
+	return s
+}
+
+// notify adds an event for each circuit whose state has changed. c.mu is held.
+func (c *circuit) notify(now time.Time) {
+	if !c.started {
+		return
 	}
-	return t
+	r := &c.replica
+	before, after := c.states, r.states(now)
+	if before == after {
+		return
+	}
+	c.states = after
+	o := r.override(now)
+	add := func(local bool, from, to State, rec *Record, origin string) {
+		if from == to {
+			return
+		}
+		t := Transition{From: from, To: to, Local: local, Origin: origin, At: now}
+		if to == StateOpen {
+			t.Cause = rec.Cause
+		}
+		if o != nil && o == rec.Override {
+			t.Origin, t.Cause = o.By, o.Reason
+		}
+		c.events.add(stateChanged(t))
+	}
+	add(false, before.shared, after.shared, &r.shared, r.shared.By)
+	add(true, before.local, after.local, &r.local, r.settings.Instance)
 }
 
 // arm has the circuit wake when time alone changes something.
@@ -237,18 +304,18 @@ func (c *circuit) answered(q *Change, rec Record) {
 	c.tellAside()
 }
 
-func (c *circuit) unanswered(q *Change, err error) {
-	c.step(func(r *replica, now time.Time) { r.unanswered(q.Number, err, now) })
+func (c *circuit) unanswered(q *Change, why *trouble) {
+	c.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
 	c.tellAside()
 }
 
-func (c *circuit) unread(err error) {
-	c.step(func(r *replica, now time.Time) { r.unread(err, now) })
+func (c *circuit) unread(why *trouble) {
+	c.step(func(r *replica, now time.Time) { r.unread(why, now) })
 	c.tellAside()
 }
 
-func (c *circuit) lost(err error) {
-	c.step(func(r *replica, now time.Time) { r.lost(err, now) })
+func (c *circuit) lost(why *trouble) {
+	c.step(func(r *replica, now time.Time) { r.lost(why, now) })
 	c.tellAside()
 }
 
@@ -272,10 +339,11 @@ func (c *circuit) observed(rec Record) {
 // storage until ctx is done at most.
 func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 	var d decision
-	var wait <-chan struct{}
+	var wait chan struct{}
 	c.step(func(r *replica, now time.Time) {
 		if a, d = r.asked(now); d == waits {
-			wait = c.waitFor(func(r *replica) bool { return r.decided(a.trial) })
+			wait = make(chan struct{})
+			c.asking = wait
 		}
 	})
 	if d == waits {
@@ -290,78 +358,88 @@ func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 }
 
 // ended counts the outcome of an admitted call. After a failure, and after a
-// trial, it waits until the storage has heard, or for as long as the call may.
+// trial, it waits until the storage has acknowledged it, or for as long as the call
+// may.
 func (c *circuit) ended(a *admission, res *result) {
-	c.mu.Lock()
-	var now time.Time
-	if !c.replica.timeless(res.outcome) {
-		now = time.Now()
-		c.takeTally(now)
+	if res.outcome == OutcomeFailure && (c.link != nil || c.needsCause(a)) {
+		defer c.count(a, res) // also if a method of the error ends the goroutine
+		res.cause = keptCause{errUnreadable, errUnreadable.Error()}
+		res.cause = keepCause(res.err)
+		return
 	}
-	number := c.replica.ended(a, *res, now)
-	waits := number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || c.replica.settings.Strict || c.replica.stopped)
+	c.count(a, res)
+}
+
+func (c *circuit) needsCause(a *admission) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.replica.needsCause(a)
+}
+
+func (c *circuit) count(a *admission, res *result) {
+	c.mu.Lock()
+	now := time.Now()
+	c.takeTally(now)
+	r := &c.replica
+	number := r.ended(a, *res, now)
 	var done <-chan struct{}
-	if waits {
-		done = c.waitFor(func(r *replica) bool { return r.heard(number) })
+	if number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || r.settings.Strict || r.stopped) {
+		done = c.waiting.add(number)
 	}
 	c.finish(now)
-	if waits && !c.await(done, c.storageTimeout()-a.waited) && a.trial != "" {
-		c.step(func(r *replica, _ time.Time) { r.gaveUp(number) })
+	if done != nil {
+		c.await(done, c.storageTimeout()-a.waited)
 	}
 }
 
-// await waits until done is closed, for so long at most. It reports whether it is.
-func (c *circuit) await(done <-chan struct{}, most time.Duration) bool {
+// await waits until done is closed, for so long at most.
+func (c *circuit) await(done <-chan struct{}, most time.Duration) {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
 	case <-done:
-		return true
 	case <-timer.C:
-		return false
 	}
 }
 
-// waitFor returns a channel that is closed when something holds of the replica:
-// by the step that is under way already, if it does then. c.mu is held.
-func (c *circuit) waitFor(until func(*replica) bool) <-chan struct{} {
-	w := waiter{until, make(chan struct{})}
-	c.waiting = append(c.waiting, w)
-	return w.done
-}
-
-// byHand moves or overrides the circuit, and waits until the storage has
-// confirmed it or ctx is done. what tells what was done.
-func (c *circuit) byHand(ctx context.Context, change Change, what string) error {
+// manual changes the state or the override, and waits until the storage has
+// confirmed it or ctx is done. what describes what was done.
+func (c *circuit) manual(ctx context.Context, change Change, what string) error {
 	var number uint64
 	var done <-chan struct{}
-	var trouble error
+	var why error
+	failure := func(r *replica) error {
+		if r.trouble == nil {
+			return nil
+		}
+		return r.trouble.err
+	}
 	c.step(func(r *replica, now time.Time) {
-		trouble = r.trouble
-		if number = r.byHand(change, now); number > 0 {
-			done = c.waitFor(func(r *replica) bool { return r.confirmed(number) })
+		why = failure(r)
+		if number = r.manual(change, now); number > 0 {
+			done = c.manuals.add(number)
 		}
 	})
 	if number == 0 {
-		if trouble != nil {
-			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is away: %w", c.name, what, trouble)
+		if why != nil {
+			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is unavailable: %w", c.name, what, why)
 		}
 		return nil
 	}
 	select {
 	case <-done:
 	case <-ctx.Done():
-		trouble = context.Cause(ctx)
+		why = context.Cause(ctx)
 	}
 	confirmed := false
 	c.look(func(r *replica) {
 		confirmed = number <= r.landed
-		trouble = cmp.Or(r.trouble, trouble)
+		why = cmp.Or(failure(r), why)
 	})
 	if confirmed {
 		return nil
 	}
-	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still hear of it: %w", c.name, what, trouble)
+	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still receive it: %w", c.name, what, why)
 }
 
 // look has f see the replica.
@@ -392,27 +470,27 @@ func (c *circuit) configured(s *settings) {
 	c.tell()
 }
 
-// stop ends the watching. It waits until the storage has heard everything, for
+// stop ends the watching. It waits until the storage has received everything, for
 // StorageTimeout at most.
 func (c *circuit) stop() {
 	var done <-chan struct{}
-	c.step(func(*replica, time.Time) {
-		if !c.replica.stopped {
-			c.replica.stopped = true
-			done = c.waitFor(func(r *replica) bool { return r.idle() || r.trouble != nil })
+	c.step(func(r *replica, _ time.Time) {
+		if !r.stopped {
+			r.stopped = true
+			done = c.waiting.add(r.noted)
 		}
 	})
 	if done == nil {
 		return
 	}
 	c.unwatch()
-	heard := make(chan struct{})
+	received := make(chan struct{})
 	go func() {
 		<-done
 		c.background.Wait()
-		close(heard)
+		close(received)
 	}()
-	c.await(heard, c.storageTimeout())
+	c.await(received, c.storageTimeout())
 	c.tell()
 }
 
@@ -421,7 +499,7 @@ func (c *circuit) storageTimeout() time.Duration {
 }
 
 // linkTimeout is how long a request may take: a little less than a call waits,
-// so that a call which waited in vain meets a circuit that is on its own.
+// so that a call which waited in vain meets a detached circuit.
 func (c *circuit) linkTimeout() time.Duration { return c.storageTimeout() * 19 / 20 }
 
 // patience returns a context for all that one call waits for: it ends when the
@@ -430,7 +508,7 @@ func (c *circuit) patience(ctx context.Context, began time.Time) (context.Contex
 	return context.WithDeadlineCause(context.WithoutCancel(ctx), began.Add(c.storageTimeout()), errStorageTimeout)
 }
 
-// tell tells the listeners what they are yet to hear. No lock is held.
+// tell notifies the listeners of what they do not know yet. No lock is held.
 func (c *circuit) tell() {
 	c.events.drain(func(ev event) {
 		for _, l := range c.breaker.view.Load().settings.Listeners {
@@ -439,8 +517,8 @@ func (c *circuit) tell() {
 	})
 }
 
-// tellAside is tell where a slow listener would hold back the storage's news.
-// After stop nothing runs aside: the next call tells.
+// tellAside is tell where a slow listener would hold back the storage's
+// notifications. After stop nothing runs aside: the next call notifies.
 func (c *circuit) tellAside() {
 	if c.events.empty() {
 		return

@@ -14,8 +14,9 @@ import (
 // Two numbers let processes of different versions share a circuit: the schema
 // of the writer, and the oldest schema whose readers understand what it wrote.
 const (
-	recordSchema   = 3
-	recordReadable = 2
+	recordSchema   = 4
+	recordReadable = 4
+	evidenceSchema = 4 // from then on records have evidence
 )
 
 // The bounds of a record that is read.
@@ -38,16 +39,17 @@ type encodedRecord struct {
 	Opened     int64  `json:"opened,omitempty"`
 	Moved      int64  `json:"moved,omitempty"`
 	Failures   int    `json:"failures,omitempty"`
-	RowSince   int64  `json:"row,omitempty"` // ago
 	Successes  int    `json:"successes,omitempty"`
 	DueAt      *int64 `json:"due,omitempty"`
 
-	SuspectAt *int64 `json:"suspect,omitempty"` // ago
-	OpensAt   *int64 `json:"opens,omitempty"`
-	Rated     bool   `json:"rated,omitempty"`
-	Balance   int    `json:"balance,omitempty"`
-	OpenFor   int64  `json:"openfor,omitempty"`
-	CalmUntil *int64 `json:"calm,omitempty"`
+	SuspectAt   *int64 `json:"suspect,omitempty"` // ago
+	Threshold   int    `json:"threshold,omitempty"`
+	Score       int    `json:"score,omitempty"`
+	Rated       bool   `json:"rated,omitempty"`
+	Witness     string `json:"witness,omitempty"`
+	RetryAt     *int64 `json:"retry,omitempty"`
+	OpenFor     int64  `json:"openfor,omitempty"`
+	DismissedAt *int64 `json:"dismissed,omitempty"` // ago
 
 	Width    int64      `json:"width,omitempty"`  // of the buckets
 	Window   [][3]int64 `json:"window,omitempty"` // of each bucket: ago, calls, failures
@@ -86,6 +88,7 @@ func (o *Override) canBe() bool {
 
 type encodedTrial struct {
 	ID    string `json:"id"`
+	Ago   int64  `json:"ago"`
 	Left  int64  `json:"left"`
 	Stale bool   `json:"stale,omitempty"`
 }
@@ -119,15 +122,12 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		Schema: recordSchema, Readable: recordReadable,
 		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
 		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
-		SuspectAt: ago(r.SuspectAt), OpensAt: left(r.OpensAt), Rated: r.Rated, Balance: r.Balance, CalmUntil: left(r.CalmUntil),
+		SuspectAt: ago(r.SuspectAt), Threshold: r.Threshold, Score: r.Score, Rated: r.Rated, Witness: r.Witness,
+		RetryAt: left(r.RetryAt), DismissedAt: ago(r.DismissedAt),
 		OpenFor: milliseconds(r.OpenFor), OpenTime: milliseconds(r.OpenTime), ClosedAt: ago(r.ClosedAt),
 		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
 	}
-	if row := ago(r.RowSince); row != nil {
-		e.RowSince = *row
-	}
-	if o := r.Override; o != nil { // a reader that does not know it would let calls run, or none
-		e.Readable = recordSchema
+	if o := r.Override; o != nil {
 		e.Override = encodeOverride(o, left(o.Until))
 	}
 	for _, b := range r.Window.Buckets {
@@ -135,7 +135,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		e.Window = append(e.Window, [3]int64{*ago(b.Start), int64(b.Calls), int64(b.Failures)})
 	}
 	for _, t := range r.Trials {
-		e.Trials = append(e.Trials, encodedTrial{t.ID, milliseconds(max(0, t.Deadline.Sub(now))), t.Stale})
+		e.Trials = append(e.Trials, encodedTrial{t.ID, max(0, now.Sub(t.Started).Milliseconds()), milliseconds(max(0, t.Deadline.Sub(now))), t.Stale})
 	}
 	for _, h := range r.heard {
 		e.Heard = append(e.Heard, encodedHeard{h.source, h.number})
@@ -180,12 +180,13 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 	r := Record{
 		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Moved: e.Moved,
 		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
-		SuspectAt: before(e.SuspectAt), OpensAt: after(e.OpensAt), Rated: e.Rated, Balance: e.Balance, CalmUntil: after(e.CalmUntil),
+		SuspectAt: before(e.SuspectAt), Threshold: e.Threshold, Score: e.Score, Rated: e.Rated, Witness: e.Witness,
+		RetryAt: after(e.RetryAt), DismissedAt: before(e.DismissedAt),
 		OpenFor: boundedWait(e.OpenFor), OpenTime: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
 		By: e.By, Cause: e.Cause,
 	}
-	if e.Failures > 0 {
-		r.RowSince = before(&e.RowSince)
+	if e.Schema < evidenceSchema {
+		r.fromBeforeEvidence()
 	}
 	if o := e.Override; o != nil {
 		r.Override = o.until(after(o.Left))
@@ -196,12 +197,22 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		r.Window.Buckets = append(r.Window.Buckets, Bucket{before(&ago), int(b[1]), int(b[2])})
 	}
 	for _, t := range e.Trials {
-		r.Trials = append(r.Trials, Trial{t.ID, after(&t.Left), t.Stale})
+		r.Trials = append(r.Trials, Trial{t.ID, before(&t.Ago), after(&t.Left), t.Stale})
 	}
 	for _, h := range e.Heard {
 		r.heard = append(r.heard, heard{h.Source, h.Number})
 	}
 	return r, nil
+}
+
+// fromBeforeEvidence completes a record of an older version, which had suspicions
+// that opened by time, and openings that applied to everybody: those of calls
+// apply only to the processes whose last call failed.
+func (r *Record) fromBeforeEvidence() {
+	r.SuspectAt, r.Rated, r.OpenFor = time.Time{}, false, 0
+	if r.State != StateClosed && r.Moved < r.Since {
+		r.addEvidence(&Limits{FailMax: max(1, r.Failures)})
+	}
 }
 
 // check refuses what no version of this package writes.
@@ -217,7 +228,7 @@ func (e *encodedRecord) check(now time.Time) error {
 		// Generations follow the storage's clock. One that somebody made up
 		// would stand above all to come.
 		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Moved))
-	case min(e.Failures, e.Successes, e.Balance) < 0 || max(e.Failures, e.Successes, e.Balance) > math.MaxInt32:
+	case min(e.Failures, e.Successes, e.Threshold, e.Score) < 0 || max(e.Failures, e.Successes, e.Threshold, e.Score) > math.MaxInt32:
 		return errors.New("has counts beyond any limit")
 	case e.Override != nil && !e.Override.until(time.Time{}).canBe():
 		return errors.New("has an override that cannot be")
@@ -233,6 +244,11 @@ func (e *encodedRecord) check(now time.Time) error {
 	for _, b := range e.Window {
 		if b[0] < 0 || b[2] < 0 || b[2] > b[1] || b[1] > unlimited {
 			return errors.New("has a window that cannot be")
+		}
+	}
+	if e.Witness != "" {
+		if err := CheckSource(e.Witness); err != nil {
+			return fmt.Errorf("has a witness that cannot be: %w", err)
 		}
 	}
 	for _, t := range e.Trials {

@@ -170,8 +170,8 @@ const (
 // settings is a valid Config with its defaults filled in. It never changes.
 type settings struct {
 	Config
-	limits  Limits // of the fleet's circuit
-	own     Limits // of the circuit of this process: it opens at once
+	limits  Limits // of the shared circuit
+	local   Limits // of the local circuit: it opens at once
 	perCall bool   // a listener asks for each call
 	rejects bool   // a listener asks for each rejection
 }
@@ -274,11 +274,12 @@ func (s *settings) derive() {
 		host, _ := os.Hostname()
 		s.Instance = clip(host, maxTextLength-20) + ":" + strconv.Itoa(os.Getpid())
 	}
-	s.own = Limits{
+	s.local = Limits{
 		FailMax: s.FailMax, ResetTimeout: s.ResetTimeout, SuccessThreshold: s.SuccessThreshold, MaxTrials: s.MaxTrials, TrialTimeout: s.TrialTimeout,
 		FailureRate: s.FailureRate, Window: s.Window, MinCalls: s.MinCalls, MaxResetTimeout: s.MaxResetTimeout,
+		MaxRetryAfter: maxRetryAfter,
 	}
-	s.limits = s.own
+	s.limits = s.local
 	s.limits.Suspicion = s.Suspicion
 	for _, l := range s.Listeners {
 		s.perCall = s.perCall || l.BeforeCall != nil || l.Success != nil || l.Failure != nil || l.Ignored != nil
@@ -291,8 +292,8 @@ func (s *settings) hooked() bool {
 	return s.Strict || s.perCall || s.Classify != nil || s.SlowCall > 0
 }
 
-// rowCounts reports whether a row of failures can open the circuit.
-func (s *settings) rowCounts() bool { return s.FailMax < unlimited }
+// streakCounts reports whether consecutive failures can open the circuit.
+func (s *settings) streakCounts() bool { return s.FailMax < unlimited }
 
 // classify is what the error of a call on the named circuit says.
 func (s *settings) classify(ctx context.Context, circuit string, err error) Outcome {

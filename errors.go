@@ -99,11 +99,35 @@ type cause struct {
 func (c *cause) Error() string { return c.text }
 func (c *cause) Unwrap() error { return c.root }
 
+// keptCause is what is kept of the error of a failed call. Making it calls the
+// error's methods; using it calls no user code.
+type keptCause struct {
+	err   error  // what a rejection carries
+	short string // the text, as records have it
+}
+
+func (c *keptCause) known() bool { return c.err != nil }
+
+// keepCause makes what may be kept of an error. A method of the error that panics is
+// contained; one that ends the goroutine ends it.
+func keepCause(err error) (c keptCause) {
+	if err == nil {
+		return keptCause{}
+	}
+	defer func() {
+		if recover() != nil {
+			c = keptCause{errUnreadable, errUnreadable.Error()}
+		}
+	}()
+	c.err = causeOf(err)
+	c.short = textOf(c.err)
+	return c
+}
+
+var errUnreadable = errors.New("an error whose method panicked")
+
 // causeOf returns what may be kept of an error.
 func causeOf(err error) error {
-	if err == nil {
-		return nil
-	}
 	root := err
 	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
 		root = next

@@ -250,7 +250,7 @@ func (w worth) less(other worth) bool {
 
 func (b *Breaker) worth(used int64) worth {
 	switch v := b.view.Load(); {
-	case v.held:
+	case v.forced:
 		return worth{4, 0, used}
 	case v.admits == admitsAll && v.quiet:
 		return worth{0, 0, used}

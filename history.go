@@ -44,18 +44,12 @@ type Event struct {
 	Override *Override // what holds the circuit from then on; nil: nothing does
 }
 
-// events returns what became of a circuit by a change that left it as next.
-func (r *Record) events(next *Record, c *Change, now time.Time) (all []Event) {
+// events returns the event of a change that left the record as next, if it is one.
+func (r *Record) events(next *Record, c *Change, now time.Time) []Event {
 	before := r.At(now)
-	if opened, ok := r.openedByTime(now); ok {
-		if next.OpensAt.Equal(r.OpensAt) {
-			return nil // it may yet be refuted
-		}
-		all = append(all, opened)
-	}
 	overridden := !sameOverride(before.Override, next.Override)
 	if before.State == next.State && before.Moved == next.Moved && before.Opened == next.Opened && !overridden {
-		return all
+		return nil
 	}
 	e := Event{At: now, From: before.State, To: next.State, By: next.By, Override: next.Override, ByHand: next.Moved > before.Moved}
 	if next.State == StateOpen {
@@ -64,16 +58,7 @@ func (r *Record) events(next *Record, c *Change, now time.Time) (all []Event) {
 	if c.Override != nil && overridden {
 		e.By = c.Override.By
 	}
-	return append(all, e)
-}
-
-// openedByTime returns the opening of a suspect record whose time is over: it
-// was not written when it came about.
-func (r *Record) openedByTime(now time.Time) (Event, bool) {
-	if !r.overdue(now) {
-		return Event{}, false
-	}
-	return Event{At: r.OpensAt, From: StateClosed, To: StateOpen, By: r.By, Cause: r.Cause, Override: r.Override}, true
+	return []Event{e}
 }
 
 func sameOverride(a, b *Override) bool {

@@ -80,11 +80,14 @@ func linkTo(s Storage) *link {
 
 // join makes c one of those that are told when the link is down or up. It
 // returns why it is down, or nil.
-func (l *link) join(c weak.Pointer[circuit]) error {
+func (l *link) join(c weak.Pointer[circuit]) *trouble {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.circuits[c] = struct{}{}
-	return l.downLocked()
+	if err := l.downLocked(); err != nil {
+		return troubleOf(err)
+	}
+	return nil
 }
 
 func (l *link) leave(c weak.Pointer[circuit]) {
@@ -109,7 +112,7 @@ func (l *link) downLocked() error {
 func (l *link) send(c *circuit, q *Change) {
 	failed := func(err error) {
 		l.failed(c, err, func(r *replica) bool { return r.awaits(q.Number) })
-		c.unanswered(q, err)
+		c.unanswered(q, troubleOf(err))
 	}
 	doubted := l.doubted.Load()
 	l.start(c, q, failed, func(a answer) {
@@ -120,7 +123,7 @@ func (l *link) send(c *circuit, q *Change) {
 			}
 			c.answered(q, a.record)
 		case l.doubted.Load() != 0 && !isTrouble(l.tryRead(c, func(answer) {})):
-			c.unanswered(q, a.err) // or the link would go up and down for as long as changes are refused
+			c.unanswered(q, troubleOf(a.err)) // or the link would go up and down for as long as changes are refused
 		default:
 			failed(a.err)
 		}
@@ -144,7 +147,7 @@ func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
 	case a := <-answered:
 		if a.err != nil {
 			l.failed(c, a.err, func(*replica) bool { return true })
-			c.unread(a.err)
+			c.unread(troubleOf(a.err))
 		}
 		return a.record, a.err
 	}
@@ -270,7 +273,8 @@ func (l *link) down(err error) {
 	l.doubted.Store(l.health.Opened)
 	waiting := l.waiting
 	l.waiting = nil
-	l.tell(func(c *circuit) { c.lost(err) })
+	why := troubleOf(err)
+	l.tell(func(c *circuit) { c.lost(why) })
 	l.mu.Unlock()
 	for _, w := range waiting {
 		w.late(err)

@@ -2,49 +2,52 @@ package infuse
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 	"time"
 )
 
-// replica is this process's copy of one circuit: its own record and the
-// fleet's, and what the storage is yet to hear. It makes every decision of a
-// circuit. It is pure: it does no I/O, takes no lock and reads no clock, and
-// the same inputs in the same order always come to the same.
+// replica is this process's copy of one circuit: its local and its shared
+// record, and what is yet to be reported to the storage. It makes every decision
+// of a circuit. It is pure: it does no I/O, takes no lock, reads no clock and
+// calls no user code, and the same inputs in the same order always have the same
+// result.
 //
-// The own record counts the outcomes of this process, as a local breaker does.
-// The shared record is the storage's. A call must pass both, but while the
-// storage is away, or where there is none, the own one is all there is.
+// The local record counts the outcomes of this process, as any local breaker
+// does. The shared record is the storage's. A call must pass both. Without a
+// storage, and while it is unavailable, the local one decides alone.
 type replica struct {
 	settings *settings
 	source   string // of this replica's changes, and the start of its trials' IDs
-	own      Record
-	shared   Record // as the storage last answered or told
+	local    Record
+	shared   Record // as the storage last answered or notified
 	out      outbox
-	leases   []lease // of the fleet, that this process has asked for
+	leases   []lease // of the shared circuit, that this process has asked for
 
-	linked   bool // there is a storage
-	linkUp   bool // and its link has not failed
-	trouble  error
+	failing bool // the last call of this process failed: what an open shared circuit rejects by
+	share   int  // how much of the evidence on record this process may have supplied
+	joined  bool // it started during a suspicion, and no call has succeeded since
+
+	linked   bool      // there is a storage
+	linkUp   bool      // and its link has not failed
+	trouble  *trouble  // why the shared record does not apply; nil if it does
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
-	stopped  bool      // it asks the storage for nothing more by itself
-	released int64     // the generation of an override that this process alone was told to leave
-	borrowed int64     // the generation of the own record where it stands in for the shared one
+	stopped  bool      // it requests nothing more by itself
+	released int64     // the generation of an override that was removed for this process alone
+	adopted  int64     // the generation of the local record that stands in for the shared one
 
-	countsUntil time.Time // until then successes are tallied: the fleet was asked for its failure rate
-	credit      float64   // of a call that a ramp lets run: it does at 1
-
-	cause   error  // of the last failure of this process that opened a circuit, or may yet
-	ids     uint64 // so many were made
-	noted   uint64 // so many outcomes were noted for the storage
-	landed  uint64 // and so many of them it has heard
-	unheard uint64 // up to this one, a caller has stopped waiting for that
-	news    uint64 // so many records were adopted
-	random  uint64 // the state of a generator of random numbers
+	credit float64   // of a call that a ramp lets run: it runs at 1
+	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
+	ids    uint64    // so many were made
+	noted  uint64    // the sequence number of the last outcome that is to be reported
+	landed uint64    // and of the last one that the storage has acknowledged
+	news   uint64    // so many records were received
+	random uint64    // the state of a generator of random numbers
 }
 
-// lease is a trial of the fleet's circuit that this process has asked for, and
+// lease is a trial of the shared circuit that this process has asked for, and
 // whose end the storage may not know.
 type lease struct {
 	id      string
@@ -65,13 +68,14 @@ const (
 type result struct {
 	outcome Outcome
 	err     error         // of a failure
+	cause   keptCause     // of err: made before any lock is taken
 	openFor time.Duration // if it opens the circuit: at least so long, as the service has asked (Retry-After)
 }
 
 // admission is what a call was let in by.
 type admission struct {
 	view   *view
-	own    int64         // the generations that the call belongs to
+	local  int64         // the generations that the call belongs to
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
@@ -85,11 +89,11 @@ func newReplica(s *settings, source string, linked bool, seed uint64) replica {
 	return r
 }
 
-// attached reports whether the shared record counts.
+// attached reports whether the shared record applies.
 func (r *replica) attached() bool { return r.linked && r.trouble == nil }
 
-// fleet returns the shared record as it counts now: a closed one where it does
-// not.
+// fleet returns the shared record that applies now: a closed one while the
+// circuit is detached.
 func (r *replica) fleet(now time.Time) *Record {
 	if !r.attached() {
 		return &closed
@@ -97,18 +101,59 @@ func (r *replica) fleet(now time.Time) *Record {
 	return r.shared.at(now)
 }
 
-// closed is the record of a circuit of which nothing is known. It never changes.
+// closed is the record of a circuit that never failed. It never changes.
 var closed Record
+
+// rejectsBy reports whether a shared record rejects the calls of this process.
+// With evidence, it does so only if the last call of this process failed. That
+// record may still be suspect if this process has started since: before, its local
+// circuit may have been open, and pybreaker's stays open over a restart.
+func (r *replica) rejectsBy(rec *Record) bool {
+	if !rec.hasEvidence() {
+		return rec.State != StateClosed
+	}
+	return r.failing && (rec.State != StateClosed || r.joined && r.local.State == StateClosed)
+}
+
+// hasSuppliedAll reports whether this process reports no more failures to the
+// record: one process supplies FailMax at most, and a failure rate is confirmed by
+// another than the one that made the circuit suspect.
+func (r *replica) hasSuppliedAll(rec *Record) bool {
+	switch {
+	case rec.Rated:
+		return r.joined || rec.Witness == r.source
+	case rec.scored():
+		return r.share >= min(rec.Threshold, r.settings.FailMax)
+	}
+	return r.share >= r.settings.FailMax
+}
+
+// trouble is why a storage does not answer. It is made before any lock is taken,
+// because the methods of the error are the storage's.
+type trouble struct {
+	err      error
+	cause    keptCause
+	ofRecord bool // it is this circuit's record alone, which cannot be read
+}
+
+func troubleOf(err error) *trouble {
+	return &trouble{err, keepCause(err), !isTrouble(err)}
+}
 
 // Inputs: calls.
 
-// ended is an input: an admitted call has ended. It returns the number of the
-// outcome among those that the storage is to hear; 0 if it need not.
+// needsCause reports whether the cause of a failure has to be made for ended.
+func (r *replica) needsCause(a *admission) bool {
+	return r.linked || a.trial != "" || r.settings.FailureRate > 0 || r.local.Failures+1 >= r.settings.FailMax
+}
+
+// ended is an input: an admitted call has ended. It returns the sequence number to
+// wait for, or 0 if nothing is reported.
 func (r *replica) ended(a *admission, res result, now time.Time) (number uint64) {
-	if res.outcome == OutcomeFailure && (r.linked || a.trial != "" || r.settings.FailureRate > 0 || r.own.Failures+1 >= r.settings.FailMax) {
-		r.cause = causeOf(res.err) // may be told
+	if res.cause.known() {
+		r.cause = res.cause
 	}
-	late := a.shared < r.sharedSince(now)
+	late := a.shared < r.shared.Since
 	l := r.lease(a.trial)
 	if l != nil {
 		l.phase, l.outcome = phaseEnded, res
@@ -121,22 +166,18 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if late {
 		res.outcome = OutcomeIgnored
 	}
+	if res.outcome != OutcomeIgnored {
+		r.failing = res.outcome == OutcomeFailure
+		r.joined = r.joined && r.failing
+	}
 	if l == nil {
-		number = r.note(&res, now)
+		number = r.note(a, &res, now)
 	} else {
-		r.settleLeases()
+		r.settleLeases(now)
 		number = r.noted
 	}
-	r.countOwn(a, &res, now)
+	r.countLocal(a, &res, now)
 	return number
-}
-
-// timeless reports whether time plays no part in an outcome: where no fleet is
-// asked, nothing is or becomes open, and no window counts.
-func (r *replica) timeless(o Outcome) bool {
-	return !r.linked && r.own.State == StateClosed && r.settings.FailureRate == 0 && r.own.Override == nil &&
-		(r.settings.Ramp == 0 || r.own.ClosedAt.IsZero()) &&
-		(o == OutcomeSuccess || r.own.Failures+1 < r.settings.FailMax)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and
@@ -145,38 +186,41 @@ func (r *replica) tallied(n int, now time.Time) {
 	if !r.decides() {
 		return
 	}
-	if r.tells(now) {
+	if r.reports() {
 		r.keep(one(OutcomeSuccess, n, now))
 	}
-	t := terms{limits: &r.settings.own, generation: r.own.Generation}
-	r.own.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
+	t := terms{limits: &r.settings.local, generation: r.local.Generation}
+	r.local.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
 }
 
 // counting reports whether successes are tallied: while there are failures in
-// the own window, or the fleet is asked.
+// the local window, or the failure rate of the fleet is evaluated.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
 	return l.FailureRate > 0 && r.decides() &&
-		(r.own.Window.failing(l.Window, now) || r.attached() && now.Before(r.countsUntil))
+		(r.local.Window.failing(l.Window, now) || r.attached() && r.shared.Rated)
 }
 
-// sharedSince is the generation below which calls count for nothing.
-func (r *replica) sharedSince(now time.Time) int64 {
-	return r.shared.at(now).Since
-}
-
-// decides reports whether the own record counts outcomes: not under a Fallback
+// decides reports whether the local record counts outcomes: not under a Fallback
 // that counts nothing.
 func (r *replica) decides() bool { return r.trouble == nil || r.settings.Fallback == FallbackLocal }
 
-// countOwn counts an outcome in the own circuit: as the end of its trial or,
-// where it is closed, as any other call's.
-func (r *replica) countOwn(a *admission, res *result, now time.Time) {
+// countsLocally reports whether the outcome of a call is one of those by which the
+// local circuit may open. A failure that is not is no evidence for the fleet: a
+// process whose circuit is open has said all that it has to say.
+func (r *replica) countsLocally(a *admission) bool {
+	return r.local.State == StateClosed && a.local >= r.local.Since
+}
+
+// countLocal counts an outcome in the local circuit: as the end of its trial or,
+// if it is closed, as any other call's.
+func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	switch {
-	case a.trial != "" && r.own.trial(a.trial) >= 0:
-		r.settleOwn(a, res, now)
+	case a.trial != "" && r.local.trial(a.trial) >= 0:
+		c := Change{By: r.settings.Instance, Cause: r.cause.short, Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
+		r.applyLocal(&c, now)
 	case res.outcome == OutcomeIgnored || !r.decides():
-	case res.outcome == OutcomeSuccess && r.own.Failures == 0 && r.own.Window.Buckets == nil:
+	case res.outcome == OutcomeSuccess && r.local.Failures == 0 && r.local.Window.Buckets == nil:
 	default:
 		c := Calls{Successes: 1}
 		if res.outcome == OutcomeFailure {
@@ -186,84 +230,61 @@ func (r *replica) countOwn(a *admission, res *result, now time.Time) {
 		if r.settings.FailureRate > 0 {
 			counted = []Bucket{one(res.outcome, 1, now)}
 		}
-		t := terms{limits: &r.settings.own, by: r.settings.Instance, cause: textOf(r.cause), generation: a.own}
+		t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, generation: a.local}
 		t.openFor = max(t.limits.ResetTimeout, res.openFor)
-		before := r.own.State
-		r.own.tally(&c, counted, &t, now)
-		r.ownMoved(before, now)
+		r.local.tally(&c, counted, &t, now)
 	}
 }
 
-func (r *replica) settleOwn(a *admission, res *result, now time.Time) {
-	c := Change{By: r.settings.Instance, Cause: textOf(r.cause), Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
-	r.applyOwn(&c, now)
+// applyLocal makes a change of the local record.
+func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
+	c.Limits = r.settings.local
+	return r.local.apply(c, now)
 }
 
-// applyOwn makes a change on the own record.
-func (r *replica) applyOwn(c *Change, now time.Time) Verdict {
-	before := r.own.State
-	c.Limits = r.settings.own
-	verdict := r.own.apply(c, now)
-	r.ownMoved(before, now)
-	return verdict
-}
-
-// ownMoved has what the own circuit came to while the storage is away stand for
-// all that led to it.
-func (r *replica) ownMoved(before State, now time.Time) {
-	if r.trouble == nil || r.own.State == before {
-		return
-	}
-	switch r.own.State {
-	case StateOpen:
-		if n := r.settings.FailMax; r.settings.rowCounts() {
-			r.out.next.Calls = Calls{Failures: n, Lead: n, Streak: n}
-			return
-		}
-		r.out.counted = Window{}
-		r.keep(one(OutcomeFailure, r.settings.MinCalls, now))
-	case StateClosed:
-		r.out.next.Calls, r.out.counted = Calls{Successes: 1}, Window{}
-	}
+// clearLocal forgets what the local circuit has counted.
+func (r *replica) clearLocal() {
+	generation := max(r.local.Generation, r.adopted) + 1
+	r.local, r.adopted = Record{Generation: generation, Since: generation, Override: r.local.Override}, 0
 }
 
 // Inputs: trials.
 
-// decision is what becomes of a call that the view alone does not admit.
+// decision is what happens to a call that the view alone does not admit.
 type decision uint8
 
 const (
 	rejects decision = iota
 	admits
-	waits // for the storage's answer on a trial
+	waits // for the storage's answer about a trial
 )
 
-// asked is an input: a call wants to run. Where it must wait, decided tells
-// when it may go on.
+// asked is an input: a call wants to run. If it must wait, it may go on when no
+// trial is asked for any more, or the circuit is detached.
 func (r *replica) asked(now time.Time) (admission, decision) {
-	own, fleet := r.own.at(now), r.met(now)
-	a := r.admission("", now)
+	a := r.admission("")
 	if o := r.override(now); o != nil {
 		if o.State == StateClosed {
 			return a, admits
 		}
 		return a, rejects
 	}
-	if own.State == StateClosed && fleet.State == StateClosed {
-		return a, r.rampLets(own, r.ramping(now), now)
-	}
-	most, soon := r.settings.MaxTrials, now.Add(armedEarly)
-	if own.blockedUntil(most, now).After(soon) || fleet.blockedUntil(most, now).After(soon) || r.aloneFrom(now).After(soon) || r.asking() {
+	b := r.blocking(now)
+	switch {
+	case !b.local && !b.shared:
+		return a, r.rampLets(now)
+	case b.until.After(now.Add(armedEarly)) || r.asking():
 		return a, rejects
 	}
 	a.trial = r.newID()
-	if own.State != StateClosed {
-		if r.askOwn(a.trial, now) == VerdictRefused {
+	if b.local {
+		c := Change{By: r.settings.Instance, Ask: a.trial}
+		if r.applyLocal(&c, now) == VerdictRefused {
 			return a, rejects
 		}
-		a.own = r.own.Since
+		a.local = r.local.Since
 	}
-	if fleet.State == StateClosed {
+	if !b.shared {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
@@ -271,19 +292,43 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	return a, waits
 }
 
-// ramping is the fleet's record as it ramps: while the storage is away, too.
-func (r *replica) ramping(now time.Time) *Record {
-	if r.attached() {
-		return r.met(now)
-	}
-	return r.shared.at(now)
+// blocking is what keeps the calls of this process from running.
+type blocking struct {
+	local  bool // the local circuit does
+	shared bool // the shared circuit does
+	record *Record
+	until  time.Time // then a trial may run; zero: it may run now
 }
+
+// blocking returns which circuits reject calls now, and the record that does so
+// for longest.
+func (r *replica) blocking(now time.Time) blocking {
+	local, fleet := r.local.at(now), r.fleet(now)
+	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
+	if b.shared {
+		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.source, now)
+	}
+	if b.local {
+		until := local.blockedUntil(&r.settings.local, "", now)
+		if !b.shared || until.After(b.until) {
+			b.record, b.until = local, until
+		}
+	}
+	if alone := r.aloneFrom(now); b.local && alone.After(b.until) {
+		b.until = alone
+	}
+	return b
+}
+
+// ramping is the shared record as far as a ramp goes by it: while it is detached,
+// too.
+func (r *replica) ramping(now time.Time) *Record { return r.shared.at(now) }
 
 // rampLets decides on a call in a closed circuit: of those that come during a
 // ramp, it admits as many as their shares add up to.
-func (r *replica) rampLets(own, fleet *Record, now time.Time) decision {
+func (r *replica) rampLets(now time.Time) decision {
 	ramp := r.settings.Ramp
-	share := min(own.share(ramp, now), fleet.share(ramp, now))
+	share := min(r.local.share(ramp, now), r.ramping(now).share(ramp, now))
 	if share < 1 {
 		if r.credit += share; r.credit < 1 {
 			return rejects
@@ -293,13 +338,13 @@ func (r *replica) rampLets(own, fleet *Record, now time.Time) decision {
 	return admits
 }
 
-// aloneAfter is for how long a process that is cut off leaves the trial to the
-// fleet. If one answer was late, and no more, it is attached again by then, and
-// two trials do not run at once.
+// aloneAfter is for how long a detached process leaves the trial to the fleet. If
+// one answer was late, and no more, it is attached again by then, and two trials
+// do not run at once.
 const aloneAfter = 250 * time.Millisecond
 
-// aloneFrom is when this process may try for itself a service from which the
-// fleet kept it away: zero where it may at any time.
+// aloneFrom is when this process may try by itself a service from which the
+// shared circuit kept it: zero if it may at any time.
 func (r *replica) aloneFrom(now time.Time) time.Time {
 	if r.trouble == nil || r.shared.at(now).State == StateClosed {
 		return time.Time{}
@@ -307,26 +352,10 @@ func (r *replica) aloneFrom(now time.Time) time.Time {
 	return r.since.Add(aloneAfter)
 }
 
-func (r *replica) askOwn(id string, now time.Time) Verdict {
-	c := Change{By: r.settings.Instance, Ask: id}
-	return r.applyOwn(&c, now)
-}
-
 // asking reports whether the storage has been asked for a trial and has not
 // answered yet.
 func (r *replica) asking() bool {
-	for _, l := range r.leases {
-		if l.phase == phaseAsked {
-			return true
-		}
-	}
-	return false
-}
-
-// decided reports whether a call that waits for a trial may go on.
-func (r *replica) decided(id string) bool {
-	l := r.lease(id)
-	return l == nil || l.phase != phaseAsked || r.trouble != nil
+	return slices.ContainsFunc(r.leases, func(l lease) bool { return l.phase == phaseAsked })
 }
 
 // goesOn is an input: a call that waited for a trial goes on, because it is
@@ -335,40 +364,41 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
 		if l.phase == phaseGranted {
 			l.phase = phaseRunning
-			return r.admission(a.trial, now), admits
+			return r.admission(a.trial), admits
 		}
 		l.phase, l.outcome = phaseEnded, result{outcome: OutcomeIgnored}
 		if r.out.next.Ask == a.trial {
 			r.out.next.Ask = ""
 		}
-		r.settleLeases()
+		r.settleLeases(now)
 	}
-	// Not a trial of the fleet. That may have closed meanwhile, and then the
-	// own circuit alone has a say.
-	if r.attached() && r.fleet(now).State == StateClosed {
+	// Not a trial of the shared circuit. That may have closed meanwhile, and then
+	// the local circuit decides alone.
+	if r.attached() && !r.rejectsBy(r.fleet(now)) {
 		switch {
-		case r.own.trial(a.trial) >= 0:
-			return r.admission(a.trial, now), admits
-		case r.own.State == StateClosed:
-			return r.admission("", now), admits
+		case r.local.trial(a.trial) >= 0:
+			return r.admission(a.trial), admits
+		case r.local.State == StateClosed:
+			return r.admission(""), admits
 		}
 	}
-	r.countOwn(&a, &result{outcome: OutcomeIgnored}, now)
+	r.countLocal(&a, &result{outcome: OutcomeIgnored}, now)
 	if r.trouble != nil && r.settings.Fallback == FallbackClosed {
-		return r.admission("", now), admits
+		return r.admission(""), admits
 	}
 	return admission{}, rejects
 }
 
 // admission is what a call is let in by now.
-func (r *replica) admission(trial string, now time.Time) admission {
-	return admission{own: r.own.Since, shared: r.sharedSince(now), trial: trial}
+func (r *replica) admission(trial string) admission {
+	return admission{local: r.local.Since, shared: r.shared.Since, trial: trial}
 }
 
-// settleLeases tells the storage the end of every trial of this process that
-// is on record. What is not on record was not granted, or is over.
-func (r *replica) settleLeases() {
-	for _, t := range r.shared.Trials {
+// settleLeases reports the end of every trial of this process that is on record.
+// What is not on record was not granted, or is over.
+func (r *replica) settleLeases(now time.Time) {
+	fleet := r.shared.at(now)
+	for _, t := range fleet.Trials {
 		// It was granted after its caller had given up, or the storage lost its
 		// record and got back one that was older.
 		if strings.HasPrefix(t.ID, r.source+".") && r.lease(t.ID) == nil {
@@ -379,7 +409,7 @@ func (r *replica) settleLeases() {
 	for _, l := range r.leases {
 		switch {
 		case l.phase != phaseEnded:
-		case r.shared.trial(l.id) < 0:
+		case fleet.trial(l.id) < 0:
 			continue
 		case !r.out.sent.settles(l.id) && !r.out.next.settles(l.id):
 			r.out.next.Settled = append(r.out.next.Settled, Settlement{l.id, l.outcome.outcome, l.outcome.openFor})
@@ -391,12 +421,7 @@ func (r *replica) settleLeases() {
 }
 
 func (c *Change) settles(id string) bool {
-	for _, s := range c.Settled {
-		if s.ID == id {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.Settled, func(s Settlement) bool { return s.ID == id })
 }
 
 func (r *replica) lease(id string) *lease {
@@ -408,19 +433,19 @@ func (r *replica) lease(id string) *lease {
 	return nil
 }
 
-// Inputs: by hand.
+// Inputs: manual changes.
 
-// byHand is an input: a move or an override. It returns the number under which
-// the storage is to hear of it; 0 if it was the own circuit's alone.
-func (r *replica) byHand(c Change, now time.Time) uint64 {
+// manual is an input: a new state or an override. It returns the sequence number
+// to wait for; 0 if it changed the local circuit alone.
+func (r *replica) manual(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
-	case r.linked && r.linkUp && !isTrouble(r.trouble):
+	case r.linked && r.linkUp && r.trouble.ofRecord:
 		// The record cannot be read: this replaces it, and all that was yet to be
-		// said of it.
-		r.out.sent, r.out.under, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
+		// reported of it.
+		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
 	default:
-		r.byHandAlone(c, now)
+		r.changeLocally(c, now)
 		return 0
 	}
 	r.out.next.Move = cmp.Or(c.Move, r.out.next.Move)
@@ -429,26 +454,20 @@ func (r *replica) byHand(c Change, now time.Time) uint64 {
 	return r.noted
 }
 
-// confirmed reports whether the storage has heard of what was done by hand,
-// or will not for now.
-func (r *replica) confirmed(number uint64) bool {
-	return number <= r.landed || isTrouble(r.trouble)
-}
-
-func (r *replica) byHandAlone(c Change, now time.Time) {
+func (r *replica) changeLocally(c Change, now time.Time) {
 	if c.Override != nil {
 		r.released = r.shared.Moved
 	}
-	own := Change{By: r.settings.Instance, Move: c.Move, Override: c.Override}
-	r.applyOwn(&own, now)
+	local := Change{By: r.settings.Instance, Move: c.Move, Override: c.Override}
+	r.applyLocal(&local, now)
 }
 
-// override returns what holds the circuit, whatever it came to; nil if nothing
-// does. The fleet's holds while the storage is away, too.
+// override returns the override that applies; nil if none does. The shared one
+// applies while the storage is unavailable, too.
 func (r *replica) override(now time.Time) *Override {
 	switch {
-	case r.own.Override.holds(now):
-		return r.own.Override
+	case r.local.Override.holds(now):
+		return r.local.Override
 	case r.shared.Override.holds(now) && r.released != r.shared.Moved:
 		return r.shared.Override
 	}
@@ -458,58 +477,46 @@ func (r *replica) override(now time.Time) *Override {
 // configured is an input: other settings.
 func (r *replica) configured(s *settings) { r.settings = s }
 
-// Inputs: the storage's answers and news.
+// Inputs: the storage's answers and notifications.
 
-// observed is an input: the storage has told of a record. One of the generation
-// that is known says nothing new: it differs in counts alone, and may be older
-// than an answer. An older one is late, as answers overtake news, or the storage
-// has lost something. If nothing newer comes soon, what it answers to a change
-// that carries what is known tells which.
+// observed is an input: the storage has notified of a record. One of the generation
+// that is known contains nothing new: it differs in counts alone, and may be older
+// than an answer. An older one is late, as answers overtake notifications, or the
+// storage has lost something. If nothing newer comes soon, the answer to a change
+// that carries what is known decides which.
 func (r *replica) observed(rec Record, now time.Time) {
 	switch {
 	case rec.Generation < r.shared.Generation:
 		if at := now.Add(lateAfter); r.out.checkAt.IsZero() || at.Before(r.out.checkAt) {
 			r.out.checkAt = at
 		}
-	case rec.Generation == r.shared.Generation && !r.shared.suspect():
+	case rec.Generation == r.shared.Generation:
 		r.out.checkAt = time.Time{}
-	case rec.Generation > r.shared.Generation:
-		r.adopt(rec, now)
+	default:
+		r.receive(rec, now)
 	}
 }
 
 // lateAfter is how long an older record has to turn out as late.
 const lateAfter = 100 * time.Millisecond
 
-// nextCheck is when the storage is asked whether shared still holds: soon after a
-// suspicion of the row has opened the circuit by time alone. What refutes it may
-// have come late, or not be known here.
-func (r *Record) nextCheck(roll float64) time.Time {
-	if !r.weighed() {
-		return time.Time{}
-	}
-	return r.OpensAt.Add(time.Duration(roll * float64(checkWithin))) // not all at once
-}
-
 // checks reports whether the storage is to be asked now.
 func (r *replica) checks(now time.Time) bool {
 	return !r.stopped && !r.out.checkAt.IsZero() && !now.Before(r.out.checkAt)
 }
 
-const checkWithin = 500 * time.Millisecond
-
-// hasRead is an input: the record was read, by a request that began when so
-// much news had come. If more came meanwhile, its counts may be old.
+// hasRead is an input: the record was read, by a request that began when so many
+// records had been received. If more came meanwhile, its counts may be old.
 func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 	switch {
 	case news != r.news || rec.Generation > r.shared.Generation:
 		r.observed(rec, now)
 	case rec.Generation == r.shared.Generation:
-		r.adopt(rec, now)
+		r.receive(rec, now)
 	default:
 		r.out.checkAt = now // nothing is late: the storage has lost it
 	}
-	if r.out.sent.Number == 0 && !r.out.under && r.linkUp {
+	if r.out.sent.Number == 0 && !r.out.inFlight && r.linkUp {
 		r.attach(now)
 	}
 }
@@ -517,26 +524,19 @@ func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 // answered is an input: the storage has answered a request, in time or late.
 func (r *replica) answered(c *Change, rec Record, now time.Time) {
 	mine := c.Number == r.out.sent.Number
-	if rec.Generation < r.shared.Generation { // it may have the suspicion whose opening is known here
-		rec = rec.At(now)
-	}
 	switch {
 	case c.Number == 0:
 		r.hasRead(rec, c.news, now)
-	case rec.Generation >= r.shared.Generation,
-		// The storage has lost what the change said it had seen, and for that it
-		// was too old.
+	case rec.Generation > r.shared.Generation, mine && rec.Generation == r.shared.Generation,
+		// The storage has lost what the change carried, and for that it was too old.
 		mine && c.news == r.news:
-		r.adopt(rec, now)
+		r.receive(rec, now)
 	}
 	if !mine {
 		return
 	}
-	r.out.sent, r.out.under = Change{}, false
+	r.out.sent, r.out.inFlight = Change{}, false
 	r.landed = r.out.through
-	if r.shared.overdue(now) && !r.out.next.counts() { // the storage has heard all, and holds to it
-		r.shared, r.out.checkAt = r.shared.At(now), time.Time{}
-	}
 	for i := range r.leases {
 		switch l := &r.leases[i]; {
 		case l.phase != phaseAsked || r.out.next.Ask == l.id:
@@ -549,99 +549,97 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 	if r.linkUp {
 		r.attach(now)
 	}
-	r.settleLeases()
+	r.settleLeases(now)
 }
 
-// attach ends the trouble: the shared record counts again. What the storage has
-// lost is put back first.
+// attach ends the trouble: the shared record applies again. What the storage has
+// lost is restored first.
 func (r *replica) attach(now time.Time) {
 	if r.trouble != nil && r.checks(now) {
 		return
 	}
 	r.trouble, r.failed, r.retryAt, r.released = nil, 0, time.Time{}, 0
-	r.repay()
+	if r.adopted > 0 && r.local.Generation == r.adopted { // it has not changed since
+		r.clearLocal()
+	}
+	r.adopted = 0
 }
 
-// adopt makes a record the shared one. Outcomes of an older state count for
-// nothing; nor do successes that a refutation has made superfluous.
-func (r *replica) adopt(rec Record, now time.Time) {
+// receive makes a record the shared one.
+func (r *replica) receive(rec Record, now time.Time) {
+	before, first := r.shared, r.news == 0
 	r.news++
-	before := r.shared
-	if rec.Generation == before.Generation {
-		rec.noLater(&before)
-	}
-	r.shared = rec.bounded(r.settings, now)
-	r.out.checkAt = r.shared.nextCheck(r.roll())
-	if rec.Moved > before.Moved {
-		r.own = Record{Generation: r.own.Generation + 1, Since: r.own.Generation + 1}
-		r.borrowed = 0
-		if r.trouble != nil {
-			r.borrow(now)
+	r.shared = rec.bounded(&before, &r.settings.limits, now)
+	r.out.checkAt = time.Time{}
+	if moved := rec.Moved > before.Moved; moved || !first && rec.Since > before.Since && rec.State == StateClosed {
+		// A manual change, or a trial has closed it: that is for all.
+		if r.failing = false; moved {
+			r.local.Override = nil
+		}
+		r.clearLocal()
+		if r.trouble != nil && r.rejectsBy(&r.shared) {
+			r.adopt(now)
 		}
 	}
 	next := &r.out.next.Calls
-	if rec.Since > before.Since || !rec.suspect() && before.suspect() && next.Failures == 0 {
-		*next, r.out.openFor = Calls{}, 0
+	if rec.Since > before.Since || !rec.hasEvidence() && before.hasEvidence() && next.Failures == 0 {
+		*next, r.out.openFor = Calls{}, 0 // of an older state, or successes that are superfluous
 	}
 	if rec.Since > before.Since {
 		r.out.counted = Window{}
 	}
+	r.limitEvidence(first)
 	switch {
-	case rec.rated() && r.settings.FailureRate > 0:
-		r.countsUntil = now.Add(r.settings.Window)
-		if !before.rated() { // in a large fleet a few are enough, and the others hear of them first
+	case rec.Rated && r.settings.FailureRate > 0:
+		if !before.Rated { // in a large fleet a few are enough, and the others hear of them first
 			r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 2))
 		}
-	case !rec.suspect():
+	case !rec.hasEvidence():
 		r.out.hold = time.Time{}
 	}
-	r.settleLeases()
+	r.settleLeases(now)
+}
+
+// limitEvidence keeps account of the evidence that this process has supplied. A
+// process that starts takes what is on record for its own: it may have been
+// supplied by this process before it crashed.
+func (r *replica) limitEvidence(first bool) {
+	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
+	if level := r.shared.level() + pending; first || r.share > level {
+		r.share = level
+	}
+	r.joined = (first || r.joined) && r.shared.hasEvidence()
+	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
+		r.out.counted.dropFailures()
+	}
 }
 
 // unanswered is an input: a request failed, or was not answered in time. Its
-// fate is unknown: it goes again under its number.
-func (r *replica) unanswered(number uint64, err error, now time.Time) {
+// fate is unknown: it is sent again under its number.
+func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
 	if !r.awaits(number) {
 		return
 	}
-	r.out.under = false
-	r.out.sent.Ask = "" // whoever asked does not wait any longer
-	r.unread(err, now)
+	r.out.inFlight = false
+	r.out.sent.Ask = "" // its caller does not wait any longer
+	r.unread(why, now)
 }
 
-// awaits reports whether the request of that number is under way, as far as
+// awaits reports whether the request of that number is in flight, as far as
 // this process knows.
-func (r *replica) awaits(number uint64) bool { return r.out.under && r.out.sent.Number == number }
+func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sent.Number == number }
 
 // unread is an input: a read failed.
-func (r *replica) unread(err error, now time.Time) {
-	r.detach(err, now)
+func (r *replica) unread(why *trouble, now time.Time) {
+	r.detach(why, now)
 	r.failed++
 	r.retryAt = now.Add(backoff(r.failed, r.roll()))
 }
 
-// gaveUp is an input: the caller of a trial has waited for the storage to hear
-// of the outcome of that number, and may not wait any longer.
-func (r *replica) gaveUp(number uint64) { r.unheard = max(r.unheard, number) }
-
-// met is the fleet's record as calls meet it. Where the storage is late with what
-// this process has told it, that is the record as it will be then: whoever ran a
-// trial meets what it came to, and a suspicion that this process refutes opens
-// nothing, however late the storage is.
-func (r *replica) met(now time.Time) *Record {
-	late := r.unheard > 0 && !r.heard(r.unheard) ||
-		r.unconfirmed(now) && r.out.sent.counts()
-	if late && r.attached() {
-		foreseen := r.foreseen(now)
-		return &foreseen
-	}
-	return r.fleet(now)
-}
-
 // lost is an input: the link to the storage is down.
-func (r *replica) lost(err error, now time.Time) {
+func (r *replica) lost(why *trouble, now time.Time) {
 	r.linkUp = false
-	r.detach(err, now)
+	r.detach(why, now)
 }
 
 // back is an input: the link is up. The circuit is attached by its next answer.
@@ -649,58 +647,49 @@ func (r *replica) back() {
 	r.linkUp, r.retryAt = true, time.Time{}
 }
 
-// detach has the own circuit decide alone.
-func (r *replica) detach(err error, now time.Time) {
+// detach has the local circuit decide alone.
+func (r *replica) detach(why *trouble, now time.Time) {
 	if r.trouble != nil {
 		return
 	}
-	r.trouble, r.since, r.failed = err, now, 0
-	hand := Change{Move: cmp.Or(r.out.next.Move, r.out.sent.Move), Override: cmp.Or(r.out.next.Override, r.out.sent.Override)}
-	if hand.Move != nil || hand.Override != nil { // it goes for this process at least
+	rejected := r.rejectsBy(r.shared.at(now))
+	r.trouble, r.since, r.failed = why, now, 0
+	manual := Change{Move: cmp.Or(r.out.next.Move, r.out.sent.Move), Override: cmp.Or(r.out.next.Override, r.out.sent.Override)}
+	if manual.Move != nil || manual.Override != nil { // it applies to this process at least
 		r.out.next.Move, r.out.next.Override = nil, nil
-		r.byHandAlone(hand, now)
+		r.changeLocally(manual, now)
 		return
 	}
-	r.borrow(now)
-}
-
-// borrow has the own circuit go on from what the fleet's will be.
-func (r *replica) borrow(now time.Time) {
-	if r.unconfirmed(now) && r.own.Failures == 0 {
-		return
-	}
-	fleet, most := r.foreseen(now), r.settings.MaxTrials
-	if fleet.State != StateClosed && (r.own.State == StateClosed || fleet.blockedUntil(most, now).After(r.own.blockedUntil(most, now))) {
-		generation := max(r.own.Generation, fleet.Generation) + 1
-		fleet.Generation, fleet.Since, fleet.Override, fleet.heard = generation, generation, nil, nil
-		r.own, r.borrowed = fleet, generation
+	if rejected {
+		r.adopt(now)
 	}
 }
 
-// foreseen is the shared record as it will be when the storage has heard
-// everything, as far as this process knows.
-func (r *replica) foreseen(now time.Time) Record {
-	fleet := r.shared
-	for _, c := range []Change{r.out.sent, r.out.next} {
-		c.Ask, c.Number, c.Seen, c.Limits = "", 0, r.shared, r.settings.limits
-		fleet.apply(&c, now)
+// adopt has the local circuit go on from the shared one, as it will be when the
+// storage has received everything.
+func (r *replica) adopt(now time.Time) {
+	rec := r.shared.At(now)
+	rec.dropEvidence()
+	rec.Override, rec.heard = nil, nil
+	rec.SuspectAt = r.shared.SuspectAt
+	if rec.State == StateClosed && r.shared.suspect() {
+		rec.State = StateOpen
 	}
-	fleet.pass(now)
-	return fleet
-}
-
-// unconfirmed reports whether the fleet's circuit is open by time alone, as far as
-// is known here: the storage may have heard what refutes that.
-func (r *replica) unconfirmed(now time.Time) bool {
-	return r.shared.weighed() && r.shared.overdue(now)
-}
-
-// repay gives back what was borrowed, unless the own circuit has moved since.
-func (r *replica) repay() {
-	if r.borrowed > 0 && r.own.Generation == r.borrowed {
-		r.own = Record{Generation: r.borrowed + 1, Since: r.borrowed + 1}
+	if rec.State == StateHalfOpen && r.shared.excludes(r.source, now) {
+		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
 	}
-	r.borrowed = 0
+	for _, c := range []*Change{&r.out.sent, &r.out.next} {
+		for _, s := range c.Settled {
+			rec.settle(s, &terms{limits: &r.settings.local, by: r.settings.Instance, cause: c.Cause}, now)
+		}
+	}
+	limits := &r.settings.local
+	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, "", now).After(r.local.blockedUntil(limits, "", now))) {
+		generation := max(r.local.Generation, rec.Generation) + 1
+		rec.Generation, rec.Since = generation, generation
+		rec.Override = r.local.Override
+		r.local, r.adopted = rec, generation
+	}
 }
 
 // Outputs.
@@ -709,10 +698,7 @@ func (r *replica) repay() {
 // after now, zero if there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
-	if r.stopped && r.trouble != nil {
-		return at
-	}
-	if !r.linked && r.own.State == StateClosed && r.own.Window.Buckets == nil && r.own.ClosedAt.IsZero() && r.own.Override == nil {
+	if !r.linked && r.local.State == StateClosed && r.local.Window.Buckets == nil && r.local.ClosedAt.IsZero() && r.local.Override == nil {
 		return at
 	}
 	earliest := func(t time.Time) {
@@ -720,85 +706,87 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 			at = t
 		}
 	}
-	due := func(rec *Record) {
-		if until := rec.blockedUntil(r.settings.MaxTrials, now); !until.IsZero() {
-			earliest(until.Add(-armedEarly))
-		}
+	if b := r.blocking(now); !b.until.IsZero() {
+		earliest(b.until.Add(-armedEarly))
 	}
-	due(&r.own)
 	if o := r.override(now); o != nil {
 		earliest(o.Until)
 	}
 	if r.settings.Ramp > 0 {
-		earliest(r.own.rampEnds(r.settings.Ramp))
+		earliest(r.local.rampEnds(r.settings.Ramp))
 		earliest(r.ramping(now).rampEnds(r.settings.Ramp))
 	}
 	if r.counting(now) { // for what was tallied meanwhile
-		earliest(r.own.Window.nextBucket(r.settings.own.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
-		earliest(r.countsUntil)
+		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
 	}
-	if r.shared.suspect() { // also while the storage is away: calls from then on belong to another generation
-		earliest(r.shared.OpensAt)
-	}
-	if r.attached() {
-		due(r.shared.at(now))
-		if !r.out.under {
-			earliest(r.out.hold)
-			if !r.stopped {
-				earliest(r.out.checkAt)
-			}
+	switch {
+	case r.out.inFlight:
+	case r.attached():
+		earliest(r.out.hold)
+		if !r.stopped {
+			earliest(r.out.checkAt)
 		}
-	} else if r.linked {
-		earliest(r.aloneFrom(now).Add(-armedEarly))
-		if r.linkUp && !r.out.under {
-			earliest(r.retryAt)
-		}
+	case r.linked && r.linkUp && !r.stopped:
+		earliest(r.retryAt)
 	}
 	return at
 }
 
-// blockedUntil is when another trial may run, as far as is known: zero where
-// calls or a trial may run now.
-func (r *Record) blockedUntil(maxTrials int, now time.Time) time.Time {
+// blockedUntil is when another trial of that source may run, as far as is known:
+// zero if a trial may run now.
+func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
 	var until time.Time
-	if r.State == StateClosed {
-		return until
+	if r.State == StateOpen || r.suspect() {
+		until = r.dueAt(l)
 	}
-	if r.State == StateOpen {
-		until = r.DueAt
+	if r.excludes(source, now) {
+		until = r.RetryAt
 	}
-	if live := liveTrials(r.Trials, now); len(live) >= maxTrials {
-		first := live[0].Deadline
-		for _, t := range live {
-			if t.Deadline.Before(first) {
-				first = t.Deadline
-			}
+	var deadlines []time.Time
+	for i := range r.Trials {
+		if end := r.Trials[i].deadline(l); now.Before(end) {
+			deadlines = append(deadlines, end)
 		}
-		if first.After(until) {
-			until = first
+	}
+	if over := len(deadlines) - l.MaxTrials; over >= 0 {
+		slices.SortFunc(deadlines, time.Time.Compare)
+		if slot := deadlines[over]; slot.After(until) {
+			until = slot
 		}
+	}
+	if !until.After(now) {
+		return time.Time{}
 	}
 	return until
 }
 
-// bounded bounds what a record from outside can make calls wait for: an hour,
-// or what the own settings ask for.
-func (r Record) bounded(s *settings, now time.Time) Record {
-	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter)); r.DueAt.After(latest) {
-		r.DueAt = latest
-	}
-	if latest := now.Add(max(s.ResetTimeout, maxRetryAfter) / 2); r.CalmUntil.After(latest) {
-		r.CalmUntil = latest
-	}
-	if r.ClosedAt.After(now) {
-		r.ClosedAt = now
-	}
-	latest := now.Add(max(s.TrialTimeout, maxRetryAfter))
-	for i, t := range r.Trials {
-		if t.Deadline.After(latest) {
-			r.Trials = r.clone().Trials
-			r.Trials[i].Deadline = latest
+// bounded bounds what a record from outside can make calls wait for by this
+// process's own settings and clock.
+func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
+	past := func(t *time.Time) {
+		if t.After(now) {
+			*t = now
 		}
+	}
+	past(&r.SuspectAt)
+	past(&r.ClosedAt)
+	past(&r.DismissedAt)
+	if r.SuspectAt.IsZero() && (r.State != StateClosed || r.suspect()) {
+		r.SuspectAt = now
+	}
+	r.Trials = slices.Clone(r.Trials)
+	for i := range r.Trials {
+		past(&r.Trials[i].Started)
+	}
+	if r.Generation == before.Generation {
+		r.clampTo(before)
+	}
+	r.DueAt = r.dueAt(l)
+	if latest := now.Add(l.longestOpen()); r.RetryAt.After(latest) {
+		r.RetryAt = latest
+	}
+	for i := range r.Trials {
+		r.Trials[i].Deadline = r.Trials[i].deadline(l)
 	}
 	return r
 }

@@ -9,8 +9,8 @@ import (
 )
 
 // This file is the whole state machine of a circuit and nothing else: no I/O,
-// no clock, no lock, no goroutine. Every record moves in Record.Apply: the
-// fleet's in a storage, a process's own, and the health of a link.
+// no clock, no lock, no goroutine. Every record changes in Record.Apply: the
+// shared one in a storage, and the local one of each process.
 
 // State is what a circuit does with a call.
 type State uint8
@@ -34,13 +34,13 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", uint8(s))
 }
 
-// Outcome is what a call says about the health of the service.
+// Outcome is the result of a call, as evidence of the service's health.
 type Outcome uint8
 
 const (
 	OutcomeSuccess Outcome = iota // the service answered
 	OutcomeFailure                // the service is at fault
-	OutcomeIgnored                // the call says nothing: it counts for nothing
+	OutcomeIgnored                // the call is not counted
 )
 
 // String returns "success", "failure" or "ignored".
@@ -56,53 +56,58 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
 
-// Record is what a storage keeps of one circuit. Users meet it where they ask
+// Record is what a storage keeps of one circuit. Users meet it in
 // Breaker.Record; its methods are for authors of a Storage. The zero Record is
 // a closed circuit that never failed.
 //
 // The times in a record are on the clock of the process that holds it. Records
 // are values: Apply never changes the slices of the record it is called on.
 //
-// A closed record whose OpensAt is set is suspect: it opens at that time by
-// itself, unless the successes of the fleet outweigh its failures before.
+// A record collects evidence while it is suspect, and goes on while it is open
+// or half-open because of that evidence: Threshold is set, or Rated. A closed
+// record with evidence is suspect, and rejects no call. An open or half-open
+// record with evidence applies to the processes whose own last call failed; one
+// without evidence was set manually (or is local), and applies to all.
 type Record struct {
 	State      State
-	Generation int64     // raised by everything but counts, at least to the storage's time in milliseconds
-	Since      int64     // the generation with which the state began: calls that were admitted before it count for nothing
+	Generation int64     // raised by every write but counts, at least to the storage's time in milliseconds
+	Since      int64     // calls that were admitted in an older generation are not counted
 	Opened     int64     // the generation of the last opening
-	Moved      int64     // the generation of the last move or override by hand
-	Failures   int       // in a row; after an opening, as many as it took
-	RowSince   time.Time // when the row of failures began
-	Successes  int       // of trials in a row, while half-open
-	DueAt      time.Time // while open, or for when it opens: when a trial may run
+	Moved      int64     // the generation of the last manual change or override
+	Failures   int       // consecutive failures; after an opening, as many as it took
+	Successes  int       // consecutive successful trials, while half-open
+	DueAt      time.Time // while open or suspect: when a trial may run
 	Trials     []Trial   // the trials that run now, in the order in which they started
 
-	SuspectAt time.Time     // while suspect: since when
-	OpensAt   time.Time     // while suspect: when it opens
-	Rated     bool          // while suspect: of its failure rate, and not of its row
-	Balance   int           // while suspect of its row: at zero the suspicion is refuted
-	OpenFor   time.Duration // while suspect: what OpenTime will be
-	CalmUntil time.Time     // until then it does not become suspect: a suspicion was refuted
+	SuspectAt   time.Time     // while suspect, open or half-open: when it became suspect, or was opened without evidence
+	Threshold   int           // the FailMax of the process that made it suspect; 0: not because of consecutive failures
+	Score       int           // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
+	Rated       bool          // the evidence is the failure rate, not consecutive failures
+	Witness     string        // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
+	RetryAt     time.Time     // half-open: when the Witness may run another trial
+	OpenFor     time.Duration // while suspect: what OpenTime will be
+	DismissedAt time.Time     // when the last suspicion was dismissed: none begins for Limits.Suspicion
 
-	Window   Window        // of a closed circuit whose failure rate counts
-	OpenTime time.Duration // of the last opening, without what the service asked for; 0 where it does not grow
-	ClosedAt time.Time     // when it was closed last, after it was open
+	Window   Window        // of the calls that FailureRate counts
+	OpenTime time.Duration // the last open duration, without a Retry-After; 0: no exponential backoff
+	ClosedAt time.Time     // when a trial or a manual change last closed it
 
 	Override *Override // nil: none
 
-	By    string // the instance that reported the last failure of the row, or moved the circuit
+	By    string // the instance that reported the last failure of the streak, or changed the circuit
 	Cause string // of the last opening
 
-	heard []heard // what a sender may send again; see Change.Number
+	heard []heard // to recognize what a sender repeats; see Change.Number
 }
 
-// Trial is a part of a Record, for authors of a Storage: the lease of one call
-// in a half-open circuit. It frees itself at its deadline, whatever became of
-// the call.
+// Trial is a part of a Record, for authors of a Storage: the lease of one trial
+// call in a half-open circuit. It expires at its deadline, even if the call has
+// not ended.
 type Trial struct {
 	ID       string
+	Started  time.Time
 	Deadline time.Time
-	Stale    bool // the circuit has moved since it was granted: it takes a place, and its outcome counts for nothing
+	Stale    bool // the state has changed since it was granted: it occupies a slot, and its outcome is not counted
 }
 
 // heard is the highest number that a source has sent.
@@ -112,26 +117,32 @@ type heard struct {
 }
 
 // Limits are a part of a Change, for authors of a Storage: the settings of the
-// sender that it is judged by. Durations are whole milliseconds. What has no
-// meaning for 0 beside it is at least 1.
+// sender, by which the record is evaluated. Durations are whole milliseconds.
+// A field for which 0 has no meaning beside it is at least 1.
 type Limits struct {
 	FailMax          int
 	ResetTimeout     time.Duration
 	SuccessThreshold int
 	MaxTrials        int
 	TrialTimeout     time.Duration
-	Suspicion        time.Duration // the shortest suspicion; with 0, the limit opens the circuit at once
+	Suspicion        time.Duration // 0: a local record, which opens at its threshold at once
 	FailureRate      float64       // 0: the rate does not count
 	Window           time.Duration // in which the rate counts
 	MinCalls         int           // in the window
-	MaxResetTimeout  time.Duration // 0: the open time does not grow
+	MaxResetTimeout  time.Duration // 0: no exponential backoff
+	MaxRetryAfter    time.Duration // the longest open duration that a service may ask for
+}
+
+// longestOpen bounds how long a record may make the sender wait.
+func (l *Limits) longestOpen() time.Duration {
+	return max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)
 }
 
 // Calls are a part of a Change, for authors of a Storage: outcomes of calls
-// that were admitted while the circuit was closed.
+// that were not trials.
 type Calls struct {
-	Failures  int // all
-	Successes int // all that need telling: those that met failures on record, or a suspicion
+	Failures  int // all that count as evidence of this sender
+	Successes int // all while the record has failures or evidence
 	Lead      int // the failures before the first success
 	Streak    int // the failures after the last success
 }
@@ -143,42 +154,47 @@ type Settlement struct {
 	OpenFor time.Duration // if it opens the circuit: for at least so long
 }
 
-// Change is for authors of a Storage, which pass it on to Record.Apply. It is
-// everything that a process has to say of a circuit, in the order in which it
-// is applied. A Change that says nothing brings the storage up to date with
-// Seen where it has lost something.
+// Change is for authors of a Storage, which pass it on to Record.Apply. It
+// carries everything that a process reports of a circuit, in the order in which
+// it is applied. A Change that reports nothing restores what the storage has
+// lost of Seen, and evaluates the record.
 type Change struct {
-	Source string // names the sender; CheckSource tells what is allowed
-	Number uint64 // ascending for each source. What was applied once is not applied again. 0: whatever it says counts each time
+	Source string // names the sender; CheckSource defines what is allowed
+	Number uint64 // the sequence number, ascending for each source: a duplicate is not applied again. 0: counts each time
 	Seen   Record // the circuit as the sender knows it: Calls are of calls that were admitted in its generation
 	Limits Limits
 	By     string // the sender's instance
 	Cause  string // of the failures in Calls and Settled
 
 	Settled  []Settlement
-	Calls    Calls         // for the row of failures
-	Counted  []Bucket      // for the failure rate: all calls since the sender's last, these among them or not
+	Calls    Calls         // for the consecutive failures and the score
+	Counted  []Bucket      // for the failure rate: all calls since the sender's last
 	OpenFor  time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
 	Move     *Move
-	Override *Override // replaces the one on record; one that is over clears it
+	Override *Override // replaces the one on record; one that is over removes it
 	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
-	byHand bool   // it was, and is made already
-	news   uint64 // the sender's: how much it had heard when it sent this
+	manual  bool   // it was, and is made already
+	applied rated  // of Counted, which is on record already
+	news    uint64 // the sender's: how many records it had received when it sent this
 }
 
-// Move is a part of a Change, for authors of a Storage: a move by hand. A user
-// calls Breaker.Move.
+// rated is what the reported calls of a change contain, for the failure rate.
+type rated struct{ failed, succeeded bool }
+
+// Move is a part of a Change, for authors of a Storage: a manual change of the
+// state. A user calls Breaker.Move.
 type Move struct{ To State }
 
-// Override holds a circuit open or closed, whatever its calls come to. While it
-// is held closed, every call runs and outcomes are still counted; while it is
-// held open, none runs. The zero Override holds it closed until it is cleared.
+// Override forces the circuit open or closed for all processes, whatever the
+// outcomes of its calls are. While it is forced closed, every call runs and
+// outcomes are still counted; while it is forced open, none runs. Reason must
+// not be empty.
 type Override struct {
 	State  State     // open or closed
-	By     string    // who holds it: a person, usually. At most 200 bytes; Config.Instance if empty
+	By     string    // who forces it: usually a person. At most 200 bytes; Config.Instance if empty
 	Reason string    // shown with each rejection; at most 200 bytes
-	Until  time.Time // zero: until it is cleared
+	Until  time.Time // zero: until it is removed
 }
 
 // holds reports whether the override is there, and not over.
@@ -186,33 +202,29 @@ func (o *Override) holds(now time.Time) bool {
 	return o != nil && (o.Until.IsZero() || now.Before(o.Until))
 }
 
-// Verdict is what became of a change: for authors of a Storage.
+// Verdict is the result of a change, for authors of a Storage.
 type Verdict uint8
 
 const (
-	VerdictRefused Verdict = iota // the record is as it was: no trial to be had, or the change is of an older generation
+	VerdictRefused Verdict = iota // the record is unchanged: no trial was granted, or the change is of an older generation
 	VerdictApplied                // the record is to be saved
-	VerdictMoved                  // the record is to be saved, and watchers are to hear of it
+	VerdictMoved                  // the record is to be saved, and watchers are to be notified
 )
 
 // maxHeard bounds the sources that a record remembers.
 const maxHeard = 512
 
-// suspicion weighs the outcomes of a suspect circuit. A variable, so that the
-// simulated fleet can try other values.
-var suspicion = struct {
-	success int // what a success takes from the balance; a failure adds 1
-	length  int // how many times as long as the row a suspicion lasts
-	early   int // the circuit opens early at so many times FailMax, or with so many times MinCalls
-	rated   int // one of the rate lasts at least so many times Limits.Suspicion, unless it is refuted
-}{4, 3, 4, 4}
+// evidence holds the constants of the rule. A variable, so that simulated fleets
+// can try other values.
+var evidence = struct {
+	success int // what a success takes from the score; a failure adds 1
+	opens   int // it opens at so many times Threshold, of which one process supplies one
+	rated   int // a suspicion of the rate is confirmed after so many times Limits.Suspicion at the earliest
+}{4, 2, 4}
 
-// Apply returns the record after the change, and what became of the change.
+// Apply returns the record after the change, and the result of the change.
 // It is pure: now is the storage's present time, on the clock that the
-// record's times are on.
-//
-// In docs/semantics.md is what becomes of a circuit by it. The suspicion is an
-// idea of SWIM's (Das, Gupta, Motivala: SWIM, 2002).
+// record's times are on. docs/semantics.md has the rules.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 	next := r
 	verdict := next.apply(&c, now)
@@ -224,29 +236,27 @@ func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 
 // apply is Apply in place.
 func (r *Record) apply(c *Change, now time.Time) Verdict {
-	t := terms{&c.Limits, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, now}
+	t := termsOf(c)
 	before := r.Generation
-	now = r.meet(c, now)
-	// What is done by hand does not judge: an operator has other settings.
-	judges := !c.isByHand()
-	if judges && (r.suspect() || c.Calls.Lead > 0) { // whoever brought the count to a limit may have died since
-		r.judgeCount(&t, now)
+	r.expire(now)
+	r.restore(&c.Seen, now)
+	// A manual change does not evaluate: an operator's program has other settings.
+	evaluates := !c.isManual()
+	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
+		r.evaluate(&terms{limits: t.limits, source: t.source, by: t.by, cause: t.cause}, now)
 	}
-	verdict, said := VerdictRefused, false
+	verdict, reported := VerdictRefused, false
 	step := func(v Verdict) {
-		if judges {
-			r.judge(&t, now)
+		if evaluates {
+			r.evaluate(&t, now)
 		}
-		verdict, said = max(verdict, v), true
+		verdict, reported = max(verdict, v), true
 	}
 	if !r.hasHeard(c) {
 		for _, s := range c.Settled {
 			step(r.settle(s, &t, now))
 		}
-		switch {
-		case t.late(now) && c.Seen.Generation < r.Generation && c.counts():
-			step(VerdictRefused) // the sender does not know of the suspicion: what it saw may be of after it
-		case c.counts():
+		if c.counts() {
 			r.Window.Buckets = slices.Clone(r.Window.Buckets)
 			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
@@ -260,7 +270,7 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 			step(r.ask(c.Ask, &t, now))
 		}
 	}
-	if !said {
+	if !reported {
 		step(VerdictApplied)
 	}
 	switch {
@@ -273,43 +283,19 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	return verdict
 }
 
-// meet makes the record what the change meets, and returns the time as of which
-// that is judged. Where what comes late is heard, the opening is not made yet.
-func (r *Record) meet(c *Change, now time.Time) (asOf time.Time) {
-	if r.hearsLate(c, now) {
-		r.expire(now)
-		return r.OpensAt.Add(-1)
-	}
-	r.pass(now)
-	r.catchUp(&c.Seen, now)
-	return now
-}
-
-// hearsLate reports whether the change is judged as of just before the suspicion
-// of a row was over: a storage that pauses keeps back what refutes. Once something
-// is done, or a sender has seen it, the opening is final.
-func (r *Record) hearsLate(c *Change, now time.Time) bool {
-	return r.overdue(now) && r.weighed() && now.Before(r.OpensAt.Add(lateness)) &&
-		(!c.acts() || r.hasHeard(c)) && c.Seen.Generation <= r.Generation
-}
-
-// lateness is for how long outcomes are heard after a suspicion.
-const lateness = 5 * time.Second
-
 // tally is apply for a change that has nothing but one sender's calls. The
 // record's window is its own, and is written to in place.
 func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
-	t.came = now
-	r.pass(now)
+	r.expire(now)
 	r.count(c, counted, t, now)
 	if c.Failures > 0 {
-		r.judge(t, now)
+		r.evaluate(t, now)
 	}
 }
 
-// isByHand reports whether the change is an operator's alone.
-func (c *Change) isByHand() bool {
-	return c.byHand || !c.counts() && (c.Move != nil || c.Override != nil)
+// isManual reports whether the change is an operator's alone.
+func (c *Change) isManual() bool {
+	return c.manual || !c.counts() && (c.Move != nil || c.Override != nil)
 }
 
 // counts reports whether the change has outcomes of calls.
@@ -320,52 +306,56 @@ func (c *Change) acts() bool {
 	return len(c.Settled) > 0 || c.Move != nil || c.Override != nil || c.Ask != ""
 }
 
-// terms are what the steps of a change are judged by.
-type terms struct {
-	limits     *Limits
-	by, cause  string
-	openFor    time.Duration
-	generation int64     // that the sender has seen
-	came       time.Time // when the change did
+// made returns what is left of a change whose reports are on record: the record
+// is to be evaluated.
+func (c *Change) made() Change {
+	t := termsOf(c)
+	return Change{
+		Source: c.Source, Seen: c.Seen, Limits: c.Limits, By: c.By, Cause: c.Cause, OpenFor: c.OpenFor,
+		manual: c.isManual(), applied: t.rated,
+	}
 }
 
-// late reports whether the change is judged as of earlier than it came.
-func (t *terms) late(asOf time.Time) bool { return asOf.Before(t.came) }
+// terms are what the steps of a change are evaluated by.
+type terms struct {
+	limits     *Limits
+	source     string
+	by, cause  string
+	openFor    time.Duration
+	generation int64 // that the sender has seen
+	rated
+}
+
+func termsOf(c *Change) terms {
+	t := terms{&c.Limits, c.Source, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, c.applied}
+	for _, b := range c.Counted {
+		t.failed, t.succeeded = t.failed || b.Failures > 0, t.succeeded || b.Calls > b.Failures
+	}
+	return t
+}
 
 // openTime is how long the circuit stays open if calls open it.
 func (t *terms) openTime(grown time.Duration) time.Duration {
-	if t.openFor > 0 {
-		return max(t.openFor, grown)
-	}
-	return max(t.limits.ResetTimeout, grown)
+	return max(cmp.Or(t.openFor, t.limits.ResetTimeout), grown)
 }
 
-// At returns the record as it is at the given time: open where a suspicion is
-// over, and without the leases that have ended. A storage that loads a record
-// returns it so.
+// At returns the record as it is at the given time: without the leases and the
+// override that have ended. A storage that loads a record returns it so.
 func (r Record) At(now time.Time) Record {
-	r.pass(now)
+	r.expire(now)
 	return r
 }
 
 // at is At without a copy where time has changed nothing.
 func (r *Record) at(now time.Time) *Record {
-	if !r.suspect() && len(r.Trials) == 0 && r.Override == nil {
+	if len(r.Trials) == 0 && r.Override == nil {
 		return r
 	}
-	passed := r.At(now)
-	return &passed
+	then := r.At(now)
+	return &then
 }
 
-// pass is At in place.
-func (r *Record) pass(now time.Time) {
-	if r.overdue(now) {
-		r.open(r.Generation+1, r.DueAt, r.OpenFor)
-	}
-	r.expire(now)
-}
-
-// expire frees the leases that have ended, and ends an override that is over.
+// expire is At in place.
 func (r *Record) expire(now time.Time) {
 	if len(r.Trials) > 0 {
 		r.Trials = liveTrials(r.Trials, now)
@@ -375,59 +365,43 @@ func (r *Record) expire(now time.Time) {
 	}
 }
 
-// overdue reports whether a suspicion is over: the record is open, but that is
-// not written.
-func (r *Record) overdue(now time.Time) bool { return r.suspect() && !now.Before(r.OpensAt) }
+// scored reports whether the record collects evidence by its score.
+func (r *Record) scored() bool { return r.Threshold > 0 }
 
-func (r *Record) suspect() bool { return r.State == StateClosed && !r.OpensAt.IsZero() }
+// hasEvidence reports whether the record collects evidence.
+func (r *Record) hasEvidence() bool { return r.scored() || r.Rated }
 
-// weighed reports whether the record is suspect of its row: then the balance
-// decides. rated reports whether it is suspect of its rate.
-func (r *Record) weighed() bool { return r.suspect() && !r.Rated }
-func (r *Record) rated() bool   { return r.suspect() && r.Rated }
+// Suspect reports whether the circuit has reached a threshold, and the evidence
+// of the fleet is being collected. Calls run.
+func (r Record) Suspect() bool { return r.suspect() }
 
-// Healthy reports that the record says nothing that the zero Record does not:
-// closed, without failures.
+func (r *Record) suspect() bool { return r.State == StateClosed && r.hasEvidence() }
+
+// Healthy reports that the record has nothing that the zero Record does not have:
+// it is closed, without failures.
 func (r Record) Healthy() bool {
-	return r.State == StateClosed && r.Failures == 0 && r.OpensAt.IsZero()
+	return r.State == StateClosed && r.Failures == 0 && !r.suspect()
 }
 
-// catchUp makes the record what the sender knows, where that is newer: then the
-// storage has lost something. What is due by now is not worth it: from a lost
-// record it differs by one trial. Nor is an opening that no storage has written or
-// told of.
-func (r *Record) catchUp(seen *Record, now time.Time) {
-	known := seen
-	switch seen = seen.at(now); {
+// matters reports whether it makes a difference to calls that the record is lost.
+func (r *Record) matters() bool { return r.State != StateClosed || r.suspect() || r.Override != nil }
+
+// restore makes the record what the sender knows, if that is of a higher
+// generation: then the storage has lost something.
+func (r *Record) restore(seen *Record, now time.Time) {
+	switch {
 	case seen.Generation == r.Generation:
-		r.noLater(known)
-		r.pass(now)
-	case seen.Generation > r.Generation && (!known.suspect() && seen.outlasts(now) || seen.closedAfter(r) || seen.overrides(r)):
+		r.clampTo(seen)
+	case seen.Generation > r.Generation && (seen.at(now).matters() || r.matters()):
 		heard := r.heard
-		*r = *seen
+		*r = seen.At(now)
 		r.heard = heard
 	}
 }
 
-// outlasts reports whether the record still keeps calls away.
-func (r *Record) outlasts(now time.Time) bool {
-	return r.State == StateOpen && now.Before(r.DueAt) || r.State == StateHalfOpen && len(r.Trials) > 0
-}
-
-// closedAfter reports whether r has closed what old still says is open.
-func (r *Record) closedAfter(old *Record) bool {
-	return r.State == StateClosed && old.State != StateClosed && old.Opened <= r.Opened
-}
-
-// overrides reports whether r has an override that old does not have, or none
-// that it still has.
-func (r *Record) overrides(old *Record) bool {
-	return r.Moved > old.Moved && (r.Override != nil || old.Override != nil)
-}
-
-// noLater bounds the waits of the record by those that were known of the same
+// clampTo bounds the waits of the record by those that were known of the same
 // generation: a clock that steps back prolongs nothing.
-func (r *Record) noLater(seen *Record) {
+func (r *Record) clampTo(seen *Record) {
 	if r.Generation == 0 {
 		return
 	}
@@ -437,9 +411,9 @@ func (r *Record) noLater(seen *Record) {
 		}
 	}
 	earlier(&r.DueAt, seen.DueAt)
-	earlier(&r.OpensAt, seen.OpensAt)
-	earlier(&r.CalmUntil, seen.CalmUntil)
-	earlier(&r.SuspectAt, seen.SuspectAt) // nor does what has begun become younger
+	earlier(&r.RetryAt, seen.RetryAt)
+	earlier(&r.SuspectAt, seen.SuspectAt)
+	earlier(&r.DismissedAt, seen.DismissedAt)
 	earlier(&r.ClosedAt, seen.ClosedAt)
 	for i := range r.Trials {
 		if known := seen.trial(r.Trials[i].ID); known >= 0 && seen.Trials[known].Deadline.Before(r.Trials[i].Deadline) {
@@ -449,62 +423,62 @@ func (r *Record) noLater(seen *Record) {
 	}
 }
 
-// count adds the outcomes of calls; what they come to is for judge.
+// count adds the outcomes of calls; evaluate draws the conclusions.
 func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verdict {
-	if r.State != StateClosed || t.generation < r.Since {
+	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
 		return VerdictRefused
 	}
 	if len(counted) > 0 {
-		r.Window.add(counted, t.limits.width(), t.came)
+		r.Window.add(counted, t.limits.width(), now)
 	}
-	before := r.level()
-	level, restarted := r.step(c, t.limits, now).to(before)
+	level, _ := r.step(c, t.limits, now).to(r.level())
 	r.setLevel(level)
-	if r.suspect() && !t.late(now) {
-		// All are to hear of it: else a process that has not would take the later
-		// time for a clock that was set back. So what differs by little is left.
-		if due := now.Add(t.openFor); due.Sub(r.DueAt) > t.limits.Suspicion {
-			r.DueAt, r.Generation = due, r.nextGeneration(t, now)
-		}
-	}
-	if !r.weighed() && level > 0 && (before == 0 || restarted) {
-		r.RowSince = t.came
+	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
+		r.DueAt, r.Generation = due, r.nextGeneration(t, now)
 	}
 	return VerdictApplied
 }
 
-// A step is what a change does to the one count of a closed record: the row of
-// failures or, while it is suspect of that, the balance. It and Window.add are
-// the only parts of the state machine that also run in a storage that can count
-// by itself.
+// A step is what a change does to the one count of a record: the consecutive
+// failures or, with evidence, the score. It and Window.add are the only parts of
+// the state machine that also run in a storage that can count by itself.
 type step struct {
 	add      int  // first
 	restarts bool // then, if nothing was added or the count is below the upper limit, it becomes after
 	after    int
-	lower    int // at or below it, or at or above the upper limit, the record is to be judged before it counts on
+	lower    int // at or below it, or at or above the upper limit, the record is to be evaluated before it counts on
 	upper    int
+	until    time.Time // from then on the upper limit is another; zero: never
 }
 
 const unlimited = math.MaxInt32
 
 func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
-	upper := l.FailMax
-	if r.weighed() {
-		upper = unlimited
-		if _, early := r.opensEarly(l, now); early {
-			upper = l.many()
+	if r.scored() {
+		s := step{add: c.Failures - evidence.success*c.Successes, upper: unlimited}
+		if r.State == StateClosed {
+			s.atLimit(r.opensAt(), r.SuspectAt.Add(l.Suspicion), now)
 		}
-		lower := 0
-		if r.timed() {
-			lower = r.outweighed(l)
-		}
-		return step{add: c.Failures - suspicion.success*c.Successes, lower: lower, upper: upper}
+		return s
 	}
-	if !r.CalmUntil.IsZero() && now.Before(r.CalmUntil) {
-		upper = unlimited
+	s := step{add: c.Lead, restarts: c.Successes > 0, after: c.Streak, lower: -1, upper: unlimited}
+	if !r.Rated {
+		s.atLimit(l.FailMax, r.calmUntil(l), now)
 	}
-	return step{add: c.Lead, restarts: c.Successes > 0, after: c.Streak, lower: -1, upper: upper}
+	return s
 }
+
+// atLimit sets an upper limit that holds from a time on.
+func (s *step) atLimit(upper int, from, now time.Time) {
+	if now.Before(from) {
+		s.until = from
+	} else {
+		s.upper = upper
+	}
+}
+
+// opensAt is the score that opens the circuit.
+func (r *Record) opensAt() int { return int(min(int64(evidence.opens)*int64(r.Threshold), unlimited)) }
 
 // to returns the count after the step.
 func (s step) to(level int) (next int, restarted bool) {
@@ -518,147 +492,108 @@ func (s step) to(level int) (next int, restarted bool) {
 func (s step) reached(level int) bool { return level <= s.lower || level >= s.upper }
 
 func (r *Record) level() int {
-	if r.weighed() {
-		return r.Balance
+	if r.scored() {
+		return r.Score
 	}
 	return r.Failures
 }
 
 func (r *Record) setLevel(n int) {
-	if r.weighed() {
-		r.Balance = n
+	if r.scored() {
+		r.Score = n
 	} else {
 		r.Failures = n
 	}
 }
 
-// judge moves a closed record whose row or rate of failures has reached a limit,
-// and a suspect one that has fallen below it, or has gone far beyond.
-func (r *Record) judge(t *terms, now time.Time) {
-	r.judgeCount(t, now)
-	r.judgeRate(t, now)
+// calmUntil is until when no suspicion begins, by the settings of the process
+// that evaluates.
+func (r *Record) calmUntil(l *Limits) time.Time {
+	if r.DismissedAt.IsZero() {
+		return time.Time{}
+	}
+	return r.DismissedAt.Add(l.Suspicion)
 }
 
-func (r *Record) judgeCount(t *terms, now time.Time) {
-	switch {
-	case r.State != StateClosed:
-	case r.weighed():
-		r.judgeBalance(t, now)
-	case r.Failures >= t.limits.FailMax && !now.Before(r.CalmUntil):
-		r.suspected(false, max(0, now.Sub(r.RowSince)), t, now)
-	}
-}
-
-func (r *Record) judgeBalance(t *terms, now time.Time) {
-	at, early := r.opensEarly(t.limits, now)
-	switch {
-	case r.Balance <= 0:
-		r.refute(r.CalmUntil)
-	case early && r.Balance >= t.limits.many():
-		r.opensAt(at, r.nextGeneration(t, now))
-	case r.Balance <= r.outweighed(t.limits) && r.timed(): // above the generation with which it would have opened
-		r.opensAt(r.DueAt, r.nextGeneration(t, now)+1)
-	}
-	r.pass(now)
-}
-
-func (r *Record) judgeRate(t *terms, now time.Time) {
-	if r.State != StateClosed || t.limits.FailureRate == 0 {
-		return
-	}
+// evaluate draws the conclusions from the evidence: a closed record becomes
+// suspect, a suspect one opens, and what is refuted is dismissed.
+func (r *Record) evaluate(t *terms, now time.Time) {
 	rate := r.Window.rate(t.limits, now)
-	at, early := r.opensEarly(t.limits, now)
 	switch {
-	case r.suspect() && rate.far && early:
-		r.opensAt(at, r.nextGeneration(t, now))
-	case r.rated() && !rate.over:
-		r.refute(now.Add(t.limits.Suspicion))
-	case !r.suspect() && rate.over && !now.Before(r.CalmUntil):
-		r.suspected(true, rate.lasting, t, now)
+	case r.scored() && r.Score <= 0, r.Rated && (rate.under || rate.empty && t.succeeded):
+		r.dismiss(t, now)
+	case r.suspect():
+		if r.confirmed(&rate, t, now) {
+			r.State, r.Generation = StateOpen, r.nextGeneration(t, now)
+			if !now.Before(r.DueAt) { // nobody called for so long
+				r.DueAt = now.Add(t.openTime(r.OpenFor))
+			}
+			r.Opened, r.OpenTime, r.OpenFor = r.Generation, cmp.Or(r.OpenFor, r.OpenTime), 0
+		}
+	case r.State != StateClosed || now.Before(r.calmUntil(t.limits)):
+	case r.Failures >= t.limits.FailMax:
+		r.suspected(false, t, now)
+	case rate.over:
+		r.suspected(true, t, now)
 	}
-	r.pass(now)
 }
 
-// opensAt gives the suspicion another end.
-func (r *Record) opensAt(at time.Time, generation int64) {
-	r.OpensAt, r.Generation = at, generation
+// confirmed reports whether the evidence of more than one process opens a suspect
+// record.
+func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
+	if r.Rated {
+		return rate.over && t.failed && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
+	}
+	return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
 }
 
-// suspected has the fleet be asked: the record opens after a while, unless
-// refuted. The state does not begin anew, so that calls which run now are heard.
-// Where no fleet is to be asked, it opens at once.
-func (r *Record) suspected(rated bool, lasting time.Duration, t *terms, now time.Time) {
-	l, grown, generation := t.limits, r.grown(t.limits, now), r.nextGeneration(t, now)
+// suspected begins to collect evidence. The state does not begin anew: calls that
+// run now are counted. A local record opens at once.
+func (r *Record) suspected(rated bool, t *terms, now time.Time) {
+	grown := r.grown(t.limits, now)
 	due := now.Add(t.openTime(grown))
 	r.By, r.Cause = t.by, t.cause
-	if l.Suspicion == 0 {
-		r.open(generation, due, grown)
+	if t.limits.Suspicion == 0 {
+		r.open(t, due, grown, now)
 		return
 	}
-	shortest := l.Suspicion
-	if rated { // it can end early, either way
-		shortest = max(shortest, l.Window/2)
-	}
-	length := min(max(time.Duration(suspicion.length)*lasting, shortest), l.ResetTimeout/2)
-	r.Generation, r.DueAt, r.OpenFor = generation, due, grown
-	r.SuspectAt, r.OpensAt, r.Rated = now, now.Add(length), rated
-	r.Balance, r.CalmUntil = 0, time.Time{}
-	if !rated {
-		r.Balance, r.CalmUntil = l.FailMax, r.OpensAt
+	r.Generation = r.nextGeneration(t, now)
+	r.SuspectAt, r.DueAt, r.OpenFor = now, due, grown
+	if r.Rated = rated; rated {
+		r.Witness = t.source
+	} else {
+		r.addEvidence(t.limits)
 	}
 }
 
-// timed reports whether a suspect record opens when the time of its suspicion
-// is over. Once successes outweigh the failures, time alone does not open it
-// before a trial would be due: it waits for more failures, or for successes.
-func (r *Record) timed() bool {
-	return !r.OpensAt.After(r.CalmUntil.Add(coarse)) && r.OpensAt.Before(r.DueAt)
+// addEvidence makes a record one that applies only to the processes whose last
+// call failed.
+func (r *Record) addEvidence(l *Limits) {
+	switch {
+	case r.hasEvidence():
+	case l.FailMax == unlimited:
+		r.Rated = true
+	default:
+		r.Threshold, r.Score = l.FailMax, l.FailMax
+	}
 }
 
-// outweighed is the balance at which the successes have outweighed the failures
-// since the suspicion began. That was at somebody's FailMax, and the sender's may
-// be another, or none.
-func (r *Record) outweighed(l *Limits) int {
-	if l.FailMax == unlimited {
-		return 0
+// dismiss closes the record because its evidence was refuted. No state begins
+// anew: all calls that run go on counting.
+func (r *Record) dismiss(t *terms, now time.Time) {
+	if r.scored() { // otherwise the streak goes on
+		r.Failures = 0
 	}
-	return min(l.FailMax, r.Failures) - 1
+	r.State, r.Generation, r.DismissedAt = StateClosed, r.nextGeneration(t, now), now
+	r.dropEvidence()
+	r.Trials, r.Successes, r.DueAt, r.By, r.Cause = staleTrials(r.Trials), 0, time.Time{}, "", ""
 }
 
-// opensEarly tells when a suspicion ends if the failures are many, and whether
-// that is earlier than it would end anyway.
-func (r *Record) opensEarly(l *Limits, now time.Time) (at time.Time, early bool) {
-	at = r.SuspectAt.Add(l.Suspicion)
-	if r.Rated { // until all have heard of it, more failures are reported than successes
-		at = r.SuspectAt.Add(time.Duration(suspicion.rated) * l.Suspicion)
-	}
-	if now.After(at) {
-		at = now
-	}
-	return at, r.OpensAt.Sub(at) > coarse
+func (r *Record) dropEvidence() {
+	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.OpenFor = time.Time{}, 0, 0, false, "", time.Time{}, 0
 }
 
-// many is the balance at which a suspicion may end early.
-func (l *Limits) many() int { return int(min(int64(suspicion.early)*int64(l.FailMax), unlimited)) }
-
-// coarse is what two times may differ by that stand for the same one: storages
-// keep whole milliseconds, rounded up, each time that they save a record.
-const coarse = 10 * time.Millisecond
-
-// refute leaves the record closed, and above suspicion until then: after one of
-// the row for as long as that would have lasted. Its generation is above the one
-// with which the record would have opened: a process that missed the refutation
-// takes it for news then, and not for a loss.
-func (r *Record) refute(calm time.Time) {
-	if !r.Rated { // then its row goes on
-		r.Failures, r.RowSince = 0, time.Time{}
-	}
-	r.SuspectAt, r.OpensAt, r.Rated, r.Balance, r.OpenFor = time.Time{}, time.Time{}, false, 0, 0
-	r.DueAt, r.By, r.Cause = time.Time{}, "", ""
-	r.Generation, r.CalmUntil = r.Generation+2, calm
-}
-
-// settle ends a trial. A stale one frees its place, and no more.
+// settle ends a trial. A stale one frees its slot, and no more.
 func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 	i := r.trial(s.ID)
 	if i < 0 {
@@ -677,10 +612,33 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 		}
 	case s.Outcome == OutcomeFailure:
 		r.By, r.Cause = t.by, t.cause
-		grown := r.grown(t.limits, now)
-		r.open(r.nextGeneration(t, now), now.Add(max(t.limits.ResetTimeout, min(s.OpenFor, maxTimeout), grown)), grown)
+		r.trialFailed(min(s.OpenFor, maxTimeout), t, now)
 	}
 	return VerdictMoved
+}
+
+// trialFailed has another process confirm a failed trial: the one that ran it
+// waits for another open duration, and the next trial goes to any other. If that
+// fails, too, the circuit is open for all. A local circuit opens at once.
+func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
+	if t.limits.Suspicion == 0 {
+		grown := r.grown(t.limits, now)
+		r.open(t, now.Add(max(t.limits.ResetTimeout, openFor, grown)), grown, now)
+		return
+	}
+	second := r.State == StateHalfOpen && r.Witness != "" && r.Witness != t.source && now.Before(r.RetryAt)
+	if !second {
+		r.OpenTime = cmp.Or(r.grown(t.limits, now), r.OpenTime)
+	}
+	due := now.Add(max(t.limits.ResetTimeout, openFor, min(r.OpenTime, t.limits.MaxResetTimeout)))
+	r.Successes = 0
+	r.addEvidence(t.limits)
+	if !second {
+		r.Witness, r.RetryAt = t.source, due
+		return
+	}
+	r.State, r.Opened, r.SuspectAt, r.DueAt = StateOpen, r.Generation, now, due
+	r.Trials, r.Witness, r.RetryAt = staleTrials(r.Trials), "", time.Time{}
 }
 
 func (r *Record) move(to State, t *terms, now time.Time) Verdict {
@@ -688,12 +646,13 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 	again := r.State == StateHalfOpen && to == StateHalfOpen
 	switch {
 	case again: // its trials go on, and as in pybreaker the successes count anew
+		r.dropEvidence()
 		r.Generation, r.Successes = r.nextGeneration(t, now), 0
 	case to == StateOpen:
 		if t.limits.MaxResetTimeout > 0 {
 			r.OpenTime = r.remembered(t.limits, now)
 		}
-		r.open(r.nextGeneration(t, now), now.Add(t.limits.ResetTimeout), 0)
+		r.open(t, now.Add(t.limits.ResetTimeout), 0, now)
 	default:
 		r.transition(to, t, now)
 	}
@@ -703,7 +662,7 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 
 func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
 	if r.Override == nil && !o.holds(now) {
-		return VerdictApplied // there is nothing to clear
+		return VerdictApplied // there is none to remove
 	}
 	r.Generation = r.nextGeneration(t, now)
 	r.Moved, r.Override = r.Generation, nil
@@ -714,20 +673,51 @@ func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
 }
 
 func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
-	due := r.State == StateOpen && !now.Before(r.DueAt)
+	due := (r.State == StateOpen || r.suspect()) && !now.Before(r.dueAt(t.limits))
 	switch {
 	case r.trial(id) >= 0:
 		return VerdictApplied
-	case r.Override != nil, !due && r.State != StateHalfOpen || len(r.Trials) >= t.limits.MaxTrials:
+	case r.Override != nil, !due && r.State != StateHalfOpen, r.running(t.limits, now) >= t.limits.MaxTrials, r.excludes(t.source, now):
 		return VerdictRefused
 	case due:
 		r.By = t.by
-		r.transition(StateHalfOpen, t, now)
-	default:
-		r.Generation = r.nextGeneration(t, now)
+		r.State, r.Successes, r.Witness, r.RetryAt = StateHalfOpen, 0, "", time.Time{}
 	}
-	r.Trials = append(slices.Clip(r.Trials), Trial{ID: id, Deadline: now.Add(t.limits.TrialTimeout)})
+	r.Generation = r.nextGeneration(t, now)
+	r.Trials = append(slices.Clip(r.Trials), Trial{ID: id, Started: now, Deadline: now.Add(t.limits.TrialTimeout)})
 	return VerdictMoved
+}
+
+// dueAt is when a trial may run, for a process with these limits: a record never
+// makes it wait for longer than its own settings would.
+func (r *Record) dueAt(l *Limits) time.Time {
+	if latest := r.SuspectAt.Add(l.longestOpen()); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) {
+		return latest
+	}
+	return r.DueAt
+}
+
+// running is the number of trials that occupy a slot for a process with these
+// limits: no lease is longer than its own would be.
+func (r *Record) running(l *Limits, now time.Time) (n int) {
+	for _, t := range r.Trials {
+		if now.Before(t.deadline(l)) {
+			n++
+		}
+	}
+	return n
+}
+
+func (t *Trial) deadline(l *Limits) time.Time {
+	if latest := t.Started.Add(l.TrialTimeout); !t.Started.IsZero() && latest.Before(t.Deadline) {
+		return latest
+	}
+	return t.Deadline
+}
+
+// excludes reports whether the next trial goes to another source.
+func (r *Record) excludes(source string, now time.Time) bool {
+	return r.State == StateHalfOpen && source != "" && r.Witness == source && now.Before(r.RetryAt)
 }
 
 // transition begins another state, or the same one anew.
@@ -735,22 +725,21 @@ func (r *Record) transition(to State, t *terms, now time.Time) {
 	before, failures := r.State, r.Failures
 	r.begin(to, r.nextGeneration(t, now))
 	if to != StateClosed {
-		r.Failures = failures
+		r.Failures, r.SuspectAt = failures, now
 	} else if before != StateClosed {
 		r.ClosedAt = now
 	}
 }
 
-// open opens the record, with the given generation. grown is its new OpenTime; 0
+// open opens the record for all, without evidence. grown is its new OpenTime; 0
 // leaves that as it is.
-func (r *Record) open(generation int64, due time.Time, grown time.Duration) {
-	failures := r.Failures
-	r.begin(StateOpen, generation)
-	r.Opened, r.Failures, r.DueAt, r.OpenTime = generation, failures, due, cmp.Or(grown, r.OpenTime)
+func (r *Record) open(t *terms, due time.Time, grown time.Duration, now time.Time) {
+	r.transition(StateOpen, t, now)
+	r.Opened, r.DueAt, r.OpenTime = r.Generation, due, cmp.Or(grown, r.OpenTime)
 }
 
 // begin is where a state begins. It has the one list of what outlives a state; the
-// trials that run keep their places.
+// trials that run keep their slots.
 func (r *Record) begin(state State, generation int64) {
 	*r = Record{
 		State: state, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
@@ -758,8 +747,9 @@ func (r *Record) begin(state State, generation int64) {
 	}
 }
 
-// nextGeneration follows the storage's time, because a storage forgets
-// circuits: the first generation after that must still be newer than all before.
+// nextGeneration returns the generation of the next write. It follows the
+// storage's time, because a storage forgets circuits: the first generation after
+// that must still be newer than all before.
 func (r *Record) nextGeneration(t *terms, now time.Time) int64 {
 	return max(r.Generation+1, t.generation+1, now.UnixMilli())
 }
@@ -793,8 +783,8 @@ func (r *Record) hasHeard(c *Change) bool {
 	return c.Number > 0 && slices.ContainsFunc(r.heard, func(h heard) bool { return h.source == c.Source && h.number >= c.Number })
 }
 
-// remember notes that the change was applied. The sources that were not heard
-// of for longest are forgotten.
+// remember notes that the change was applied. The sources that have sent nothing
+// for longest are forgotten.
 func (r *Record) remember(c *Change) {
 	if c.Number == 0 || r.hasHeard(c) {
 		return

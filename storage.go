@@ -107,7 +107,7 @@ func (r Record) keepUntil(now time.Time) time.Time {
 			last = now.Add(maxTimeout)
 		}
 	}
-	for _, t := range append([]time.Time{r.DueAt, r.CalmUntil, r.remembersUntil()}, deadlines(r.Trials)...) {
+	for _, t := range append([]time.Time{r.DueAt, r.RetryAt, r.remembersUntil()}, deadlines(r.Trials)...) {
 		if t.After(last) {
 			last = t
 		}

@@ -110,9 +110,6 @@ func (s *MemoryStorage) History(_ context.Context, circuit string) ([]Event, err
 		return nil, CheckName(circuit)
 	}
 	all := slices.Clone(c.history)
-	if opened, ok := c.record.openedByTime(s.now()); ok {
-		all = append(all, opened)
-	}
 	slices.Reverse(all)
 	return all[:min(len(all), MaxHistory)], nil
 }

@@ -217,6 +217,7 @@ type redisChange struct {
 
 	here    time.Time // this process's time
 	now     time.Time // Redis's
+	holds   time.Time // until when what is made of the known record is right; zero: always
 	next    Record    // as it is to be, on Redis's clock
 	verdict Verdict
 }
@@ -235,9 +236,10 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	c.Seen = c.Seen.translated(a.here, a.now)
 	c.Counted = translated(c.Counted, a.here, a.now)
 	c.Override = c.Override.translated(a.here, a.now)
-	base := a.known.record
-	asOf := base.meet(&c, a.now)
-	step := base.step(&c.Calls, &c.Limits, asOf)
+	base := a.known.record.At(a.now)
+	base.restore(&c.Seen, a.now)
+	step := base.step(&c.Calls, &c.Limits, a.now)
+	a.holds = step.until
 	a.next, a.verdict = a.known.record.Apply(c, a.now)
 	switch {
 	case a.verdict == VerdictRefused || a.nothingToWrite(base):
@@ -276,7 +278,7 @@ func (r Record) waitsLess(than Record) bool {
 			return true
 		}
 	}
-	return less(r.DueAt, than.DueAt) || less(r.OpensAt, than.OpensAt) || less(r.CalmUntil, than.CalmUntil)
+	return less(r.DueAt, than.DueAt) || less(r.RetryAt, than.RetryAt) || less(r.SuspectAt, than.SuspectAt) || less(r.DismissedAt, than.DismissedAt)
 }
 
 func (r Record) withoutHeard() Record {
@@ -297,18 +299,14 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, fmt.Errorf("infuse: the change would leave a record that %w", err)
 	}
-	began := int64(0)
-	if !a.next.RowSince.IsZero() {
-		began = a.next.RowSince.UnixMilli()
-	}
-	args := []any{a.next.Generation, a.next.level(), began, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
+	args := []any{a.next.Generation, a.next.level(), 0, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
 		// What is done by hand is not to wait until failures pause.
 		switch base := a.known.record.At(a.now); {
 		case a.Move != nil: // it forgets what was counted
 			field, seen = "g", a.generation()
-		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.OpensAt.Equal(base.OpensAt):
+		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.suspect() == base.suspect():
 			field, seen = "g", a.generation()
 			args[1], args[2], args[3] = "", "", ""
 		}
@@ -332,13 +330,13 @@ func (a *redisChange) run(ctx context.Context, script *redis.Script, field, seen
 		number = fmt.Sprintf("%020d", a.Number)
 	}
 	life := milliseconds(a.next.keepUntil(a.now).Sub(a.now))
-	args := append([]any{a.Source, number, field, seen, a.known.holdsUntil(a.now), life}, rest...)
+	args := append([]any{a.Source, number, field, seen, roundedUp(a.holds), life}, rest...)
 	k, err := a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...)
 	if err != nil {
 		return err
 	}
 	if k.status != statusRefused {
-		a.Change = Change{Seen: a.Seen, Limits: a.Limits, By: a.By, Cause: a.Cause, OpenFor: a.OpenFor, byHand: a.isByHand()}
+		a.Change = a.Change.made()
 	}
 	a.known, a.fresh = k, true
 	a.s.known.put(a.key, k)

@@ -98,9 +98,6 @@ func (s *RedisStorage) History(ctx context.Context, circuit string) ([]Event, er
 	here := time.Now()
 	now := k.now(here)
 	var all []Event
-	if opened, ok := k.record.openedByTime(now); ok {
-		all = append(all, opened)
-	}
 	for _, text := range texts {
 		if e, err := parseEvent(text); err == nil && len(all) < MaxHistory {
 			all = append(all, e)

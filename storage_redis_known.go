@@ -42,9 +42,9 @@ func (k knownRecord) local() Record {
 // while the record's own says here.
 func (r Record) translated(here, there time.Time) Record {
 	r = r.clone()
-	times := []*time.Time{&r.RowSince, &r.DueAt, &r.SuspectAt, &r.OpensAt, &r.CalmUntil, &r.ClosedAt}
+	times := []*time.Time{&r.DueAt, &r.SuspectAt, &r.RetryAt, &r.DismissedAt, &r.ClosedAt}
 	for i := range r.Trials {
-		times = append(times, &r.Trials[i].Deadline)
+		times = append(times, &r.Trials[i].Started, &r.Trials[i].Deadline)
 	}
 	r.Window.Buckets = translated(r.Window.Buckets, here, there)
 	r.Override = r.Override.translated(here, there)
@@ -117,7 +117,7 @@ func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 		}
 		numbers[i] = n
 	}
-	now, written, count, began := numbers[1], numbers[2], numbers[3], numbers[4]
+	now, written, count := numbers[1], numbers[2], numbers[3]
 	k.told = time.UnixMilli(now)
 	if fields[6] != "" {
 		// A clock that was set back makes no wait longer than when it began.
@@ -132,11 +132,8 @@ func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
 		k.record = Record{}
 		return k
 	}
-	k.record.heard, k.record.RowSince, k.record.Window = nil, time.Time{}, window
+	k.record.heard, k.record.Window = nil, window
 	k.record.setLevel(int(count))
-	if began > 0 && k.record.State == StateClosed {
-		k.record.RowSince = time.UnixMilli(min(began, now))
-	}
 	return k
 }
 
@@ -197,20 +194,13 @@ func (k knownRecord) err(circuit string) error {
 	return &RecordError{circuit, k.problem.Error()}
 }
 
-// holdsUntil is the time at which what is made of the record now may be wrong,
-// because it becomes another by itself. Redis's time may be a little ahead of
-// now.
-func (k knownRecord) holdsUntil(now time.Time) int64 {
-	switch r := k.record; {
-	case r.suspect() && now.Before(r.OpensAt):
-		return roundedUp(r.OpensAt)
-	case r.State == StateClosed && now.Before(r.CalmUntil):
-		return roundedUp(r.CalmUntil)
+// roundedUp is a time in whole milliseconds as the scripts have it: zero is never.
+func roundedUp(t time.Time) int64 {
+	if t.IsZero() {
+		return forever
 	}
-	return forever
+	return t.Add(time.Millisecond - 1).UnixMilli()
 }
-
-func roundedUp(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
 
 // knownRecords are the records that Redis told of last, by key. They may be
 // old: Redis decides whether a change that was made of one is right.

@@ -5,22 +5,23 @@ import "time"
 // view is what calls meet: a pure function of the replica, in the form in
 // which the hot path needs it. It never changes.
 type view struct {
-	rejects    error // the rejection of every call, where nobody is to be told of it; nil otherwise
-	onlyCounts bool  // every call is rejected and counted, and nobody is to be told
-	plain      bool  // every call runs, and nothing else is to be done for it before
-	quiet      bool  // a success that finds the same view is no news: at most it is tallied
-	fast       bool  // both
-	tallies    bool  // it is tallied
-	held       bool  // by an override
-	tally      *striped
-	counts     *callCounts // of all calls; nil where nobody asks
-	admits     gate
-	own        int64 // the generations of the calls that it admits
-	shared     int64
-	settings   *settings
-	state      State
-	local      bool       // the state is the own circuit's alone
-	rejection  *OpenError // nil where every call runs
+	rejects     error // the rejection of every call, if no listener and no counter needs to know; nil otherwise
+	onlyCounts  bool  // every call is rejected and counted, and no listener needs to know
+	plain       bool  // every call runs, and nothing else is to be done for it before
+	quiet       bool  // a success that finds the same view is not reported: at most it is tallied
+	fast        bool  // both
+	tallies     bool  // it is tallied
+	forced      bool  // by an override
+	tally       *striped
+	counts      *callCounts // of all calls; nil without CountCalls
+	admits      gate
+	localSince  int64 // the generations of the calls that it admits
+	sharedSince int64
+	settings    *settings
+	state       State
+	local       bool       // only the local circuit rejects
+	rejection   *OpenError // nil if every call runs
+	cause       string     // of the rejection
 }
 
 // gate is what a view does with a call.
@@ -33,109 +34,90 @@ const (
 )
 
 // armedEarly is how much before its time a circuit counts as due in a view:
-// the record has the last word, so a call at the very instant is not turned
-// away by a timer that is about to fire.
+// the record decides, so a call at the very instant is not rejected because a
+// timer is about to fire.
 const armedEarly = time.Millisecond
 
 // derive makes v what calls meet. It is a func of the replica alone.
 func (v *view) derive(r *replica, circuit string, now time.Time) {
-	v.settings, v.own, v.shared = r.settings, r.own.Since, r.sharedSince(now)
-	held := r.override(now)
-	v.held = held != nil
-	if held != nil && held.State == StateOpen {
-		v.heldOpen(r, held, circuit)
-		return
-	}
-	if held == nil && r.trouble != nil && r.settings.Fallback != FallbackLocal {
-		v.fallBack(r, circuit)
-		return
-	}
-	own, fleet := r.own.at(now), r.met(now)
-	if held != nil && (own.State != StateClosed || fleet.State != StateClosed) { // nothing is counted then
-		v.admitAll(true)
-		return
-	}
-	if own.State == StateClosed && fleet.State == StateClosed {
-		quiet := (own.Failures == 0 || !r.settings.rowCounts()) && r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
+	v.settings, v.localSince, v.sharedSince = r.settings, r.local.Since, r.shared.Since
+	o, b := r.override(now), r.blocking(now)
+	blocked := b.local || b.shared
+	v.forced = o != nil
+	switch {
+	case o != nil && o.State == StateOpen:
+		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: r.linked && o == r.local.Override, By: o.By, Reason: o.Reason, DueAt: o.Until}, keptCause{})
+	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackOpen:
+		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, r.trouble.cause)
+	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackClosed, o != nil && blocked:
+		v.quiet = !r.failing // nothing is counted
+	case !blocked:
+		v.quiet = r.isQuiet()
 		v.tallies = r.counting(now)
-		if r.settings.Ramp > 0 && held == nil {
-			v.onRamp(r, own, r.ramping(now), circuit, now)
+		if r.settings.Ramp > 0 && o == nil {
+			v.onRamp(r, circuit, now)
 		}
-		v.admitAll(quiet)
-		return
+	default:
+		v.block(r, &b, circuit, now)
 	}
-	v.local = r.linked && fleet.State == StateClosed
-	most := r.settings.MaxTrials
-	blocking, until := fleet, fleet.blockedUntil(most, now)
-	if o := own.blockedUntil(most, now); fleet.State == StateClosed || o.After(until) {
-		blocking, until = own, o
-	}
-	if alone := r.aloneFrom(now); alone.After(until) {
-		until = alone
-	}
-	if v.admits = admitsNone; until.Sub(now) <= armedEarly {
-		v.admits, until = admitsAsker, time.Time{}
-	}
-	v.state = blocking.State
-	if fleet.State == StateOpen {
-		v.state = StateOpen
-	}
-	v.rejection = &OpenError{Circuit: circuit, State: v.state, Local: v.local, By: blocking.By, Cause: r.causeOf(blocking)}
-	if v.state == StateOpen {
-		v.rejection.DueAt = until
-	}
-}
-
-// admitAll is the end of derive where every call runs, or every one that a ramp
-// lets run.
-func (v *view) admitAll(quiet bool) {
-	v.quiet, v.plain = quiet, v.admits == admitsAll && !v.settings.hooked()
+	v.plain = v.admits == admitsAll && !v.settings.hooked()
 	v.fast = v.plain && v.quiet
 }
 
+// isQuiet reports whether a success changes nothing in a closed circuit.
+func (r *replica) isQuiet() bool {
+	return !(r.linked && r.failing) && (r.local.Failures == 0 || !r.settings.streakCounts()) &&
+		r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
+}
+
+func (v *view) reject(e *OpenError, c keptCause) {
+	e.Cause = c.err
+	v.admits, v.rejection, v.cause = admitsNone, e, c.short
+	v.state, v.local = e.State, e.Local
+}
+
+// block is derive in a circuit that rejects all calls but trials.
+func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
+	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
+	fleet := r.fleet(now)
+	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.source, now)) {
+		e.State = StateOpen
+	}
+	due := b.until.Sub(now) <= armedEarly
+	if due || e.State == StateHalfOpen {
+		e.DueAt = time.Time{}
+	}
+	if v.reject(e, r.causeOf(b.record)); due {
+		v.admits = admitsAsker
+	}
+}
+
 // onRamp is derive in a closed circuit that does not yet let every call run.
-func (v *view) onRamp(r *replica, own, fleet *Record, circuit string, now time.Time) {
-	until, fleets := own.rampEnds(r.settings.Ramp), fleet.rampEnds(r.settings.Ramp)
-	local := r.linked && !now.Before(fleets)
-	if fleets.After(until) {
-		until = fleets
+func (v *view) onRamp(r *replica, circuit string, now time.Time) {
+	local, shared := r.local.rampEnds(r.settings.Ramp), r.ramping(now).rampEnds(r.settings.Ramp)
+	until := local
+	if shared.After(until) {
+		until = shared
 	}
 	if now.Before(until) {
 		v.admits = admitsAsker
-		v.rejection = &OpenError{Circuit: circuit, State: StateClosed, Local: local, DueAt: until}
+		v.rejection = &OpenError{Circuit: circuit, State: StateClosed, Local: r.linked && !now.Before(shared), DueAt: until}
 	}
 }
 
-// heldOpen is derive under an override that lets no call run.
-func (v *view) heldOpen(r *replica, o *Override, circuit string) {
-	v.state, v.admits, v.local = StateOpen, admitsNone, r.linked && o == r.own.Override
-	v.rejection = &OpenError{Circuit: circuit, State: StateOpen, Local: v.local, By: o.By, Reason: o.Reason, DueAt: o.Until}
-}
-
-// fallBack is derive by Config.Fallback, where that does not leave it to the
-// own circuit.
-func (v *view) fallBack(r *replica, circuit string) {
-	if r.settings.Fallback == FallbackClosed {
-		v.admitAll(true)
-		return
-	}
-	v.state, v.local, v.admits = StateOpen, true, admitsNone
-	v.rejection = &OpenError{Circuit: circuit, State: StateOpen, Local: true, Cause: causeOf(r.trouble)}
-}
-
-// causeOf returns what opened a circuit: the error itself where this process
-// has met it, or else its text.
-func (r *replica) causeOf(rec *Record) error {
-	if rec.Cause == "" {
-		return nil
-	}
-	if r.cause != nil && textOf(r.cause) == rec.Cause {
+// causeOf returns what opened a circuit: the error itself if this process has
+// met it, or else its text.
+func (r *replica) causeOf(rec *Record) keptCause {
+	switch rec.Cause {
+	case "":
+		return keptCause{}
+	case r.cause.short:
 		return r.cause
 	}
-	return &cause{text: rec.Cause, short: rec.Cause}
+	return keptCause{&cause{text: rec.Cause, short: rec.Cause}, rec.Cause}
 }
 
-// succeeded counts a success that is no news.
+// succeeded counts a success that is not reported.
 func (v *view) succeeded() {
 	if v.tallies {
 		v.tally.add()
@@ -147,15 +129,17 @@ func (v *view) succeeded() {
 
 // same reports whether calls meet the same in both.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.held == w.held && v.admits == w.admits && v.own == w.own && v.shared == w.shared &&
-		v.settings == w.settings && v.state == w.state && v.local == w.local &&
+	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
+		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&
+		v.settings == w.settings && v.state == w.state && v.local == w.local && v.cause == w.cause &&
 		v.rejection.same(w.rejection)
 }
 
+// same compares all but the causes.
 func (e *OpenError) same(f *OpenError) bool {
 	if e == nil || f == nil {
 		return e == f
 	}
 	return e.Circuit == f.Circuit && e.State == f.State && e.Local == f.Local && e.By == f.By && e.Reason == f.Reason &&
-		e.DueAt.Equal(f.DueAt) && textOf(e.Cause) == textOf(f.Cause)
+		e.DueAt.Equal(f.DueAt)
 }

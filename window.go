@@ -95,6 +95,15 @@ func failed(counted []Bucket) (n int) {
 	return n
 }
 
+// dropFailures leaves only the calls that succeeded.
+func (w *Window) dropFailures() {
+	for i := range w.Buckets {
+		w.Buckets[i].Calls -= w.Buckets[i].Failures
+		w.Buckets[i].Failures = 0
+	}
+	w.Buckets = slices.DeleteFunc(w.Buckets, func(b Bucket) bool { return b.Calls == 0 })
+}
+
 // one is a single outcome, or several like it, for add.
 func one(o Outcome, n int, now time.Time) Bucket {
 	b := Bucket{Start: now, Calls: n}
@@ -171,28 +180,27 @@ func (w *Window) nextBucket(width time.Duration, now time.Time) time.Time {
 	return start.Add((max(0, now.Sub(start))/width + 1) * width)
 }
 
-// rate is what a window says under certain limits.
+// rate is what a window amounts to under certain limits.
 type rate struct {
-	over    bool          // at least MinCalls, and at least FailureRate of them failed
-	far     bool          // so many that a suspicion need not last longer
-	lasting time.Duration // since the first of the calls
+	over  bool // at least MinCalls, and at least FailureRate of them failed
+	under bool // fewer than FailureRate of the calls failed, however many they are
+	empty bool // there are no calls
 }
 
 func (w *Window) rate(l *Limits, now time.Time) (r rate) {
-	if l.FailureRate == 0 || len(w.Buckets) == 0 {
+	if l.FailureRate == 0 {
 		return r
 	}
 	var calls, failures int64
 	for _, b := range w.last(l.Window, now) {
-		if calls == 0 {
-			r.lasting = now.Sub(b.Start)
-		}
 		calls, failures = calls+int64(b.Calls), failures+int64(b.Failures)
+	}
+	if calls == 0 {
+		return rate{empty: true}
 	}
 	// A quotient, because that of whole numbers is exactly the one that a
 	// literal such as 0.55 stands for.
-	r.over = calls > 0 && calls >= int64(l.MinCalls) && float64(failures)/float64(calls) >= l.FailureRate
-	many := float64(suspicion.early) * float64(l.MinCalls)
-	r.far = r.over && float64(calls) >= many && float64(failures)-l.FailureRate*float64(calls) >= (1-l.FailureRate)*many
+	r.under = float64(failures)/float64(calls) < l.FailureRate
+	r.over = !r.under && calls >= int64(l.MinCalls)
 	return r
 }

@@ -486,7 +486,7 @@ func (e *entry) judge() {
 		e.rank = 2
 	case e.override() != nil:
 		e.rank = 3
-	case e.record != nil && !e.record.OpensAt.IsZero():
+	case e.record != nil && e.record.Suspect():
 		e.rank = 4
 	case e.stats.Failures > 0 || e.record != nil && e.record.Failures > 0:
 		e.rank = 5

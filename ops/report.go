@@ -73,7 +73,7 @@ type fleet struct {
 	By       string      `json:"by,omitempty"`
 	Cause    string      `json:"cause,omitempty"`
 	DueAt    *time.Time  `json:"dueAt,omitempty"`
-	OpensAt  *time.Time  `json:"opensAt,omitempty"`
+	Suspect  bool        `json:"suspect,omitempty"`
 	Trials   []time.Time `json:"trials,omitempty"` // when their leases end
 }
 
@@ -179,9 +179,7 @@ func fleetOf(r *infuse.Record) *fleet {
 	if r.State == infuse.StateOpen {
 		f.DueAt = at(r.DueAt)
 	}
-	if r.State == infuse.StateClosed {
-		f.OpensAt = at(r.OpensAt)
-	}
+	f.Suspect = r.Suspect()
 	for _, t := range r.Trials {
 		f.Trials = append(f.Trials, t.Deadline)
 	}

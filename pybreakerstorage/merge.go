@@ -83,8 +83,6 @@ func (c *circuit) moved(resetTimeout time.Duration) {
 	}, c.here)
 	c.record.Failures = c.python.failures
 	switch c.record.State {
-	case infuse.StateClosed:
-		c.record.RowSince = c.rowSince()
 	case infuse.StateHalfOpen:
 		c.record.Successes = c.python.successes
 	case infuse.StateOpen:
@@ -111,15 +109,12 @@ func (c *circuit) openedAt() time.Time {
 // it as it is cannot be seen.
 func (c *circuit) counted() {
 	r, added := &c.record, c.python.failures-c.known.failures
-	if added > 0 && weighed(r) {
-		r.Balance = min(r.Balance+added, math.MaxInt32)
+	if added > 0 && scored(r) {
+		r.Score = min(r.Score+added, math.MaxInt32)
 		return
 	}
-	if weighed(r) {
+	if scored(r) {
 		c.refute()
-	}
-	if added < 0 || r.Failures == 0 {
-		r.RowSince = c.rowSince()
 	}
 	r.Failures = c.python.failures
 }
@@ -129,15 +124,8 @@ func (c *circuit) counted() {
 func (c *circuit) refute() {
 	c.record, _ = c.record.Apply(infuse.Change{
 		Seen: c.record, Limits: noLimits(time.Hour), By: byPython,
-		Calls: infuse.Calls{Successes: c.record.Balance + 1},
+		Calls: infuse.Calls{Successes: c.record.Score + 1},
 	}, c.here)
-}
-
-func (c *circuit) rowSince() time.Time {
-	if c.python.failures == 0 {
-		return time.Time{}
-	}
-	return c.here
 }
 
 // The mirror is what Python's keys held after a write of the Go side's, in the

@@ -150,16 +150,14 @@ func (p python) follow(before, after *infuse.Record, second int64) python {
 	return p
 }
 
-// count is what Python takes for the failures in a row: while the circuit is
-// suspect of its row, by how much they outweigh the successes.
+// count is what Python takes for the consecutive failures: while the circuit is
+// suspect because of them, the score.
 func count(r *infuse.Record) int {
-	if weighed(r) {
-		return r.Balance
+	if scored(r) {
+		return r.Score
 	}
 	return r.Failures
 }
 
-// weighed reports whether the circuit is suspect of its row of failures.
-func weighed(r *infuse.Record) bool {
-	return r.State == infuse.StateClosed && !r.OpensAt.IsZero() && !r.Rated
-}
+// scored reports whether the circuit is suspect because of consecutive failures.
+func scored(r *infuse.Record) bool { return r.Suspect() && !r.Rated }

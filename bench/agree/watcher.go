@@ -42,7 +42,7 @@ func watch(client *redis.Client, circuit string) *watcher {
 }
 
 func (w *watcher) see(r infuse.Record) {
-	suspect := r.State == infuse.StateClosed && !r.OpensAt.IsZero()
+	suspect := r.Suspect()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if suspect && !w.suspect {

@@ -63,7 +63,7 @@ func look(ctx context.Context, s store, name string) (*circuit, error) {
 func describe(name string, r *infuse.Record, history []infuse.Event) *circuit {
 	c := &circuit{
 		Circuit: name, State: r.State.String(), Failures: r.Failures, Trials: len(r.Trials), By: r.By, Cause: r.Cause,
-		Suspect:  r.State == infuse.StateClosed && !r.OpensAt.IsZero(),
+		Suspect:  r.Suspect(),
 		OnRecord: r.Generation > 0 || !r.Healthy(),
 		Override: heldBy(r.Override),
 		Since:    since(r, history),

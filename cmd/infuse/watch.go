@@ -166,17 +166,14 @@ func isBroken(err error) bool {
 	return errors.As(err, &broken)
 }
 
-// heard is told of a new record. A suspect one may open by time alone, and an
-// override may end so, of which no process tells: it is loaded again then.
+// heard receives a new record. An override may end by time alone, of which no
+// process notifies: the record is loaded again then.
 func (w *watcher) heard(name string, r infuse.Record) {
 	w.tell(name)
-	next := r.OpensAt
-	if r.State != infuse.StateClosed || next.IsZero() {
-		if r.Override == nil || r.Override.Until.IsZero() {
-			return
-		}
-		next = r.Override.Until
+	if r.Override == nil || r.Override.Until.IsZero() {
+		return
 	}
+	next := r.Override.Until
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.ended {

@@ -24,9 +24,10 @@ type replica struct {
 	out      outbox
 	leases   []lease // of the shared circuit, that this process has asked for
 
-	failing bool // the last call of this process failed: what an open shared circuit rejects by
-	share   int  // how much of the evidence on record this process may have supplied
-	joined  bool // it started during a suspicion, and no call has succeeded since
+	failing bool   // the last call of this process failed: what an open shared circuit rejects by
+	share   int    // how much of the evidence on record this process may have supplied
+	joined  bool   // it started during a suspicion, and no call has succeeded since
+	former  string // the witness on record when it started: that may have been this process, before it crashed
 
 	linked   bool      // there is a storage
 	linkUp   bool      // and its link has not failed
@@ -121,7 +122,7 @@ func (r *replica) rejectsBy(rec *Record) bool {
 func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
-		return r.joined || rec.Witness == r.source
+		return r.witnessed(rec)
 	case rec.scored():
 		return r.share >= min(rec.Threshold, r.settings.FailMax)
 	}
@@ -138,6 +139,16 @@ type trouble struct {
 
 func troubleOf(err error) *trouble {
 	return &trouble{err, keepCause(err), !isTrouble(err)}
+}
+
+// witnessed reports whether the record's witness is this process.
+func (r *replica) witnessed(rec *Record) bool {
+	return rec.Witness != "" && (rec.Witness == r.source || rec.Witness == r.former)
+}
+
+// excluded reports whether the next trial goes to another process.
+func (r *replica) excluded(rec *Record, now time.Time) bool {
+	return r.witnessed(rec) && rec.excludes(rec.Witness, now)
 }
 
 // Inputs: calls.
@@ -276,6 +287,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	case b.until.After(now.Add(armedEarly)) || r.asking():
 		return a, rejects
 	}
+	fleet := r.fleet(now)
 	a.trial = r.newID()
 	if b.local {
 		c := Change{By: r.settings.Instance, Ask: a.trial}
@@ -284,7 +296,9 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		}
 		a.local = r.local.Since
 	}
-	if !b.shared {
+	// A local circuit may have opened before the shared one did, and then nobody
+	// reports any more: with the trial, all find out.
+	if !b.shared && !(fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))) {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
@@ -306,10 +320,13 @@ func (r *replica) blocking(now time.Time) blocking {
 	local, fleet := r.local.at(now), r.fleet(now)
 	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
 	if b.shared {
-		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.source, now)
+		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, now)
+		if r.excluded(fleet, now) && fleet.RetryAt.After(b.until) {
+			b.until = fleet.RetryAt
+		}
 	}
 	if b.local {
-		until := local.blockedUntil(&r.settings.local, "", now)
+		until := local.blockedUntil(&r.settings.local, now)
 		if !b.shared || until.After(b.until) {
 			b.record, b.until = local, until
 		}
@@ -608,7 +625,9 @@ func (r *replica) limitEvidence(first bool) {
 	if level := r.shared.level() + pending; first || r.share > level {
 		r.share = level
 	}
-	r.joined = (first || r.joined) && r.shared.hasEvidence()
+	if r.joined = (first || r.joined) && r.shared.hasEvidence(); first {
+		r.former = r.shared.Witness
+	}
 	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
 		r.out.counted.dropFailures()
 	}
@@ -675,7 +694,7 @@ func (r *replica) adopt(now time.Time) {
 	if rec.State == StateClosed && r.shared.suspect() {
 		rec.State = StateOpen
 	}
-	if rec.State == StateHalfOpen && r.shared.excludes(r.source, now) {
+	if rec.State == StateHalfOpen && r.excluded(&r.shared, now) {
 		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
 	}
 	for _, c := range []*Change{&r.out.sent, &r.out.next} {
@@ -684,7 +703,7 @@ func (r *replica) adopt(now time.Time) {
 		}
 	}
 	limits := &r.settings.local
-	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, "", now).After(r.local.blockedUntil(limits, "", now))) {
+	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, now).After(r.local.blockedUntil(limits, now))) {
 		generation := max(r.local.Generation, rec.Generation) + 1
 		rec.Generation, rec.Since = generation, generation
 		rec.Override = r.local.Override
@@ -732,15 +751,12 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	return at
 }
 
-// blockedUntil is when another trial of that source may run, as far as is known:
-// zero if a trial may run now.
-func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
+// blockedUntil is when another trial may run, as far as is known: zero if it may
+// run now.
+func (r *Record) blockedUntil(l *Limits, now time.Time) time.Time {
 	var until time.Time
 	if r.State == StateOpen || r.suspect() {
 		until = r.dueAt(l)
-	}
-	if r.excludes(source, now) {
-		until = r.RetryAt
 	}
 	var deadlines []time.Time
 	for i := range r.Trials {

@@ -176,7 +176,7 @@ func (b *Breaker) Stats() Stats {
 		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
 	}
 	s.Failures = max(r.own.Failures, r.shared.Failures)
-	s.Away, s.Since = r.trouble, b.since
+	s.Away, s.Since = b.link.reason(r.trouble), b.since
 	if o := r.override(now); o != nil {
 		held := *o
 		s.Override = &held
@@ -375,10 +375,14 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	if v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) { // what asks for a trial is answered with what there is
-		v = b.refreshed(ctx)
-	}
+	reads := v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) // what asks for a trial is answered with what there is
 	for tries := 1; ; tries++ {
+		if reads {
+			var err error
+			if v, err = b.refreshed(ctx); err != nil { // the caller does not wait any longer
+				return v.admission(), &OpenError{Circuit: b.Name(), State: v.state, Local: v.local, Cause: err}
+			}
+		}
 		a, admitted := v.admission(), v.admits == admitsAll
 		if v.admits == admitsAsker {
 			a, admitted = b.asks(ctx)
@@ -394,26 +398,26 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		case v.state == StateClosed || !v.settings.Strict || !b.attached() || tries == maxTries:
 			return a, b.rejection()
 		}
-		// The circuit has moved since it was asked, or another call was asking.
-		v = b.refreshed(ctx)
+		reads = true // the circuit has moved since it was asked, or another call was asking
 	}
 }
 
 // refreshed returns the view after a read of the fleet's record. Where that is
 // open only because the record was suspect and time has passed since, it is read
-// again: the suspicion may have been refuted meanwhile.
-func (b *Breaker) refreshed(ctx context.Context) (v *view) {
+// again: the suspicion may have been refuted meanwhile. The error is that the
+// caller's context has ended before.
+func (b *Breaker) refreshed(ctx context.Context) (v *view, err error) {
 	unsure := true
 	for tries := 0; unsure && tries < maxTries; tries++ {
 		if b.attached() {
-			_ = b.read(ctx) // whatever it says is in the view
+			err = b.read(ctx) // all else that it says is in the view
 		}
 		b.look(func(r *replica) {
 			v = b.view.Load()
-			unsure = r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local
+			unsure = err == nil && r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local
 		})
 	}
-	return v
+	return v, err
 }
 
 // maxTries bounds how often a Strict call asks anew. The storage's clock may be
@@ -604,7 +608,7 @@ func (p Permit) take() (*Breaker, context.Context, admission, bool) {
 // is done. The error is the storage's, or that of a name or a state that cannot
 // be. Where callers share no storage with the service, it reaches nobody.
 func Announce(ctx context.Context, s Storage, circuit string, to State) error {
-	if s == nil {
+	if isNil(s) {
 		return errors.New("infuse: Announce needs a storage that the callers share, not nil")
 	}
 	if err := CheckName(circuit); err != nil {
@@ -619,7 +623,7 @@ func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	}
 	change := Change{Source: newSource(), Number: 1, Limits: defaults.limits, By: defaults.Instance, Move: &Move{to}}
 	done := make(chan answer, 1)
-	go newLink(s).ask(circuit, &change, func(a answer) { done <- a })
+	go ask(s, circuit, &change, func(a answer) { done <- a })
 	select {
 	case a := <-done:
 		return a.err

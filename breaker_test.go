@@ -1033,13 +1033,13 @@ func TestMaxTrialsLetsSoManyRunAndNotOneMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := infuse.Config{MaxTrials: 3, SuccessThreshold: 100, Storage: infuse.NewMemoryStorage()}
 		b, other := startDue(t, cfg), startBreaker(t, "prices", cfg)
-		cancelled, cancel := context.WithCancel(t.Context())
-		cancel()
 		for range 4 {
 			var held []infuse.Permit
 			for i := range 3 {
-				p, err := []*infuse.Breaker{b, other}[i%2].Acquire(cancelled)
+				ctx, cancel := context.WithCancel(t.Context())
+				p, err := []*infuse.Breaker{b, other}[i%2].Acquire(ctx)
 				require.NoError(t, err)
+				cancel()
 				held = append(held, p)
 			}
 			requireRejected(t, b)

@@ -60,18 +60,13 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 	weakly := weak.Make(c)
 	var down error
 	c.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
-		if down = l.join(weakly); down != nil {
+		if c.link, down = l.join(weakly); down != nil {
 			r.lost(down, now)
 		}
 	})
-	stop := l.storage.Watch(name, func(rec Record) {
-		if c := weakly.Value(); c != nil {
-			c.observed(rec)
-		}
-	})
-	c.unwatch = func() {
-		stop()
-		l.leave(weakly)
+	unwatch, err := c.link.watch(weakly, name)
+	if c.unwatch = unwatch; err != nil {
+		c.events.add(warning(err))
 	}
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
 		c.events.add(warning(errLoopback))
@@ -242,8 +237,14 @@ func (c *circuit) unanswered(q *Change, err error) {
 	c.tellAside()
 }
 
+// unread is for a caller whose read failed: of all callers of one read, the first
+// detaches the circuit.
 func (c *circuit) unread(err error) {
-	c.step(func(r *replica, now time.Time) { r.unread(err, now) })
+	c.step(func(r *replica, now time.Time) {
+		if r.attached() {
+			r.unread(err, now)
+		}
+	})
 	c.tellAside()
 }
 
@@ -273,8 +274,12 @@ func (c *circuit) observed(rec Record) {
 func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 	var d decision
 	var wait <-chan struct{}
+	gone := ctx.Err() != nil // such a caller takes no trial from another
 	c.step(func(r *replica, now time.Time) {
-		if a, d = r.asked(now); d == waits {
+		switch a, d = r.asked(now); {
+		case d == waits && gone:
+			a, d = r.goesOn(a, now)
+		case d == waits:
 			wait = c.waitFor(func(r *replica) bool { return r.decided(a.trial) })
 		}
 	})
@@ -376,15 +381,22 @@ func (c *circuit) attached() (yes bool) {
 	return yes
 }
 
-// read brings the circuit up to date from the storage.
+// read brings the circuit up to date from the storage. If there is no answer in
+// time, the circuit is detached. It returns an error only if ctx ended before, by
+// its caller's will.
 func (c *circuit) read(ctx context.Context) error {
 	var news uint64
 	c.look(func(r *replica) { news = r.news })
 	rec, err := c.link.read(ctx, c)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
+	case err == errStorageTimeout: // the caller may have waited for a place
+		c.unread(err)
+	case context.Cause(ctx) != errStorageTimeout:
+		return ctx.Err() // nil, unless the caller's own context has ended
 	}
-	return err
+	return nil
 }
 
 func (c *circuit) configured(s *settings) {
@@ -424,10 +436,10 @@ func (c *circuit) storageTimeout() time.Duration {
 // so that a call which waited in vain meets a circuit that is on its own.
 func (c *circuit) linkTimeout() time.Duration { return c.storageTimeout() * 19 / 20 }
 
-// patience returns a context for all that one call waits for: it ends when the
-// call may not wait any longer, and not when its caller loses interest.
+// patience returns a context for all that one call waits for: it ends with the
+// call's own context, or with errStorageTimeout when StorageTimeout is over.
 func (c *circuit) patience(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
-	return context.WithDeadlineCause(context.WithoutCancel(ctx), began.Add(c.storageTimeout()), errStorageTimeout)
+	return context.WithDeadlineCause(ctx, began.Add(c.storageTimeout()), errStorageTimeout)
 }
 
 // tell tells the listeners what they are yet to hear. No lock is held.

@@ -255,7 +255,9 @@ func newSettings(cfg Config) (*settings, error) {
 	if s.Fallback > FallbackOpen {
 		reject("Fallback is %v: must be FallbackLocal, FallbackClosed or FallbackOpen", s.Fallback)
 	}
-	if checked, ok := s.Storage.(interface{ invalidSettings() error }); ok && checked.invalidSettings() != nil {
+	if s.Storage != nil && isNil(s.Storage) {
+		reject("Storage is a nil %T: must be a storage, or nil without a type for none", s.Storage)
+	} else if checked, ok := s.Storage.(interface{ invalidSettings() error }); ok && checked.invalidSettings() != nil {
 		reject("Storage: %w", checked.invalidSettings())
 	}
 	if len(s.Instance) > maxTextLength || !utf8.ValidString(s.Instance) {

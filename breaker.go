@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -258,6 +259,8 @@ func (o *Override) check(now time.Time) error {
 		return fmt.Errorf("Override.Until is %v, which is over", o.Until)
 	case o.Until.Sub(now) > maxTimeout:
 		return fmt.Errorf("Override.Until is %v: at most %v ahead, or zero for until it is cleared", o.Until, maxTimeout)
+	case strings.TrimSpace(o.Reason) == "":
+		return errors.New("Override.Reason is empty: must say why, because every rejection shows it")
 	case max(len(o.By), len(o.Reason)) > maxTextLength:
 		return fmt.Errorf("Override.By or Reason is longer than %d bytes", maxTextLength)
 	}

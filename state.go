@@ -173,11 +173,12 @@ type Move struct{ To State }
 
 // Override holds a circuit open or closed, whatever its calls come to. While it
 // is held closed, every call runs and outcomes are still counted; while it is
-// held open, none runs. The zero Override holds it closed until it is cleared.
+// held open, none runs. Breaker.Override rejects an override without a Reason, and
+// so the zero Override.
 type Override struct {
 	State  State     // open or closed
 	By     string    // who holds it: a person, usually. At most 200 bytes; Config.Instance if empty
-	Reason string    // shown with each rejection; at most 200 bytes
+	Reason string    // shown with each rejection; not empty, at most 200 bytes
 	Until  time.Time // zero: until it is cleared
 }
 

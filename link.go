@@ -2,8 +2,6 @@ package infuse
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"reflect"
@@ -21,8 +19,7 @@ import (
 // is then read by one probe at a time, with growing pauses, until a probe succeeds.
 // A failure of a detached circuit changes nothing for the others.
 //
-// No code of a storage runs under a lock: its methods and the methods of its
-// errors run in ask and watch only.
+// No code of a storage runs under a lock: see storage_call.go.
 type link struct {
 	storage Storage
 	places  chan struct{} // a semaphore: one element for each request that has a place
@@ -43,13 +40,6 @@ type link struct {
 	doubted  atomic.Int64 // the outage after which no change has been written, or 0: the storage answers reads, but may refuse changes
 }
 
-// answer is the answer of a storage.
-type answer struct {
-	record  Record
-	verdict Verdict // of a change
-	err     error
-}
-
 const (
 	linkPlaces   = 64                    // requests at a time: all that a storage that hangs can hold
 	placeHeld    = time.Minute           // after this time a request that never returns loses its place
@@ -60,15 +50,13 @@ const (
 	calmAfter    = 10 * time.Second      // a storage that has been available for this time is established
 )
 
-var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
-
 // links has the link of each storage that a circuit uses. Breakers share a link
 // if their storages compare equal, whoever makes them. A storage that cannot be
 // compared has one link for each New or Group.
-var links struct {
+var links = struct {
 	sync.Mutex
 	of map[Storage]*link
-}
+}{of: make(map[Storage]*link)}
 
 // linkTo returns a link to a storage. Which link a circuit uses is known once it
 // has joined.
@@ -89,17 +77,6 @@ func isComparable(s Storage) bool {
 	return v.Comparable() && v.Equal(v)
 }
 
-// isNil reports whether s is nil or holds a nil pointer, which has no methods to call.
-func isNil(s Storage) bool {
-	switch v := reflect.ValueOf(s); v.Kind() {
-	case reflect.Invalid:
-		return true
-	case reflect.Chan, reflect.Func, reflect.Map, reflect.Pointer, reflect.Slice:
-		return v.IsNil()
-	}
-	return false
-}
-
 // join adds c to the circuits of the link, or of the link that circuits use for
 // the same storage already. It returns that link, and why its storage is
 // unavailable, or nil.
@@ -107,13 +84,9 @@ func (l *link) join(c weak.Pointer[circuit]) (*link, error) {
 	if isComparable(l.storage) {
 		links.Lock()
 		defer links.Unlock()
-		switch used := links.of[l.storage]; {
-		case used != nil:
+		if used := links.of[l.storage]; used != nil {
 			l = used
-		case links.of == nil:
-			links.of = make(map[Storage]*link)
-			fallthrough
-		default:
+		} else {
 			links.of[l.storage] = l
 		}
 	}
@@ -168,17 +141,6 @@ func (l *link) watch(c weak.Pointer[circuit], name string) (unwatch func(), err 
 	})
 	ended = false
 	return unwatch, err
-}
-
-// withoutPanic calls code of a storage. A panic becomes an error.
-func withoutPanic(call func()) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("infuse: the storage panicked: %v", r)
-		}
-	}()
-	call()
-	return nil
 }
 
 // Requests.
@@ -243,8 +205,9 @@ func (l *link) request(c *circuit, q *Change, down <-chan struct{}, begins func(
 type sharedRead struct {
 	callers int  // that wait for it
 	started bool // the storage is asked
+	over    bool // it has ended
 	ended   chan struct{}
-	answer  answer // once it has ended
+	answer  answer
 }
 
 // readsAtOnce is how many reads of one circuit may be under way if the storage
@@ -292,13 +255,14 @@ func (l *link) readAfter(c *circuit, r, before *sharedRead, down <-chan struct{}
 		select {
 		case <-before.ended:
 		case <-pause.C:
-		case <-down:
+		case <-r.ended: // the storage is unavailable
 		}
 	}
 	begins := func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if r.started = r.callers > 0; !r.started {
+		r.started = !r.over && r.callers > 0
+		if !r.started {
 			l.endRead(c, r, answer{})
 		}
 		return r.started
@@ -316,12 +280,10 @@ func (l *link) readAfter(c *circuit, r, before *sharedRead, down <-chan struct{}
 
 // endRead gives the answer of a read to its callers. l.mu is held.
 func (l *link) endRead(c *circuit, r *sharedRead, a answer) {
-	select {
-	case <-r.ended:
-		return // it was late
-	default:
+	if r.over {
+		return // the answer is late
 	}
-	r.answer = a
+	r.over, r.answer = true, a
 	close(r.ended)
 	if l.reads[c] == r {
 		delete(l.reads, c)
@@ -344,77 +306,6 @@ func (l *link) tryRead(c *circuit, done func(answer)) error {
 	case <-late.C:
 		return errStorageTimeout
 	}
-}
-
-// ask has the storage make a change, or read if the change has no number, and
-// passes the answer on. A storage that panics, or that ends its goroutine, is one
-// that fails.
-func ask(s Storage, circuit string, q *Change, done func(answer)) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
-	defer cancel()
-	a := answer{err: errors.New("infuse: the storage ended the goroutine")}
-	defer func() { done(a) }()
-	var got answer
-	if err := withoutPanic(func() {
-		if q.Number == 0 {
-			got.record, got.err = s.Load(ctx, circuit)
-		} else {
-			got.record, got.verdict, got.err = s.Apply(ctx, circuit, *q)
-		}
-	}); err != nil {
-		got = answer{err: err}
-	} else if got.err != nil {
-		got.err = newStorageError(got.err, ctx.Err() != nil)
-	}
-	a = got
-}
-
-// storageError is an error of a storage, with all that circuits ask of it. The
-// methods of the error itself are not ours: they may panic, hang, or call a breaker.
-//
-// It has no Unwrap, so that nobody finds the error itself under a lock.
-type storageError struct {
-	text     string
-	err      error // nil if its methods panic
-	ofRecord bool  // of the record of one circuit
-	ofTime   bool  // it says no more than that requestTime is over
-}
-
-func newStorageError(err error, late bool) error {
-	e := &storageError{}
-	if panicked := withoutPanic(func() {
-		e.text = presentable(err.Error(), maxCauseLength)
-		var unreadable *RecordError
-		e.ofRecord = errors.As(err, &unreadable)
-		e.ofTime = late && errors.Is(err, context.DeadlineExceeded)
-		e.err = err
-	}); panicked != nil {
-		e.text = fmt.Sprintf("infuse: the storage failed with a %T, whose methods panic", err)
-	}
-	return e
-}
-
-func (e *storageError) Error() string        { return e.text }
-func (e *storageError) Is(target error) bool { return errors.Is(e.err, target) }
-func (e *storageError) As(target any) bool   { return errors.As(e.err, target) }
-
-// isTrouble reports whether an error is the storage's, and not that of one
-// circuit's record. It calls no method of the error.
-func isTrouble(err error) bool {
-	switch e := err.(type) {
-	case nil, *RecordError:
-		return false
-	case *storageError:
-		return !e.ofRecord
-	}
-	return true
-}
-
-// explains reports whether an error says more than that there was no answer in
-// time.
-func explains(err error) bool {
-	e, ok := err.(*storageError)
-	return isTrouble(err) && err != errStorageTimeout && !(ok && e.ofTime)
 }
 
 // The availability of the storage.

@@ -381,10 +381,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	reads := v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) // what asks for a trial is answered with what there is
 	for tries := 1; ; tries++ {
 		if reads {
-			var err error
-			if v, err = b.refreshed(ctx); err != nil { // the caller does not wait any longer
-				return v.admission(), &OpenError{Circuit: b.Name(), State: v.state, Local: v.local, Cause: err}
-			}
+			v = b.refreshed(ctx)
 		}
 		a, admitted := v.admission(), v.admits == admitsAll
 		if v.admits == admitsAsker {
@@ -407,20 +404,20 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 
 // refreshed returns the view after a read of the fleet's record. Where that is
 // open only because the record was suspect and time has passed since, it is read
-// again: the suspicion may have been refuted meanwhile. The error is that the
-// caller's context has ended before.
-func (b *Breaker) refreshed(ctx context.Context) (v *view, err error) {
+// again: the suspicion may have been refuted meanwhile. A caller whose context has
+// ended does not wait, and gets the view as it is.
+func (b *Breaker) refreshed(ctx context.Context) (v *view) {
 	unsure := true
 	for tries := 0; unsure && tries < maxTries; tries++ {
-		if b.attached() {
-			err = b.read(ctx) // all else that it says is in the view
+		if b.attached() && ctx.Err() == nil {
+			b.read(ctx)
 		}
 		b.look(func(r *replica) {
 			v = b.view.Load()
-			unsure = err == nil && r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local
+			unsure = ctx.Err() == nil && r.attached() && r.shared.suspect() && v.state == StateOpen && !v.local
 		})
 	}
-	return v, err
+	return v
 }
 
 // maxTries bounds how often a Strict call asks anew. The storage's clock may be

@@ -669,7 +669,13 @@ func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
 	require.Eventually(t, func() bool { return recordOf(t, b).State == infuse.StateOpen }, patience, pace)
 
 	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
-	require.NoError(t, b.Call(ctx, succeeds), "a trial is asked for and settled, too")
+	require.ErrorIs(t, b.Call(ctx, succeeds), infuse.ErrOpen, "nobody waits for a trial then")
+	require.Empty(t, recordOf(t, b).Trials)
+	ctx, cancel = context.WithCancel(t.Context())
+	require.NoError(t, b.Call(ctx, func(context.Context) error {
+		cancel()
+		return nil
+	}), "but a trial is settled")
 	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
 }
 

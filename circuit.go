@@ -64,17 +64,14 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 			r.lost(down, now)
 		}
 	})
-	unwatch, err := c.link.watch(weakly, name)
-	if c.unwatch = unwatch; err != nil {
-		c.events.add(warning(err))
-	}
+	c.unwatch = c.link.watch(weakly, name)
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
 		c.events.add(warning(errLoopback))
 	}
 	if down == nil { // nobody waits for a storage that is known to be away
 		ctx, cancel := c.patience(context.Background(), time.Now())
 		defer cancel()
-		_ = c.read(ctx)
+		c.read(ctx)
 	}
 }
 
@@ -382,9 +379,8 @@ func (c *circuit) attached() (yes bool) {
 }
 
 // read brings the circuit up to date from the storage. If there is no answer in
-// time, the circuit is detached. It returns an error only if ctx ended before, by
-// its caller's will.
-func (c *circuit) read(ctx context.Context) error {
+// time, the circuit is detached. A caller whose own context ends leaves it as it is.
+func (c *circuit) read(ctx context.Context) {
 	var news uint64
 	c.look(func(r *replica) { news = r.news })
 	rec, err := c.link.read(ctx, c)
@@ -393,10 +389,7 @@ func (c *circuit) read(ctx context.Context) error {
 		c.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
 	case err == errStorageTimeout: // the caller may have waited for a place
 		c.unread(err)
-	case context.Cause(ctx) != errStorageTimeout:
-		return ctx.Err() // nil, unless the caller's own context has ended
 	}
-	return nil
 }
 
 func (c *circuit) configured(s *settings) {

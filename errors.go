@@ -20,7 +20,7 @@ var ErrOpen = errors.New("infuse: circuit open")
 // an earlier call's.
 type OpenError struct {
 	Circuit string
-	State   State     // open, half-open while others' trials run, or closed: on a ramp (Config.Ramp), or if the call's context ended before Strict had read the record
+	State   State     // open, half-open while others' trials run, or closed on a ramp (Config.Ramp)
 	Local   bool      // it is the circuit of this process alone: the fleet's is closed
 	Cause   error     // what opened it, as text where another process saw it; nil if that is not known. It is not part of Error()
 	By      string    // the instance that opened it, or that began the trials, or who holds it open; empty if that is not known
@@ -51,8 +51,6 @@ func (e *OpenError) Error() string {
 		text += " in this process alone"
 	}
 	switch left := e.RetryAfter(); {
-	case e.State == StateClosed && e.DueAt.IsZero():
-		text += ", and the context of the call ended before the storage confirmed that"
 	case e.State == StateClosed:
 		text += fmt.Sprintf(" again, and for %v more it lets only some calls run", left.Round(time.Millisecond))
 	case left > 0 && e.Reason != "":

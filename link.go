@@ -116,31 +116,25 @@ func (l *link) leave(c weak.Pointer[circuit]) {
 }
 
 // watch has the storage report changes of the circuit's record. unwatch ends
-// that, and leaves the link; it does not refer to the circuit.
-func (l *link) watch(c weak.Pointer[circuit], name string) (unwatch func(), err error) {
-	stop := func() {}
-	unwatch = func() {
-		defer l.leave(c) // also if stop ends the goroutine
-		_ = withoutPanic(stop)
-	}
-	ended := true
+// that, and leaves the link; it does not refer to the circuit. A panic of Watch
+// goes on to the caller of New.
+func (l *link) watch(c weak.Pointer[circuit], name string) (unwatch func()) {
+	watches := false
 	defer func() {
-		if ended { // the storage ended the goroutine
+		if !watches {
 			l.leave(c)
 		}
 	}()
-	err = withoutPanic(func() {
-		stops := l.storage.Watch(name, func(rec Record) {
-			if c := c.Value(); c != nil {
-				c.observed(rec)
-			}
-		})
-		if stops != nil {
-			stop = stops
+	stop := l.storage.Watch(name, func(rec Record) {
+		if c := c.Value(); c != nil {
+			c.observed(rec)
 		}
 	})
-	ended = false
-	return unwatch, err
+	watches = true
+	return func() {
+		defer l.leave(c) // also if stop ends the goroutine
+		_ = withoutPanic(stop)
+	}
 }
 
 // Requests.

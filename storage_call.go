@@ -7,9 +7,9 @@ import (
 	"reflect"
 )
 
-// This file has every call of a storage's own code, except its Watch (link.watch).
-// Such code may panic, end the goroutine, hang, or call a breaker: so none of it
-// runs under a lock, and what comes back is plain data.
+// This file has the calls of a storage's own code, except Watch (link.watch). Such
+// code may panic, end the goroutine, hang, or call a breaker: it never runs under a
+// lock, and its results become plain data.
 
 // answer is the answer of a storage.
 type answer struct {

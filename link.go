@@ -226,19 +226,24 @@ func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
 		go l.readAfter(c, r, before, l.down)
 	}
 	r.callers++
+	down := l.down
 	l.mu.Unlock()
+	var a answer
 	select {
 	case <-r.ended:
-		if r.answer.err != nil {
-			c.unread(r.answer.err)
-		}
-		return r.answer.record, r.answer.err
+		a = r.answer
+	case <-down:
+		a.err = l.reason(errStorageTimeout)
 	case <-ctx.Done():
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		r.callers--
 		return Record{}, context.Cause(ctx)
 	}
+	if a.err != nil {
+		c.unread(a.err)
+	}
+	return a.record, a.err
 }
 
 // readAfter makes the read r of a circuit after the read before it.
@@ -249,13 +254,14 @@ func (l *link) readAfter(c *circuit, r, before *sharedRead, down <-chan struct{}
 		select {
 		case <-before.ended:
 		case <-pause.C:
-		case <-r.ended: // the storage is unavailable
+		case <-down:
+			return
 		}
 	}
 	begins := func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		r.started = !r.over && r.callers > 0
+		r.started = l.reads[c] == r && r.callers > 0
 		if !r.started {
 			l.endRead(c, r, answer{})
 		}
@@ -330,9 +336,7 @@ func (l *link) lose(err error) {
 	close(l.down)
 	l.outages++
 	l.doubted.Store(l.outages)
-	for c, r := range l.reads {
-		l.endRead(c, r, answer{err: err})
-	}
+	clear(l.reads) // their callers wait for down, too
 	l.failures++
 	l.probeIn(l.pause())
 	l.tell(func(c *circuit) { c.lost(err) })

@@ -112,6 +112,49 @@ func TestAStrictCallMeetsTheOpenCircuitAfterABurst(t *testing.T) {
 	})
 }
 
+// A thousand callers of one read that failed were a thousand failures in a row,
+// and the circuit tried again after a second in place of 50 ms.
+func TestAReadThatFailsIsOneFailureForAllItsCallers(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		b := startBreaker(t, "prices", infuse.Config{Storage: r, Strict: true})
+		r.suffer(func() error {
+			time.Sleep(time.Millisecond)
+			return &infuse.RecordError{Circuit: "prices", Reason: "is garbage"}
+		})
+		var all sync.WaitGroup
+		for range 1000 {
+			all.Go(func() { _ = b.Call(t.Context(), succeeds) })
+		}
+		all.Wait()
+		require.Error(t, b.Stats().Away)
+		r.recover()
+		time.Sleep(80 * time.Millisecond)
+		require.NoError(t, b.Stats().Away)
+	})
+}
+
+// A caller that waits for a read does not go on to wait once the storage is known
+// to be unavailable, whichever read that is.
+func TestCallersOfAReadDoNotWaitForAStorageThatIsKnownToBeUnavailable(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		defer r.recover()
+		b := startBreaker(t, "prices", infuse.Config{Storage: r, Strict: true})
+		r.suffer(r.hang)
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 9 {
+			all.Go(func() {
+				assert.NoError(t, b.Call(t.Context(), succeeds))
+				assert.LessOrEqual(t, time.Since(began), storageTimeout)
+			})
+			time.Sleep(storageTimeout / 10)
+		}
+		all.Wait()
+	})
+}
+
 // All places were taken by slow changes of other circuits. A Strict call had no
 // place in time, ran by an old view, and nothing told that.
 func TestAStrictCallThatCouldNotReadSaysSo(t *testing.T) {

@@ -104,6 +104,10 @@ type Config struct {
 
 	// Storage keeps the circuit of the fleet. nil: there is no fleet, and the
 	// circuit is this process's alone.
+	//
+	// All breakers of a process whose Storages compare equal (==) share one
+	// bounded path to it, and detect once that it is unavailable. A Storage whose
+	// type cannot be compared has such a path for each New or Group: use a pointer.
 	Storage Storage
 
 	// Strict has every call read the fleet's circuit from the storage first,
@@ -113,6 +117,13 @@ type Config struct {
 	//
 	// A success changes a record only where failures are on it. So, with Strict
 	// as without, it is reported only if there were some when its call began.
+	//
+	// Calls that arrive while the storage is slow share a read, which starts after
+	// they arrived. If a call gets no answer within StorageTimeout, the breaker
+	// detaches: Stats.Away has the reason, and the local circuit decides. A call
+	// whose own context ends before the answer comes does not wait any longer: it
+	// is decided from what this process knows, and its fn gets a context that has
+	// ended.
 	Strict bool
 
 	// StorageTimeout is the most that one call ever waits for the storage:

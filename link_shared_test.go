@@ -65,15 +65,21 @@ func TestStrictCallersShareReadsAndLeaveNone(t *testing.T) {
 	})
 }
 
+// slowToAnswer is a storage whose answers are on their way for a while.
+type slowToAnswer struct{ infuse.Storage }
+
+func (s slowToAnswer) Load(ctx context.Context, circuit string) (infuse.Record, error) {
+	r, err := s.Storage.Load(ctx, circuit)
+	time.Sleep(5 * time.Millisecond)
+	return r, err
+}
+
 // A read that had begun before a call was the read of that call, too, and did not
 // have what the call had to see.
 func TestAReadThatIsSharedStartsAfterItsCallersAsked(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		memory := infuse.NewMemoryStorage()
-		r := newRemote()
-		r.Storage = silent{memory}
-		b := startBreaker(t, "prices", infuse.Config{Storage: r, Strict: true})
-		r.suffer(takes(5 * time.Millisecond))
+		b := startBreaker(t, "prices", infuse.Config{Storage: slowToAnswer{silent{memory}}, Strict: true})
 		var rejected sync.WaitGroup
 		for i := range 1000 {
 			opens := i == 500

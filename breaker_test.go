@@ -669,7 +669,13 @@ func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
 	require.Eventually(t, func() bool { return recordOf(t, b).State == infuse.StateOpen }, patience, pace)
 
 	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
-	require.NoError(t, b.Call(ctx, succeeds), "a trial is asked for and settled, too")
+	require.ErrorIs(t, b.Call(ctx, succeeds), infuse.ErrOpen, "nobody waits for a trial then")
+	require.Empty(t, recordOf(t, b).Trials)
+	ctx, cancel = context.WithCancel(t.Context())
+	require.NoError(t, b.Call(ctx, func(context.Context) error {
+		cancel()
+		return nil
+	}), "but a trial is settled")
 	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
 }
 
@@ -1033,13 +1039,13 @@ func TestMaxTrialsLetsSoManyRunAndNotOneMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := infuse.Config{MaxTrials: 3, SuccessThreshold: 100, Storage: infuse.NewMemoryStorage()}
 		b, other := startDue(t, cfg), startBreaker(t, "prices", cfg)
-		cancelled, cancel := context.WithCancel(t.Context())
-		cancel()
 		for range 4 {
 			var held []infuse.Permit
 			for i := range 3 {
-				p, err := []*infuse.Breaker{b, other}[i%2].Acquire(cancelled)
+				ctx, cancel := context.WithCancel(t.Context())
+				p, err := []*infuse.Breaker{b, other}[i%2].Acquire(ctx)
 				require.NoError(t, err)
+				cancel()
 				held = append(held, p)
 			}
 			requireRejected(t, b)

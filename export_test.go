@@ -15,3 +15,10 @@ func IsTrialOfTheFleet(p Permit) (yes bool) {
 }
 
 var HostCircuit = hostCircuit
+
+// IsLinked reports whether the link of a storage is kept for others.
+func IsLinked(s Storage) bool {
+	links.Lock()
+	defer links.Unlock()
+	return isComparable(s) && links.of[s] != nil
+}

@@ -31,7 +31,7 @@ type replica struct {
 
 	linked   bool      // there is a storage
 	linkUp   bool      // and its link has not failed
-	trouble  *trouble  // why the shared record does not apply; nil if it does
+	trouble  error     // why the shared record does not apply; nil if it does
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
@@ -127,18 +127,6 @@ func (r *replica) hasSuppliedAll(rec *Record) bool {
 		return r.share >= min(rec.Threshold, r.settings.FailMax)
 	}
 	return r.share >= r.settings.FailMax
-}
-
-// trouble is why a storage does not answer. It is made before any lock is taken,
-// because the methods of the error are the storage's.
-type trouble struct {
-	err      error
-	cause    keptCause
-	ofRecord bool // it is this circuit's record alone, which cannot be read
-}
-
-func troubleOf(err error) *trouble {
-	return &trouble{err, keepCause(err), !isTrouble(err)}
 }
 
 // witnessed reports whether the record's witness is this process.
@@ -470,7 +458,7 @@ func (r *replica) lease(id string) *lease {
 func (r *replica) manual(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
-	case r.linked && r.linkUp && r.trouble.ofRecord:
+	case r.linked && r.linkUp && !isTrouble(r.trouble):
 		// The record cannot be read: this replaces it, and all that was yet to be
 		// reported of it.
 		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
@@ -648,7 +636,7 @@ func (r *replica) limitEvidence(first bool) {
 
 // unanswered is an input: a request failed, or was not answered in time. Its
 // fate is unknown: it is sent again under its number.
-func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
+func (r *replica) unanswered(number uint64, why error, now time.Time) {
 	if !r.awaits(number) {
 		return
 	}
@@ -662,14 +650,14 @@ func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
 func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sent.Number == number }
 
 // unread is an input: a read failed.
-func (r *replica) unread(why *trouble, now time.Time) {
+func (r *replica) unread(why error, now time.Time) {
 	r.detach(why, now)
 	r.failed++
 	r.retryAt = now.Add(backoff(r.failed, r.roll()))
 }
 
 // lost is an input: the link to the storage is down.
-func (r *replica) lost(why *trouble, now time.Time) {
+func (r *replica) lost(why error, now time.Time) {
 	r.linkUp = false
 	r.detach(why, now)
 }
@@ -680,7 +668,7 @@ func (r *replica) back() {
 }
 
 // detach has the local circuit decide alone.
-func (r *replica) detach(why *trouble, now time.Time) {
+func (r *replica) detach(why error, now time.Time) {
 	if r.trouble != nil {
 		return
 	}

@@ -188,12 +188,12 @@ type Move struct{ To State }
 
 // Override forces the circuit open or closed for all processes, whatever the
 // outcomes of its calls are. While it is forced closed, every call runs and
-// outcomes are still counted; while it is forced open, none runs. Reason must
-// not be empty.
+// outcomes are still counted; while it is forced open, none runs. Breaker.Override
+// rejects an override without a Reason, and so the zero Override.
 type Override struct {
 	State  State     // open or closed
 	By     string    // who forces it: usually a person. At most 200 bytes; Config.Instance if empty
-	Reason string    // shown with each rejection; at most 200 bytes
+	Reason string    // shown with each rejection; not empty, at most 200 bytes
 	Until  time.Time // zero: until it is removed
 }
 

@@ -16,7 +16,8 @@ import (
 // VerdictRefused; commit; and tell the watchers where the verdict is
 // VerdictMoved. Package storagetest has the tests that every storage must pass.
 //
-// All methods are safe for concurrent use. A circuit's name is any text that
+// All methods are safe for concurrent use, and the type is comparable, best a
+// pointer: breakers find each other by it (Config.Storage). A circuit's name is any text that
 // CheckName accepts, and untrusted: escape it. Any other name is an error. The
 // caller owns the slices of a returned Record. A storage need not bound how
 // long it takes, and need not heed ctx: a Breaker stops waiting by itself.

@@ -61,7 +61,6 @@ type RedisStorage struct {
 	prefix  string
 	known   knownRecords
 	feed    *feed.Feed[knownRecord]
-	link    *link
 	invalid error // what is wrong with the settings
 }
 
@@ -99,7 +98,6 @@ func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
 		opts.Prefix = "infuse:"
 	}
 	s := &RedisStorage{client: client, prefix: opts.Prefix}
-	s.link = newLink(s)
 	if client == nil {
 		s.invalid = errors.New("infuse: NewRedisStorage: the client is nil")
 	}
@@ -186,9 +184,6 @@ func (s *RedisStorage) Close() error {
 	}
 	return nil
 }
-
-// ownLink is shared by all breakers on the storage.
-func (s *RedisStorage) ownLink() *link { return s.link }
 
 func (s *RedisStorage) invalidSettings() error { return s.invalid }
 

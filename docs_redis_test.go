@@ -151,7 +151,7 @@ func TestWhatACircuitSends(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	admin, sick := server.Client(), errors.New("sick")
-	for _, script := range []*redis.Script{countScript, swapScript} { // else the first run of each is an EVAL, too
+	for _, script := range []*redis.Script{readScript, countScript, swapScript} { // else the first run of each is an EVAL, too
 		require.NoError(t, script.Load(t.Context(), admin).Err())
 	}
 	var b, other *Breaker

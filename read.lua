@@ -13,7 +13,7 @@ local key, number = KEYS[1], ARGV[2]
 
 local function int(n) return string.format('%.0f', n) end
 
-local function whole(s) return tonumber(string.match(s or '', '^%d+$') or 0) end
+local function whole(s) return tonumber(string.match(s or '', '^%d+$') or '0') or 0 end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

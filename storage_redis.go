@@ -162,6 +162,9 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 		if done {
 			return a.next.withoutHeard().translated(a.now, a.here), a.verdict, nil
 		}
+		if a.refused >= maxRefused {
+			return Record{}, VerdictRefused, &RecordError{circuit, "takes no change, though nobody changes it"}
+		}
 		if err := a.backOff(ctx); err != nil {
 			return Record{}, VerdictRefused, err
 		}
@@ -220,6 +223,7 @@ type redisChange struct {
 	round   int
 	known   knownRecord
 	fresh   bool // known was read by this change
+	refused int  // so often in a row, though the version was the one that is known
 
 	here    time.Time // this process's time
 	now     time.Time // Redis's
@@ -229,6 +233,7 @@ type redisChange struct {
 
 const (
 	maxRounds    = 64
+	maxRefused   = 8
 	strictRounds = 4 // after these, a little of a change is given up for it to be made while others count
 )
 
@@ -335,7 +340,13 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 func (a *redisChange) run(ctx context.Context, script *redis.Script, field, seen string, rest ...any) error {
 	life := milliseconds(a.next.keepUntil(a.now).Sub(a.now))
 	args := append([]any{a.Source, a.number(), field, seen, a.known.holdsUntil(a.now), life}, rest...)
-	return a.replied(a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...))
+	before := a.known.version
+	err := a.replied(a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...))
+	a.refused++
+	if a.known.version != before || a.known.status != statusRefused {
+		a.refused = 0
+	}
+	return err
 }
 
 // read reads what has become of the record, and whether the change was made before.

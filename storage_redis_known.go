@@ -105,12 +105,12 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	}
 	var numbers [replyParts - 2]int64
 	for i := range numbers {
-		n, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil || n < 0 || n > forever {
+		n, err := strconv.ParseUint(fields[i], 10, 63) // no sign: the scripts read none
+		if err != nil || n > forever {
 			k.problem = fmt.Errorf("has %.20q instead of a whole number", fields[i])
 			return k
 		}
-		numbers[i] = n
+		numbers[i] = int64(n)
 	}
 	generation, now, written, count, began := numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
 	if fields[7] != "" {

@@ -965,7 +965,8 @@ func TestForeignEvents(t *testing.T) {
 		require.NoError(t, client.Del(t.Context(), key).Err())
 		require.NoError(t, client.Set(t.Context(), key, "garbage", 0).Err())
 		_, err = s.History(t.Context(), "circuit")
-		require.Error(t, err)
+		var bad *RecordError
+		require.ErrorAs(t, err, &bad)
 		s.must(move(StateClosed)) // and yet the circuit moves
 		require.Equal(t, StateClosed, s.load().State)
 	})

@@ -450,14 +450,21 @@ func BenchmarkRedis(b *testing.B) {
 	s := NewRedisStorage(client, RedisOptions{})
 	limits := hourLimits
 	limits.FailMax = 1_000_000_000
-	for name, change := range map[string]Change{"count": failures(1), "swap": move(StateOpen)} {
+	for _, name := range []string{"count", "swap", "read"} {
+		change := map[string]Change{"count": failures(1), "swap": move(StateOpen)}[name]
 		b.Run(name, func(b *testing.B) {
 			require.NoError(b, client.ConfigResetStat(b.Context()).Err())
 			change.Source, change.Limits, change.By, change.Cause = "bench", limits, "host-1", "connection refused"
 			change.Number = uint64(time.Now().UnixNano())
 			for b.Loop() {
 				change.Number++
-				if _, _, err := s.Apply(b.Context(), name, change); err != nil {
+				var err error
+				if name == "read" {
+					_, err = s.Load(b.Context(), "swap")
+				} else {
+					_, _, err = s.Apply(b.Context(), name, change)
+				}
+				if err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -35,8 +35,11 @@ type Storage interface {
 
 	// Watch calls fn with every record that VerdictMoved stands for, soon
 	// after it was saved, whichever process saved it, and in the order of
-	// their generations; the only exception is a storage that lost data. What
-	// happened before Watch was called need not be told. fn must not be called
+	// their generations; the only exception is a storage that lost data. A
+	// record that was replaced soon may be left out. A record that others only
+	// sent, and that was not read from the storage, must not be passed to fn:
+	// a Breaker restores it if the storage loses it. What happened before Watch
+	// was called need not be told. fn must not be called
 	// after stop has returned, but for a call under way. Watch does no I/O of
 	// its own: it returns at once.
 	Watch(circuit string, fn func(Record)) (stop func())

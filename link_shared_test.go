@@ -401,6 +401,25 @@ func TestTheReasonOfAnOutageIsTheStoragesOwn(t *testing.T) {
 	}
 }
 
+// A request that was under way when another failed gets no answer in time a
+// little later: that is not the reason of the outage.
+func TestNoAnswerInTimeIsNoBetterReason(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		r := newRemote()
+		defer r.recover()
+		b := startBreaker(t, "prices", infuse.Config{Storage: r})
+		other := startBreaker(t, "stock", infuse.Config{Storage: r})
+		r.suffer(r.hang)
+		go func() { _ = other.Call(context.Background(), fails) }()
+		time.Sleep(storageTimeout / 2)
+		r.suffer(isAway)
+		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		r.suffer(r.hang)
+		time.Sleep(storageTimeout)
+		require.ErrorIs(t, b.Stats().Away, errAway)
+	})
+}
+
 // rude is an error whose methods do what they like.
 type rude struct{ does func() }
 

@@ -153,7 +153,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if res.cause.known() {
 		r.cause = res.cause
 	}
-	late := a.shared < r.shared.Since
+	late, manual := a.shared < r.shared.Since, false
 	l := r.lease(a.trial)
 	if l != nil {
 		l.phase, l.outcome = phaseEnded, res
@@ -161,6 +161,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 			fleet := r.shared.at(now)
 			i := fleet.trial(a.trial)
 			late = i < 0 || fleet.Trials[i].Stale
+			manual = !fleet.hasEvidence()
 		}
 	}
 	if late {
@@ -176,8 +177,20 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.settleLeases(now)
 		number = r.noted
 	}
-	r.countLocal(a, &res, now)
+	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
+		// The half-open circuit was for all; now it applies to the processes whose
+		// last call failed, each as far as its local circuit does.
+		r.openLocally(&res, now)
+	}
 	return number
+}
+
+// openLocally opens the local circuit after a failed trial that was not its own.
+func (r *replica) openLocally(res *result, now time.Time) {
+	t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, openFor: res.openFor}
+	t.openFor = t.openTime(0)
+	r.local.By, r.local.Cause = t.by, t.cause
+	r.local.open(&t, now.Add(t.openFor), 0, now)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and
@@ -284,7 +297,9 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		}
 		a.local = r.local.Since
 	}
-	if !b.shared {
+	// The trial of a local circuit is one of a half-open shared circuit, too: a
+	// success of this process there does not outlive its failure here.
+	if !b.shared && r.fleet(now).State != StateHalfOpen {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})

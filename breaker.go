@@ -175,7 +175,10 @@ func (b *Breaker) Stats() Stats {
 		n := b.counts.sum()
 		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
 	}
-	s.Failures, s.Since = max(r.local.Failures, r.shared.Failures), b.since
+	s.Failures, s.Since = r.local.Failures, b.since
+	if !r.shared.scored() { // otherwise there is a score, and no streak
+		s.Failures = max(s.Failures, r.shared.Failures)
+	}
 	if r.trouble != nil {
 		s.Away = r.trouble.err
 	}

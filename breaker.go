@@ -176,7 +176,10 @@ func (b *Breaker) Stats() Stats {
 		n := b.counts.sum()
 		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
 	}
-	s.Failures = max(r.local.Failures, r.shared.Failures)
+	s.Failures = r.local.Failures
+	if !r.shared.scored() { // otherwise there is a score, and no streak
+		s.Failures = max(s.Failures, r.shared.Failures)
+	}
 	s.Away, s.Since = b.link.reason(r.trouble), b.since
 	if o := r.override(now); o != nil {
 		held := *o

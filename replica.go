@@ -165,7 +165,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if res.cause.known() {
 		r.cause = res.cause
 	}
-	late := a.shared < r.shared.Since
+	late, manual := a.shared < r.shared.Since, false
 	l := r.lease(a.trial)
 	if l != nil {
 		l.phase, l.outcome = phaseEnded, res
@@ -173,6 +173,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 			fleet := r.shared.at(now)
 			i := fleet.trial(a.trial)
 			late = i < 0 || fleet.Trials[i].Stale
+			manual = !fleet.hasEvidence()
 		}
 	}
 	if late {
@@ -188,8 +189,20 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.settleLeases(now)
 		number = r.noted
 	}
-	r.countLocal(a, &res, now)
+	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
+		// The half-open circuit was for all; now it applies to the processes whose
+		// last call failed, each as far as its local circuit does.
+		r.openLocally(&res, now)
+	}
 	return number
+}
+
+// openLocally opens the local circuit after a failed trial that was not its own.
+func (r *replica) openLocally(res *result, now time.Time) {
+	t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, openFor: res.openFor}
+	t.openFor = t.openTime(0)
+	r.local.By, r.local.Cause = t.by, t.cause
+	r.local.open(&t, now.Add(t.openFor), 0, now)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and
@@ -288,7 +301,6 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	case b.until.After(now.Add(armedEarly)) || r.asking():
 		return a, rejects
 	}
-	fleet := r.fleet(now)
 	a.trial = r.newID()
 	if b.local {
 		c := Change{By: r.settings.Instance, Ask: a.trial}
@@ -297,14 +309,21 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		}
 		a.local = r.local.Since
 	}
-	// A local circuit may have opened before the shared one did, and then nobody
-	// reports any more: with the trial, all find out.
-	if !b.shared && !(fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))) {
+	if !b.shared && !r.sharesTrial(r.fleet(now), now) {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// sharesTrial reports whether the trial of the local circuit is one of the shared
+// circuit, too. It is while that is half-open: otherwise a success of this process
+// there would outlive its failure here. And it is while that is suspect and due: the
+// local circuits may have opened before there was enough evidence, and then nobody
+// reports any more.
+func (r *replica) sharesTrial(fleet *Record, now time.Time) bool {
+	return fleet.State == StateHalfOpen || fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))
 }
 
 // blocking is what keeps the calls of this process from running.

@@ -393,6 +393,7 @@ func (r *Record) restore(seen *Record, now time.Time) {
 	switch {
 	case seen.Generation == r.Generation:
 		r.clampTo(seen)
+		r.expire(now)
 	case seen.Generation > r.Generation && (seen.at(now).matters() || r.matters()):
 		heard := r.heard
 		*r = seen.At(now)

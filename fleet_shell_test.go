@@ -537,7 +537,7 @@ func (p *simProcess) draw() {
 			next += 1 / rate
 		}
 	}
-	if thinned && at+next > until {
+	if thinned && at+next >= until {
 		if math.IsInf(until, 1) {
 			return
 		}

@@ -121,7 +121,7 @@ func TestTryOne(t *testing.T) {
 							one(simTraffic{simBursts, 50})
 						}
 					}
-					f.lasts = 300
+					f.lasts = 130; if x > 100 { f.lasts = 65 }
 					got := simulate(f, 1)
 					if got.healthyRejected+got.openings+got.healthyRejectedAlone > 0 || got.wrong != "" || got.touching > 0 {
 						fmt.Printf("%v %s %d %v: %+v\n", x, kind, n, rate, got)
@@ -140,9 +140,9 @@ func TestTryRandom(t *testing.T) {
 			for _, rate := range []float64{.1, 1, 5, 20, 100} {
 				for _, tr := range []simTraffic{{simPoisson, 1}, {simBursts, 5}, {simLoop, 1}} {
 					f := simFleet{processes: n, rate: rate, health: atRandom(p), traffic: func(int) simTraffic { return tr }}
-					f.lasts = min(20*3600, 3000/(float64(n)*rate*p))
+					f.lasts = min(20*3600, 1000/(float64(n)*rate*p))
 					if tr.kind != simPoisson {
-						f.lasts = min(20*3600, 3000/(float64(n)*rate))
+						f.lasts = min(20*3600, 1000/(float64(n)*rate))
 					}
 					got := simulate(f, 1)
 					all.openings += got.openings

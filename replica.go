@@ -26,7 +26,7 @@ type replica struct {
 
 	failing bool // the last call of this process failed: what an open shared circuit rejects by
 	share   int  // how much of the evidence on record this process may have supplied
-	joined  bool // it started during a suspicion, and no call has succeeded since
+	joined  bool // it started with failures on record, and no call has succeeded since
 
 	linked   bool      // there is a storage
 	linkUp   bool      // and its link has not failed
@@ -105,14 +105,9 @@ func (r *replica) fleet(now time.Time) *Record {
 var closed Record
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
-// With evidence, it does so only if the last call of this process failed. That
-// record may still be suspect if this process has started since: before, its local
-// circuit may have been open, and pybreaker's stays open over a restart.
+// With evidence, it does so only if the last call of this process failed.
 func (r *replica) rejectsBy(rec *Record) bool {
-	if !rec.hasEvidence() {
-		return rec.State != StateClosed
-	}
-	return r.failing && (rec.State != StateClosed || r.joined && r.local.State == StateClosed)
+	return rec.State != StateClosed && (r.failing || !rec.hasEvidence())
 }
 
 // hasSuppliedAll reports whether this process reports no more failures to the
@@ -601,14 +596,23 @@ func (r *replica) receive(rec Record, now time.Time) {
 }
 
 // limitEvidence keeps account of the evidence that this process has supplied. A
-// process that starts takes what is on record for its own: it may have been
-// supplied by this process before it crashed.
+// process that starts takes the failures on record for its own, also in its local
+// circuit, because it may have reported them before it restarted. When they are
+// dismissed before its first call has ended, it forgets them.
 func (r *replica) limitEvidence(first bool) {
 	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
 		r.share = level
 	}
-	r.joined = (first || r.joined) && r.shared.hasEvidence()
+	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
+	switch {
+	case r.local.State != StateClosed || !r.settings.streakCounts():
+	case first && joined:
+		r.local.Failures = max(r.local.Failures, min(r.share, r.settings.FailMax-1))
+	case r.joined && !joined && !r.failing:
+		r.local.Failures = 0
+	}
+	r.joined = joined
 	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
 		r.out.counted.dropFailures()
 	}
@@ -672,9 +676,6 @@ func (r *replica) adopt(now time.Time) {
 	rec.dropEvidence()
 	rec.Override, rec.heard = nil, nil
 	rec.SuspectAt = r.shared.SuspectAt
-	if rec.State == StateClosed && r.shared.suspect() {
-		rec.State = StateOpen
-	}
 	if rec.State == StateHalfOpen && r.shared.excludes(r.source, now) {
 		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
 	}
@@ -736,7 +737,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 // zero if a trial may run now.
 func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
 	var until time.Time
-	if r.State == StateOpen || r.suspect() {
+	if r.State == StateOpen {
 		until = r.dueAt(l)
 	}
 	if r.excludes(source, now) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"time"
 )
 
@@ -691,4 +692,16 @@ func (p *simProcess) reject() {
 	if p.traffic(p.number).kind == simLoop && p.busy == 0 && p.waiting == nil {
 		p.draw()
 	}
+}
+
+// simLength is how long simulations run: so long, ten times as long on a CI
+// server, and 500 times with INFUSE_FLEETS=large.
+func simLength(short float64) float64 {
+	switch {
+	case os.Getenv("INFUSE_FLEETS") == "large":
+		return 500 * short
+	case os.Getenv("CI") == "true":
+		return 10 * short
+	}
+	return short
 }

@@ -26,7 +26,7 @@ type replica struct {
 
 	failing bool   // the last call of this process failed: what an open shared circuit rejects by
 	share   int    // how much of the evidence on record this process may have supplied
-	joined  bool   // it started during a suspicion, and no call has succeeded since
+	joined  bool   // it started with failures on record, and no call has succeeded since
 	former  string // the witness on record when it started: that may have been this process, before it crashed
 
 	linked   bool      // there is a storage
@@ -106,14 +106,9 @@ func (r *replica) fleet(now time.Time) *Record {
 var closed Record
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
-// With evidence, it does so only if the last call of this process failed. That
-// record may still be suspect if this process has started since: before, its local
-// circuit may have been open, and pybreaker's stays open over a restart.
+// With evidence, it does so only if the last call of this process failed.
 func (r *replica) rejectsBy(rec *Record) bool {
-	if !rec.hasEvidence() {
-		return rec.State != StateClosed
-	}
-	return r.failing && (rec.State != StateClosed || r.joined && r.local.State == StateClosed)
+	return rec.State != StateClosed && (r.failing || !rec.hasEvidence())
 }
 
 // hasSuppliedAll reports whether this process reports no more failures to the
@@ -319,9 +314,9 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 
 // sharesTrial reports whether the trial of the local circuit is one of the shared
 // circuit, too. It is while that is half-open: otherwise a success of this process
-// there would outlive its failure here. And it is while that is suspect and due: the
-// local circuits may have opened before there was enough evidence, and then nobody
-// reports any more.
+// there would outlive its failure here. And it is while that is suspect and due, if
+// the storage finds enough evidence: the local circuits of all may have opened before
+// Suspicion was over, and then nobody reports any more.
 func (r *replica) sharesTrial(fleet *Record, now time.Time) bool {
 	return fleet.State == StateHalfOpen || fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))
 }
@@ -638,16 +633,25 @@ func (r *replica) receive(rec Record, now time.Time) {
 }
 
 // limitEvidence keeps account of the evidence that this process has supplied. A
-// process that starts takes what is on record for its own: it may have been
-// supplied by this process before it crashed.
+// process that starts takes what is on record for its own, also in its local circuit:
+// it may have reported these failures before it restarted. Once the others have
+// dismissed them, they are not held against it.
 func (r *replica) limitEvidence(first bool) {
 	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
 		r.share = level
 	}
-	if r.joined = (first || r.joined) && r.shared.hasEvidence(); first {
+	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
+	switch {
+	case first:
 		r.former = r.shared.Witness
+		if joined && r.local.State == StateClosed && r.settings.streakCounts() {
+			r.local.Failures = max(r.local.Failures, min(r.share, r.settings.FailMax-1))
+		}
+	case r.joined && !joined:
+		r.clearLocal()
 	}
+	r.joined = joined
 	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
 		r.out.counted.dropFailures()
 	}
@@ -711,9 +715,6 @@ func (r *replica) adopt(now time.Time) {
 	rec.dropEvidence()
 	rec.Override, rec.heard = nil, nil
 	rec.SuspectAt = r.shared.SuspectAt
-	if rec.State == StateClosed && r.shared.suspect() {
-		rec.State = StateOpen
-	}
 	if rec.State == StateHalfOpen && r.excluded(&r.shared, now) {
 		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
 	}
@@ -775,7 +776,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 // run now.
 func (r *Record) blockedUntil(l *Limits, now time.Time) time.Time {
 	var until time.Time
-	if r.State == StateOpen || r.suspect() {
+	if r.State == StateOpen {
 		until = r.dueAt(l)
 	}
 	var deadlines []time.Time

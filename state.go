@@ -678,7 +678,7 @@ func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
 }
 
 func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
-	due := (r.State == StateOpen || r.suspect()) && !now.Before(r.dueAt(t.limits))
+	due := (r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()) && !now.Before(r.dueAt(t.limits))
 	switch {
 	case r.trial(id) >= 0:
 		return VerdictApplied

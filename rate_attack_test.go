@@ -301,15 +301,23 @@ func (s *hrLate) Apply(ctx context.Context, circuit string, c Change) (Record, V
 	return s.Storage.Apply(ctx, circuit, c)
 }
 
-// Whoever has run the trial meets a circuit that is closed on its ramp, by
-// State and by its rejections, and lets nothing run. Without a Ramp all calls run.
+// A process whose trial succeeded met a circuit on a ramp that let nothing run.
+// Without a Ramp all calls run.
 func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
 	for _, ramp := range []time.Duration{0, time.Second} {
 		t.Run(ramp.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := &hrLate{Storage: NewMemoryStorage()}
 				b := brandNew(t, "prices", Config{Storage: storage, Ramp: ramp})
-				require.NoError(t, b.Move(t.Context(), StateHalfOpen))
+				other := brandNew(t, "prices", Config{Storage: storage})
+				for _, failing := range []*Breaker{b, other} {
+					for range 5 {
+						_ = callOf(failing, true)
+					}
+					time.Sleep(60 * time.Millisecond)
+				}
+				require.Equal(t, StateOpen, sharedOf(b).State)
+				time.Sleep(time.Minute)
 				storage.asks.Store(int64(60 * time.Millisecond))
 				storage.settles.Store(int64(10 * time.Second))
 				require.NoError(t, callOf(b, false))

@@ -359,6 +359,7 @@ func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 	require.Equal(t, 2, two.Failures())
 	require.NoError(t, one.Call(t.Context(), succeeds))
 	require.Zero(t, recordOf(t, two).Failures, "a success is counted before the call returns")
+	require.NoError(t, two.Call(t.Context(), succeeds), "its own streak")
 	tripFleet(t, one, two)
 	requireRejected(t, two)
 	require.NoError(t, lax.Call(t.Context(), succeeds), "this is what Strict is for")

@@ -171,6 +171,7 @@ func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
 		require.NoError(t, one.Stats().Away)
 		require.True(t, recordOf(t, one).Rated, "its failures made the shared circuit suspect")
 		requireState(t, infuse.StateOpen, one)
+		require.Zero(t, outcomes(t, other, "s"))
 		time.Sleep(time.Second)
 		require.Equal(t, 1, outcomes(t, other, "f"), "another process confirms it")
 		requireState(t, infuse.StateOpen, one, other)

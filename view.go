@@ -53,8 +53,8 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackClosed, o != nil && blocked:
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:
-		v.quiet = r.isQuiet()
 		v.tallies = r.counting(now)
+		v.quiet = r.isQuiet() && !(v.tallies && r.dozes)
 		if r.settings.Ramp > 0 && o == nil {
 			v.onRamp(r, circuit, now)
 		}

@@ -60,7 +60,10 @@ func (b *reference) end(id string, spell int, o Outcome, now time.Time) {
 }
 
 func (b *reference) expire(now time.Time) {
-	b.trials = slices.DeleteFunc(b.trials, func(t referenceTrial) bool { return !now.Before(t.ends) })
+	over := func(t referenceTrial) bool { return !now.Before(t.ends) }
+	if slices.ContainsFunc(b.trials, over) {
+		b.trials = slices.DeleteFunc(slices.Clone(b.trials), over) // worlds share it
+	}
 }
 
 // reset is a new beginning for all processes.
@@ -68,12 +71,12 @@ func (b *reference) reset(off bool) {
 	*b = reference{limits: b.limits, spell: b.spell + 1, off: off}
 }
 
-func (b *reference) compare(local *Record, now time.Time) *violation {
+func (b reference) compare(local *Record, now time.Time) *violation {
 	b.expire(now)
 	l := local.at(now)
-	if b.off || b.limits.FailureRate > 0 || l.State == b.state && len(l.Trials) == len(b.trials) &&
+	if b.off || b.limits.FailureRate > 0 || b.limits.MaxResetTimeout > 0 || l.State == b.state && len(l.Trials) == len(b.trials) &&
 		(l.State != StateClosed || l.Failures == b.failures) && (l.State != StateOpen || l.DueAt.Equal(b.due)) && (l.State != StateHalfOpen || l.Successes == b.successes) {
 		return nil
 	}
-	return violates("I6", "the local circuit is %+v, and pybreaker's is %+v", *l, *b)
+	return violates("I6", "the local circuit is %+v, and pybreaker's is %+v", *l, b)
 }

@@ -31,7 +31,6 @@ type circuit struct {
 	replica replica
 	tally   *striped // successes that the replica does not know of yet; nil until some are counted
 	counts  *callCounts
-	before  *view     // the view before this one: used again if calls meet the same
 	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
@@ -188,19 +187,14 @@ func (c *circuit) release() {
 	}
 }
 
-// publish stores what calls meet from now on, if that has changed. Views are
-// used again, so that a failure between two successes allocates none.
+// publish stores what calls meet from now on, if that has changed.
 func (c *circuit) publish(now time.Time) {
 	old := c.breaker.view.Load()
 	var fresh view
 	fresh.derive(&c.replica, c.name, now)
-	switch {
-	case old != nil && fresh.same(old):
-		c.notify(now)
-		return
-	case c.before != nil && fresh.same(c.before):
-		c.breaker.view.Store(c.before)
-	default:
+	if old != nil && fresh.same(old) {
+		c.setQuiet(old, fresh.quiet)
+	} else {
 		v := fresh
 		if v.tallies && c.tally == nil {
 			c.tally = new(striped)
@@ -217,12 +211,25 @@ func (c *circuit) publish(now time.Time) {
 			}
 		}
 		c.breaker.view.Store(&v)
-	}
-	c.before = old
-	if old == nil || old.state != fresh.state {
-		c.since = now
+		if old == nil || old.state != fresh.state {
+			c.since = now
+		}
 	}
 	c.notify(now)
+}
+
+// setQuiet stores the view, or its twin. A failure between two successes
+// allocates none. c.mu is held.
+func (c *circuit) setQuiet(v *view, quiet bool) {
+	if v.quiet == quiet {
+		return
+	}
+	if v.twin == nil {
+		w := *v
+		w.quiet, w.fast, w.twin = quiet, w.plain && quiet, v
+		v.twin = &w
+	}
+	c.breaker.view.Store(v.twin)
 }
 
 // states are those of the two circuits, as listeners are notified of them.
@@ -361,7 +368,10 @@ func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 // trial, it waits until the storage has acknowledged it, or for as long as the call
 // may.
 func (c *circuit) ended(a *admission, res *result) {
-	if res.outcome == OutcomeFailure && (c.link != nil || c.needsCause(a)) {
+	if c.link == nil && c.countAlone(a, res.outcome) {
+		return
+	}
+	if res.outcome == OutcomeFailure {
 		defer c.count(a, res) // also if a method of the error ends the goroutine
 		res.cause = keptCause{errUnreadable, errUnreadable.Error()}
 		res.cause = keepCause(res.err)
@@ -370,10 +380,16 @@ func (c *circuit) ended(a *admission, res *result) {
 	c.count(a, res)
 }
 
-func (c *circuit) needsCause(a *admission) bool {
+// countAlone counts an outcome from which nothing follows but the count: without
+// a storage, such as an isolated failure between successes.
+func (c *circuit) countAlone(a *admission, o Outcome) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.replica.needsCause(a)
+	if !c.replica.countsAlone(a, o) {
+		return false
+	}
+	c.setQuiet(c.breaker.view.Load(), c.replica.local.Failures == 0)
+	return true
 }
 
 func (c *circuit) count(a *admission, res *result) {

@@ -270,7 +270,10 @@ func boundedWait(ms int64) time.Duration {
 	return time.Duration(min(max(ms, -most), most)) * time.Millisecond
 }
 
-// milliseconds rounds up: a storage never waits less than it was told to.
+// milliseconds rounds up, so that a storage never waits for less.
 func milliseconds(d time.Duration) int64 {
+	if d <= 0 {
+		return int64(d / time.Millisecond)
+	}
 	return int64((min(d, math.MaxInt64-time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
 }

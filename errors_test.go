@@ -39,7 +39,7 @@ func TestACauseKeepsItsRoot(t *testing.T) {
 	require.Equal(t, "connection refused", textOf(c))
 	require.NotContains(t, c.Error(), "token")
 	require.Equal(t, errIllTest, causeOf(errIllTest))
-	require.Nil(t, causeOf(nil))
+	require.Equal(t, keptCause{}, keepCause(nil))
 	require.Empty(t, textOf(nil))
 	wrapped := causeOf(fmt.Errorf("reading: %w", &url.Error{Op: "Get", URL: "x", Err: errors.New("inner")}))
 	require.Equal(t, "inner", textOf(wrapped))

@@ -152,7 +152,7 @@ func TestAnOpenCircuitKeepsWaking(t *testing.T) {
 			_ = callOf(one, true)
 		}
 		other.mu.Lock()
-		require.True(t, other.replica.shared.rated())
+		require.True(t, other.replica.shared.Rated)
 		other.mu.Unlock()
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -218,17 +218,6 @@ func TestGrownWithoutAResetTimeout(t *testing.T) {
 	}
 }
 
-// A failure that a process without a row reports puts off the opening by a
-// row of others, until a trial would be due.
-func TestAFailurePutsOffTheOpening(t *testing.T) {
-	rowLimits := asking
-	rateOnly := ratedBy(func(l *Limits) { l.FailMax = unlimited })
-	suspect := Record{}.then(calls(rowLimits, "fffff"), noon)
-	require.True(t, suspect.weighed())
-	r := suspect.then(Change{Limits: rateOnly, Calls: Calls{Failures: 1, Lead: 1, Streak: 1}}, after(1))
-	require.Equal(t, suspect.OpensAt, r.OpensAt, "one more failure, and it opens in %v", r.OpensAt.Sub(noon))
-}
-
 // A Group evicts a circuit that is held by hand before any that is open, and
 // one that is held closed first of all.
 // ClearOverride: "where there is none, nothing changes but the history".
@@ -254,8 +243,8 @@ func TestARampEndsWhereTheStorageIsAway(t *testing.T) {
 		for other.Stats().Away == nil { // the first failure that runs meets the storage
 			_ = callOf(other, true)
 		}
-		require.Equal(t, StateClosed, other.replica.own.State)
-		require.Equal(t, 1, other.replica.own.Failures)
+		require.Equal(t, StateClosed, other.replica.local.State)
+		require.Equal(t, 1, other.replica.local.Failures)
 		require.InDelta(t, 10, ran(), 3, "of 100 calls, some ms later")
 	})
 }
@@ -507,26 +496,6 @@ func TestABreakerThatKeepsWakingIsNoGarbage(t *testing.T) {
 	t.Fatal("3 s later: not garbage")
 }
 
-// In a fleet: half have a row, half a rate. An outage, with few calls.
-func TestAMixedFleet(t *testing.T) {
-	opened := func(other *Config) (n int, at float64) {
-		for seed := range uint64(20) {
-			f := fleet{processes: 10, rate: 0.5, lasts: 50, config: Config{FailMax: 5}, other: other, errors: outage(1, 1)}
-			got := simulate(f, 1, seed)
-			if got.openAt > 0 {
-				n, at = n+1, at+got.openAt-1
-			}
-		}
-		return n, at / float64(max(n, 1))
-	}
-	n, at := opened(nil)
-	t.Logf("all with a row: %d of 20 runs open within 49 s, after %.1f s on average", n, at)
-	require.Equal(t, 20, n)
-	n, at = opened(&Config{FailureRate: 0.5, MinCalls: 100})
-	t.Logf("half with a rate of 100 calls in place of it: %d of 20, after %.1f s", n, at)
-	require.Equal(t, 20, n)
-}
-
 // One report that cannot be makes the record unreadable for all.
 func TestAStrangersCountSpoilsTheRecord(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
@@ -714,7 +683,7 @@ func TestStrictFailuresAreNotKnown(t *testing.T) {
 		synctest.Wait()
 		before, err := other.Record(t.Context())
 		require.NoError(t, err)
-		require.True(t, before.rated())
+		require.True(t, before.Rated)
 		for range 3 {
 			require.ErrorIs(t, callOf(other, true), errAttack)
 		}

@@ -153,9 +153,22 @@ func (r *replica) excluded(rec *Record, now time.Time) bool {
 
 // Inputs: calls.
 
-// needsCause reports whether the cause of a failure has to be made for ended.
-func (r *replica) needsCause(a *admission) bool {
-	return r.linked || a.trial != "" || r.settings.FailureRate > 0 || r.local.Failures+1 >= r.settings.FailMax
+// countsAlone is ended for an outcome from which nothing follows but the count,
+// in a circuit without a storage. Otherwise it does nothing, and reports so.
+func (r *replica) countsAlone(a *admission, o Outcome) bool {
+	l, s := &r.local, r.settings
+	if !r.countsLocally(a) || l.Override != nil || s.FailureRate > 0 || s.Ramp > 0 {
+		return false
+	}
+	switch {
+	case o == OutcomeSuccess:
+		l.Failures = 0
+	case o == OutcomeFailure && l.Failures+1 < s.FailMax:
+		l.Failures++
+	default:
+		return false
+	}
+	return true
 }
 
 // ended is an input: an admitted call has ended. It returns the sequence number to

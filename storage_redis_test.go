@@ -726,23 +726,19 @@ func (w *twin) remembers(c Change) bool {
 func (w *twin) agrees(got Record, here, now time.Time) error {
 	got, want := got.At(here), w.model.At(now).translated(now, here)
 	text := func(r Record) string {
-		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Balance, r.Rated, r.OpenFor, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
+		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Threshold, r.Score, r.Rated, r.Witness, r.OpenFor, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
 	}
 	if text(got) != text(want) {
 		return fmt.Errorf("%s is\n%s, not\n%s", w.circuit, text(got), text(want))
 	}
 	times := func(r Record) []time.Time {
-		all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil}, deadlines(r.Trials)...)
+		all := append([]time.Time{r.DueAt, r.RetryAt}, deadlines(r.Trials)...)
 		for i, t := range all {
 			if !t.IsZero() && t.Before(here) { // it is over: since when is not kept
 				all[i] = here
 			}
 		}
-		all = append(all, r.SuspectAt, r.ClosedAt)
-		if r.State == StateClosed && r.Failures > 0 && !r.suspect() {
-			all = append(all, r.RowSince)
-		}
-		return all
+		return append(all, r.SuspectAt, r.DismissedAt, r.ClosedAt)
 	}
 	for i, t := range times(got) {
 		if t.IsZero() != times(want)[i].IsZero() || t.Sub(times(want)[i]).Abs() > time.Second {
@@ -807,12 +803,14 @@ func (w *twin) advance(d time.Duration) {
 func (w *twin) nearDeadline(c Change) bool {
 	now := w.clock.now()
 	r := w.model
-	all := append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil, r.SuspectAt.Add(c.Limits.Suspicion), r.DueAt.Add(c.Limits.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
+	l := &c.Limits
+	all := append([]time.Time{r.DueAt, r.dueAt(l), r.RetryAt, r.calmUntil(l), r.DueAt.Add(l.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
+	all = append(all, r.SuspectAt.Add(l.Suspicion), r.SuspectAt.Add(time.Duration(evidence.rated)*l.Suspicion))
+	for i := range r.Trials {
+		all = append(all, r.Trials[i].deadline(l))
+	}
 	edge := now.Truncate(w.clock.width()) // of buckets
 	all = append(all, edge, edge.Add(w.clock.width()))
-	if r.suspect() {
-		all = append(all, r.OpensAt.Add(lateness))
-	}
 	for last := r.OpenTime; last > time.Second; last /= 2 { // each step of what it forgets
 		all = append(all, r.ClosedAt.Add(2*(r.OpenTime-last)), r.ClosedAt.Add(2*r.OpenTime-last))
 	}
@@ -942,7 +940,7 @@ func TestManyWritersCountExactly(t *testing.T) {
 			require.Equal(t, limits.FailMax, r.Failures)
 		} else {
 			require.True(t, r.suspect())
-			require.Equal(t, limits.FailMax, r.Balance)
+			require.Equal(t, limits.FailMax, r.Score)
 		}
 	}
 }

@@ -22,6 +22,7 @@ type view struct {
 	local       bool       // only the local circuit rejects
 	rejection   *OpenError // nil if every call runs
 	cause       string     // of the rejection
+	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu
 }
 
 // gate is what a view does with a call.
@@ -127,9 +128,9 @@ func (v *view) succeeded() {
 	}
 }
 
-// same reports whether calls meet the same in both.
+// same reports whether calls meet the same in both: all but quiet and fast.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
+	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&
 		v.settings == w.settings && v.state == w.state && v.local == w.local && v.cause == w.cause &&
 		v.rejection.same(w.rejection)

@@ -214,7 +214,7 @@ func (e *encoder) process(pr *process) {
 	e.byte(254)
 	for i := range pr.calls {
 		c := &pr.calls[i]
-		e.bool(c.waits, c.decided, c.admission.view == pr.view, c.admission.view == pr.before)
+		e.bool(c.waits, c.decided, c.admission.view == pr.view, c.admission.view == pr.view.twin)
 		e.generations(c.admission.local, c.admission.shared)
 		if c.admission.trial != "" {
 			e.id(c.admission.trial)

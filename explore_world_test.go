@@ -168,7 +168,7 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		pr.failed = false
 		pr.reference.reset(false)
 	}
-	if adopted > 0 && r.adopted == 0 {
+	if adopted > 0 && r.adopted == 0 && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
 	}
 	if r.adopted > 0 && r.local.Generation == r.adopted || r.local.Override != nil || r.local.Moved > 0 {
@@ -202,7 +202,7 @@ func (w *world) onTime(p int) *violation {
 		if pr.view.tallies { // for somewhat longer than needed, which does no harm
 			v.tallies, v.plain, v.fast = true, pr.view.plain, pr.view.fast
 		}
-		if !v.same(pr.view) {
+		if !v.same(pr.view) || v.quiet != pr.view.quiet {
 			return violates("I7", "the view of %c is %v (%d) at %s, not %v (%d), and it wakes at %s", 'a'+p, v.state, v.admits, w.at(at), pr.view.state, pr.view.admits, w.at(pr.armed))
 		}
 		return nil
@@ -622,7 +622,9 @@ func (w *world) act(a action, p, i int) *violation {
 			if len(pr.calls) < n {
 				pr.reference.end(c.admission.trial, c.spell, OutcomeIgnored, w.now)
 			} else {
-				pr.calls[n-1].spell = c.spell
+				if pr.calls[n-1].spell = c.spell; pr.calls[n-1].admission.trial == "" {
+					pr.calls[n-1].spell = pr.reference.spell
+				}
 			}
 			return change
 		})

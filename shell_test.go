@@ -14,7 +14,6 @@ import (
 type shell struct {
 	replica replica
 	view    *view
-	before  *view
 	tally   int       // successes that the replica has not received yet
 	armed   time.Time // when the timer fires; zero if it does not
 	calls   []shellCall
@@ -100,13 +99,23 @@ func (h *shell) step(now time.Time, input func(r *replica)) *Change {
 func (h *shell) publish(now time.Time) {
 	fresh := new(view)
 	fresh.derive(&h.replica, "x", now)
-	switch old := h.view; {
-	case old != nil && fresh.same(old):
-	case h.before != nil && fresh.same(h.before):
-		h.view, h.before = h.before, old
-	default:
-		h.view, h.before = fresh, old
+	if h.view == nil || !fresh.same(h.view) {
+		h.view = fresh
+		return
 	}
+	h.setQuiet(fresh.quiet)
+}
+
+func (h *shell) setQuiet(quiet bool) {
+	if h.view.quiet == quiet {
+		return
+	}
+	if h.view.twin == nil {
+		w := *h.view
+		w.quiet, w.fast, w.twin = quiet, w.plain && quiet, h.view
+		h.view.twin = &w
+	}
+	h.view = h.view.twin
 }
 
 // wake is the timer.
@@ -161,6 +170,10 @@ func (h *shell) end(i int, o Outcome, now time.Time) (change *Change) {
 		if h.view.tallies {
 			h.tally++
 		}
+		return nil
+	}
+	if !h.replica.linked && h.replica.countsAlone(a, o) {
+		h.setQuiet(h.replica.local.Failures == 0)
 		return nil
 	}
 	res := result{outcome: o}

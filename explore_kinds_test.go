@@ -50,7 +50,7 @@ func kinds() (all []*kind) {
 		if left.all == 0 {
 			left.all = 9
 		}
-		k := &kind{name: name, processes: processes, config: c, begin: begin, left: left, open: 1, outcomes: [3][]Outcome{either, either, either}, states: 100_000, heals: 11, dies: 101}
+		k := &kind{name: name, processes: processes, config: c, begin: begin, left: left, open: 1, outcomes: [3][]Outcome{either, either, either}, states: 100_000, heals: 11, dies: 499}
 		for _, m := range more {
 			m(k)
 		}

@@ -605,7 +605,8 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	proxy := redistest.StartProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), PoolSize: 1})
 	t.Cleanup(func() { _ = client.Close() })
-	storage := infuse.NewRedisStorage(split(client, server.Client()), infuse.RedisOptions{PollInterval: time.Hour})
+	// It receives no message, which would have it read the record.
+	storage := infuse.NewRedisStorage(split(client, redistest.Start(t).Client()), infuse.RedisOptions{PollInterval: time.Hour})
 	t.Cleanup(func() { require.NoError(t, storage.Close()) })
 	b := startQuietly(t, server, infuse.Config{
 		FailMax: 3, SuccessThreshold: 2, MaxTrials: 2, ResetTimeout: 300 * time.Millisecond, Storage: storage,
@@ -669,7 +670,13 @@ func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
 	require.Eventually(t, func() bool { return recordOf(t, b).State == infuse.StateOpen }, patience, pace)
 
 	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
-	require.NoError(t, b.Call(ctx, succeeds), "a trial is asked for and settled, too")
+	require.ErrorIs(t, b.Call(ctx, succeeds), infuse.ErrOpen, "nobody waits for a trial then")
+	require.Empty(t, recordOf(t, b).Trials)
+	ctx, cancel = context.WithCancel(t.Context())
+	require.NoError(t, b.Call(ctx, func(context.Context) error {
+		cancel()
+		return nil
+	}), "but a trial is settled")
 	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
 }
 
@@ -1033,13 +1040,13 @@ func TestMaxTrialsLetsSoManyRunAndNotOneMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := infuse.Config{MaxTrials: 3, SuccessThreshold: 100, Storage: infuse.NewMemoryStorage()}
 		b, other := startDue(t, cfg), startBreaker(t, "prices", cfg)
-		cancelled, cancel := context.WithCancel(t.Context())
-		cancel()
 		for range 4 {
 			var held []infuse.Permit
 			for i := range 3 {
-				p, err := []*infuse.Breaker{b, other}[i%2].Acquire(cancelled)
+				ctx, cancel := context.WithCancel(t.Context())
+				p, err := []*infuse.Breaker{b, other}[i%2].Acquire(ctx)
 				require.NoError(t, err)
+				cancel()
 				held = append(held, p)
 			}
 			requireRejected(t, b)
@@ -1595,6 +1602,7 @@ func startQuietly(t *testing.T, s *redistest.Server, cfg infuse.Config) *infuse.
 	warm, err := infuse.New("warm", patiently(cfg)) // has Redis know the scripts
 	require.NoError(t, err)
 	_ = warm.Call(t.Context(), fails)
+	require.NoError(t, warm.Move(t.Context(), infuse.StateClosed))
 	warm.Stop()
 	reads := func() int64 { return commands(t, s)["hmget"] } // by the script, which is sent more often until it is known
 	before := reads()
@@ -1633,7 +1641,8 @@ func TestAHundredThousandRejectionsSendNothing(t *testing.T) {
 
 func TestAFailingCallSendsOneCommand(t *testing.T) {
 	server := redistest.Start(t)
-	b := startQuietBreaker(t, server, infuse.Config{FailMax: 5, ResetTimeout: time.Hour})
+	// It receives no message: those of the opening have each process read it.
+	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{FailMax: 5, ResetTimeout: time.Hour})
 	for range 5 { // the fifth opens the circuit, and costs no more
 		cost := costOf(t, server, func() {
 			require.Equal(t, errIll, b.Call(t.Context(), fails))

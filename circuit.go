@@ -81,28 +81,20 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 		return
 	}
 	weakly := weak.Make(c)
-	var down *trouble
+	var down error
 	c.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
-		if down = l.join(weakly); down != nil {
+		if c.link, down = l.join(weakly); down != nil {
 			r.lost(down, now)
 		}
 	})
-	stop := l.storage.Watch(name, func(rec Record) {
-		if c := weakly.Value(); c != nil {
-			c.observed(rec)
-		}
-	})
-	c.unwatch = func() {
-		stop()
-		l.leave(weakly)
-	}
+	c.unwatch = c.link.watch(weakly, name)
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
 		c.events.add(warning(errLoopback))
 	}
 	if down == nil { // nobody waits for a storage that is known to be unavailable
 		ctx, cancel := c.patience(context.Background(), time.Now())
 		defer cancel()
-		_ = c.read(ctx)
+		c.read(ctx)
 	}
 }
 
@@ -163,7 +155,7 @@ func (c *circuit) follow(now time.Time) *Change {
 		if away := r.trouble != nil; away != c.away && !r.stopped {
 			c.away = away
 			if away {
-				c.events.add(storageAway(r.trouble.err))
+				c.events.add(storageAway(r.trouble))
 			} else {
 				c.events.add(storageBack(now.Sub(r.since)))
 			}
@@ -180,7 +172,7 @@ func (c *circuit) release() {
 		c.asking = nil
 	}
 	c.waiting.release(r.acknowledged())
-	if r.trouble != nil && !r.trouble.ofRecord {
+	if isTrouble(r.trouble) {
 		c.manuals.release(r.noted)
 	} else {
 		c.manuals.release(r.landed)
@@ -311,17 +303,23 @@ func (c *circuit) answered(q *Change, rec Record) {
 	c.tellAside()
 }
 
-func (c *circuit) unanswered(q *Change, why *trouble) {
+func (c *circuit) unanswered(q *Change, why error) {
 	c.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
 	c.tellAside()
 }
 
-func (c *circuit) unread(why *trouble) {
-	c.step(func(r *replica, now time.Time) { r.unread(why, now) })
+// unread is for a caller whose read failed: of all callers of one read, the first
+// detaches the circuit.
+func (c *circuit) unread(err error) {
+	c.step(func(r *replica, now time.Time) {
+		if r.attached() {
+			r.unread(err, now)
+		}
+	})
 	c.tellAside()
 }
 
-func (c *circuit) lost(why *trouble) {
+func (c *circuit) lost(why error) {
 	c.step(func(r *replica, now time.Time) { r.lost(why, now) })
 	c.tellAside()
 }
@@ -347,8 +345,12 @@ func (c *circuit) observed(rec Record) {
 func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 	var d decision
 	var wait chan struct{}
+	gone := ctx.Err() != nil // such a caller takes no trial from another
 	c.step(func(r *replica, now time.Time) {
-		if a, d = r.asked(now); d == waits {
+		switch a, d = r.asked(now); {
+		case d == waits && gone:
+			a, d = r.goesOn(a, now)
+		case d == waits:
 			wait = make(chan struct{})
 			c.asking = wait
 		}
@@ -424,14 +426,8 @@ func (c *circuit) manual(ctx context.Context, change Change, what string) error 
 	var number uint64
 	var done <-chan struct{}
 	var why error
-	failure := func(r *replica) error {
-		if r.trouble == nil {
-			return nil
-		}
-		return r.trouble.err
-	}
 	c.step(func(r *replica, now time.Time) {
-		why = failure(r)
+		why = r.trouble
 		if number = r.manual(change, now); number > 0 {
 			done = c.manuals.add(number)
 		}
@@ -450,7 +446,7 @@ func (c *circuit) manual(ctx context.Context, change Change, what string) error 
 	confirmed := false
 	c.look(func(r *replica) {
 		confirmed = number <= r.landed
-		why = cmp.Or(failure(r), why)
+		why = cmp.Or(r.trouble, why)
 	})
 	if confirmed {
 		return nil
@@ -470,15 +466,18 @@ func (c *circuit) attached() (yes bool) {
 	return yes
 }
 
-// read brings the circuit up to date from the storage.
-func (c *circuit) read(ctx context.Context) error {
+// read brings the circuit up to date from the storage. If there is no answer in
+// time, the circuit is detached. A caller whose own context ends leaves it as it is.
+func (c *circuit) read(ctx context.Context) {
 	var news uint64
 	c.look(func(r *replica) { news = r.news })
 	rec, err := c.link.read(ctx, c)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
+	case err == errStorageTimeout: // the caller may have waited for a place
+		c.unread(err)
 	}
-	return err
 }
 
 func (c *circuit) configured(s *settings) {
@@ -518,10 +517,10 @@ func (c *circuit) storageTimeout() time.Duration {
 // so that a call which waited in vain meets a detached circuit.
 func (c *circuit) linkTimeout() time.Duration { return c.storageTimeout() * 19 / 20 }
 
-// patience returns a context for all that one call waits for: it ends when the
-// call may not wait any longer, and not when its caller loses interest.
+// patience returns a context for all that one call waits for: it ends with the
+// call's own context, or with errStorageTimeout when StorageTimeout is over.
 func (c *circuit) patience(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
-	return context.WithDeadlineCause(context.WithoutCancel(ctx), began.Add(c.storageTimeout()), errStorageTimeout)
+	return context.WithDeadlineCause(ctx, began.Add(c.storageTimeout()), errStorageTimeout)
 }
 
 // tell notifies the listeners of what they do not know yet. No lock is held.

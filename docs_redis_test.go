@@ -151,7 +151,7 @@ func TestWhatACircuitSends(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	admin, sick := server.Client(), errors.New("sick")
-	for _, script := range []*redis.Script{countScript, swapScript} { // else the first run of each is an EVAL, too
+	for _, script := range []*redis.Script{readScript, countScript, swapScript} { // else the first run of each is an EVAL, too
 		require.NoError(t, script.Load(t.Context(), admin).Err())
 	}
 	var b, other *Breaker
@@ -187,7 +187,7 @@ func TestWhatACircuitSends(t *testing.T) {
 			scripts := quietCommands(t, server)["evalsha"]
 			times(3, func() { call(b, sick) })()
 			reach(StateOpen)()
-			require.Eventually(t, func() bool { return quietCommands(t, server)["evalsha"] == scripts+5 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return quietCommands(t, server)["evalsha"] == scripts+7 }, 20*time.Second, time.Millisecond)
 		}},
 		{"1,000 calls are rejected in each of the two", times(1000, func() { call(b, nil); call(other, nil) })},
 		{"a trial runs, and succeeds: the circuit closes", func() {

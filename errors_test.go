@@ -16,13 +16,9 @@ import (
 func TestACauseNamesNoSecrets(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain": "plain",
-		"a://b": "a://b",
-		`Get "https://u:p@h:8/p/q?token=s#f": EOF`: `Get "https://h:8/p/q": EOF`,
-		"https://h?x=1 and http://a@b/c":           "https://h and http://b/c",
-		"redis://:secret@h":                        "redis://h",
-		"://":                                      "://",
-		"x://@/?":                                  "x:///",
-		"two\nlines\x00":                           "two lines ",
+		"GET https://a.net/t?$filter=name eq 'ann'&sig=TOPSECRET: 500": "GET https://a.net/t?…",
+		"redis://:secret@h": "redis://h",
+		"two\nlines\x00":    "two lines ",
 	} {
 		require.Equal(t, want, presentable(text, 200), "%q", text)
 	}

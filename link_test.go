@@ -368,8 +368,11 @@ func TestACancelledCallStillReports(t *testing.T) {
 
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		require.NoError(t, b.Call(ctx, succeeds))
+		defer cancel()
+		require.NoError(t, b.Call(ctx, func(context.Context) error {
+			cancel()
+			return nil
+		}))
 		require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
 		heard.Require(t, 0, 0)
 	})

@@ -378,7 +378,7 @@ func TestManyAtOnceUnderAllSettings(t *testing.T) {
 					_ = b.Stats()
 					switch i % 11 {
 					case 1:
-						_ = b.Override(context.Background(), Override{State: State(i / 11 % 2), Until: time.Now().Add(3 * time.Millisecond)})
+						_ = b.Override(context.Background(), Override{State: State(i / 11 % 2), Reason: "attack", Until: time.Now().Add(3 * time.Millisecond)})
 					case 5:
 						_ = b.ClearOverride(context.Background(), "")
 					case 9:
@@ -577,7 +577,7 @@ func TestManyAtOnceUnderAllSettingsOnRedis(t *testing.T) {
 			_ = b.Stats()
 			switch i % 11 {
 			case 1:
-				_ = b.Override(context.Background(), Override{State: State(i / 11 % 2), Until: time.Now().Add(30 * time.Millisecond)})
+				_ = b.Override(context.Background(), Override{State: State(i / 11 % 2), Reason: "attack", Until: time.Now().Add(30 * time.Millisecond)})
 			case 5:
 				_ = b.ClearOverride(context.Background(), "")
 			case 9:

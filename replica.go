@@ -26,12 +26,12 @@ type replica struct {
 
 	failing bool   // the last call of this process failed: what an open shared circuit rejects by
 	share   int    // how much of the evidence on record this process may have supplied
-	joined  bool   // it started during a suspicion, and no call has succeeded since
+	joined  bool   // it started with failures on record, and no call has succeeded since
 	former  string // the witness on record when it started: that may have been this process, before it crashed
 
 	linked   bool      // there is a storage
 	linkUp   bool      // and its link has not failed
-	trouble  *trouble  // why the shared record does not apply; nil if it does
+	trouble  error     // why the shared record does not apply; nil if it does
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
@@ -106,14 +106,9 @@ func (r *replica) fleet(now time.Time) *Record {
 var closed Record
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
-// With evidence, it does so only if the last call of this process failed. That
-// record may still be suspect if this process has started since: before, its local
-// circuit may have been open, and pybreaker's stays open over a restart.
+// With evidence, it does so only if the last call of this process failed.
 func (r *replica) rejectsBy(rec *Record) bool {
-	if !rec.hasEvidence() {
-		return rec.State != StateClosed
-	}
-	return r.failing && (rec.State != StateClosed || r.joined && r.local.State == StateClosed)
+	return rec.State != StateClosed && (r.failing || !rec.hasEvidence())
 }
 
 // hasSuppliedAll reports whether this process reports no more failures to the
@@ -127,18 +122,6 @@ func (r *replica) hasSuppliedAll(rec *Record) bool {
 		return r.share >= min(rec.Threshold, r.settings.FailMax)
 	}
 	return r.share >= r.settings.FailMax
-}
-
-// trouble is why a storage does not answer. It is made before any lock is taken,
-// because the methods of the error are the storage's.
-type trouble struct {
-	err      error
-	cause    keptCause
-	ofRecord bool // it is this circuit's record alone, which cannot be read
-}
-
-func troubleOf(err error) *trouble {
-	return &trouble{err, keepCause(err), !isTrouble(err)}
 }
 
 // witnessed reports whether the record's witness is this process.
@@ -177,7 +160,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if res.cause.known() {
 		r.cause = res.cause
 	}
-	late := a.shared < r.shared.Since
+	late, manual := a.shared < r.shared.Since, false
 	l := r.lease(a.trial)
 	if l != nil {
 		l.phase, l.outcome = phaseEnded, res
@@ -185,6 +168,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 			fleet := r.shared.at(now)
 			i := fleet.trial(a.trial)
 			late = i < 0 || fleet.Trials[i].Stale
+			manual = !fleet.hasEvidence()
 		}
 	}
 	if late {
@@ -200,8 +184,20 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.settleLeases(now)
 		number = r.noted
 	}
-	r.countLocal(a, &res, now)
+	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
+		// The half-open circuit was for all; now it applies to the processes whose
+		// last call failed, each as far as its local circuit does.
+		r.openLocally(&res, now)
+	}
 	return number
+}
+
+// openLocally opens the local circuit after a failed trial that was not its own.
+func (r *replica) openLocally(res *result, now time.Time) {
+	t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, openFor: res.openFor}
+	t.openFor = t.openTime(0)
+	r.local.By, r.local.Cause = t.by, t.cause
+	r.local.open(&t, now.Add(t.openFor), 0, now)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and
@@ -300,7 +296,6 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	case b.until.After(now.Add(armedEarly)) || r.asking():
 		return a, rejects
 	}
-	fleet := r.fleet(now)
 	a.trial = r.newID()
 	if b.local {
 		c := Change{By: r.settings.Instance, Ask: a.trial}
@@ -309,14 +304,21 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		}
 		a.local = r.local.Since
 	}
-	// A local circuit may have opened before the shared one did, and then nobody
-	// reports any more: with the trial, all find out.
-	if !b.shared && !(fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))) {
+	if !b.shared && !r.sharesTrial(r.fleet(now), now) {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// sharesTrial reports whether the trial of the local circuit is one of the shared
+// circuit, too. It is while that is half-open: otherwise a success of this process
+// there would outlive its failure here. And it is while that is suspect and due, if
+// the storage finds enough evidence: the local circuits of all may have opened before
+// Suspicion was over, and then nobody reports any more.
+func (r *replica) sharesTrial(fleet *Record, now time.Time) bool {
+	return fleet.State == StateHalfOpen || fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))
 }
 
 // blocking is what keeps the calls of this process from running.
@@ -470,7 +472,7 @@ func (r *replica) lease(id string) *lease {
 func (r *replica) manual(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
-	case r.linked && r.linkUp && r.trouble.ofRecord:
+	case r.linked && r.linkUp && !isTrouble(r.trouble):
 		// The record cannot be read: this replaces it, and all that was yet to be
 		// reported of it.
 		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
@@ -631,16 +633,25 @@ func (r *replica) receive(rec Record, now time.Time) {
 }
 
 // limitEvidence keeps account of the evidence that this process has supplied. A
-// process that starts takes what is on record for its own: it may have been
-// supplied by this process before it crashed.
+// process that starts takes what is on record for its own, also in its local circuit:
+// it may have reported these failures before it restarted. Once the others have
+// dismissed them, they are not held against it.
 func (r *replica) limitEvidence(first bool) {
 	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
 		r.share = level
 	}
-	if r.joined = (first || r.joined) && r.shared.hasEvidence(); first {
+	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
+	switch {
+	case first:
 		r.former = r.shared.Witness
+		if joined && r.local.State == StateClosed && r.settings.streakCounts() {
+			r.local.Failures = max(r.local.Failures, min(r.share, r.settings.FailMax-1))
+		}
+	case r.joined && !joined:
+		r.clearLocal()
 	}
+	r.joined = joined
 	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
 		r.out.counted.dropFailures()
 	}
@@ -648,7 +659,7 @@ func (r *replica) limitEvidence(first bool) {
 
 // unanswered is an input: a request failed, or was not answered in time. Its
 // fate is unknown: it is sent again under its number.
-func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
+func (r *replica) unanswered(number uint64, why error, now time.Time) {
 	if !r.awaits(number) {
 		return
 	}
@@ -662,14 +673,14 @@ func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
 func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sent.Number == number }
 
 // unread is an input: a read failed.
-func (r *replica) unread(why *trouble, now time.Time) {
+func (r *replica) unread(why error, now time.Time) {
 	r.detach(why, now)
 	r.failed++
 	r.retryAt = now.Add(backoff(r.failed, r.roll()))
 }
 
 // lost is an input: the link to the storage is down.
-func (r *replica) lost(why *trouble, now time.Time) {
+func (r *replica) lost(why error, now time.Time) {
 	r.linkUp = false
 	r.detach(why, now)
 }
@@ -680,7 +691,7 @@ func (r *replica) back() {
 }
 
 // detach has the local circuit decide alone.
-func (r *replica) detach(why *trouble, now time.Time) {
+func (r *replica) detach(why error, now time.Time) {
 	if r.trouble != nil {
 		return
 	}
@@ -704,9 +715,6 @@ func (r *replica) adopt(now time.Time) {
 	rec.dropEvidence()
 	rec.Override, rec.heard = nil, nil
 	rec.SuspectAt = r.shared.SuspectAt
-	if rec.State == StateClosed && r.shared.suspect() {
-		rec.State = StateOpen
-	}
 	if rec.State == StateHalfOpen && r.excluded(&r.shared, now) {
 		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
 	}
@@ -771,7 +779,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 // run now.
 func (r *Record) blockedUntil(l *Limits, now time.Time) time.Time {
 	var until time.Time
-	if r.State == StateOpen || r.suspect() {
+	if r.State == StateOpen {
 		until = r.dueAt(l)
 	}
 	var deadlines []time.Time

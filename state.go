@@ -188,12 +188,12 @@ type Move struct{ To State }
 
 // Override forces the circuit open or closed for all processes, whatever the
 // outcomes of its calls are. While it is forced closed, every call runs and
-// outcomes are still counted; while it is forced open, none runs. Reason must
-// not be empty.
+// outcomes are still counted; while it is forced open, none runs. Breaker.Override
+// rejects an override without a Reason, and so the zero Override.
 type Override struct {
 	State  State     // open or closed
 	By     string    // who forces it: usually a person. At most 200 bytes; Config.Instance if empty
-	Reason string    // shown with each rejection; at most 200 bytes
+	Reason string    // shown with each rejection; not empty, at most 200 bytes
 	Until  time.Time // zero: until it is removed
 }
 
@@ -393,6 +393,7 @@ func (r *Record) restore(seen *Record, now time.Time) {
 	switch {
 	case seen.Generation == r.Generation:
 		r.clampTo(seen)
+		r.expire(now)
 	case seen.Generation > r.Generation && (seen.at(now).matters() || r.matters()):
 		heard := r.heard
 		*r = seen.At(now)
@@ -677,7 +678,7 @@ func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
 }
 
 func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
-	due := (r.State == StateOpen || r.suspect()) && !now.Before(r.dueAt(t.limits))
+	due := (r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()) && !now.Before(r.dueAt(t.limits))
 	switch {
 	case r.trial(id) >= 0:
 		return VerdictApplied

@@ -49,7 +49,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	case o != nil && o.State == StateOpen:
 		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: r.linked && o == r.local.Override, By: o.By, Reason: o.Reason, DueAt: o.Until}, keptCause{})
 	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackOpen:
-		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, r.trouble.cause)
+		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, keptCause{r.trouble, r.trouble.Error()})
 	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackClosed, o != nil && blocked:
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:

@@ -1,0 +1,707 @@
+package infuse
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"time"
+)
+
+// A simulated fleet: any number of replicas and one record, the very code of
+// replica.go and state.go, in virtual time. Only the calls, the network and the
+// shell around a replica are simulated. The same seed gives the same run.
+
+// simFleet is what is simulated.
+type simFleet struct {
+	processes int
+	rate      float64                   // calls a second of each process
+	rates     func(process int) float64 // in place of rate
+	traffic   func(process int) simTraffic
+	lasts     float64 // seconds
+	onset     float64 // when the outage begins, in seconds
+	health    simHealth
+	restarts  func(process int) float64 // seconds of life; 0: it does not restart
+	crashes   func(process int) int     // restarts after so many failures; 0: it does not
+	config    Config
+	configs   func(process int) *Config // in place of config, if not nil
+	local     bool                      // no storage
+	storage   simFaults
+	callTime  float64                                                        // seconds; 2 ms if 0
+	log       func(p *simProcess, began time.Duration, admitted, fails bool) // of each call, when it has ended
+}
+
+// simHealth is the share of the calls that fail, and until when it stays so.
+type simHealth func(process int, at float64) (failing, until float64)
+
+// simTraffic is when a process calls.
+type simTraffic struct {
+	kind simKind
+	n    int // calls at once
+}
+
+type simKind int
+
+const (
+	simPoisson simKind = iota
+	simBursts          // n calls at once
+	simLoop            // one call at a time, and the next at once if it has failed
+	simCron            // all processes at the same moment, every 10 s: n calls each
+	simTick            // a call each 1/rate seconds
+)
+
+// simFaults is what the storage does wrong.
+type simFaults struct {
+	latency     float64 // one way, in seconds; 0.5 ms if 0
+	pausesAt    float64 // stands still for so long when each suspicion begins
+	pausesOften float64 // and at random, so many times a second, for pausesAt
+	lost        float64 // the share of notifications that are lost
+	failsOver   float64 // seconds after each dismissal that the record of the suspicion returns; 0: never
+}
+
+// simResult is what came of it.
+type simResult struct {
+	openings, suspicions, messages, trials int
+	touching                               int // openings that rejected a healthy process's calls, its local circuit being closed
+	reached                                int // calls that ran after the onset, trials aside
+	lastReached                            float64
+	healthyCalls                           float64 // expected
+	healthyRejected, healthyRejectedAlone  int     // by the shared circuit; by the local one
+	calls                                  float64 // expected, of all
+	rejected, rejectedAlone                int     // of all
+	openedAlone                            int
+	openAt                                 float64 // of the first opening after the onset
+	mostTrials                             int     // of the shared circuit, at a time
+	longest                                float64 // seconds that a healthy process was rejected by the shared circuit
+	wrong                                  string  // a rejection of a process whose last call has not failed
+}
+
+type simulation struct {
+	simFleet
+	simResult
+	roll    *rand.Rand
+	now     int64 // nanoseconds
+	queue   simQueue
+	all     []*simProcess
+	running int // trials
+	settled    [2]*settings
+
+	record      Record
+	suspected   Record // the last suspicion, for a failover
+	pausedUntil int64
+	opened      int64 // the generation of the last opening
+	touched     int64 // the last one that was counted as touching
+}
+
+// simEvent happens at a time; the queue is a heap of them.
+type simEvent struct {
+	at    int64
+	order uint64
+	do    func()
+}
+
+type simQueue struct {
+	all   []simEvent
+	count uint64
+}
+
+func (e *simEvent) before(f *simEvent) bool { return e.at < f.at || e.at == f.at && e.order < f.order }
+
+func (q *simQueue) push(at int64, do func()) {
+	q.count++
+	e := simEvent{at, q.count, do}
+	q.all = append(q.all, e)
+	i := len(q.all) - 1
+	for i > 0 {
+		up := (i - 1) / 4
+		if !e.before(&q.all[up]) {
+			break
+		}
+		q.all[i] = q.all[up]
+		i = up
+	}
+	q.all[i] = e
+}
+
+func (q *simQueue) pop() simEvent {
+	first, last := q.all[0], q.all[len(q.all)-1]
+	q.all[len(q.all)-1].do = nil
+	q.all = q.all[:len(q.all)-1]
+	n := len(q.all)
+	for i := 0; n > 0; {
+		least, e := -1, &last
+		for c := 4*i + 1; c <= 4*i+4 && c < n; c++ {
+			if q.all[c].before(e) {
+				least, e = c, &q.all[c]
+			}
+		}
+		if least < 0 {
+			q.all[i] = last
+			break
+		}
+		q.all[i] = q.all[least]
+		i = least
+	}
+	return first
+}
+
+var simStart = time.UnixMilli(1_790_000_000_000)
+
+var errSimulated = errors.New("simulated")
+
+// simulate runs the fleet.
+func simulate(f simFleet, seed uint64) simResult {
+	s := newSimulation(f, seed)
+	for i := range f.processes {
+		p := &simProcess{simulation: s, number: i}
+		s.all = append(s.all, p)
+		p.start()
+	}
+	s.until(f.lasts)
+	s.expect()
+	return s.simResult
+}
+
+func newSimulation(f simFleet, seed uint64) *simulation {
+	s := &simulation{simFleet: f, roll: rand.New(rand.NewPCG(seed, 0))}
+	if s.storage.latency == 0 {
+		s.storage.latency = 0.0005
+	}
+	if s.callTime == 0 {
+		s.callTime = 0.002
+	}
+	if s.rates == nil {
+		s.rates = func(int) float64 { return f.rate }
+	}
+	if s.traffic == nil {
+		s.traffic = func(int) simTraffic { return simTraffic{} }
+	}
+	if f := s.storage.pausesOften; f > 0 {
+		var pause func()
+		pause = func() {
+			s.pause(s.storage.pausesAt)
+			s.after(s.roll.ExpFloat64()/f, pause)
+		}
+		s.after(s.roll.ExpFloat64()/f, pause)
+	}
+	return s
+}
+
+func (s *simulation) until(lasts float64) {
+	end := int64(lasts * 1e9)
+	for len(s.queue.all) > 0 && s.queue.all[0].at <= end {
+		e := s.queue.pop()
+		s.now = e.at
+		e.do()
+	}
+}
+
+// expect is how many calls there were, of which those that changed nothing were
+// not drawn.
+func (s *simulation) expect() {
+	for i := range s.processes {
+		for at := 0.0; at < s.lasts; {
+			failing, until := s.health(i, at)
+			until = min(until, s.lasts)
+			calls := s.rates(i) * (until - at)
+			if s.calls += calls; failing <= 0.5 {
+				s.healthyCalls += calls
+			}
+			at = until
+		}
+	}
+}
+
+func (s *simulation) time() time.Time  { return simStart.Add(time.Duration(s.now)) }
+func (s *simulation) seconds() float64 { return float64(s.now) / 1e9 }
+
+func (s *simulation) after(seconds float64, do func()) {
+	s.queue.push(s.now+int64(seconds*1e9), do)
+}
+
+// The storage.
+
+func (s *simulation) pause(seconds float64) {
+	s.pausedUntil = max(s.pausedUntil, s.now+int64(seconds*1e9))
+}
+
+// reach brings a request to the storage, once it does not stand still.
+func (s *simulation) reach(request func()) {
+	s.after(s.storage.latency, func() { s.arrive(request) })
+}
+
+func (s *simulation) arrive(request func()) {
+	if s.now < s.pausedUntil {
+		s.queue.push(s.pausedUntil, func() { s.arrive(request) })
+		return
+	}
+	request()
+}
+
+// make makes a change of the record, notifies all, and returns the answer.
+func (s *simulation) make(c *Change) Record {
+	if c.Number == 0 {
+		return s.record.At(s.time())
+	}
+	before := s.record
+	rec, verdict := before.Apply(*c, s.time())
+	if verdict != VerdictRefused {
+		s.record = rec
+	}
+	if verdict == VerdictMoved {
+		s.notify(rec)
+	}
+	if rec.suspect() && !before.suspect() {
+		s.suspicions++
+		s.suspected = rec
+		if s.storage.pausesAt > 0 && s.storage.pausesOften == 0 {
+			s.pause(s.storage.pausesAt)
+		}
+	}
+	if rec.Opened > s.opened {
+		s.opened = rec.Opened
+		s.openings++
+		if s.openAt == 0 && s.seconds() >= s.onset {
+			s.openAt = s.seconds()
+		}
+	}
+	if s.storage.failsOver > 0 && before.hasEvidence() && rec.DismissedAt.After(before.DismissedAt) {
+		stale := s.suspected
+		s.after(s.storage.failsOver, func() {
+			s.record = stale
+			s.notify(stale) // those who watch read it as soon as they are connected
+		})
+	}
+	return rec
+}
+
+func (s *simulation) notify(rec Record) {
+	s.after(s.storage.latency, func() {
+		for _, p := range s.all {
+			if p.up && (s.storage.lost == 0 || s.roll.Float64() >= s.storage.lost) {
+				p.step(func(r *replica, now time.Time) { r.observed(rec, now) })
+			}
+		}
+	})
+}
+
+// simProcess is one replica, its shell and the stream of its calls.
+type simProcess struct {
+	*simulation
+	number  int
+	life    int // counts its starts
+	up      bool
+	replica replica
+	view    view
+	version int // counts its views
+	timer   int // counts what the timer was set for
+	stream  int // counts how often the calls were drawn anew
+	tally   int
+	waiting func() // a call that waits for a trial
+	busy    int    // calls that run
+
+	down   bool // the link
+	probes int
+
+	lastFailed    bool
+	failures      int     // of this life
+	rejectedSince float64 // by the shared circuit; 0: it is not
+}
+
+func (p *simProcess) settings() *settings {
+	cfg, i := p.config, 0
+	if p.configs != nil {
+		if other := p.configs(p.number); other != nil {
+			cfg, i = *other, 1
+		}
+	}
+	if p.settled[i] == nil {
+		cfg.Storage, cfg.Instance = NewMemoryStorage(), "simulated"
+		s, err := newSettings(cfg)
+		if err != nil {
+			panic(err)
+		}
+		p.settled[i] = s
+	}
+	return p.settled[i]
+}
+
+// start is a process that starts: it reads the record before its first call.
+func (p *simProcess) start() {
+	p.life++
+	life := p.life
+	p.up, p.down, p.probes, p.waiting, p.busy, p.lastFailed, p.failures, p.rejectedSince = true, false, 0, nil, 0, false, 0, 0
+	p.replica = newReplica(p.settings(), fmt.Sprintf("p%d-%d", p.number, p.life), !p.local, p.roll.Uint64())
+	p.view = view{}
+	p.view.derive(&p.replica, "simulated", p.time())
+	p.version++
+	if p.restarts != nil {
+		if lives := p.restarts(p.number); lives > 0 {
+			p.after(lives, func() { p.crash(life, 0) })
+		}
+	}
+	if p.local || p.record.Generation == 0 && p.life == 1 && p.now == 0 {
+		if !p.local {
+			p.replica.hasRead(p.record, 0, p.time())
+		}
+		p.draw()
+		return
+	}
+	ready := false
+	p.request(&Change{}, func(rec Record) {
+		p.step(func(r *replica, now time.Time) { r.hasRead(rec, 0, now) })
+		if !ready {
+			ready = true
+			p.draw()
+		}
+	}, func() {
+		p.linkDown()
+		p.step(func(r *replica, now time.Time) { r.unread(simTrouble, now) })
+		if !ready {
+			ready = true
+			p.draw()
+		}
+	})
+}
+
+// crash ends the process, which starts again after so long.
+func (p *simProcess) crash(life int, after float64) {
+	if p.life != life || !p.up {
+		return
+	}
+	p.up = false
+	p.stream++
+	p.timer++
+	if p.view.admits != admitsAll {
+		p.noteRejecting(false)
+	}
+	p.after(after, p.start)
+}
+
+var simTrouble = (errors.New("the storage stands still"))
+
+// request sends a change or a read. late is called if there is no answer in time.
+func (p *simProcess) request(c *Change, answered func(Record), late func()) {
+	life, done := p.life, false
+	p.reach(func() {
+		rec := p.make(c)
+		p.after(p.storage.latency, func() {
+			if done = true; p.life == life && p.up {
+				answered(rec)
+			}
+		})
+	})
+	if p.storage.pausesAt > 0 {
+		p.after(0.095, func() {
+			if !done && p.life == life && p.up {
+				late()
+			}
+		})
+	}
+}
+
+// send is link.send.
+func (p *simProcess) send(c *Change) {
+	late := func() {
+		if p.replica.attached() && p.replica.awaits(c.Number) {
+			p.linkDown()
+		}
+		p.step(func(r *replica, now time.Time) { r.unanswered(c.Number, simTrouble, now) })
+	}
+	p.messages++
+	p.request(c, func(rec Record) {
+		p.step(func(r *replica, now time.Time) { r.answered(c, rec, now) })
+	}, late)
+}
+
+func (p *simProcess) linkDown() {
+	if p.down {
+		return
+	}
+	p.down, p.probes = true, 0
+	p.step(func(r *replica, now time.Time) { r.lost(simTrouble, now) })
+	p.probe()
+}
+
+func (p *simProcess) probe() {
+	p.probes++
+	life := p.life
+	p.after(backoff(p.probes, p.roll.Float64()).Seconds(), func() {
+		if p.life != life || !p.up {
+			return
+		}
+		returned := false
+		p.request(&Change{}, func(Record) {
+			if p.down && !returned {
+				returned, p.down = true, false
+				p.step(func(r *replica, _ time.Time) { r.back() })
+			}
+		}, func() {
+			if p.down && !returned {
+				returned = true
+				p.probe()
+			}
+		})
+	})
+}
+
+// step is the shell's: an input, then the view, the timer and what is to be sent.
+func (p *simProcess) step(input func(r *replica, now time.Time)) {
+	now := p.time()
+	if p.tally > 0 {
+		p.replica.tallied(p.tally, now)
+		p.tally = 0
+	}
+	wasOpen := p.replica.local.State == StateOpen
+	input(&p.replica, now)
+	change := p.replica.outgoing(now)
+	var fresh view
+	if fresh.derive(&p.replica, "simulated", now); fresh.quiet != p.view.quiet || !fresh.same(&p.view) {
+		wasThin := p.thin()
+		p.noteRejecting(fresh.admits != admitsAll && !fresh.local)
+		p.view = fresh
+		p.version++
+		if p.thin() != wasThin && p.traffic(p.number).kind == simPoisson {
+			p.draw()
+		}
+	}
+	if p.replica.local.State == StateOpen && !wasOpen {
+		p.openedAlone++
+	}
+	if change != nil {
+		p.send(change)
+	}
+	p.timer++
+	if at := p.replica.wakeAt(now); !at.IsZero() {
+		armed := p.timer
+		p.queue.push(p.now+int64(at.Sub(now)), func() {
+			if p.timer == armed {
+				p.step(func(*replica, time.Time) {})
+			}
+		})
+	}
+	if p.waiting != nil && (!p.replica.asking() || p.replica.trouble != nil) {
+		next := p.waiting
+		p.waiting = nil
+		p.after(0, next)
+	}
+}
+
+// noteRejecting keeps the longest time for which the shared circuit rejected a
+// healthy process.
+func (p *simProcess) noteRejecting(rejects bool) {
+	switch {
+	case rejects && p.rejectedSince == 0:
+		p.rejectedSince = p.seconds()
+	case !rejects && p.rejectedSince > 0:
+		if p.healthy() {
+			p.longest = max(p.longest, p.seconds()-p.rejectedSince)
+		}
+		p.rejectedSince = 0
+	}
+}
+
+func (p *simProcess) healthy() bool {
+	failing, _ := p.health(p.number, p.seconds())
+	return failing <= 0.5
+}
+
+// The calls.
+
+// thin reports whether a success changes nothing, so that only failures are drawn.
+func (p *simProcess) thin() bool { return p.view.fast && !p.view.tallies && p.log == nil }
+
+// draw draws the next call: of a quiet process in Poisson time, the next that fails.
+func (p *simProcess) draw() {
+	p.stream++
+	stream := p.stream
+	at := p.seconds()
+	rate, traffic := p.rates(p.number), p.traffic(p.number)
+	failing, until := p.health(p.number, at)
+	next, thinned := math.Inf(1), false
+	switch traffic.kind {
+	case simPoisson, simLoop:
+		if traffic.kind == simPoisson && p.thin() {
+			rate, thinned = rate*failing, true
+		}
+		if rate > 0 {
+			next = p.roll.ExpFloat64() / rate
+		}
+	case simBursts:
+		next = p.roll.ExpFloat64() * float64(traffic.n) / rate
+	case simCron:
+		next = 10 - math.Mod(at, 10)
+	case simTick:
+		next = 1/rate - math.Mod(at, 1/rate)
+		if next < 1e-6/rate {
+			next += 1 / rate
+		}
+	}
+	if thinned && at+next >= until {
+		if math.IsInf(until, 1) {
+			return
+		}
+		p.after(max(until-at, 0)+1e-9, func() {
+			if p.stream == stream {
+				p.draw()
+			}
+		})
+		return
+	}
+	p.after(next, func() {
+		if p.stream != stream {
+			return
+		}
+		if traffic.kind == simLoop {
+			if p.busy > 0 || p.waiting != nil {
+				return // draws when it ends
+			}
+			p.call(false)
+			if p.busy == 0 && p.waiting == nil {
+				p.draw()
+			}
+			return
+		}
+		for range max(1, traffic.n) {
+			p.call(thinned)
+		}
+		if p.stream == stream {
+			p.draw()
+		}
+	})
+}
+
+// call is a call; fails: it was drawn as one that fails.
+func (p *simProcess) call(fails bool) {
+	if !p.up {
+		return
+	}
+	a, d := p.view.admission(), rejects
+	switch p.view.admits {
+	case admitsAll:
+		d = admits
+	case admitsAsker:
+		p.step(func(r *replica, now time.Time) { a, d = r.asked(now) })
+	}
+	if d != waits {
+		p.run(a, d, fails)
+		return
+	}
+	life, gone := p.life, false
+	goesOn := func() {
+		if gone || p.life != life || !p.up {
+			return
+		}
+		gone = true
+		p.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
+		p.run(a, d, fails)
+	}
+	p.waiting = goesOn
+	if p.storage.pausesAt > 0 {
+		p.after(0.1, goesOn)
+	}
+}
+
+func (p *simProcess) run(a admission, d decision, fails bool) {
+	if d == rejects {
+		p.reject()
+		return
+	}
+	shared := a.trial != "" && p.replica.lease(a.trial) != nil
+	if shared {
+		p.trials++
+		p.running++
+		p.mostTrials = max(p.mostTrials, p.running)
+	}
+	if p.onset > 0 && p.seconds() >= p.onset && a.trial == "" {
+		p.reached++
+		p.lastReached = p.seconds() - p.onset
+	}
+	if !fails {
+		failing, _ := p.health(p.number, p.seconds())
+		fails = p.roll.Float64() < failing
+	}
+	life, version, quiet, began := p.life, p.version, p.view.quiet && a.trial == "", p.now
+	p.busy++
+	p.after(p.callTime, func() {
+		if shared {
+			p.running--
+		}
+		if p.life != life || !p.up {
+			return
+		}
+		p.busy--
+		p.lastFailed = fails
+		if p.log != nil {
+			p.log(p, time.Duration(began), true, fails)
+		}
+		switch {
+		case fails:
+			p.failures++
+			p.step(func(r *replica, now time.Time) {
+				r.ended(&a, result{outcome: OutcomeFailure, err: errSimulated, cause: keptCause{errSimulated, "simulated"}}, now)
+			})
+			if p.crashes != nil {
+				if n := p.crashes(p.number); n > 0 && p.failures >= n {
+					p.crash(life, 0.01)
+					return
+				}
+			}
+		case quiet && p.version == version:
+			if p.view.tallies {
+				p.tally++
+			}
+		default:
+			p.step(func(r *replica, now time.Time) { r.ended(&a, result{}, now) })
+		}
+		if p.traffic(p.number).kind == simLoop && p.up {
+			if fails {
+				p.call(false)
+			}
+			if p.busy == 0 && p.waiting == nil {
+				p.draw()
+			}
+		}
+	})
+}
+
+func (p *simProcess) reject() {
+	if p.log != nil {
+		p.log(p, time.Duration(p.now), false, false)
+	}
+	healthy := p.healthy()
+	if p.view.local {
+		p.rejectedAlone++
+		if healthy {
+			p.healthyRejectedAlone++
+		}
+		return
+	}
+	p.rejected++
+	if !p.lastFailed && p.wrong == "" {
+		p.wrong = fmt.Sprintf("at %v s process %d rejects, and its last call has not failed: %+v", p.seconds(), p.number, p.replica.shared)
+	}
+	if healthy {
+		p.healthyRejected++
+		if p.replica.local.State == StateClosed && p.touched != p.opened {
+			p.touched = p.opened
+			p.touching++
+		}
+	}
+	if p.traffic(p.number).kind == simLoop && p.busy == 0 && p.waiting == nil {
+		p.draw()
+	}
+}
+
+// simLength is how long simulations run: so long, ten times as long on a CI
+// server, and 500 times with INFUSE_FLEETS=large.
+func simLength(short float64) float64 {
+	switch {
+	case os.Getenv("INFUSE_FLEETS") == "large":
+		return 500 * short
+	case os.Getenv("CI") == "true":
+		return 10 * short
+	}
+	return short
+}

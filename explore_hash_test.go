@@ -315,6 +315,9 @@ func (e *encoder) key(order []int) uint64 {
 	e.record(&kept, now)
 	e.heard(w.applied)
 	e.int(int64(w.skew))
+	for _, p := range order {
+		e.byte(byte(w.supplied[p]))
+	}
 	if w.left.failover > 0 {
 		e.record(&w.replaced, now)
 	}
@@ -345,7 +348,7 @@ func (e *encoder) key(order []int) uint64 {
 		}
 	}
 	if l := &w.left; !w.calm {
-		for _, n := range [...]int8{l.calls, l.hands, l.slow, l.tick, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.away, l.forget, l.failover, l.clock} {
+		for _, n := range [...]int8{l.calls, l.hands, l.slow, l.tick, l.leave, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.away, l.forget, l.failover, l.clock} {
 			e.byte(byte(n))
 		}
 	}

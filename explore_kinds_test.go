@@ -72,7 +72,7 @@ func kinds() (all []*kind) {
 		for _, b := range begins {
 			name := fmt.Sprintf("%s-%d%d%d", b.name, n[0], n[1], n[2])
 			add(name+"-calls", 2, c, b.path, faults{calls: 4, slow: 1}, outcomes(anything, anything))
-			add(name+"-held", 2, c, b.path, faults{calls: 4}, open(2))
+			add(name+"-held", 2, c, b.path, faults{calls: 4, leave: 1}, open(2))
 			add(name+"-faults", 2, c, b.path, everything, back, rolls(0.5))
 			add(name+"-hands", 2, c, b.path, faults{calls: 2, hands: 1, slow: 1}, hands(slices.Concat(exploredMoves(), exploredOverrides())))
 			add(name+"-three", 3, c, b.path, faults{calls: 3})

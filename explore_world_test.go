@@ -19,6 +19,7 @@ type world struct {
 	written  time.Time // on its clock
 	replaced Record    // the record before the last write that watchers were notified of
 	applied  []heard   // the changes that the storage has applied
+	supplied [3]int8   // the failures on record that each process has supplied
 
 	procs    []*process
 	messages []message
@@ -34,7 +35,7 @@ type world struct {
 // faults says how much may yet happen. Those after calls are also limited by all
 // together.
 type faults struct {
-	calls, hands, slow, tick, all                                           int8
+	calls, hands, slow, tick, leave, all                                    int8
 	crash, loseRequest, loseAnswer, losePush, swapPush, delay, repeat, away int8
 	forget, failover, clock                                                 int8
 }
@@ -108,7 +109,11 @@ func (w *world) start(p int) *violation {
 		return nil
 	}
 	rec := w.load()
-	return w.step(p, func(r *replica) { r.hasRead(rec, 0, w.now) })
+	problem := w.step(p, func(r *replica) { r.hasRead(rec, 0, w.now) })
+	// It goes on from what it may have reported before it crashed.
+	pr = w.procs[p]
+	pr.reference.failures = min(pr.replica.local.Failures, w.kind.settings.FailMax-1)
+	return problem
 }
 
 func (w *world) clone() *world {
@@ -151,7 +156,7 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		}
 	}()
 	pr := w.procs[p]
-	adopted := pr.replica.adopted
+	adopted, joined, since := pr.replica.adopted, pr.replica.joined, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
@@ -168,7 +173,7 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		pr.failed = false
 		pr.reference.reset(false)
 	}
-	if adopted > 0 && r.adopted == 0 && r.local.State == StateClosed && r.local.Failures == 0 {
+	if (adopted > 0 && r.adopted == 0 || joined && !r.joined && r.local.Since != since) && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
 	}
 	if r.adopted > 0 && r.local.Generation == r.adopted || r.local.Override != nil || r.local.Moved > 0 {
@@ -280,6 +285,9 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	}
 	again := (&Record{heard: w.applied}).hasHeard(&c)
 	next, verdict := base.Apply(c, now)
+	if !again && verdict != VerdictRefused {
+		w.supplies(m.process, &base, &next, &c)
+	}
 	if problem := w.checkChange(&base, &next, &c, verdict, again, now); problem != nil {
 		return nil, problem
 	}
@@ -303,8 +311,49 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	return &rec, nil
 }
 
+// supplies counts the failures on record by who has reported them.
+func (w *world) supplies(p int, base, next *Record, c *Change) {
+	switch failures := int8(c.Calls.Failures + failed(c.Counted)); {
+	case !next.hasEvidence() && next.Failures == 0 && len(next.Window.Buckets) == 0:
+		w.supplied = [3]int8{}
+	case c.Calls.Successes > 0 && !base.hasEvidence():
+		w.supplied = [3]int8{}
+		w.supplied[p] = int8(c.Calls.Streak)
+	default:
+		w.supplied[p] = max(0, w.supplied[p]+failures-int8(evidence.success*c.Calls.Successes))
+	}
+}
+
+// opensRightly checks an opening by evidence.
+func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *violation {
+	limits := &w.kind.settings.limits
+	suspected := func(d time.Duration) bool { return !now.Before(next.SuspectAt.Add(d)) }
+	suppliers := 0
+	for _, n := range w.supplied {
+		if n > 0 {
+			suppliers++
+		}
+	}
+	switch {
+	case next.State != StateOpen || base.State == StateOpen || c.Move != nil || w.lost:
+	case base.State == StateHalfOpen && (base.Witness == "" || base.Witness[0] == c.Source[0]):
+		return violates("I2", "%s confirms its own failed trial: %s", c.Source, w.show(base))
+	case base.State == StateHalfOpen:
+	case base.State != StateClosed || !base.suspect():
+		return violates("I2", "%s opens what was not suspect: %s", c.Source, w.show(base))
+	case suppliers < 2:
+		return violates("I2", "the reports of one process open the shared circuit: %s", w.show(next))
+	case next.scored() && (next.Score < 2*next.Threshold || !suspected(limits.Suspicion)), next.Rated && !suspected(4*limits.Suspicion):
+		return violates("I2", "it opens with too little evidence: %s", w.show(next))
+	}
+	return nil
+}
+
 // checkChange checks what the storage makes of a change.
 func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, again bool, now time.Time) *violation {
+	if problem := w.opensRightly(base, next, c, now); problem != nil {
+		return problem
+	}
 	before := base.At(now)
 	restored := base.Generation < c.Seen.Generation
 	switch {
@@ -312,6 +361,8 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 		return violates("I4", "the storage refuses outcomes of %s: %s at %s", c.Source, w.showChange(c), w.show(base))
 	case verdict == VerdictRefused:
 		return nil
+	case c.Ask != "" && next.trial(c.Ask) >= 0 && base.trial(c.Ask) < 0 && base.State == StateHalfOpen && base.Witness == c.Source && now.Before(base.RetryAt) && c.Move == nil && !w.lost:
+		return violates("I9", "the process whose trial has failed gets the next one: %s", w.show(base))
 	case next.Generation < base.Generation:
 		return violates("I5", "the storage goes back from generation %d to %d", base.Generation, next.Generation)
 	case next.Generation == base.Generation && (!sameRecord(next, base) || next.DueAt.After(base.DueAt) || next.SuspectAt.After(base.SuspectAt) || len(next.Trials) > len(before.Trials)):
@@ -403,9 +454,9 @@ func (w *world) actions(all []action) []action {
 				for _, o := range k.outcomes[p] {
 					add(actEnd, p, i, o)
 				}
-			} else if c.decided || due(c.until, w.now) {
+			} else if done := c.decided || due(c.until, w.now); done || l.leave > 0 {
 				add(actGoOn, p, i, 0)
-				urgent = true
+				urgent = urgent || done
 			}
 		}
 		for i := range pr.waits {
@@ -612,11 +663,19 @@ func (w *world) act(a action, p, i int) *violation {
 				pr.failed = outcome == OutcomeFailure
 			}
 			pr.reference.end(c.admission.trial, c.spell, outcome, w.now)
-			return pr.end(i, a.outcome, w.now)
+			closed := r.local.State == StateClosed
+			change := pr.end(i, a.outcome, w.now)
+			if w.manually && closed && c.admission.trial != "" && r.local.State == StateOpen {
+				pr.reference.reset(true) // a failed trial of a circuit that was set half-open for all
+			}
+			return change
 		})
 	case actGoOn:
 		return shelled(func(pr *process) *Change {
 			c := pr.calls[i]
+			if !c.decided && !due(c.until, w.now) {
+				w.left.leave--
+			}
 			n := len(pr.calls)
 			_, change := pr.goesOn(i, w.now)
 			if len(pr.calls) < n {
@@ -740,7 +799,7 @@ func (w *world) act(a action, p, i int) *violation {
 		w.now = w.now.Add(10 * time.Millisecond)
 	case actForget:
 		spend(&w.left.forget)
-		w.lost, w.record, w.written, w.applied = true, Record{}, time.Time{}, nil
+		w.lost, w.record, w.written, w.applied, w.supplied = true, Record{}, time.Time{}, nil, [3]int8{}
 	case actFailover:
 		spend(&w.left.failover)
 		w.lost, w.record, w.applied = true, w.replaced, w.replaced.heard

@@ -19,7 +19,6 @@ var mutantsOfTheExplorer = []mutant{
 	{"a process that does not fail is not rejected", "replica.go", "return r.failing && (rec.State != StateClosed ||", "return (rec.State != StateClosed ||"},
 	{"one process supplies FailMax at most", "replica.go", "return r.share >= min(rec.Threshold, r.settings.FailMax)", "return false"},
 	{"a process that starts takes the evidence for its own", "replica.go", "level := r.shared.level() + pending; first || r.share > level", "level := r.shared.level() + pending; r.share > level"},
-	{"a failure that the local circuit does not count is not reported", "outbox.go", "if !r.countsLocally(a) || r.hasSuppliedAll(&r.shared) {", "if r.hasSuppliedAll(&r.shared) {"},
 	{"a trial that fails is to be confirmed by another process", "state.go", "second := r.State == StateHalfOpen && r.Witness != \"\" && r.Witness != t.source && now.Before(r.RetryAt)", "second := true"},
 	{"the next trial goes to another process", "state.go", "r.State == StateHalfOpen && source != \"\" && r.Witness == source && now.Before(r.RetryAt)", "false"},
 	{"a suspicion lasts for Suspicion at least", "state.go", "return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))", "return r.Score >= r.opensAt()"},

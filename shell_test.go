@@ -45,7 +45,7 @@ const (
 var (
 	errShellCall    = errors.New("the service failed")
 	errShellStorage = errors.New("the storage did not answer")
-	shellTrouble    = troubleOf(errShellStorage)
+	shellTrouble    = error(errShellStorage)
 	shellCause      = keepCause(errShellCall)
 )
 

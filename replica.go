@@ -757,6 +757,9 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	if b := r.blocking(now); !b.until.IsZero() {
 		earliest(b.until.Add(-armedEarly))
 	}
+	if fleet := r.fleet(now); r.excluded(fleet, now.Add(armedEarly)) { // the state that calls meet
+		earliest(fleet.RetryAt.Add(-armedEarly))
+	}
 	if o := r.override(now); o != nil {
 		earliest(o.Until)
 	}

@@ -232,7 +232,7 @@ type states struct{ local, shared State }
 // changes.
 func (r *replica) states(now time.Time) states {
 	s := states{r.local.State, r.shared.State}
-	if r.adopted > 0 && r.local.Generation == r.adopted {
+	if r.standsIn() {
 		s.local = StateClosed
 	}
 	switch o := r.override(now); {

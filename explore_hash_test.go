@@ -181,6 +181,9 @@ func (e *encoder) process(pr *process) {
 	}
 	e.record(&r.local, now)
 	e.record(&r.shared, now)
+	if e.bool(r.own != nil); r.own != nil {
+		e.record(r.own, now)
+	}
 	o := &r.out
 	e.change(&o.sent, now)
 	e.change(&o.next, now)

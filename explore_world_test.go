@@ -156,7 +156,7 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		}
 	}()
 	pr := w.procs[p]
-	adopted, joined, since := pr.replica.adopted, pr.replica.joined, pr.replica.local.Since
+	joined, since := pr.replica.joined, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
@@ -173,10 +173,10 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		pr.failed = false
 		pr.reference.reset(false)
 	}
-	if (adopted > 0 && r.adopted == 0 || joined && !r.joined && r.local.Since != since) && r.local.State == StateClosed && r.local.Failures == 0 {
+	if joined && !r.joined && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
 	}
-	if r.adopted > 0 && r.local.Generation == r.adopted || r.local.Override != nil || r.local.Moved > 0 {
+	if r.adopted > 0 && !r.standsIn() || r.local.Override != nil || r.local.Moved > 0 {
 		pr.reference.reset(true)
 	}
 	return w.onTime(p)
@@ -662,6 +662,9 @@ func (w *world) act(a action, p, i int) *violation {
 			if outcome != OutcomeIgnored {
 				pr.failed = outcome == OutcomeFailure
 			}
+			if r.standsIn() && r.own.trial(c.admission.trial) < 0 {
+				outcome = OutcomeIgnored
+			}
 			pr.reference.end(c.admission.trial, c.spell, outcome, w.now)
 			closed := r.local.State == StateClosed
 			change := pr.end(i, a.outcome, w.now)
@@ -681,7 +684,7 @@ func (w *world) act(a action, p, i int) *violation {
 			if len(pr.calls) < n {
 				pr.reference.end(c.admission.trial, c.spell, OutcomeIgnored, w.now)
 			} else {
-				if pr.calls[n-1].spell = c.spell; pr.calls[n-1].admission.trial == "" {
+				if pr.calls[n-1].spell = c.spell; pr.replica.local.trial(c.admission.trial) < 0 {
 					pr.calls[n-1].spell = pr.reference.spell
 				}
 			}
@@ -823,8 +826,10 @@ func (w *world) check() *violation {
 			continue
 		}
 		r := &pr.replica
-		if problem := pr.reference.compare(&r.local, w.now); problem != nil {
-			return problem
+		if !r.standsIn() {
+			if problem := pr.reference.compare(&r.local, w.now); problem != nil {
+				return problem
+			}
 		}
 		if problem := w.rejectsRightly(p); problem != nil {
 			return problem
@@ -866,8 +871,8 @@ func (w *world) rejectsRightly(p int) *violation {
 	local, shared := r.local.at(w.now), r.fleet(w.now)
 	switch {
 	case w.manually && (local.State != StateClosed || shared.State != StateClosed && !shared.hasEvidence()):
-	case local.State != StateClosed && r.adopted == 0 && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
-	case local.State != StateClosed && r.adopted == 0 && pr.reference.off:
+	case local.State != StateClosed && !r.standsIn() && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
+	case local.State != StateClosed && !r.standsIn() && pr.reference.off:
 	default:
 		return violates("I1", "%c rejects, and its last call did not fail: local %s, shared %s", 'a'+p, w.show(local), w.show(shared))
 	}

@@ -38,6 +38,7 @@ type replica struct {
 	stopped  bool      // it requests nothing more by itself
 	released int64     // the generation of an override that was removed for this process alone
 	adopted  int64     // the generation of the local record that stands in for the shared one
+	own      *Record   // the local record that it replaced; nil if there is none
 
 	credit float64   // of a call that a ramp lets run: it runs at 1
 	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
@@ -176,6 +177,9 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	}
 	if res.outcome != OutcomeIgnored {
 		r.failing = res.outcome == OutcomeFailure
+		if !r.failing && a.trial == "" && r.standsIn() && r.shared.hasEvidence() {
+			r.dropAdopted()
+		}
 		r.joined = r.joined && r.failing
 	}
 	if l == nil {
@@ -235,10 +239,12 @@ func (r *replica) countsLocally(a *admission) bool {
 // countLocal counts an outcome in the local circuit: as the end of its trial or,
 // if it is closed, as any other call's.
 func (r *replica) countLocal(a *admission, res *result, now time.Time) {
+	if r.own != nil && a.trial != "" {
+		r.settleLocal(r.own, a, res, now)
+	}
 	switch {
 	case a.trial != "" && r.local.trial(a.trial) >= 0:
-		c := Change{By: r.settings.Instance, Cause: r.cause.short, Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
-		r.applyLocal(&c, now)
+		r.settleLocal(&r.local, a, res, now)
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.local.Failures == 0 && r.local.Window.Buckets == nil:
 	default:
@@ -256,6 +262,14 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	}
 }
 
+// settleLocal ends a trial of a local record.
+func (r *replica) settleLocal(rec *Record, a *admission, res *result, now time.Time) {
+	rec.apply(&Change{
+		By: r.settings.Instance, Cause: r.cause.short, Limits: r.settings.local,
+		Settled: []Settlement{{a.trial, res.outcome, res.openFor}},
+	}, now)
+}
+
 // applyLocal makes a change of the local record.
 func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 	c.Limits = r.settings.local
@@ -265,7 +279,22 @@ func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 // clearLocal forgets what the local circuit has counted.
 func (r *replica) clearLocal() {
 	generation := max(r.local.Generation, r.adopted) + 1
-	r.local, r.adopted = Record{Generation: generation, Since: generation, Override: r.local.Override}, 0
+	r.local = Record{Generation: generation, Since: generation, Override: r.local.Override}
+	r.adopted, r.own = 0, nil
+}
+
+// standsIn reports whether the local record is the shared one, adopted.
+func (r *replica) standsIn() bool { return r.adopted > 0 && r.local.Generation == r.adopted }
+
+// dropAdopted ends an adoption. The local circuit goes on from where it was, unless it
+// has changed since.
+func (r *replica) dropAdopted() {
+	if r.standsIn() {
+		override := r.local.Override
+		r.local = *r.own
+		r.local.Override = override
+	}
+	r.adopted, r.own = 0, nil
 }
 
 // Inputs: trials.
@@ -591,10 +620,7 @@ func (r *replica) attach(now time.Time) {
 		return
 	}
 	r.trouble, r.failed, r.retryAt, r.released = nil, 0, time.Time{}, 0
-	if r.adopted > 0 && r.local.Generation == r.adopted { // it has not changed since
-		r.clearLocal()
-	}
-	r.adopted = 0
+	r.dropAdopted()
 }
 
 // receive makes a record the shared one.
@@ -728,6 +754,10 @@ func (r *replica) adopt(now time.Time) {
 		generation := max(r.local.Generation, rec.Generation) + 1
 		rec.Generation, rec.Since = generation, generation
 		rec.Override = r.local.Override
+		if !r.standsIn() {
+			own := r.local
+			r.own = &own
+		}
 		r.local, r.adopted = rec, generation
 	}
 }

@@ -218,11 +218,16 @@ func (r *replica) tallied(n int, now time.Time) {
 }
 
 // counting reports whether successes are tallied: while there are failures in
-// the local window, or the failure rate of the fleet is evaluated.
+// the local window.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
-	return l.FailureRate > 0 && r.decides() &&
-		(r.local.Window.failing(l.Window, now) || r.attached() && r.shared.Rated)
+	return l.FailureRate > 0 && r.decides() && r.local.Window.failing(l.Window, now)
+}
+
+// evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
+// every success is reported, so that nothing has to wake for those that are tallied.
+func (r *replica) evaluatesRate() bool {
+	return r.settings.FailureRate > 0 && r.attached() && r.shared.Rated
 }
 
 // decides reports whether the local record counts outcomes: not under a Fallback

@@ -324,7 +324,8 @@ func (w *world) supplies(p int, base, next *Record, c *Change) {
 	}
 }
 
-// opensRightly checks an opening by evidence.
+// opensRightly checks an opening by evidence. A process whose last report arrives
+// after its successor has read the record counts as two: no rule can prevent that.
 func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *violation {
 	limits := &w.kind.settings.limits
 	suspected := func(d time.Duration) bool { return !now.Before(next.SuspectAt.Add(d)) }
@@ -335,7 +336,7 @@ func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *viol
 		}
 	}
 	switch {
-	case next.State != StateOpen || base.State == StateOpen || c.Move != nil || w.lost:
+	case next.State != StateOpen || base.State == StateOpen || c.Move != nil || w.lost || w.kind.lateCrash:
 	case base.State == StateHalfOpen && (base.Witness == "" || base.Witness[0] == c.Source[0]):
 		return violates("I2", "%s confirms its own failed trial: %s", c.Source, w.show(base))
 	case base.State == StateHalfOpen:

@@ -1,5 +1,5 @@
 # Shortcuts. Everything that must hold before a change lands is in .ci/run.
-.PHONY: quick test race soak linearizability mutants fuzz bench agree rates docs lint
+.PHONY: quick test race soak linearizability mutants explore fuzz bench agree rates docs lint
 
 quick: ; go test -short .
 test: ; go test ./...
@@ -7,6 +7,7 @@ race: ; go test -race ./...
 soak: ; INFUSE_SOAK=60s go test -race -count=1 -run TestSoak -v -timeout 10m ./internal/fleettest
 linearizability: ; cd linearizability && go test -count=1 -v .
 mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
+explore: ; INFUSE_EXPLORE=1 go test -run 'TestExplore$$' -v -timeout 3h .
 fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter HostCircuit Frames; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -rounds 25 -o AGREE.md

@@ -11,6 +11,8 @@ func TestPathsThatTheExplorerFound(t *testing.T) {
 	for _, found := range []struct{ what, kind, path string }{
 		{"the state of a circuit changes without a wake-up, when its witness may try again", "witness-211-crash", "b crash; b start; b call; time; b failure"},
 		{"and while a trial runs", "open-211-cut", "time; a wakes; a call; time; a call; a request; a answer; a goes on; a failure; a request lost; @1100ms; @2200ms; @3200ms"},
+		{"a detached process rejects on, though its last call succeeded", "two-211-cut", "time; time; a wakes; time; b failure; time; b request; b push; b answer late; b link down; b unanswered; a push; b answer; a success; b success"},
+		{"a process that was detached forgets that its local circuit is half-open", "open-211-cut", "time; a wakes; time; time; a call; b wakes; time; a request late; a request; a push; a unanswered; a answer; a goes on; a failure"},
 	} {
 		t.Run(found.what, func(t *testing.T) {
 			for _, k := range kinds() {

@@ -181,6 +181,9 @@ func (e *encoder) process(pr *process) {
 	}
 	e.record(&r.local, now)
 	e.record(&r.shared, now)
+	if e.bool(r.standIn != nil); r.standIn != nil {
+		e.record(r.standIn, now)
+	}
 	o := &r.out
 	e.change(&o.sent, now)
 	e.change(&o.next, now)
@@ -203,7 +206,7 @@ func (e *encoder) process(pr *process) {
 		e.time(r.retryAt, now, 1)
 		e.byte(byte(min(r.failed, 6)))
 	}
-	e.generations(r.released, r.adopted)
+	e.generations(r.released)
 	e.time(pr.armed, now, 1)
 	if pr.down {
 		e.time(pr.probeAt, now, 1)

@@ -47,6 +47,7 @@ type process struct {
 	incarnation int
 	dead        bool // it has crashed, and has not started again
 	failed      bool // its last call failed
+	forgiven    bool // what it took over when it started was dismissed
 	calledAt    time.Time
 	down        bool // its link
 	probeAt     time.Time
@@ -156,7 +157,7 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		}
 	}()
 	pr := w.procs[p]
-	adopted, joined, since := pr.replica.adopted, pr.replica.joined, pr.replica.local.Since
+	joined, since := pr.replica.joined, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
@@ -173,10 +174,11 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		pr.failed = false
 		pr.reference.reset(false)
 	}
-	if (adopted > 0 && r.adopted == 0 || joined && !r.joined && r.local.Since != since) && r.local.State == StateClosed && r.local.Failures == 0 {
+	if joined && !r.joined && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
+		pr.forgiven = true
 	}
-	if r.adopted > 0 && r.local.Generation == r.adopted || r.local.Override != nil || r.local.Moved > 0 {
+	if r.local.Override != nil || r.local.Moved > 0 {
 		pr.reference.reset(true)
 	}
 	return w.onTime(p)
@@ -324,7 +326,8 @@ func (w *world) supplies(p int, base, next *Record, c *Change) {
 	}
 }
 
-// opensRightly checks an opening by evidence.
+// opensRightly checks an opening by evidence. A process whose last report arrives
+// after its successor has read the record counts as two: no rule can prevent that.
 func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *violation {
 	limits := &w.kind.settings.limits
 	suspected := func(d time.Duration) bool { return !now.Before(next.SuspectAt.Add(d)) }
@@ -335,7 +338,7 @@ func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *viol
 		}
 	}
 	switch {
-	case next.State != StateOpen || base.State == StateOpen || c.Move != nil || w.lost:
+	case next.State != StateOpen || base.State == StateOpen || c.Move != nil || w.lost || w.kind.lateCrash:
 	case base.State == StateHalfOpen && (base.Witness == "" || base.Witness[0] == c.Source[0]):
 		return violates("I2", "%s confirms its own failed trial: %s", c.Source, w.show(base))
 	case base.State == StateHalfOpen:
@@ -681,7 +684,7 @@ func (w *world) act(a action, p, i int) *violation {
 			if len(pr.calls) < n {
 				pr.reference.end(c.admission.trial, c.spell, OutcomeIgnored, w.now)
 			} else {
-				if pr.calls[n-1].spell = c.spell; pr.calls[n-1].admission.trial == "" {
+				if pr.calls[n-1].spell = c.spell; pr.replica.local.trial(c.admission.trial) < 0 {
 					pr.calls[n-1].spell = pr.reference.spell
 				}
 			}
@@ -866,8 +869,8 @@ func (w *world) rejectsRightly(p int) *violation {
 	local, shared := r.local.at(w.now), r.fleet(w.now)
 	switch {
 	case w.manually && (local.State != StateClosed || shared.State != StateClosed && !shared.hasEvidence()):
-	case local.State != StateClosed && r.adopted == 0 && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
-	case local.State != StateClosed && r.adopted == 0 && pr.reference.off:
+	case local.State != StateClosed && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
+	case local.State != StateClosed && pr.reference.off:
 	default:
 		return violates("I1", "%c rejects, and its last call did not fail: local %s, shared %s", 'a'+p, w.show(local), w.show(shared))
 	}

@@ -16,7 +16,7 @@ type mutant struct{ rule, file, from, to string }
 
 // The explorer notices these.
 var mutantsOfTheExplorer = []mutant{
-	{"a process that does not fail is not rejected", "replica.go", "return r.failing && (rec.State != StateClosed ||", "return (rec.State != StateClosed ||"},
+	{"a process that does not fail is not rejected", "replica.go", "return rec.State != StateClosed && (r.failing || !rec.hasEvidence())", "return rec.State != StateClosed"},
 	{"one process supplies FailMax at most", "replica.go", "return r.share >= min(rec.Threshold, r.settings.FailMax)", "return false"},
 	{"a process that starts takes the evidence for its own", "replica.go", "level := r.shared.level() + pending; first || r.share > level", "level := r.shared.level() + pending; r.share > level"},
 	{"a trial that fails is to be confirmed by another process", "state.go", "second := r.State == StateHalfOpen && r.Witness != \"\" && r.Witness != t.source && now.Before(r.RetryAt)", "second := true"},
@@ -37,7 +37,8 @@ var mutantsOfTheExplorer = []mutant{
 	{"a lease that nobody uses is returned", "replica.go", "case !r.out.sent.settles(l.id) &&", "case false &&"},
 	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},
 	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.trouble", "		if r.trouble"},
-	{"an adopted record is dropped when the storage answers again", "replica.go", "if r.adopted > 0 && r.local.Generation == r.adopted { // it has not changed since\n		r.clearLocal()", "if r.adopted > 0 && r.local.Generation == r.adopted {"},
+	{"an adopted record is dropped when the storage answers again", "replica.go", "	r.standIn = nil\n}", "}"},
+	{"a success drops an adopted record", "replica.go", "case !r.failing && r.standIn.hasEvidence():", "case false:"},
 	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},
 	{"a detached process wakes up to try again", "replica.go", "		earliest(r.retryAt)\n", ""},
 	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},

@@ -67,6 +67,10 @@ func (h *shell) clone() *shell {
 func (r *replica) clone() replica {
 	c := *r
 	c.leases = slices.Clone(r.leases)
+	if r.standIn != nil {
+		standIn := *r.standIn
+		c.standIn = &standIn
+	}
 	c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
 	c.out.counted.Buckets = slices.Clone(r.out.counted.Buckets)
 	c.out.next.Settled = slices.Clone(r.out.next.Settled)

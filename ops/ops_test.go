@@ -53,7 +53,7 @@ func breaker(t testing.TB, g *infuse.Group, name string) *infuse.Breaker {
 // open opens the shared circuit: the calls of b fail, and those of another process.
 func open(t testing.TB, storage infuse.Storage, b *infuse.Breaker) {
 	t.Helper()
-	other := breakertest.Start(t, b.Name(), infuse.Config{Storage: storage})
+	other := breakertest.Start(t, b.Name(), infuse.Config{Storage: storage, StorageTimeout: patience})
 	for b.State() != infuse.StateOpen {
 		_ = b.Call(context.Background(), fails)
 	}

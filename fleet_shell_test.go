@@ -203,7 +203,7 @@ func (s *simulation) expect() {
 	for i := range s.processes {
 		for at := 0.0; at < s.lasts; {
 			failing, until := s.health(i, at)
-			until = min(until, s.lasts)
+			until = min(max(until, at+1e-6), s.lasts)
 			calls := s.rates(i) * (until - at)
 			if s.calls += calls; failing <= 0.5 {
 				s.healthyCalls += calls
@@ -542,7 +542,7 @@ func (p *simProcess) draw() {
 		if math.IsInf(until, 1) {
 			return
 		}
-		p.after(max(until-at, 0)+1e-9, func() {
+		p.after(max(until-at, 1e-6), func() {
 			if p.stream == stream {
 				p.draw()
 			}
@@ -671,7 +671,7 @@ func (p *simProcess) reject() {
 		p.log(p, time.Duration(p.now), false, false)
 	}
 	healthy := p.healthy()
-	if p.view.local {
+	if p.view.local || p.local {
 		p.rejectedAlone++
 		if healthy {
 			p.healthyRejectedAlone++

@@ -302,7 +302,7 @@ func seedsFor(size simSize) int {
 	case size.processes >= 1000 || float64(size.processes)*size.rate > 1000:
 		return int(max(1, simLength(0.3)))
 	}
-	return int(simLength(5))
+	return int(simLength(15))
 }
 
 func TestAnOutageCostsWhatIsPromised(t *testing.T) {
@@ -389,7 +389,7 @@ func TestBlips(t *testing.T) {
 }
 
 func TestBrownoutsAndFlapping(t *testing.T) {
-	for name, health := range map[string]simHealth{"50 %": atRandom(0.5), "60 %": atRandom(0.6), "70 %": atRandom(0.7), "down 2 of 10 s": every(10, 2, 0.01), "down 30 of 120 s": every(120, 30, 0.01)} {
+	for name, health := range map[string]simHealth{"50 %": atRandom(0.5), "60 %": atRandom(0.6), "70 %": atRandom(0.7), "down 2 of 13 s": every(13, 2, 0.01), "down 30 of 125 s": every(125, 30, 0.01)} {
 		for _, size := range []simSize{{2, 1}, {5, 5}, {20, 1}, {20, 20}} {
 			run := func(local bool) (rejected, alone float64) {
 				sum := simulateAll([]simSize{size}, simLength(5000), 1, 3, func(f *simFleet) {
@@ -420,7 +420,7 @@ func TestWhatAStorageDoesWrongRejectsNobodyHealthy(t *testing.T) {
 		{"a failover loses each dismissal", simFaults{failsOver: 0.1}, 0.0001},
 		{"5 ms one way", simFaults{latency: 0.005}, 0},
 	} {
-		sum := simulateAll(simSizes, simLength(60_000), 3, 1, func(f *simFleet) { f.health, f.storage = atRandom(0.05), c.faults })
+		sum := simulateAll(simSizes, simLength(6000), 3, 1, func(f *simFleet) { f.health, f.storage = atRandom(0.05), c.faults })
 		t.Logf("%s, 5 %% errors: %v", c.name, &sum)
 		assert.LessOrEqual(t, sum.share(), c.most, c.name)
 		assert.Empty(t, sum.wrong)

@@ -432,3 +432,8 @@ func TestWhatAStorageDoesWrongRejectsNobodyHealthy(t *testing.T) {
 		assert.Empty(t, one.wrong)
 	}
 }
+
+func sortedOf[T cmp.Ordered](all []T) []T {
+	slices.Sort(all)
+	return all
+}

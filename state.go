@@ -542,7 +542,7 @@ func (r *Record) evaluate(t *terms, now time.Time) {
 // record.
 func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	if r.Rated {
-		return rate.over && t.failed && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
+		return rate.sure && t.failed && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
 	}
 	return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
 }

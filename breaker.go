@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -175,10 +176,11 @@ func (b *Breaker) Stats() Stats {
 		n := b.counts.sum()
 		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
 	}
-	s.Failures, s.Since = max(r.local.Failures, r.shared.Failures), b.since
-	if r.trouble != nil {
-		s.Away = r.trouble.err
+	s.Failures = r.local.Failures
+	if !r.shared.scored() { // otherwise there is a score, and no streak
+		s.Failures = max(s.Failures, r.shared.Failures)
 	}
+	s.Away, s.Since = b.link.reason(r.trouble), b.since
 	if o := r.override(now); o != nil {
 		held := *o
 		s.Override = &held
@@ -260,6 +262,8 @@ func (o *Override) check(now time.Time) error {
 		return fmt.Errorf("Override.Until is %v, which is over", o.Until)
 	case o.Until.Sub(now) > maxTimeout:
 		return fmt.Errorf("Override.Until is %v: at most %v ahead, or zero for until it is cleared", o.Until, maxTimeout)
+	case strings.TrimSpace(o.Reason) == "":
+		return errors.New("Override.Reason is empty: must say why, because every rejection shows it")
 	case max(len(o.By), len(o.Reason)) > maxTextLength:
 		return fmt.Errorf("Override.By or Reason is longer than %d bytes", maxTextLength)
 	}
@@ -379,10 +383,11 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	if v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) { // what asks for a trial is answered with what there is
-		v = b.refreshed(ctx)
-	}
+	reads := v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) // what asks for a trial is answered with what there is
 	for tries := 1; ; tries++ {
+		if reads {
+			v = b.refreshed(ctx)
+		}
 		a, admitted := v.admission(), v.admits == admitsAll
 		if v.admits == admitsAsker {
 			a, admitted = b.asks(ctx)
@@ -398,15 +403,15 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		case v.state == StateClosed || !v.settings.Strict || !b.attached() || tries == maxTries:
 			return a, b.rejection()
 		}
-		// The circuit has moved since it was asked, or another call was asking.
-		v = b.refreshed(ctx)
+		reads = true // the circuit has moved since it was asked, or another call was asking
 	}
 }
 
-// refreshed returns the view after a read of the shared record.
+// refreshed returns the view after a read of the shared record. A caller whose
+// context has ended does not wait, and gets the view as it is.
 func (b *Breaker) refreshed(ctx context.Context) *view {
-	if b.attached() {
-		_ = b.read(ctx) // its result is in the view
+	if b.attached() && ctx.Err() == nil {
+		b.read(ctx)
 	}
 	return b.view.Load()
 }
@@ -599,7 +604,7 @@ func (p Permit) take() (*Breaker, context.Context, admission, bool) {
 // is done. The error is the storage's, or that of a name or a state that cannot
 // be. Where callers share no storage with the service, it reaches nobody.
 func Announce(ctx context.Context, s Storage, circuit string, to State) error {
-	if s == nil {
+	if isNil(s) {
 		return errors.New("infuse: Announce needs a storage that the callers share, not nil")
 	}
 	if err := CheckName(circuit); err != nil {
@@ -614,7 +619,7 @@ func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	}
 	change := Change{Source: newSource(), Number: 1, Limits: defaults.limits, By: defaults.Instance, Move: &Move{to}}
 	done := make(chan answer, 1)
-	go newLink(s).ask(circuit, &change, func(a answer) { done <- a })
+	go ask(s, circuit, &change, func(a answer) { done <- a })
 	select {
 	case a := <-done:
 		return a.err

@@ -31,7 +31,6 @@ type circuit struct {
 	replica replica
 	tally   *striped // successes that the replica does not know of yet; nil until some are counted
 	counts  *callCounts
-	before  *view     // the view before this one: used again if calls meet the same
 	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
@@ -82,28 +81,20 @@ func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
 		return
 	}
 	weakly := weak.Make(c)
-	var down *trouble
+	var down error
 	c.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
-		if down = l.join(weakly); down != nil {
+		if c.link, down = l.join(weakly); down != nil {
 			r.lost(down, now)
 		}
 	})
-	stop := l.storage.Watch(name, func(rec Record) {
-		if c := weakly.Value(); c != nil {
-			c.observed(rec)
-		}
-	})
-	c.unwatch = func() {
-		stop()
-		l.leave(weakly)
-	}
+	c.unwatch = c.link.watch(weakly, name)
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
 		c.events.add(warning(errLoopback))
 	}
 	if down == nil { // nobody waits for a storage that is known to be unavailable
 		ctx, cancel := c.patience(context.Background(), time.Now())
 		defer cancel()
-		_ = c.read(ctx)
+		c.read(ctx)
 	}
 }
 
@@ -164,7 +155,7 @@ func (c *circuit) follow(now time.Time) *Change {
 		if away := r.trouble != nil; away != c.away && !r.stopped {
 			c.away = away
 			if away {
-				c.events.add(storageAway(r.trouble.err))
+				c.events.add(storageAway(r.trouble))
 			} else {
 				c.events.add(storageBack(now.Sub(r.since)))
 			}
@@ -181,26 +172,21 @@ func (c *circuit) release() {
 		c.asking = nil
 	}
 	c.waiting.release(r.acknowledged())
-	if r.trouble != nil && !r.trouble.ofRecord {
+	if isTrouble(r.trouble) {
 		c.manuals.release(r.noted)
 	} else {
 		c.manuals.release(r.landed)
 	}
 }
 
-// publish stores what calls meet from now on, if that has changed. Views are
-// used again, so that a failure between two successes allocates none.
+// publish stores what calls meet from now on, if that has changed.
 func (c *circuit) publish(now time.Time) {
 	old := c.breaker.view.Load()
 	var fresh view
 	fresh.derive(&c.replica, c.name, now)
-	switch {
-	case old != nil && fresh.same(old):
-		c.notify(now)
-		return
-	case c.before != nil && fresh.same(c.before):
-		c.breaker.view.Store(c.before)
-	default:
+	if old != nil && fresh.same(old) {
+		c.setQuiet(old, fresh.quiet)
+	} else {
 		v := fresh
 		if v.tallies && c.tally == nil {
 			c.tally = new(striped)
@@ -217,12 +203,25 @@ func (c *circuit) publish(now time.Time) {
 			}
 		}
 		c.breaker.view.Store(&v)
-	}
-	c.before = old
-	if old == nil || old.state != fresh.state {
-		c.since = now
+		if old == nil || old.state != fresh.state {
+			c.since = now
+		}
 	}
 	c.notify(now)
+}
+
+// setQuiet stores the view, or its twin. A failure between two successes
+// allocates none. c.mu is held.
+func (c *circuit) setQuiet(v *view, quiet bool) {
+	if v.quiet == quiet {
+		return
+	}
+	if v.twin == nil {
+		w := *v
+		w.quiet, w.fast, w.twin = quiet, w.plain && quiet, v
+		v.twin = &w
+	}
+	c.breaker.view.Store(v.twin)
 }
 
 // states are those of the two circuits, as listeners are notified of them.
@@ -304,17 +303,23 @@ func (c *circuit) answered(q *Change, rec Record) {
 	c.tellAside()
 }
 
-func (c *circuit) unanswered(q *Change, why *trouble) {
+func (c *circuit) unanswered(q *Change, why error) {
 	c.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
 	c.tellAside()
 }
 
-func (c *circuit) unread(why *trouble) {
-	c.step(func(r *replica, now time.Time) { r.unread(why, now) })
+// unread is for a caller whose read failed: of all callers of one read, the first
+// detaches the circuit.
+func (c *circuit) unread(err error) {
+	c.step(func(r *replica, now time.Time) {
+		if r.attached() {
+			r.unread(err, now)
+		}
+	})
 	c.tellAside()
 }
 
-func (c *circuit) lost(why *trouble) {
+func (c *circuit) lost(why error) {
 	c.step(func(r *replica, now time.Time) { r.lost(why, now) })
 	c.tellAside()
 }
@@ -340,8 +345,12 @@ func (c *circuit) observed(rec Record) {
 func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 	var d decision
 	var wait chan struct{}
+	gone := ctx.Err() != nil // such a caller takes no trial from another
 	c.step(func(r *replica, now time.Time) {
-		if a, d = r.asked(now); d == waits {
+		switch a, d = r.asked(now); {
+		case d == waits && gone:
+			a, d = r.goesOn(a, now)
+		case d == waits:
 			wait = make(chan struct{})
 			c.asking = wait
 		}
@@ -361,7 +370,10 @@ func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 // trial, it waits until the storage has acknowledged it, or for as long as the call
 // may.
 func (c *circuit) ended(a *admission, res *result) {
-	if res.outcome == OutcomeFailure && (c.link != nil || c.needsCause(a)) {
+	if c.link == nil && c.countAlone(a, res.outcome) {
+		return
+	}
+	if res.outcome == OutcomeFailure {
 		defer c.count(a, res) // also if a method of the error ends the goroutine
 		res.cause = keptCause{errUnreadable, errUnreadable.Error()}
 		res.cause = keepCause(res.err)
@@ -370,10 +382,16 @@ func (c *circuit) ended(a *admission, res *result) {
 	c.count(a, res)
 }
 
-func (c *circuit) needsCause(a *admission) bool {
+// countAlone counts an outcome from which nothing follows but the count: without
+// a storage, such as an isolated failure between successes.
+func (c *circuit) countAlone(a *admission, o Outcome) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.replica.needsCause(a)
+	if !c.replica.countsAlone(a, o) {
+		return false
+	}
+	c.setQuiet(c.breaker.view.Load(), c.replica.local.Failures == 0)
+	return true
 }
 
 func (c *circuit) count(a *admission, res *result) {
@@ -408,14 +426,8 @@ func (c *circuit) manual(ctx context.Context, change Change, what string) error 
 	var number uint64
 	var done <-chan struct{}
 	var why error
-	failure := func(r *replica) error {
-		if r.trouble == nil {
-			return nil
-		}
-		return r.trouble.err
-	}
 	c.step(func(r *replica, now time.Time) {
-		why = failure(r)
+		why = r.trouble
 		if number = r.manual(change, now); number > 0 {
 			done = c.manuals.add(number)
 		}
@@ -434,7 +446,7 @@ func (c *circuit) manual(ctx context.Context, change Change, what string) error 
 	confirmed := false
 	c.look(func(r *replica) {
 		confirmed = number <= r.landed
-		why = cmp.Or(failure(r), why)
+		why = cmp.Or(r.trouble, why)
 	})
 	if confirmed {
 		return nil
@@ -454,15 +466,18 @@ func (c *circuit) attached() (yes bool) {
 	return yes
 }
 
-// read brings the circuit up to date from the storage.
-func (c *circuit) read(ctx context.Context) error {
+// read brings the circuit up to date from the storage. If there is no answer in
+// time, the circuit is detached. A caller whose own context ends leaves it as it is.
+func (c *circuit) read(ctx context.Context) {
 	var news uint64
 	c.look(func(r *replica) { news = r.news })
 	rec, err := c.link.read(ctx, c)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
+	case err == errStorageTimeout: // the caller may have waited for a place
+		c.unread(err)
 	}
-	return err
 }
 
 func (c *circuit) configured(s *settings) {
@@ -502,10 +517,10 @@ func (c *circuit) storageTimeout() time.Duration {
 // so that a call which waited in vain meets a detached circuit.
 func (c *circuit) linkTimeout() time.Duration { return c.storageTimeout() * 19 / 20 }
 
-// patience returns a context for all that one call waits for: it ends when the
-// call may not wait any longer, and not when its caller loses interest.
+// patience returns a context for all that one call waits for: it ends with the
+// call's own context, or with errStorageTimeout when StorageTimeout is over.
 func (c *circuit) patience(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
-	return context.WithDeadlineCause(context.WithoutCancel(ctx), began.Add(c.storageTimeout()), errStorageTimeout)
+	return context.WithDeadlineCause(ctx, began.Add(c.storageTimeout()), errStorageTimeout)
 }
 
 // tell notifies the listeners of what they do not know yet. No lock is held.

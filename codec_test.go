@@ -11,15 +11,20 @@ import (
 func TestRecordsRoundTrip(t *testing.T) {
 	now := time.UnixMilli(1_790_000_000_000)
 	for name, r := range map[string]Record{
-		"zero": {},
-		"row":  {Generation: 7, Since: 5, Opened: 3, Moved: 4, Failures: 2, RowSince: now.Add(-time.Second), By: "a", heard: []heard{{"s", 1<<64 - 1}}},
+		"zero":   {},
+		"streak": {Generation: 7, Since: 5, Opened: 3, Moved: 4, Failures: 2, By: "a", heard: []heard{{"s", 1<<64 - 1}}},
 		"suspect": {
-			Generation: 7, Failures: 5, RowSince: now.Add(-time.Minute), Balance: 6, By: "a", Cause: "b",
-			SuspectAt: now.Add(-time.Second), OpensAt: now.Add(time.Second), DueAt: now.Add(time.Minute),
+			Generation: 7, Failures: 5, Threshold: 5, Score: 6, By: "a", Cause: "b",
+			SuspectAt: now.Add(-time.Second), DueAt: now.Add(time.Minute), OpenFor: time.Minute,
 		},
-		"refuted":   {Generation: 9, CalmUntil: now.Add(time.Second)},
-		"open":      {State: StateOpen, Generation: 7, Since: 7, Opened: 7, DueAt: now.Add(time.Minute), Cause: "refused"},
-		"half-open": {State: StateHalfOpen, Generation: 8, Successes: 1, Trials: []Trial{{"a", now.Add(time.Second), false}, {"b", now, true}}},
+		"suspect by its rate": {Generation: 7, Rated: true, Witness: "s.1", SuspectAt: now.Add(-time.Second), DueAt: now.Add(time.Minute)},
+		"dismissed":           {Generation: 9, DismissedAt: now.Add(-time.Second)},
+		"open":                {State: StateOpen, Generation: 7, Since: 7, Opened: 7, SuspectAt: now, DueAt: now.Add(time.Minute), Cause: "refused"},
+		"half-open": {
+			State: StateHalfOpen, Generation: 8, Successes: 1, Threshold: 5, Score: 9, SuspectAt: now.Add(-time.Minute), DueAt: now.Add(-time.Second),
+			Witness: "s.1", RetryAt: now.Add(time.Minute),
+			Trials: []Trial{{"a", now.Add(-time.Second), now.Add(time.Second), false}, {"b", now, now, true}},
+		},
 	} {
 		got, err := ParseRecord(AppendRecord(nil, r, now), now)
 		require.NoError(t, err, name)
@@ -56,7 +61,7 @@ func TestHostileRecords(t *testing.T) {
 		"", "null", "[]", "1", "garbage", `{"v":2`, `{}`, `{"v":0,"readable":0}`,
 		`{"v":2,"readable":2,"state":3}`, `{"v":2,"readable":2,"state":-1}`, `{"v":2,"readable":2,"state":256}`,
 		`{"v":2,"readable":2,"gen":-1}`, `{"v":2,"readable":2,"gen":9e18}`, `{"v":2,"readable":2,"gen":4503599627370495}`,
-		`{"v":2,"readable":2,"failures":-1}`, `{"v":2,"readable":2,"failures":4294967296}`, `{"v":2,"readable":2,"balance":-5}`,
+		`{"v":2,"readable":2,"failures":-1}`, `{"v":2,"readable":2,"failures":4294967296}`, `{"v":2,"readable":2,"score":-5}`, `{"v":2,"readable":2,"threshold":-1}`, `{"v":2,"readable":2,"witness":"a b"}`,
 		`{"v":2,"readable":2,"trials":[{"id":"","left":1}]}`, `{"v":2,"readable":2,"trials":[{"id":"a b","left":1}]}`,
 		`{"v":2,"readable":2,"heard":[{"s":"a:b","n":1}]}`, `{"v":2,"readable":2,"heard":[{"s":"a","n":-1}]}`,
 		`{"v":2,"readable":2,"cause":"` + strings.Repeat("x", 201) + `"}`,
@@ -72,9 +77,9 @@ func requireBounds(t *testing.T, r Record, now time.Time) {
 	t.Helper()
 	require.LessOrEqual(t, r.State, StateHalfOpen)
 	require.GreaterOrEqual(t, min(r.Generation, r.Since, r.Opened, r.Moved), int64(0))
-	require.GreaterOrEqual(t, min(r.Failures, r.Successes, r.Balance), 0)
+	require.GreaterOrEqual(t, min(r.Failures, r.Successes, r.Threshold, r.Score), 0)
 	require.LessOrEqual(t, len(r.Trials), maxMaxTrials)
-	for _, until := range append([]time.Time{r.DueAt, r.OpensAt, r.CalmUntil}, deadlines(r.Trials)...) {
+	for _, until := range append([]time.Time{r.DueAt, r.RetryAt, r.SuspectAt, r.DismissedAt, r.ClosedAt}, deadlines(r.Trials)...) {
 		require.False(t, until.After(now.Add(maxTimeout)))
 	}
 }
@@ -82,9 +87,9 @@ func requireBounds(t *testing.T, r Record, now time.Time) {
 func FuzzParseRecord(f *testing.F) {
 	now := time.UnixMilli(1_790_000_000_000)
 	for _, r := range []Record{
-		{}, {Failures: 1, RowSince: now}, {State: StateOpen, DueAt: now.Add(time.Hour)},
-		{State: StateHalfOpen, Trials: []Trial{{"a", now, true}}, heard: []heard{{"s", 5}}},
-		{OpensAt: now.Add(1), SuspectAt: now, Balance: 5, CalmUntil: now.Add(5)},
+		{}, {Failures: 1}, {State: StateOpen, DueAt: now.Add(time.Hour)},
+		{State: StateHalfOpen, Trials: []Trial{{"a", now, now, true}}, heard: []heard{{"s", 5}}},
+		{Threshold: 5, SuspectAt: now, Score: 5, DismissedAt: now},
 	} {
 		f.Add(AppendRecord(nil, r, now))
 	}
@@ -96,9 +101,6 @@ func FuzzParseRecord(f *testing.F) {
 		requireBounds(t, r, now)
 		again, err := ParseRecord(AppendRecord(nil, r, now), now)
 		require.NoError(t, err)
-		if r.Failures == 0 {
-			r.RowSince = time.Time{}
-		}
 		require.Equal(t, r, again, "what was read can be written and read again")
 	})
 }

@@ -104,6 +104,10 @@ type Config struct {
 
 	// Storage keeps the circuit of the fleet. nil: there is no fleet, and the
 	// circuit is this process's alone.
+	//
+	// All breakers of a process whose Storages compare equal (==) share one
+	// bounded path to it, and detect once that it is unavailable. A Storage whose
+	// type cannot be compared has such a path for each New or Group: use a pointer.
 	Storage Storage
 
 	// Strict has every call read the fleet's circuit from the storage first,
@@ -113,6 +117,13 @@ type Config struct {
 	//
 	// A success changes a record only where failures are on it. So, with Strict
 	// as without, it is reported only if there were some when its call began.
+	//
+	// Calls that arrive while the storage is slow share a read, which starts after
+	// they arrived. If a call gets no answer within StorageTimeout, the breaker
+	// detaches: Stats.Away has the reason, and the local circuit decides. A call
+	// whose own context ends before the answer comes does not wait any longer: it
+	// is decided from what this process knows, and its fn gets a context that has
+	// ended.
 	Strict bool
 
 	// StorageTimeout is the most that one call ever waits for the storage:
@@ -255,7 +266,9 @@ func newSettings(cfg Config) (*settings, error) {
 	if s.Fallback > FallbackOpen {
 		reject("Fallback is %v: must be FallbackLocal, FallbackClosed or FallbackOpen", s.Fallback)
 	}
-	if checked, ok := s.Storage.(interface{ invalidSettings() error }); ok && checked.invalidSettings() != nil {
+	if s.Storage != nil && isNil(s.Storage) {
+		reject("Storage is a nil %T: must be a storage, or nil without a type for none", s.Storage)
+	} else if checked, ok := s.Storage.(interface{ invalidSettings() error }); ok && checked.invalidSettings() != nil {
 		reject("Storage: %w", checked.invalidSettings())
 	}
 	if len(s.Instance) > maxTextLength || !utf8.ValidString(s.Instance) {

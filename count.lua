@@ -8,10 +8,10 @@
 local UNLIMITED = 2147483647
 local add, after = tonumber(ARGV[7]), tonumber(ARGV[9])
 local lower, upper = tonumber(ARGV[10]), tonumber(ARGV[11])
-local before, b, w = tonumber(old[4]) or 0, old[5] or '0', old[6] or ''
+local before, b, w = whole(old[4]), old[5] or '0', old[6] or ''
 
 if before <= lower or before >= upper then
-  return reply('0', old[1], old[3], old[4], b, w, old[7])
+  return reply('0', version(), old[2], old[3], old[4], b, w, old[7])
 end
 local n = math.max(math.min(before + add, UNLIMITED), 0)
 local restarted = ARGV[8] == '1' and (add == 0 or n < upper)
@@ -73,4 +73,4 @@ write('v', v, 'n', n, 'b', b, 'w', w)
 if redis.call('PTTL', key) < life then
   redis.call('PEXPIRE', key, int(life))
 end
-return reply('1', v, old[3], n, b, w, old[7])
+return reply('1', v, old[2], old[3], n, b, w, old[7])

@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/infuse-go/infuse/internal/redact"
 )
 
 // ErrOpen is what every rejection is: errors.Is(err, ErrOpen).
@@ -135,7 +137,7 @@ func causeOf(err error) error {
 	if root == err && isSentinel(err) {
 		return err
 	}
-	c := &cause{text: presentable(err.Error(), maxCauseLength), short: presentable(root.Error(), maxTextLength)}
+	c := &cause{text: oneLine(redact.Error(err), maxCauseLength), short: presentable(root.Error(), maxTextLength)}
 	if isSentinel(root) {
 		c.root = root
 	}
@@ -157,8 +159,10 @@ func textOf(err error) string {
 
 // presentable returns a text that may be shown and stored: one line, bounded,
 // and without what URLs in it may have of secrets.
-func presentable(text string, most int) string {
-	text = clip(text, 4*most)
+func presentable(text string, most int) string { return oneLine(redact.Text(text), most) }
+
+func oneLine(text string, most int) string {
+	text = clip(text, most)
 	if strings.ContainsFunc(text, unicode.IsControl) {
 		text = strings.Map(func(r rune) rune {
 			if unicode.IsControl(r) {
@@ -167,34 +171,7 @@ func presentable(text string, most int) string {
 			return r
 		}, text)
 	}
-	return clip(withoutSecrets(text), most)
-}
-
-// withoutSecrets cuts the user and the query out of the URLs in a text.
-func withoutSecrets(text string) string {
-	const scheme = "://"
-	var kept strings.Builder
-	for {
-		i := strings.Index(text, scheme)
-		if i < 0 {
-			kept.WriteString(text)
-			return kept.String()
-		}
-		kept.WriteString(text[:i+len(scheme)])
-		text = text[i+len(scheme):]
-		end := strings.IndexFunc(text, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("\"'`<>", r) })
-		if end < 0 {
-			end = len(text)
-		}
-		url := text[:end]
-		if query := strings.IndexAny(url, "?#"); query >= 0 {
-			url = url[:query]
-		}
-		host, path, _ := strings.Cut(url, "/")
-		kept.WriteString(host[strings.LastIndex(host, "@")+1:])
-		kept.WriteString(url[len(url)-len(path)-min(1, len(url)-len(host)):])
-		text = text[end:]
-	}
+	return text
 }
 
 // clip returns the first bytes of s that are valid UTF-8, as many as are allowed.

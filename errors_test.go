@@ -16,13 +16,9 @@ import (
 func TestACauseNamesNoSecrets(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain": "plain",
-		"a://b": "a://b",
-		`Get "https://u:p@h:8/p/q?token=s#f": EOF`: `Get "https://h:8/p/q": EOF`,
-		"https://h?x=1 and http://a@b/c":           "https://h and http://b/c",
-		"redis://:secret@h":                        "redis://h",
-		"://":                                      "://",
-		"x://@/?":                                  "x:///",
-		"two\nlines\x00":                           "two lines ",
+		"GET https://a.net/t?$filter=name eq 'ann'&sig=TOPSECRET: 500": "GET https://a.net/t?…",
+		"redis://:secret@h": "redis://h",
+		"two\nlines\x00":    "two lines ",
 	} {
 		require.Equal(t, want, presentable(text, 200), "%q", text)
 	}
@@ -39,7 +35,7 @@ func TestACauseKeepsItsRoot(t *testing.T) {
 	require.Equal(t, "connection refused", textOf(c))
 	require.NotContains(t, c.Error(), "token")
 	require.Equal(t, errIllTest, causeOf(errIllTest))
-	require.Nil(t, causeOf(nil))
+	require.Equal(t, keptCause{}, keepCause(nil))
 	require.Empty(t, textOf(nil))
 	wrapped := causeOf(fmt.Errorf("reading: %w", &url.Error{Op: "Get", URL: "x", Err: errors.New("inner")}))
 	require.Equal(t, "inner", textOf(wrapped))

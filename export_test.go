@@ -1,5 +1,7 @@
 package infuse
 
+import "reflect"
+
 // IsFast reports whether a success takes neither a lock nor a look at the clock.
 func IsFast(b *Breaker) bool { return b.view.Load().fast }
 
@@ -15,3 +17,16 @@ func IsTrialOfTheFleet(p Permit) (yes bool) {
 }
 
 var HostCircuit = hostCircuit
+
+// IsLinked reports whether the link of a storage is kept for others.
+func IsLinked(s Storage) bool {
+	links.Lock()
+	defer links.Unlock()
+	for kept := range links.of {
+		itself := reflect.ValueOf(kept)
+		if itself.Type() == reflect.TypeOf(s) && (!itself.Equal(itself) || kept == s) {
+			return true
+		}
+	}
+	return false
+}

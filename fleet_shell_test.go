@@ -379,7 +379,7 @@ func (p *simProcess) crash(life int, after float64) {
 	p.after(after, p.start)
 }
 
-var simTrouble = troubleOf(errors.New("the storage stands still"))
+var simTrouble = (errors.New("the storage stands still"))
 
 // request sends a change or a read. late is called if there is no answer in time.
 func (p *simProcess) request(c *Change, answered func(Record), late func()) {
@@ -457,7 +457,7 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 	input(&p.replica, now)
 	change := p.replica.outgoing(now)
 	var fresh view
-	if fresh.derive(&p.replica, "simulated", now); !fresh.same(&p.view) {
+	if fresh.derive(&p.replica, "simulated", now); fresh.quiet != p.view.quiet || !fresh.same(&p.view) {
 		wasThin := p.thin()
 		p.noteRejecting(fresh.admits != admitsAll && !fresh.local)
 		p.view = fresh

@@ -2,10 +2,9 @@ package infuse
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,109 +12,149 @@ import (
 	"weak"
 )
 
-// link is the way to one storage, for all circuits that use it: all I/O, and
-// every bound on it. Whether the storage is away is a circuit, too: the link's
-// health is a Record under the same Apply, which opens at the first failure of
-// an attached circuit and is tried by one probe at a time, at growing pauses.
+// link is the path to one storage, for all circuits of this process that use it:
+// all their I/O, every bound on it, and whether the storage is available.
 //
-// A failure of a circuit that is in trouble already says nothing of the others.
+// The storage becomes unavailable when a request of an attached circuit fails. It
+// is then read by one probe at a time, with growing pauses, until a probe succeeds.
+// A failure of a detached circuit changes nothing for the others.
+//
+// No code of a storage runs under a lock: see storage_call.go.
 type link struct {
 	storage Storage
-	news    queue[func()] // up and down, told to all circuits in order
+	places  chan struct{} // a semaphore: one element for each request that has a place
+	news    queue[func()] // changes of availability, for all circuits, in order
 
 	mu       sync.Mutex
-	health   Record
-	why      error // why it is down
-	failures int   // of probes, since the link was last up for long
-	upSince  time.Time
-	doubted  atomic.Int64 // the outage since which nothing was sent that was written, or 0: it answers reads, but may refuse changes
 	circuits map[weak.Pointer[circuit]]struct{}
-	busy     int         // requests that have a place
-	waiting  []waiting   // for a place, first come first served
+	reads    map[*circuit]*sharedRead // the last read of each circuit, until it ends
+
+	why      error         // the storage is unavailable because of this error; nil while it is available
+	down     chan struct{} // closed when the storage becomes unavailable; nil without circuits
+	failures int           // failed probes and the failure before them, since the storage was last established
+	upSince  time.Time
+	probing  bool        // a probe is under way
 	hung     int         // probes that have not returned
-	probed   time.Time   // when the last of them began
 	timer    *time.Timer // of the next probe
-}
-
-// waiting is a request that has no place yet.
-type waiting struct {
-	run  func()
-	late func(error)
-}
-
-// answer is what a storage says.
-type answer struct {
-	record  Record
-	verdict Verdict // of a change
-	err     error
+	outages  int64
+	doubted  atomic.Int64 // the outage after which no change has been written, or 0: the storage answers reads, but may refuse changes
 }
 
 const (
-	linkPlaces   = 64                    // requests at a time: what a storage that hangs can hold
-	placeHeld    = time.Minute           // for so long: a request that never returns does not keep its place for good
-	requestTime  = 5 * time.Second       // a request goes on without those who waited: a client may need that to connect
-	maxHung      = 16                    // probes that hang, before the pauses grow with each
+	linkPlaces   = 64                    // requests at a time: all that a storage that hangs can hold
+	placeHeld    = time.Minute           // after this time a request that never returns loses its place
+	requestTime  = 5 * time.Second       // a request continues without its callers: a client may need this time to connect
+	maxHung      = 16                    // probes that hang, before the pauses grow with each of them
 	firstPause   = 50 * time.Millisecond // before the first probe; it doubles
 	longestPause = time.Second           // up to this
-	calmAfter    = 10 * time.Second      // a link that has been up for so long starts over
+	calmAfter    = 10 * time.Second      // a storage that has been available for this time is established
 )
 
-var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
+// links has the link of each storage that a circuit uses. Breakers share a link
+// if their storages compare equal, whoever makes them. A storage that cannot be
+// compared has one link for each New or Group.
+var links = struct {
+	sync.Mutex
+	of map[Storage]*link
+}{of: make(map[Storage]*link)}
 
-func newLink(s Storage) *link {
-	return &link{storage: s, circuits: make(map[weak.Pointer[circuit]]struct{})}
-}
-
-// linkTo returns the link to a storage: the storage's own where it has one,
-// so that all its circuits share it.
+// linkTo returns a link to a storage. Which link a circuit uses is known once it
+// has joined.
 func linkTo(s Storage) *link {
 	if s == nil {
 		return nil
 	}
-	if owner, ok := s.(interface{ ownLink() *link }); ok {
-		return owner.ownLink()
+	return &link{
+		storage: s, places: make(chan struct{}, linkPlaces),
+		circuits: make(map[weak.Pointer[circuit]]struct{}), reads: make(map[*circuit]*sharedRead),
 	}
-	return newLink(s)
 }
 
-// join makes c one of those that are told when the link is down or up. It
-// returns why it is down, or nil.
-func (l *link) join(c weak.Pointer[circuit]) *trouble {
+// isComparable reports whether s can be found in a map: also that it equals
+// itself, which a struct with a NaN does not.
+func isComparable(s Storage) bool {
+	v := reflect.ValueOf(s)
+	return v.Comparable() && v.Equal(v)
+}
+
+// join adds c to the circuits of the link, or of the link that circuits use for
+// the same storage already. It returns that link, and why its storage is
+// unavailable, or nil.
+func (l *link) join(c weak.Pointer[circuit]) (*link, error) {
+	if isComparable(l.storage) {
+		links.Lock()
+		defer links.Unlock()
+		if used := links.of[l.storage]; used != nil {
+			l = used
+		} else {
+			links.of[l.storage] = l
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.circuits[c] = struct{}{}
-	if err := l.downLocked(); err != nil {
-		return troubleOf(err)
+	if l.down == nil {
+		l.down = make(chan struct{})
 	}
-	return nil
+	return l, l.why
 }
 
+// leave undoes join. The last circuit to leave ends the outage and the probes.
 func (l *link) leave(c weak.Pointer[circuit]) {
+	links.Lock()
+	defer links.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.circuits, c)
-	if len(l.circuits) == 0 {
-		l.health = Record{} // the timer of a probe finds nobody
+	if len(l.circuits) > 0 {
+		return
+	}
+	l.why, l.down = nil, nil // the timer of a probe finds no outage
+	if isComparable(l.storage) && links.of[l.storage] == l {
+		delete(links.of, l.storage)
 	}
 }
 
-// downLocked returns why the link is down, or nil. l.mu is held.
-func (l *link) downLocked() error {
-	if l.health.State == StateClosed {
-		return nil
+// watch has the storage report changes of the circuit's record. unwatch ends
+// that, and leaves the link; it does not refer to the circuit. A panic of Watch
+// goes on to the caller of New.
+func (l *link) watch(c weak.Pointer[circuit], name string) (unwatch func()) {
+	watches := false
+	defer func() {
+		if !watches {
+			l.leave(c)
+		}
+	}()
+	stop := l.storage.Watch(name, func(rec Record) {
+		if c := c.Value(); c != nil {
+			c.observed(rec)
+		}
+	})
+	watches = true
+	return func() {
+		defer l.leave(c) // also if stop ends the goroutine
+		_ = withoutPanic(stop)
 	}
-	return l.why
 }
 
-// send makes a request of the circuit, and brings what becomes of it to the
-// circuit: an answer, also a late one, or that there is none in time.
+// Requests.
+
+// send makes a request of the circuit, and brings the result to the circuit: an
+// answer, also a late one, or an error if there is none in time.
 func (l *link) send(c *circuit, q *Change) {
 	failed := func(err error) {
 		l.failed(c, err, func(r *replica) bool { return r.awaits(q.Number) })
-		c.unanswered(q, troubleOf(err))
+		c.unanswered(q, err)
+	}
+	l.mu.Lock()
+	why, down := l.why, l.down
+	l.mu.Unlock()
+	if why != nil {
+		failed(why)
+		return
 	}
 	doubted := l.doubted.Load()
-	l.start(c, q, failed, func(a answer) {
+	go l.request(c, q, down, func() bool { return true }, failed, func(a answer) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {
@@ -123,240 +162,139 @@ func (l *link) send(c *circuit, q *Change) {
 			}
 			c.answered(q, a.record)
 		case l.doubted.Load() != 0 && !isTrouble(l.tryRead(c, func(answer) {})):
-			c.unanswered(q, troubleOf(a.err)) // or the link would go up and down for as long as changes are refused
+			c.unanswered(q, a.err) // or the link would go up and down for as long as changes are refused
 		default:
 			failed(a.err)
 		}
 	})
 }
 
-// read reads the record for a caller that waits, until ctx is done. A caller
-// that did not get a place in time says nothing of the storage.
-func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
-	answered := make(chan answer, 1)
-	hand := func(a answer) {
-		select {
-		case answered <- a:
-		default: // it is late
-		}
-	}
-	l.start(c, &Change{}, func(err error) { hand(answer{err: err}) }, hand)
+// request asks the storage when there is a place and begins agrees. late is
+// called if the storage becomes unavailable before, or if no answer comes in
+// time, which counts from then. done is called with the answer, also a late one.
+func (l *link) request(c *circuit, q *Change, down <-chan struct{}, begins func() bool, late func(error), done func(answer)) {
 	select {
-	case <-ctx.Done():
-		return Record{}, context.Cause(ctx)
-	case a := <-answered:
-		if a.err != nil {
-			l.failed(c, a.err, func(*replica) bool { return true })
-			c.unread(troubleOf(a.err))
-		}
-		return a.record, a.err
-	}
-}
-
-// failed takes the link down after a failure of an attached circuit, unless the
-// trouble is that circuit's alone.
-func (l *link) failed(c *circuit, err error, matters func(*replica) bool) {
-	counts := false
-	c.look(func(r *replica) { counts = r.attached() && matters(r) })
-	if counts && isTrouble(err) {
-		l.down(err)
-	}
-}
-
-// start makes a request as soon as it has a place. late is called where no
-// answer has come in time, which counts from then.
-func (l *link) start(c *circuit, q *Change, late func(error), done func(answer)) {
-	l.mu.Lock()
-	if err := l.downLocked(); err != nil && len(l.circuits) > 0 {
-		l.mu.Unlock()
-		late(err)
+	case l.places <- struct{}{}:
+	case <-down:
+		late(l.reason(errStorageTimeout))
 		return
 	}
-	defer l.mu.Unlock()
-	run := func() {
-		timer := time.AfterFunc(c.linkTimeout(), func() { late(errStorageTimeout) })
-		free := l.place()
-		l.ask(c.name, q, func(got answer) {
-			defer free()
-			timer.Stop()
-			done(got)
-		})
-	}
-	if l.busy >= linkPlaces {
-		l.waiting = append(l.waiting, waiting{run, late})
+	free := sync.OnceFunc(func() { <-l.places })
+	if !begins() {
+		free()
 		return
 	}
-	l.busy++
-	go run()
-}
-
-// place returns a func that gives the place of a request to the next one, once.
-// It is called in any case after placeHeld.
-func (l *link) place() (free func()) {
-	once := sync.OnceFunc(l.next)
-	timer := time.AfterFunc(placeHeld, once)
-	return func() {
+	held := time.AfterFunc(placeHeld, free)
+	timer := time.AfterFunc(c.linkTimeout(), func() { late(errStorageTimeout) })
+	ask(l.storage, c.name, q, func(a answer) {
+		defer free()
+		held.Stop()
 		timer.Stop()
-		once()
-	}
-}
-
-// next lets the request that waited for longest go.
-func (l *link) next() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.waiting) == 0 {
-		l.busy--
-		return
-	}
-	first := l.waiting[0]
-	l.waiting = l.waiting[1:]
-	go first.run()
-}
-
-// ask has the storage make a change, or reads if the change has no number, and
-// hands the answer on. A storage that panics, or that ends its goroutine, is
-// one that fails.
-func (l *link) ask(circuit string, q *Change, done func(answer)) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
-	defer cancel()
-	a := answer{err: errors.New("infuse: the storage ended the goroutine")}
-	defer func() {
-		if r := recover(); r != nil {
-			a.err = fmt.Errorf("infuse: the storage panicked: %v", r)
-		}
 		done(a)
-	}()
-	if q.Number == 0 {
-		a.record, a.err = l.storage.Load(ctx, circuit)
-	} else {
-		a.record, a.verdict, a.err = l.storage.Apply(ctx, circuit, *q)
-	}
-}
-
-// isTrouble reports whether an error is the storage's, and not that of one
-// circuit's record.
-func isTrouble(err error) bool {
-	var unreadable *RecordError
-	return err != nil && !errors.As(err, &unreadable)
-}
-
-// The health of the link.
-
-func (l *link) limits() Limits {
-	return Limits{
-		FailMax: 1, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: placeHeld,
-		ResetTimeout: backoff(l.failures, rand.Float64()),
-	}
-}
-
-// backoff is the pause before the n-th attempt, give or take half, so that
-// processes which lost a storage together do not come back together.
-func backoff(n int, roll float64) time.Duration {
-	pause := min(firstPause<<min(max(n-1, 0), 10), longestPause)
-	return pause/2 + time.Duration(roll*float64(pause))
-}
-
-// down opens the link's circuit, after a failure of an attached circuit.
-func (l *link) down(err error) {
-	l.mu.Lock()
-	if l.health.State != StateClosed || len(l.circuits) == 0 {
-		l.mu.Unlock()
-		return
-	}
-	now := time.Now()
-	if now.Sub(l.upSince) > calmAfter {
-		l.failures = 0
-	}
-	l.why = err
-	l.settle(Change{Calls: Calls{Failures: 1, Lead: 1, Streak: 1}}, now)
-	l.doubted.Store(l.health.Opened)
-	waiting := l.waiting
-	l.waiting = nil
-	why := troubleOf(err)
-	l.tell(func(c *circuit) { c.lost(why) })
-	l.mu.Unlock()
-	for _, w := range waiting {
-		w.late(err)
-	}
-	go l.news.drain(func(tell func()) { tell() })
-}
-
-// settle makes a change of the health and, unless the link is up then, sets the
-// timer of the next probe. l.mu is held.
-func (l *link) settle(c Change, now time.Time) {
-	c.Seen.Generation = l.health.Generation
-	c.Limits = l.limits()
-	l.health.apply(&c, now)
-	if l.health.State == StateOpen {
-		l.failures++
-	}
-	if l.health.State != StateClosed {
-		l.probeIn(max(0, l.health.DueAt.Sub(now)))
-	}
-}
-
-// tell queues news for all circuits. l.mu is held.
-func (l *link) tell(news func(*circuit)) {
-	all := slices.Collect(maps.Keys(l.circuits))
-	l.news.add(func() {
-		for _, weakly := range all {
-			if c := weakly.Value(); c != nil {
-				news(c)
-			}
-		}
 	})
 }
 
-// probeIn sets the timer of the next probe: of this outage, and of no later
-// one. l.mu is held.
-func (l *link) probeIn(pause time.Duration) {
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	outage := l.health.Generation
-	l.timer = time.AfterFunc(pause, func() { l.probe(outage) })
+// sharedRead is one read of a record, for all callers that asked for it before it
+// started.
+type sharedRead struct {
+	callers int  // that wait for it
+	started bool // the storage is asked
+	over    bool // it has ended
+	ended   chan struct{}
+	answer  answer
 }
 
-// probe reads the record of one circuit: a change that hangs behind the storage
-// may still be made, and by then be out of date.
-func (l *link) probe(outage int64) {
-	l.mu.Lock()
-	now := time.Now()
-	held := time.Duration(max(0, l.hung-maxHung)) * placeHeld
-	switch wait := held - now.Sub(l.probed); {
-	case l.health.Generation != outage || len(liveTrials(l.health.Trials, now)) > 0:
-		l.mu.Unlock()
-		return // it is over, or another probe is under way
-	case wait > 0:
-		l.probeIn(wait)
-		l.mu.Unlock()
-		return
-	}
-	c := l.anyCircuit()
-	if c == nil { // all are garbage, and about to leave
-		l.probeIn(longestPause)
-		l.mu.Unlock()
-		return
-	}
-	l.health.apply(&Change{Ask: probeID, Limits: l.limits()}, now)
-	l.hung++
-	l.probed = now
-	l.mu.Unlock()
+// readsAtOnce is how many reads of one circuit may be under way if the storage
+// is slow. Each starts when the one before it has ended, or after this part of
+// linkTimeout: a caller that just missed a read need not wait for two of them.
+const readsAtOnce = 10
 
-	l.probeEnded(l.tryRead(c, func(a answer) {
+// read reads the record for a caller that waits, until ctx is done. The callers
+// that ask before a read starts share it. A read without callers does not start.
+func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
+	l.mu.Lock()
+	if why := l.why; why != nil {
+		l.mu.Unlock()
+		c.unread(why)
+		return Record{}, why
+	}
+	r := l.reads[c]
+	if r == nil || r.started {
+		before := r
+		r = &sharedRead{ended: make(chan struct{})}
+		l.reads[c] = r
+		go l.readAfter(c, r, before, l.down)
+	}
+	r.callers++
+	down := l.down
+	l.mu.Unlock()
+	var a answer
+	select {
+	case <-r.ended:
+		a = r.answer
+	case <-down:
+		a.err = l.reason(errStorageTimeout)
+	case <-ctx.Done():
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.hung--
-		l.returned(a.err)
-	}))
+		r.callers--
+		return Record{}, context.Cause(ctx)
+	}
+	if a.err != nil {
+		c.unread(a.err)
+	}
+	return a.record, a.err
+}
+
+// readAfter makes the read r of a circuit after the read before it.
+func (l *link) readAfter(c *circuit, r, before *sharedRead, down <-chan struct{}) {
+	if before != nil {
+		pause := time.NewTimer(c.linkTimeout() / readsAtOnce)
+		defer pause.Stop()
+		select {
+		case <-before.ended:
+		case <-pause.C:
+		case <-down:
+			return
+		}
+	}
+	begins := func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		r.started = l.reads[c] == r && r.callers > 0
+		if !r.started {
+			l.endRead(c, r, answer{})
+		}
+		return r.started
+	}
+	ends := func(a answer) {
+		if a.err != nil {
+			l.failed(c, a.err, func(*replica) bool { return true })
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.endRead(c, r, a)
+	}
+	l.request(c, &Change{}, down, begins, func(err error) { ends(answer{err: err}) }, ends)
+}
+
+// endRead gives the answer of a read to its callers. l.mu is held.
+func (l *link) endRead(c *circuit, r *sharedRead, a answer) {
+	if r.over {
+		return // the answer is late
+	}
+	r.over, r.answer = true, a
+	close(r.ended)
+	if l.reads[c] == r {
+		delete(l.reads, c)
+	}
 }
 
 // tryRead reads the circuit's record, and waits no longer than a call would.
-// done is told of the answer, late or not.
+// done is called with the answer, late or not.
 func (l *link) tryRead(c *circuit, done func(answer)) error {
 	answered := make(chan error, 1)
-	go l.ask(c.name, &Change{}, func(a answer) {
+	go ask(l.storage, c.name, &Change{}, func(a answer) {
 		done(a)
 		answered <- a.err
 	})
@@ -370,8 +308,155 @@ func (l *link) tryRead(c *circuit, done func(answer)) error {
 	}
 }
 
-// anyCircuit returns one at random, whose record is read next: one that has a
-// trouble of its own does not keep the others waiting. l.mu is held.
+// The availability of the storage.
+
+// failed makes the storage unavailable after a failure of an attached circuit,
+// unless the circuit's record is the reason. A late failure may still explain
+// why the storage is unavailable.
+func (l *link) failed(c *circuit, err error, matters func(*replica) bool) {
+	counts := false
+	c.look(func(r *replica) { counts = r.attached() && matters(r) })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.why != nil:
+		l.explain(err)
+	case counts && isTrouble(err) && len(l.circuits) > 0:
+		l.lose(err)
+	}
+}
+
+// lose makes the storage unavailable. Whoever waits for a read or for a place
+// stops waiting. l.mu is held.
+func (l *link) lose(err error) {
+	if time.Since(l.upSince) > calmAfter {
+		l.failures = 0
+	}
+	l.why = err
+	close(l.down)
+	l.outages++
+	l.doubted.Store(l.outages)
+	clear(l.reads) // their callers wait for down, too
+	l.failures++
+	l.probeIn(l.pause())
+	l.tell(func(c *circuit) { c.lost(err) })
+}
+
+// explain takes an error for the reason of an outage if it is a better one: a
+// storage that did not answer in time may say later that it refuses connections.
+// l.mu is held.
+func (l *link) explain(err error) {
+	if l.why != nil && explains(err) {
+		l.why = err
+	}
+}
+
+// reason returns why the storage is unavailable, as far as is known by now, for a
+// circuit that is detached because of trouble. A nil link has no better reason.
+func (l *link) reason(trouble error) error {
+	if l == nil || !isTrouble(trouble) {
+		return trouble
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.why != nil {
+		return l.why
+	}
+	return trouble
+}
+
+// tell reports to all circuits, in the background. l.mu is held.
+func (l *link) tell(news func(*circuit)) {
+	all := slices.Collect(maps.Keys(l.circuits))
+	l.news.add(func() {
+		for _, weakly := range all {
+			if c := weakly.Value(); c != nil {
+				news(c)
+			}
+		}
+	})
+	go l.news.drain(func(tell func()) { tell() })
+}
+
+// backoff is the pause before the n-th attempt, ± 50 %: processes that lost a
+// storage together do not come back together.
+func backoff(n int, roll float64) time.Duration {
+	pause := min(firstPause<<min(max(n-1, 0), 10), longestPause)
+	return pause/2 + time.Duration(roll*float64(pause))
+}
+
+// pause is the time until the next probe. l.mu is held.
+func (l *link) pause() time.Duration {
+	return backoff(l.failures, rand.Float64()) + time.Duration(max(0, l.hung-maxHung))*placeHeld
+}
+
+// probeIn sets the timer of the next probe of this outage. l.mu is held.
+func (l *link) probeIn(pause time.Duration) {
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	outage, weakly := l.outages, weak.Make(l) // a timer is no reason to keep a storage
+	l.timer = time.AfterFunc(pause, func() {
+		if l := weakly.Value(); l != nil {
+			l.probe(outage)
+		}
+	})
+}
+
+// probe reads the record of one circuit: a change that hangs behind the storage
+// may still be made, and be out of date by then.
+func (l *link) probe(outage int64) {
+	l.mu.Lock()
+	if l.why == nil || l.outages != outage || l.probing {
+		l.mu.Unlock()
+		return
+	}
+	c := l.anyCircuit()
+	if c == nil { // all are garbage, and about to leave
+		l.probeIn(longestPause)
+		l.mu.Unlock()
+		return
+	}
+	l.probing = true
+	l.hung++
+	l.mu.Unlock()
+	l.probed(l.tryRead(c, l.probeReturned))
+}
+
+// probeReturned takes the answer of a probe, which may be late. One that
+// succeeded is a reason to probe at once, and any makes room for another.
+func (l *link) probeReturned(a answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hung--
+	l.explain(a.err)
+	switch {
+	case l.why == nil || l.probing:
+	case isTrouble(a.err):
+		l.probeIn(l.pause())
+	default:
+		l.probeIn(0)
+	}
+}
+
+// probed ends a probe: with its answer, or because that was late.
+func (l *link) probed(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.probing = false
+	switch {
+	case l.why == nil: // no circuit is left
+	case isTrouble(err):
+		l.failures++
+		l.probeIn(l.pause())
+	default:
+		l.why, l.down, l.upSince = nil, make(chan struct{}), time.Now()
+		l.tell((*circuit).back)
+	}
+}
+
+// anyCircuit returns a circuit at random, whose record is read next: one that
+// has a problem of its own does not keep the others waiting. l.mu is held.
 func (l *link) anyCircuit() *circuit {
 	for weakly := range l.circuits {
 		if c := weakly.Value(); c != nil {
@@ -379,33 +464,4 @@ func (l *link) anyCircuit() *circuit {
 		}
 	}
 	return nil
-}
-
-const probeID = "probe"
-
-// returned takes notice of a probe that may be late. One that succeeded is a
-// reason to try at once, and any is room for another. l.mu is held.
-func (l *link) returned(err error) {
-	if l.health.State == StateOpen && !isTrouble(err) {
-		l.health.apply(&Change{Move: &Move{StateHalfOpen}}, time.Now())
-	}
-	if l.health.State != StateClosed {
-		l.probeIn(max(0, time.Until(l.health.DueAt)))
-	}
-}
-
-func (l *link) probeEnded(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := time.Now()
-	outcome := OutcomeSuccess
-	if isTrouble(err) {
-		outcome = OutcomeFailure
-	}
-	l.settle(Change{Settled: []Settlement{{ID: probeID, Outcome: outcome}}}, now)
-	if l.health.State == StateClosed {
-		l.upSince = now
-		l.tell((*circuit).back)
-		go l.news.drain(func(tell func()) { tell() })
-	}
 }

@@ -112,8 +112,9 @@ const seedEnv = "INFUSE_TEST_SEED"
 
 // Random sequences of calls, moves and pauses go as in the model: who is
 // admitted, and what the breaker shows after each step. A fleet of one process
-// behaves as a process without a fleet, where its calls come one after the
-// other: those that overlap an opening may refute it.
+// behaves as a process without a fleet if its calls and manual changes come one
+// after the other: calls that overlap are reported together, and a manual change
+// ends the local trials that run.
 func TestRandomSequencesGoAsInTheModel(t *testing.T) {
 	t.Parallel()
 	sequences, seed := 2000, rand.Uint64()
@@ -201,7 +202,7 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 			step("%v pass", pause)
 			time.Sleep(pause)
 			synctest.Wait()
-		case n < 19 && r.IntN(3) == 0:
+		case n < 19 && r.IntN(3) == 0 && (cfg.Storage == nil || len(open) == 0):
 			to := infuse.State(r.IntN(3))
 			step("moved: %v", to)
 			require.NoError(t, b.Move(t.Context(), to))
@@ -247,7 +248,8 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			var trials, rejected, transitions atomic.Int64
 			var running atomic.Int64
 			cfg := patiently(infuse.Config{
-				FailMax: 3, SuccessThreshold: 2, MaxTrials: maxTrials, ResetTimeout: 2 * time.Millisecond, TrialTimeout: time.Hour,
+				FailMax: 2, SuccessThreshold: 2, MaxTrials: maxTrials, ResetTimeout: 2 * time.Millisecond, TrialTimeout: time.Hour,
+				Suspicion: time.Millisecond,
 				Listeners: []*infuse.Listener{{StateChange: func(*infuse.Breaker, infuse.Transition) { transitions.Add(1) }}},
 			})
 			var fleet []*infuse.Breaker
@@ -294,7 +296,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			all.Go(func() {
 				for !seenEnough() {
 					ill.Store(!ill.Load())
-					time.Sleep(10 * time.Millisecond)
+					time.Sleep(20 * time.Millisecond)
 				}
 				ill.Store(false)
 			})

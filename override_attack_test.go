@@ -79,7 +79,7 @@ func TestABreakerUnderAnOverrideIsNoGarbage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			storage := NewMemoryStorage()
 			operator := brandNew(t, "service", Config{Storage: storage})
-			o := Override{State: StateOpen}
+			o := Override{State: StateOpen, Reason: "upgrade"}
 			if until > 0 {
 				o.Until = time.Now().Add(until)
 			}
@@ -142,8 +142,10 @@ func TestAnOverrideToHalfOpen(t *testing.T) {
 
 func TestAnOverrideThatCannotBeCleared(t *testing.T) {
 	for name, release := range map[string]func(ctx context.Context, b *Breaker) error{
-		"ClearOverride":   func(ctx context.Context, b *Breaker) error { return b.ClearOverride(ctx, "ann") },
-		"Override closed": func(ctx context.Context, b *Breaker) error { return b.Override(ctx, Override{State: StateClosed}) },
+		"ClearOverride": func(ctx context.Context, b *Breaker) error { return b.ClearOverride(ctx, "ann") },
+		"Override closed": func(ctx context.Context, b *Breaker) error {
+			return b.Override(ctx, Override{State: StateClosed, Reason: "over"})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -167,7 +169,7 @@ func TestTheEndOfAnOverrideOverAnOpenCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := NewMemoryStorage()
 		b := brandNew(t, "service", Config{Storage: storage})
-		require.NoError(t, b.Override(t.Context(), Override{State: StateClosed, Until: time.Now().Add(10 * time.Second)}))
+		require.NoError(t, b.Override(t.Context(), Override{State: StateClosed, Reason: "false alarm", Until: time.Now().Add(10 * time.Second)}))
 		for range 20 {
 			require.ErrorIs(t, callOf(b, true), errAttack)
 		}

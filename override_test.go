@@ -82,7 +82,7 @@ func TestAnOverrideWithoutAFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
 		b := startBreaker(t, "prices", infuse.Config{Fallback: infuse.FallbackOpen})
-		require.NoError(t, b.Override(ctx, infuse.Override{State: infuse.StateOpen, Until: time.Now().Add(time.Minute)}))
+		require.NoError(t, b.Override(ctx, infuse.Override{State: infuse.StateOpen, Reason: "upgrade", Until: time.Now().Add(time.Minute)}))
 		rejection := requireRejected(t, b)
 		require.NotEmpty(t, rejection.By, "the instance")
 		time.Sleep(time.Minute - time.Millisecond)
@@ -113,6 +113,9 @@ func TestAnOverrideIsChecked(t *testing.T) {
 		"Override.State is half-open: must be open or closed": {State: infuse.StateHalfOpen},
 		"which is over":                   {State: infuse.StateOpen, Until: time.Now().Add(-time.Second)},
 		"ahead, or zero":                  {State: infuse.StateOpen, Until: time.Now().AddDate(2, 0, 0)},
+		"Override.Reason is empty":        {State: infuse.StateOpen, By: "ann"},
+		"Reason is empty: must say why":   {}, // it closed the circuit for the whole fleet, for good, without an error
+		"Reason is empty: must":           {State: infuse.StateClosed, Reason: " \n"},
 		"Reason is longer than 200 bytes": {State: infuse.StateOpen, Reason: strings.Repeat("x", 201)},
 	} {
 		require.ErrorContains(t, b.Override(t.Context(), o), want)

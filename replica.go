@@ -24,13 +24,14 @@ type replica struct {
 	out      outbox
 	leases   []lease // of the shared circuit, that this process has asked for
 
-	failing bool // the last call of this process failed: what an open shared circuit rejects by
-	share   int  // how much of the evidence on record this process may have supplied
-	joined  bool // it started with failures on record, and no call has succeeded since
+	failing bool   // the last call of this process failed: what an open shared circuit rejects by
+	share   int    // how much of the evidence on record this process may have supplied
+	joined  bool   // it started with failures on record, and no call has succeeded since
+	former  string // the witness on record when it started: that may have been this process, before it crashed
 
 	linked   bool      // there is a storage
 	linkUp   bool      // and its link has not failed
-	trouble  *trouble  // why the shared record does not apply; nil if it does
+	trouble  error     // why the shared record does not apply; nil if it does
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
@@ -116,30 +117,41 @@ func (r *replica) rejectsBy(rec *Record) bool {
 func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
-		return r.joined || rec.Witness == r.source
+		return r.witnessed(rec)
 	case rec.scored():
 		return r.share >= min(rec.Threshold, r.settings.FailMax)
 	}
 	return r.share >= r.settings.FailMax
 }
 
-// trouble is why a storage does not answer. It is made before any lock is taken,
-// because the methods of the error are the storage's.
-type trouble struct {
-	err      error
-	cause    keptCause
-	ofRecord bool // it is this circuit's record alone, which cannot be read
+// witnessed reports whether the record's witness is this process.
+func (r *replica) witnessed(rec *Record) bool {
+	return rec.Witness != "" && (rec.Witness == r.source || rec.Witness == r.former)
 }
 
-func troubleOf(err error) *trouble {
-	return &trouble{err, keepCause(err), !isTrouble(err)}
+// excluded reports whether the next trial goes to another process.
+func (r *replica) excluded(rec *Record, now time.Time) bool {
+	return r.witnessed(rec) && rec.excludes(rec.Witness, now)
 }
 
 // Inputs: calls.
 
-// needsCause reports whether the cause of a failure has to be made for ended.
-func (r *replica) needsCause(a *admission) bool {
-	return r.linked || a.trial != "" || r.settings.FailureRate > 0 || r.local.Failures+1 >= r.settings.FailMax
+// countsAlone is ended for an outcome from which nothing follows but the count,
+// in a circuit without a storage. Otherwise it does nothing, and reports so.
+func (r *replica) countsAlone(a *admission, o Outcome) bool {
+	l, s := &r.local, r.settings
+	if !r.countsLocally(a) || l.Override != nil || s.FailureRate > 0 || s.Ramp > 0 {
+		return false
+	}
+	switch {
+	case o == OutcomeSuccess:
+		l.Failures = 0
+	case o == OutcomeFailure && l.Failures+1 < s.FailMax:
+		l.Failures++
+	default:
+		return false
+	}
+	return true
 }
 
 // ended is an input: an admitted call has ended. It returns the sequence number to
@@ -148,7 +160,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if res.cause.known() {
 		r.cause = res.cause
 	}
-	late := a.shared < r.shared.Since
+	late, manual := a.shared < r.shared.Since, false
 	l := r.lease(a.trial)
 	if l != nil {
 		l.phase, l.outcome = phaseEnded, res
@@ -156,6 +168,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 			fleet := r.shared.at(now)
 			i := fleet.trial(a.trial)
 			late = i < 0 || fleet.Trials[i].Stale
+			manual = !fleet.hasEvidence()
 		}
 	}
 	if late {
@@ -171,8 +184,20 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.settleLeases(now)
 		number = r.noted
 	}
-	r.countLocal(a, &res, now)
+	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
+		// The half-open circuit was for all; now it applies to the processes whose
+		// last call failed, each as far as its local circuit does.
+		r.openLocally(&res, now)
+	}
 	return number
+}
+
+// openLocally opens the local circuit after a failed trial that was not its own.
+func (r *replica) openLocally(res *result, now time.Time) {
+	t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, openFor: res.openFor}
+	t.openFor = t.openTime(0)
+	r.local.By, r.local.Cause = t.by, t.cause
+	r.local.open(&t, now.Add(t.openFor), 0, now)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and
@@ -189,11 +214,16 @@ func (r *replica) tallied(n int, now time.Time) {
 }
 
 // counting reports whether successes are tallied: while there are failures in
-// the local window, or the failure rate of the fleet is evaluated.
+// the local window.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
-	return l.FailureRate > 0 && r.decides() &&
-		(r.local.Window.failing(l.Window, now) || r.attached() && r.shared.Rated)
+	return l.FailureRate > 0 && r.decides() && r.local.Window.failing(l.Window, now)
+}
+
+// evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
+// every success is reported, so that nothing has to wake for those that are tallied.
+func (r *replica) evaluatesRate() bool {
+	return r.settings.FailureRate > 0 && r.attached() && r.shared.Rated
 }
 
 // decides reports whether the local record counts outcomes: not under a Fallback
@@ -279,12 +309,21 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		}
 		a.local = r.local.Since
 	}
-	if !b.shared {
+	if !b.shared && !r.sharesTrial(r.fleet(now), now) {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
 	return a, waits
+}
+
+// sharesTrial reports whether the trial of the local circuit is one of the shared
+// circuit, too. It is while that is half-open: otherwise a success of this process
+// there would outlive its failure here. And it is while that is suspect and due, if
+// the storage finds enough evidence: the local circuits of all may have opened before
+// Suspicion was over, and then nobody reports any more.
+func (r *replica) sharesTrial(fleet *Record, now time.Time) bool {
+	return fleet.State == StateHalfOpen || fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))
 }
 
 // blocking is what keeps the calls of this process from running.
@@ -301,10 +340,13 @@ func (r *replica) blocking(now time.Time) blocking {
 	local, fleet := r.local.at(now), r.fleet(now)
 	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
 	if b.shared {
-		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.source, now)
+		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, now)
+		if r.excluded(fleet, now) && fleet.RetryAt.After(b.until) {
+			b.until = fleet.RetryAt
+		}
 	}
 	if b.local {
-		until := local.blockedUntil(&r.settings.local, "", now)
+		until := local.blockedUntil(&r.settings.local, now)
 		if !b.shared || until.After(b.until) {
 			b.record, b.until = local, until
 		}
@@ -435,7 +477,7 @@ func (r *replica) lease(id string) *lease {
 func (r *replica) manual(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
-	case r.linked && r.linkUp && r.trouble.ofRecord:
+	case r.linked && r.linkUp && !isTrouble(r.trouble):
 		// The record cannot be read: this replaces it, and all that was yet to be
 		// reported of it.
 		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
@@ -596,9 +638,9 @@ func (r *replica) receive(rec Record, now time.Time) {
 }
 
 // limitEvidence keeps account of the evidence that this process has supplied. A
-// process that starts takes the failures on record for its own, also in its local
-// circuit, because it may have reported them before it restarted. When they are
-// dismissed before its first call has ended, it forgets them.
+// process that starts takes what is on record for its own, also in its local circuit:
+// it may have reported these failures before it restarted. Once the others have
+// dismissed them, they are not held against it.
 func (r *replica) limitEvidence(first bool) {
 	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
@@ -606,11 +648,13 @@ func (r *replica) limitEvidence(first bool) {
 	}
 	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
 	switch {
-	case r.local.State != StateClosed || !r.settings.streakCounts():
-	case first && joined:
-		r.local.Failures = max(r.local.Failures, min(r.share, r.settings.FailMax-1))
-	case r.joined && !joined && !r.failing:
-		r.local.Failures = 0
+	case first:
+		r.former = r.shared.Witness
+		if joined && r.local.State == StateClosed && r.settings.streakCounts() {
+			r.local.Failures = max(r.local.Failures, min(r.share, r.settings.FailMax-1))
+		}
+	case r.joined && !joined:
+		r.clearLocal()
 	}
 	r.joined = joined
 	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
@@ -620,7 +664,7 @@ func (r *replica) limitEvidence(first bool) {
 
 // unanswered is an input: a request failed, or was not answered in time. Its
 // fate is unknown: it is sent again under its number.
-func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
+func (r *replica) unanswered(number uint64, why error, now time.Time) {
 	if !r.awaits(number) {
 		return
 	}
@@ -634,14 +678,14 @@ func (r *replica) unanswered(number uint64, why *trouble, now time.Time) {
 func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sent.Number == number }
 
 // unread is an input: a read failed.
-func (r *replica) unread(why *trouble, now time.Time) {
+func (r *replica) unread(why error, now time.Time) {
 	r.detach(why, now)
 	r.failed++
 	r.retryAt = now.Add(backoff(r.failed, r.roll()))
 }
 
 // lost is an input: the link to the storage is down.
-func (r *replica) lost(why *trouble, now time.Time) {
+func (r *replica) lost(why error, now time.Time) {
 	r.linkUp = false
 	r.detach(why, now)
 }
@@ -652,7 +696,7 @@ func (r *replica) back() {
 }
 
 // detach has the local circuit decide alone.
-func (r *replica) detach(why *trouble, now time.Time) {
+func (r *replica) detach(why error, now time.Time) {
 	if r.trouble != nil {
 		return
 	}
@@ -676,7 +720,7 @@ func (r *replica) adopt(now time.Time) {
 	rec.dropEvidence()
 	rec.Override, rec.heard = nil, nil
 	rec.SuspectAt = r.shared.SuspectAt
-	if rec.State == StateHalfOpen && r.shared.excludes(r.source, now) {
+	if rec.State == StateHalfOpen && r.excluded(&r.shared, now) {
 		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
 	}
 	for _, c := range []*Change{&r.out.sent, &r.out.next} {
@@ -685,7 +729,7 @@ func (r *replica) adopt(now time.Time) {
 		}
 	}
 	limits := &r.settings.local
-	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, "", now).After(r.local.blockedUntil(limits, "", now))) {
+	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, now).After(r.local.blockedUntil(limits, now))) {
 		generation := max(r.local.Generation, rec.Generation) + 1
 		rec.Generation, rec.Since = generation, generation
 		rec.Override = r.local.Override
@@ -710,6 +754,9 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	if b := r.blocking(now); !b.until.IsZero() {
 		earliest(b.until.Add(-armedEarly))
 	}
+	if fleet := r.fleet(now); r.excluded(fleet, now.Add(armedEarly)) { // the state that calls meet
+		earliest(fleet.RetryAt.Add(-armedEarly))
+	}
 	if o := r.override(now); o != nil {
 		earliest(o.Until)
 	}
@@ -733,15 +780,12 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	return at
 }
 
-// blockedUntil is when another trial of that source may run, as far as is known:
-// zero if a trial may run now.
-func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
+// blockedUntil is when another trial may run, as far as is known: zero if it may
+// run now.
+func (r *Record) blockedUntil(l *Limits, now time.Time) time.Time {
 	var until time.Time
 	if r.State == StateOpen {
 		until = r.dueAt(l)
-	}
-	if r.excludes(source, now) {
-		until = r.RetryAt
 	}
 	var deadlines []time.Time
 	for i := range r.Trials {

@@ -175,12 +175,12 @@ type Change struct {
 	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
 	manual  bool   // it was, and is made already
-	applied rated  // of Counted, which is on record already
+	applied found  // in Calls and Counted, which are on record already
 	news    uint64 // the sender's: how many records it had received when it sent this
 }
 
-// rated is what the reported calls of a change contain, for the failure rate.
-type rated struct{ failed, succeeded bool }
+// found is what the reported calls of a change contain.
+type found struct{ failed, succeeded bool }
 
 // Move is a part of a Change, for authors of a Storage: a manual change of the
 // state. A user calls Breaker.Move.
@@ -188,12 +188,12 @@ type Move struct{ To State }
 
 // Override forces the circuit open or closed for all processes, whatever the
 // outcomes of its calls are. While it is forced closed, every call runs and
-// outcomes are still counted; while it is forced open, none runs. Reason must
-// not be empty.
+// outcomes are still counted; while it is forced open, none runs. Breaker.Override
+// rejects an override without a Reason, and so the zero Override.
 type Override struct {
 	State  State     // open or closed
 	By     string    // who forces it: usually a person. At most 200 bytes; Config.Instance if empty
-	Reason string    // shown with each rejection; at most 200 bytes
+	Reason string    // shown with each rejection; not empty, at most 200 bytes
 	Until  time.Time // zero: until it is removed
 }
 
@@ -242,8 +242,8 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	r.restore(&c.Seen, now)
 	// A manual change does not evaluate: an operator's program has other settings.
 	evaluates := !c.isManual()
-	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
-		r.evaluate(&terms{limits: t.limits, source: t.source, by: t.by, cause: t.cause}, now)
+	if r.scored() && r.Score <= 0 && evaluates { // the process that brought it there may have crashed before it evaluated the record
+		r.dismiss(&t, now)
 	}
 	verdict, reported := VerdictRefused, false
 	step := func(v Verdict) {
@@ -312,7 +312,7 @@ func (c *Change) made() Change {
 	t := termsOf(c)
 	return Change{
 		Source: c.Source, Seen: c.Seen, Limits: c.Limits, By: c.By, Cause: c.Cause, OpenFor: c.OpenFor,
-		manual: c.isManual(), applied: t.rated,
+		manual: c.isManual(), applied: t.found,
 	}
 }
 
@@ -323,11 +323,12 @@ type terms struct {
 	by, cause  string
 	openFor    time.Duration
 	generation int64 // that the sender has seen
-	rated
+	found
 }
 
 func termsOf(c *Change) terms {
 	t := terms{&c.Limits, c.Source, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, c.applied}
+	t.failed, t.succeeded = t.failed || c.Calls.Failures > 0, t.succeeded || c.Calls.Successes > 0
 	for _, b := range c.Counted {
 		t.failed, t.succeeded = t.failed || b.Failures > 0, t.succeeded || b.Calls > b.Failures
 	}
@@ -392,6 +393,7 @@ func (r *Record) restore(seen *Record, now time.Time) {
 	switch {
 	case seen.Generation == r.Generation:
 		r.clampTo(seen)
+		r.expire(now)
 	case seen.Generation > r.Generation && (seen.at(now).matters() || r.matters()):
 		heard := r.heard
 		*r = seen.At(now)
@@ -539,10 +541,13 @@ func (r *Record) evaluate(t *terms, now time.Time) {
 }
 
 // confirmed reports whether the evidence of more than one process opens a suspect
-// record.
+// record: only a report of failures finds that, and never the passing of time.
 func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
-	if r.Rated {
-		return rate.sure && t.failed && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
+	switch {
+	case !t.failed:
+		return false
+	case r.Rated:
+		return rate.sure && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
 	}
 	return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
 }
@@ -673,7 +678,7 @@ func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
 }
 
 func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
-	due := r.State == StateOpen && !now.Before(r.dueAt(t.limits))
+	due := (r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()) && !now.Before(r.dueAt(t.limits))
 	switch {
 	case r.trial(id) >= 0:
 		return VerdictApplied

@@ -16,7 +16,8 @@ import (
 // VerdictRefused; commit; and tell the watchers where the verdict is
 // VerdictMoved. Package storagetest has the tests that every storage must pass.
 //
-// All methods are safe for concurrent use. A circuit's name is any text that
+// All methods are safe for concurrent use, and the type is comparable, best a
+// pointer: breakers find each other by it (Config.Storage). A circuit's name is any text that
 // CheckName accepts, and untrusted: escape it. Any other name is an error. The
 // caller owns the slices of a returned Record. A storage need not bound how
 // long it takes, and need not heed ctx: a Breaker stops waiting by itself.
@@ -34,8 +35,11 @@ type Storage interface {
 
 	// Watch calls fn with every record that VerdictMoved stands for, soon
 	// after it was saved, whichever process saved it, and in the order of
-	// their generations; the only exception is a storage that lost data. What
-	// happened before Watch was called need not be told. fn must not be called
+	// their generations; the only exception is a storage that lost data. A
+	// record that was replaced soon may be left out. A record that others only
+	// sent, and that was not read from the storage, must not be passed to fn:
+	// a Breaker restores it if the storage loses it. What happened before Watch
+	// was called need not be told. fn must not be called
 	// after stop has returned, but for a call under way. Watch does no I/O of
 	// its own: it returns at once.
 	Watch(circuit string, fn func(Record)) (stop func())

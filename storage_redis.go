@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -29,23 +28,25 @@ type RedisOptions struct {
 	// Prefix starts the name of every key and channel: "infuse:" if empty.
 	Prefix string
 
-	// PollInterval is how often a circuit is read while Pub/Sub does not reach
-	// it: 2 s if 0, each time give or take half; at least 1 ms. Where Pub/Sub is
-	// not permitted, or its connection was cut, a process learns of a transition
-	// within one and a half intervals, as long as Redis answers. A connection that
-	// died without a sign is noticed within 4 s more.
+	// PollInterval is how often, ± 50 %, a circuit is read that rejects calls or is
+	// forced open or closed, and any circuit while Pub/Sub does not reach it.
+	// Default 2 s, at least 1 ms. If Pub/Sub is not permitted, or its connection
+	// was cut, a process receives a transition within 1.5 intervals, as long as
+	// Redis answers. A connection that died without a sign is noticed within 4 s
+	// more. If Redis lost a circuit that rejects calls, or an override, it is
+	// restored within 1.5 intervals.
 	//
-	// A circuit that Pub/Sub does reach is read as well, because a message can be
-	// lost: every interval after news of it, then ever less often, and at least
-	// every fifteenth interval.
+	// Any other circuit is read as well, because a message can be lost: after an
+	// interval if it has changed, then less and less often, and at least every
+	// 15 intervals.
 	PollInterval time.Duration
 }
 
 // RedisStorage keeps circuits in Redis, for all processes that use the same
-// server (or Cluster) and Prefix. A failure is counted in one round trip, and
-// so is a transition where this process knew the record; else it takes two.
-// Transitions reach the other processes by Pub/Sub. All methods are safe for
-// concurrent use.
+// server (or Cluster), database and Prefix. A failure is counted in one round
+// trip, and so is a transition if this process knew the record; otherwise it takes
+// two. A message of Pub/Sub has the other processes read a record that was moved.
+// All methods are safe for concurrent use.
 //
 // It starts two goroutines and one connection of its own when the first
 // circuit is watched, and stops them on Close. The client stays its caller's.
@@ -54,20 +55,20 @@ type RedisOptions struct {
 // url.QueryEscape. It is kept for an hour after all that it waits for. Redis's
 // own clock is the only one that counts.
 //
-// Whoever may write these keys, or publish on these channels, can move the
-// circuits.
+// Whoever may write these keys can move the circuits. A message moves none: it
+// only has the record read.
 type RedisStorage struct {
 	client  RedisClient
 	prefix  string
 	known   knownRecords
 	feed    *feed.Feed[knownRecord]
-	link    *link
 	invalid error // what is wrong with the settings
 }
 
 // Two scripts change a record, and neither knows what a circuit is. The one
 // adds to its count, the other replaces it if it is still the one that was
-// seen: what becomes of it is Record.Apply's business, in this process.
+// seen: what becomes of it is Record.Apply's business, in this process. A third
+// one reads, and has no command that writes.
 //
 // The hash has the fields
 //
@@ -82,13 +83,17 @@ type RedisStorage struct {
 var (
 	//go:embed read.lua
 	readSource string
+	//go:embed write.lua
+	writeSource string
 	//go:embed count.lua
 	countSource string
 	//go:embed swap.lua
 	swapSource string
 
-	countScript = redis.NewScript(readSource + countSource)
-	swapScript  = redis.NewScript(readSource + swapSource)
+	readScript = redis.NewScript(readSource + `
+return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], old[6], old[7])`)
+	countScript = redis.NewScript(readSource + writeSource + countSource)
+	swapScript  = redis.NewScript(readSource + writeSource + swapSource)
 )
 
 // NewRedisStorage returns a storage on the client. It does no I/O. What is
@@ -99,7 +104,6 @@ func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
 		opts.Prefix = "infuse:"
 	}
 	s := &RedisStorage{client: client, prefix: opts.Prefix}
-	s.link = newLink(s)
 	if client == nil {
 		s.invalid = errors.New("infuse: NewRedisStorage: the client is nil")
 	}
@@ -113,9 +117,9 @@ func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
 	s.feed = feed.New(feed.Options[knownRecord]{
 		Subscribe:    func(ctx context.Context) feed.Subscription { return client.Subscribe(ctx) },
 		Load:         s.read,
-		Parse:        parseMessage,
 		Version:      knownRecord.order,
-		Quiet:        func(k knownRecord) bool { return k.record.State == StateClosed && !k.record.suspect() },
+		Quiet:        knownRecord.quiet,
+		Urgent:       knownRecord.urgent,
 		PollInterval: opts.PollInterval,
 	})
 	return s
@@ -143,7 +147,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	if err != nil {
 		return Record{}, VerdictRefused, err
 	}
-	a := redisChange{s: s, key: s.key(circuit), Change: c}
+	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c}
 	a.known = s.known.get(a.key)
 	for ; a.round < maxRounds; a.round++ {
 		done, err := a.try(ctx)
@@ -155,6 +159,9 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 		}
 		if done {
 			return a.next.withoutHeard().translated(a.now, a.here), a.verdict, nil
+		}
+		if a.refused >= maxRefused {
+			return Record{}, VerdictRefused, &RecordError{circuit, "takes no change, though nobody changes it"}
 		}
 		if err := a.backOff(ctx); err != nil {
 			return Record{}, VerdictRefused, err
@@ -170,7 +177,6 @@ func (s *RedisStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 	}
 	key := s.key(circuit)
 	return s.feed.Watch(key, func(k knownRecord) {
-		s.known.putNewer(key, k)
 		if k.problem == nil { // else the breaker finds out when it asks
 			fn(k.local())
 		}
@@ -186,9 +192,6 @@ func (s *RedisStorage) Close() error {
 	}
 	return nil
 }
-
-// ownLink is shared by all breakers on the storage.
-func (s *RedisStorage) ownLink() *link { return s.link }
 
 func (s *RedisStorage) invalidSettings() error { return s.invalid }
 
@@ -209,11 +212,13 @@ func (s *RedisStorage) key(circuit string) string {
 // until Redis agrees that this was the present one.
 type redisChange struct {
 	Change
-	s     *RedisStorage
-	key   string
-	round int
-	known knownRecord
-	fresh bool // known was read by this change
+	s       *RedisStorage
+	circuit string
+	key     string
+	round   int
+	known   knownRecord
+	fresh   bool // known was read by this change
+	refused int  // so often in a row, though the version was the one that is known
 
 	here    time.Time // this process's time
 	now     time.Time // Redis's
@@ -224,6 +229,7 @@ type redisChange struct {
 
 const (
 	maxRounds    = 64
+	maxRefused   = 8
 	strictRounds = 4 // after these, a little of a change is given up for it to be made while others count
 )
 
@@ -246,15 +252,15 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 		if a.fresh {
 			return true, nil
 		}
-		return false, a.run(ctx, swapScript, "v", "")
+		return false, a.read(ctx)
 	case a.known.at.IsZero() && len(a.Counted) > 0: // when they were is not known on Redis's clock yet
-		return false, a.run(ctx, swapScript, "v", "")
+		return false, a.read(ctx)
 	case a.onlyCounts(base) && !step.reached(base.level()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
 			step.add, flag(step.restarts), step.after, step.lower, step.upper,
 			a.Limits.width().Milliseconds(), formatBuckets(nil, c.Counted))
 	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
-		return false, a.run(ctx, swapScript, "v", "")
+		return false, a.read(ctx)
 	}
 	return a.swap(ctx)
 }
@@ -297,7 +303,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	kept.Window = Window{}
 	text := AppendRecord(nil, kept, a.now.Add(-time.Millisecond))
 	if _, err := ParseRecord(text, a.now); err != nil {
-		return false, fmt.Errorf("infuse: the change would leave a record that %w", err)
+		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
 	}
 	args := []any{a.next.Generation, a.next.level(), 0, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
 	field, seen := "v", a.known.version
@@ -325,13 +331,31 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 // run runs a script. What it replies is known then. A change that was counted,
 // or heard before, has nothing more to say: the record is only to be judged.
 func (a *redisChange) run(ctx context.Context, script *redis.Script, field, seen string, rest ...any) error {
-	number := ""
-	if a.Number > 0 {
-		number = fmt.Sprintf("%020d", a.Number)
-	}
 	life := milliseconds(a.next.keepUntil(a.now).Sub(a.now))
-	args := append([]any{a.Source, number, field, seen, roundedUp(a.holds), life}, rest...)
-	k, err := a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...)
+	args := append([]any{a.Source, a.number(), field, seen, roundedUp(a.holds), life}, rest...)
+	before := a.known.version
+	err := a.replied(a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...))
+	a.refused++
+	if a.known.version != before || a.known.status != statusRefused {
+		a.refused = 0
+	}
+	return err
+}
+
+// read reads what has become of the record, and whether the change was made before.
+func (a *redisChange) read(ctx context.Context) error {
+	return a.replied(a.s.run(ctx, readScript, []string{a.key}, a.Source, a.number()))
+}
+
+// number is the change's sequence number as scripts compare it.
+func (a *redisChange) number() string {
+	if a.Number == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%020d", a.Number)
+}
+
+func (a *redisChange) replied(k knownRecord, err error) error {
 	if err != nil {
 		return err
 	}
@@ -350,11 +374,11 @@ func (a *redisChange) backOff(ctx context.Context) error {
 		return nil
 	}
 	time.Sleep(rand.N(time.Millisecond << min(a.round, 5)))
-	return a.run(ctx, swapScript, "v", "")
+	return a.read(ctx)
 }
 
 func (s *RedisStorage) read(ctx context.Context, key string) (knownRecord, error) {
-	k, err := s.run(ctx, swapScript, []string{key}, "", "", "v", "", int64(forever), 0)
+	k, err := s.run(ctx, readScript, []string{key}, "", "")
 	if err == nil {
 		s.known.put(key, k)
 	}
@@ -364,16 +388,13 @@ func (s *RedisStorage) read(ctx context.Context, key string) (knownRecord, error
 func (s *RedisStorage) run(ctx context.Context, script *redis.Script, keys []string, args ...any) (knownRecord, error) {
 	reply, err := script.Run(ctx, s.client, keys, args...).StringSlice()
 	switch {
-	case err != nil && strings.HasPrefix(err.Error(), wrongType):
-		here := time.Now()
-		return knownRecord{version: wrongType, status: statusRefused, problem: errors.New("is a key of another type"), told: here, at: here}, nil
 	case err != nil:
 		s.findMaster(ctx)
 		return knownRecord{}, fmt.Errorf("infuse: redis: %w", err)
-	case len(reply) != 1+messageParts:
-		return knownRecord{}, fmt.Errorf("infuse: redis: a script replied with %d values, not with %d", len(reply), 1+messageParts)
+	case len(reply) != 1+replyParts:
+		return knownRecord{}, fmt.Errorf("infuse: redis: a script replied with %d values, not with %d", len(reply), 1+replyParts)
 	}
-	k := parseKnown([messageParts]string(reply[1:]), time.Now())
+	k := parseKnown([replyParts]string(reply[1:]), time.Now())
 	k.status = reply[0]
 	return k, nil
 }

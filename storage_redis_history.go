@@ -20,7 +20,7 @@ import (
 // historySuffix makes the list's key of the hash's. No circuit's key ends so.
 const historySuffix = ":log"
 
-var historyScript = redis.NewScript("return redis.call('LRANGE', KEYS[1], 0, 49)")
+var historyScript = redis.NewScript("return redis.pcall('LRANGE', KEYS[1], 0, 49)")
 
 // encodedEvent is an Event as JSON. Times are milliseconds of Redis's clock.
 type encodedEvent struct {
@@ -92,6 +92,9 @@ func (s *RedisStorage) History(ctx context.Context, circuit string) ([]Event, er
 		return nil, err
 	}
 	texts, err := historyScript.Run(ctx, s.client, []string{key + historySuffix}).StringSlice()
+	if redis.HasErrorPrefix(err, wrongType) {
+		return nil, &RecordError{circuit, "has a history that is a key of another type"}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("infuse: redis: %w", err)
 	}

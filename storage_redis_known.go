@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// knownRecord is a circuit's record as Redis told of it.
+// knownRecord is a circuit's record as Redis replied it to a script of this
+// process. It never comes from a message.
 type knownRecord struct {
 	version string // none but "0" where there is no record
 	status  string // of the script that told it
@@ -80,51 +81,47 @@ const (
 	statusHeard   = "2" // nothing: the source's number was heard before
 )
 
-// wrongType begins Redis's error for a key that is not a hash.
+// wrongType begins Redis's error for a key that is not a hash. It is the version
+// of such a key.
 const wrongType = "WRONGTYPE"
 
 const (
-	forever      = 1 << 52
-	maxKnown     = 10_000
-	maxNumbers   = 5 * 20 // of a message, in bytes, without what separates them
-	maxWindow    = 600    // of a message, in bytes: of a width and ten buckets
-	messageParts = 7
+	forever    = 1 << 52
+	maxKnown   = 10_000
+	maxWindow  = 600 // bytes of a width and ten buckets
+	replyParts = 8
 )
 
-// parseMessage reads what swap.lua publishes.
-func parseMessage(message string) (knownRecord, error) {
-	if len(message) > maxRecordLength+maxNumbers+maxWindow+messageParts {
-		return knownRecord{}, fmt.Errorf("has %d bytes", len(message))
-	}
-	parts := strings.SplitN(message, " ", messageParts)
-	if len(parts) < messageParts {
-		return knownRecord{}, fmt.Errorf("has %d parts", len(parts))
-	}
-	k := parseKnown([messageParts]string(parts), time.Now())
-	return k, k.problem
-}
-
-// parseKnown reads the fields of a reply or a message: v, now, t, n, b, w, r. All
+// parseKnown reads the fields of a reply: v, g, now, t, n, b, w, r. All but now
 // may be a stranger's.
-func parseKnown(fields [messageParts]string, at time.Time) knownRecord {
+func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	k := knownRecord{version: fields[0], at: at, told: at}
-	var numbers [messageParts - 2]int64
+	if now, err := strconv.ParseInt(fields[2], 10, 64); err == nil {
+		k.told = time.UnixMilli(min(max(now, 0), forever))
+	}
+	if k.version == wrongType {
+		k.problem = errors.New("is a key of another type")
+		return k
+	}
+	var numbers [replyParts - 2]int64
 	for i := range numbers {
-		n, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil || n < 0 || n > forever {
-			k.problem = fmt.Errorf("has %.20q where a whole number belongs", fields[i])
+		n, err := strconv.ParseUint(fields[i], 10, 63) // no sign: the scripts read none
+		if err != nil || n > forever {
+			k.problem = fmt.Errorf("has %.20q instead of a whole number", fields[i])
 			return k
 		}
-		numbers[i] = n
+		numbers[i] = int64(n)
 	}
-	now, written, count := numbers[1], numbers[2], numbers[3]
-	k.told = time.UnixMilli(now)
-	if fields[6] != "" {
+	generation, now, written, count := numbers[1], numbers[2], numbers[3], numbers[4]
+	if fields[7] != "" {
 		// A clock that was set back makes no wait longer than when it began.
-		k.record, k.problem = ParseRecord([]byte(fields[6]), time.UnixMilli(min(written, now)))
+		k.record, k.problem = ParseRecord([]byte(fields[7]), time.UnixMilli(min(written, now)))
 	}
-	window, err := parseWindow(fields[5])
+	window, err := parseWindow(fields[6])
 	k.problem = cmp.Or(k.problem, err)
+	if k.problem == nil && generation != k.record.Generation { // no script that compares it would ever agree
+		k.problem = fmt.Errorf("has the generation %d beside a record of %d", generation, k.record.Generation)
+	}
 	if count > math.MaxInt32 {
 		k.problem = fmt.Errorf("has the count %d", count)
 	}
@@ -187,6 +184,24 @@ func (k knownRecord) order() int64 {
 	return n
 }
 
+// quiet reports whether the record is not expected to change soon.
+func (k knownRecord) quiet() bool {
+	return k.record.State == StateClosed && !k.record.suspect() && k.record.Override == nil
+}
+
+// urgent reports whether the record rejects calls or forces them to run, or may
+// soon: if Redis loses it, that has to be noticed. An open circuit that is ready
+// for a trial does not reject the next call.
+func (k knownRecord) urgent() bool {
+	r, now := &k.record, k.now(time.Now())
+	for _, t := range r.Trials {
+		if r.State != StateClosed && now.Before(t.Deadline) {
+			return true
+		}
+	}
+	return r.suspect() || r.Override.holds(now) || r.State == StateOpen && now.Before(r.DueAt)
+}
+
 func (k knownRecord) err(circuit string) error {
 	if k.problem == nil {
 		return nil
@@ -235,11 +250,4 @@ func (s *knownRecords) put(key string, k knownRecord) {
 		}
 	}
 	s.all[key] = k
-}
-
-// putNewer is put, unless what is known is as new.
-func (s *knownRecords) putNewer(key string, k knownRecord) {
-	if k.order() > s.get(key).order() {
-		s.put(key, k)
-	}
 }

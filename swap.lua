@@ -13,13 +13,14 @@ local t = int(now)
 
 write('v', v, 'g', g, 't', t, 'n', n, 'b', b, 'w', w, 'r', r)
 redis.call('PEXPIRE', key, int(life))
--- The rest in pcall: nothing may depend on whether it is permitted.
+-- The rest in pcall: nothing may depend on whether it is permitted. A message is
+-- a hint to read the record: other databases of the server receive it, too.
 for i = 13, #ARGV do
   redis.pcall('LPUSH', KEYS[2], ARGV[i])
   redis.pcall('LTRIM', KEYS[2], 0, 49)
   redis.pcall('EXPIRE', KEYS[2], 604800)
 end
 if ARGV[12] == '1' then
-  redis.pcall('PUBLISH', key, table.concat({ v, int(now), t, n, b, w, r }, ' '))
+  redis.pcall('PUBLISH', key, v)
 end
-return reply('1', v, t, n, b, w, r)
+return reply('1', v, g, t, n, b, w, r)

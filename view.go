@@ -22,6 +22,7 @@ type view struct {
 	local       bool       // only the local circuit rejects
 	rejection   *OpenError // nil if every call runs
 	cause       string     // of the rejection
+	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu
 }
 
 // gate is what a view does with a call.
@@ -48,12 +49,12 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	case o != nil && o.State == StateOpen:
 		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: r.linked && o == r.local.Override, By: o.By, Reason: o.Reason, DueAt: o.Until}, keptCause{})
 	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackOpen:
-		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, r.trouble.cause)
+		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, keptCause{r.trouble, r.trouble.Error()})
 	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackClosed, o != nil && blocked:
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:
-		v.quiet = r.isQuiet()
 		v.tallies = r.counting(now)
+		v.quiet = r.isQuiet()
 		if r.settings.Ramp > 0 && o == nil {
 			v.onRamp(r, circuit, now)
 		}
@@ -67,7 +68,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 // isQuiet reports whether a success changes nothing in a closed circuit.
 func (r *replica) isQuiet() bool {
 	return !(r.linked && r.failing) && (r.local.Failures == 0 || !r.settings.streakCounts()) &&
-		r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
+		r.out.next.Calls == (Calls{}) && !r.awaitsSuccess() && !r.evaluatesRate()
 }
 
 func (v *view) reject(e *OpenError, c keptCause) {
@@ -80,7 +81,7 @@ func (v *view) reject(e *OpenError, c keptCause) {
 func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
 	fleet := r.fleet(now)
-	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.source, now)) {
+	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || r.excluded(fleet, now.Add(armedEarly))) {
 		e.State = StateOpen
 	}
 	due := b.until.Sub(now) <= armedEarly
@@ -127,9 +128,9 @@ func (v *view) succeeded() {
 	}
 }
 
-// same reports whether calls meet the same in both.
+// same reports whether calls meet the same in both: all but quiet and fast.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.quiet == w.quiet && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
+	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&
 		v.settings == w.settings && v.state == w.state && v.local == w.local && v.cause == w.cause &&
 		v.rejection.same(w.rejection)

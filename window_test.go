@@ -156,53 +156,68 @@ func TestAWindowOutlivesNoClockThatIsSetBack(t *testing.T) {
 	require.Equal(t, []Bucket{{noon, 1, 1}}, r.Window.Buckets)
 }
 
-func TestAHighRateIsASuspicionFirst(t *testing.T) {
+// from returns the change as that source sends it.
+func from(source string, c Change) Change {
+	c.Source = source
+	return c
+}
+
+func TestAReachedRateIsConfirmedByAnotherProcessAfterFourTimesSuspicion(t *testing.T) {
 	l := ratedBy(func(l *Limits) {})
-	suspect := Record{}.then(counted(l, 5, 5), noon).then(counted(l, 5, 5), after(10))
-	require.True(t, suspect.rated())
+	suspect := Record{}.then(from("a", counted(l, 5, 5)), noon).then(from("a", counted(l, 5, 5)), after(10))
+	require.True(t, suspect.Rated)
+	require.Equal(t, "a", suspect.Witness)
 	require.Equal(t, StateClosed, suspect.State)
-	require.Equal(t, after(510), suspect.OpensAt, "half a window at least: it can end early, either way")
-	require.Equal(t, StateOpen, suspect.At(after(510)).State)
-	require.Equal(t, after(60_010), suspect.At(after(510)).DueAt)
+	require.Equal(t, StateClosed, suspect.At(after(60_000)).State, "time opens nothing")
 
-	refuted := suspect.then(counted(l, 11, 0), after(20))
-	require.False(t, refuted.suspect())
-	require.Equal(t, after(70), refuted.CalmUntil)
-	require.Greater(t, refuted.Generation, suspect.At(after(510)).Generation, "above the one with which it would have opened")
-	require.Len(t, refuted.Window.Buckets, 1, "the window goes on")
-	calm := refuted.then(counted(l, 9, 9), after(60))
-	require.False(t, calm.suspect())
-	again := refuted.then(counted(l, 9, 9), after(70))
-	require.True(t, again.rated())
-
-	many := suspect.then(counted(l, 29, 29), after(100))
-	require.Equal(t, after(510), many.OpensAt)
-	many = many.then(counted(l, 1, 1), after(110))
-	require.Equal(t, after(210), many.OpensAt, "four times MinCalls: four times Suspicion is enough")
-	require.Equal(t, StateOpen, many.At(after(210)).State)
+	require.Equal(t, StateClosed, suspect.then(from("a", counted(l, 9, 9)), after(210)).State, "one process opens nothing")
+	require.Equal(t, StateClosed, suspect.then(from("b", counted(l, 9, 9)), after(209)).State, "too early")
+	require.Equal(t, StateClosed, suspect.then(from("b", counted(l, 9, 0)), after(210)).State, "a report without a failure opens nothing")
+	opened := suspect.then(from("b", counted(l, 1, 1)), after(210))
+	require.Equal(t, StateOpen, opened.State)
+	require.Equal(t, after(60_010), opened.DueAt, "counted from the moment it became suspect")
 }
 
-// A row has the last word where it counts, too: its suspicion is the shorter.
-func TestARowDuringASuspicionOfTheRate(t *testing.T) {
+func TestASuspicionOfTheRateIsDismissedBelowTheRate(t *testing.T) {
+	l := ratedBy(func(l *Limits) {})
+	suspect := Record{}.then(from("a", counted(l, 10, 10)), noon)
+	dismissed := suspect.then(from("b", counted(l, 11, 0)), after(20))
+	require.False(t, dismissed.suspect())
+	require.Equal(t, after(20), dismissed.DismissedAt)
+	require.Greater(t, dismissed.Generation, suspect.Generation)
+	require.Len(t, dismissed.Window.Buckets, 1, "the window goes on")
+	require.False(t, dismissed.then(counted(l, 9, 9), after(69)).Suspect())
+	require.True(t, dismissed.then(counted(l, 9, 9), after(70)).Rated)
+
+	open := suspect.then(from("b", counted(l, 10, 10)), after(200))
+	require.Equal(t, StateOpen, open.State)
+	closed := open.then(from("c", counted(l, 21, 0)), after(300))
+	require.Equal(t, StateClosed, closed.State, "the processes whose calls succeed dismiss an opening, too")
+	require.False(t, closed.hasEvidence())
+}
+
+// Consecutive failures that pass FailMax during a suspicion of the rate change
+// nothing: a record collects one kind of evidence at a time.
+func TestConsecutiveFailuresDuringASuspicionOfTheRateAreOnlyCounted(t *testing.T) {
 	l := ratedBy(func(l *Limits) { l.FailMax = 5 })
-	suspect := Record{}.then(counted(l, 10, 10), noon)
-	require.True(t, suspect.rated())
-	c := calls(l, "fffff")
-	r := suspect.then(c, after(10))
-	require.True(t, r.weighed())
-	require.Equal(t, after(60), r.OpensAt)
-	refuted := r.then(calls(l, "ss"), after(20))
-	require.False(t, refuted.weighed())
-	require.NotEmpty(t, refuted.Window.Buckets, "the rate is another question")
+	suspect := Record{}.then(from("a", counted(l, 10, 10)), noon)
+	require.True(t, suspect.Rated)
+	r := suspect.then(from("b", calls(l, "fffff")), after(10))
+	require.Equal(t, 5, r.Failures)
+	require.False(t, r.scored())
+	dismissed := r.then(from("c", counted(l, 11, 0)), after(20))
+	require.Equal(t, 5, dismissed.Failures, "the streak is another question")
+	suspect = dismissed.then(calls(l, "f"), after(70))
+	require.True(t, suspect.scored())
 }
 
-// Processes of other settings judge by their own. Who counts no rate ends no
+// Each process evaluates by its own settings. One that counts no rate dismisses no
 // suspicion of it.
 func TestASenderWithoutARateLeavesTheSuspicionOfOthers(t *testing.T) {
 	suspect := Record{}.then(counted(ratedBy(func(*Limits) {}), 10, 10), noon)
 	r := suspect.then(calls(asking, "s"), after(1))
-	require.True(t, r.rated())
+	require.True(t, r.Rated)
 	r = r.then(calls(asking, "f"), after(2))
 	require.Equal(t, 1, r.Failures)
-	require.True(t, r.rated())
+	require.True(t, r.Rated)
 }

@@ -127,7 +127,7 @@ func TestOverrideAndStorageAway(t *testing.T) {
 	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.storage_away{infuse.circuit.name=prices}"])
 	trip(t, b)
 	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.local{infuse.circuit.name=prices}"])
-	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann"}))
+	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm"}))
 	got := values(t, reader)
 	require.Equal(t, 1.0, got["infuse.circuit.overridden{infuse.circuit.name=prices}"])
 	require.Zero(t, got["infuse.circuit.local{infuse.circuit.name=prices}"])

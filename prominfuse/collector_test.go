@@ -92,7 +92,7 @@ func TestOverrideAndStorageAway(t *testing.T) {
 	trip(t, b)
 	require.Equal(t, 1.0, value(t, c, "infuse_circuit_local", "prices"))
 
-	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann"}))
+	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm"}))
 	require.Equal(t, 1.0, value(t, c, "infuse_circuit_overridden", "prices"))
 	require.Zero(t, value(t, c, "infuse_circuit_local", "prices"))
 }

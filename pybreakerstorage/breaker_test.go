@@ -57,7 +57,7 @@ func TestTheLeastACL(t *testing.T) {
 	server := redistest.Start(t)
 	admin := server.Client()
 	require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "least", "on", ">secret", "~*",
-		"+evalsha", "+eval", "+get", "+set", "+hmget", "+hset", "+hincrby", "+time").Err())
+		"+evalsha", "+eval", "+get", "+set", "+hmget", "+hset", "+time").Err())
 	client := server.Client(func(o *redis.Options) { o.Username, o.Password = "least", "secret" })
 	s, err := New(client, Options{})
 	require.NoError(t, err)

@@ -178,7 +178,8 @@ func (s *Storage) change(ctx context.Context, name string, change *infuse.Change
 			if change == nil || change.Move == nil && change.Override == nil {
 				return fail(&infuse.RecordError{Circuit: name, Reason: err.Error()})
 			}
-			c = &circuit{found: f} // what it held is of no use
+			c = &circuit{found: f} // its values are of no use; that of opened_at is replaced, too
+			c.python.openedAt = f.now / 1000
 		}
 		next, verdict := c.record, infuse.VerdictRefused
 		if change != nil {

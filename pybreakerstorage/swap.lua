@@ -6,9 +6,16 @@
 -- ARGV  none to read; or what was seen: the hash's version and the values of
 --       Python's keys; and what is to be written: the values of Python's keys,
 --       where '' leaves one as it is, and the hash's fields r, p and t
-local seen = redis.call('HMGET', KEYS[1], 'v', 'r', 'p', 't')
+local seen = redis.pcall('HMGET', KEYS[1], 'v', 'r', 'p', 't')
+if seen.err then
+  return seen
+end
 for i = 2, 5 do
-  seen[3 + i] = redis.call('GET', KEYS[i])
+  local value = redis.pcall('GET', KEYS[i])
+  if type(value) == 'table' then -- an error
+    return value
+  end
+  seen[3 + i] = value
 end
 for i = 1, 8 do
   seen[i] = seen[i] or ''
@@ -22,8 +29,9 @@ if #ARGV > 0 and seen[1] == ARGV[1] and seen[5] == ARGV[2] and seen[6] == ARGV[3
       redis.call('SET', KEYS[i], ARGV[4 + i])
     end
   end
-  redis.call('HINCRBY', KEYS[1], 'v', 1)
-  redis.call('HSET', KEYS[1], 'r', ARGV[10], 'p', ARGV[11], 't', ARGV[12])
+  local v = tonumber(string.match(seen[1], '^%d+$') or '0') or 0 -- anybody may have written it
+  v = string.format('%.0f', v < 2 ^ 52 and v + 1 or 1)
+  redis.call('HSET', KEYS[1], 'v', v, 'r', ARGV[10], 'p', ARGV[11], 't', ARGV[12])
   saved = '1'
 end
 

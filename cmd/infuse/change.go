@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/infuse-go/infuse"
@@ -30,7 +31,7 @@ func checkOverride(o *options, args []string) error {
 	if s, ok := states[args[1]]; !ok || s == infuse.StateHalfOpen {
 		return misused("%q is no state that a circuit can be held in: open or closed", args[1])
 	}
-	if o.reason == "" {
+	if strings.TrimSpace(o.reason) == "" {
 		return misused("-reason is not given: every rejection shows it, so that nobody has to ask")
 	}
 	if len(o.reason) > 200 {

@@ -220,6 +220,9 @@ func (w *watcher) read(ctx context.Context) error {
 	histories := make([][]infuse.Event, len(all))
 	err := each(len(all), func(i int) (err error) {
 		histories[i], err = w.storage.History(ctx, all[i])
+		if isBroken(err) { // only this circuit's history cannot be read
+			histories[i], err = w.circuits[all[i]].printed, nil
+		}
 		return err
 	})
 	if err != nil {

@@ -297,3 +297,26 @@ func TestWatchWithoutTheRight(t *testing.T) {
 	require.Equal(t, 1, strings.Count(w.stderr.String(), "the storage fails"), w.stderr.String())
 	require.NotContains(t, w.stderr.String(), "back")
 }
+
+// Redis delivers the messages of all databases (faults R1), and anybody may have
+// written a history (R3): neither is printed, and neither ends the watch.
+func TestWatchKeepsToItsDatabaseAndToWhatItCanRead(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	d, staging := deskAt(t, "redis://"+server.Addr()+"/0"), deskAt(t, "redis://"+server.Addr()+"/1")
+	w := d.watches("-interval", "50ms")
+	staging.does("move", "prices", "open", "-by", "staging")
+	d.does("move", "prices", "half-open", "-by", "ann")
+	staging.does("override", "prices", "open", "-reason", "x", "-until", "500ms", "-by", "staging")
+	w.sees(anyTime + `prices +moved to half-open +by ann$`)
+
+	admin := server.Client()
+	require.NoError(t, admin.Set(t.Context(), "infuse:{broken}:log", "garbage", 0).Err())
+	d.does("move", "broken", "open", "-by", "ann")
+	d.does("move", "prices", "closed", "-by", "ann")
+	w.sees(anyTime + `prices +moved to closed +by ann$`)
+	time.Sleep(700 * time.Millisecond)
+	require.Zero(t, w.stop())
+	require.Equal(t, 2, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
+	require.NotContains(t, w.stderr.String(), "fails")
+}

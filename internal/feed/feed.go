@@ -1,5 +1,6 @@
-// Package feed tells watchers what becomes of values in Redis: by Pub/Sub, and
-// by reading those of which a message may have been missed.
+// Package feed notifies watchers of values in Redis that have changed. A message
+// of Pub/Sub is only a hint to read the value, and a poll finds the changes whose
+// message was lost.
 package feed
 
 import (
@@ -26,24 +27,28 @@ type Subscription interface {
 type Options[T any] struct {
 	Subscribe    func(ctx context.Context) Subscription // to no channel yet
 	Load         func(ctx context.Context, channel string) (T, error)
-	Parse        func(message string) (T, error) // a message that cannot be parsed is left to the poll
-	Version      func(T) int64                   // ascends, except where Redis lost a value
-	Quiet        func(T) bool                    // the value is not expected to change soon
-	PollInterval time.Duration                   // how often what Pub/Sub does not reach is loaded
+	Version      func(T) int64 // ascends, unless Redis lost a value
+	Quiet        func(T) bool  // the value is not expected to change soon
+	Urgent       func(T) bool  // calls depend on the value: its loss is to be noticed soon
+	PollInterval time.Duration // how often a value is loaded that is urgent, or that Pub/Sub does not reach
 }
 
-// Feed tells watchers what became of their values: each newer version soon
-// after it was published, and never an older one after a newer one, except
-// where Redis lost a value. It is safe for concurrent use.
+// Feed notifies watchers of their values: of the newest version soon after a
+// message was published, and never of an older one after a newer one, unless
+// Redis lost a value. It is safe for concurrent use.
 //
-// One goroutine (receive) holds the subscription and hands on what is pushed.
-// Another (keep) subscribes, and loads what may have missed a message: after
-// every subscription, and by the poll. Both begin with the first watcher, and
-// end on Close.
+// Nothing is taken from a message: Redis delivers it to the processes of all its
+// databases, and anybody may have published it. The value is loaded.
+//
+// One goroutine (receive) holds the subscription. Another (keep) subscribes, and
+// loads the values whose message may have been missed: after every subscription,
+// and by the poll. Both begin with the first watcher, and end on Close. A message
+// starts one more (follow), which ends soon after the value was loaded.
 type Feed[T any] struct {
 	opts    Options[T]
 	wake    chan struct{} // tells keep that there is something to do
 	loads   chan struct{} // has an item for each load under way
+	follows chan struct{} // has an item for each follow
 	stopped context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -65,6 +70,10 @@ type watched[T any] struct {
 	alone      bool // is asked for in a SUBSCRIBE of its own: Redis refused one of it and others
 	stale      bool // is to be loaded
 	pollAt     time.Time
+	soonAt     time.Time     // in place of pollAt, if Pub/Sub does not reach it
+	followed   bool          // a follow loads it
+	hinted     bool          // a message has come that no load of follow has begun after
+	hintPause  time.Duration // between two loads of follow
 
 	telling sync.Mutex    // held while watchers are told: keeps the order
 	version int64         // what they were told last; guarded by telling
@@ -84,6 +93,10 @@ const (
 	loadsHanging   = 64              // loads that keep does not wait for any more; beyond, it begins none
 	loadsInARow    = 512             // after which keep looks for what else there is to do
 	loadTimeout    = 2 * time.Second // how long keep waits for one
+	followsAtOnce  = 32              // beyond, keep loads
+	hintPause      = 10 * time.Millisecond
+	hintPauseMost  = 100 * time.Millisecond // while messages bring no news: those of another database, or forged
+	tickLeast      = 8                      // polls are at most so often in an interval, however many values there are
 	closeTimeout   = time.Second
 )
 
@@ -91,6 +104,7 @@ const (
 func New[T any](opts Options[T]) *Feed[T] {
 	f := &Feed[T]{
 		opts: opts, wake: make(chan struct{}, 1), loads: make(chan struct{}, loadsHanging),
+		follows: make(chan struct{}, followsAtOnce),
 		watched: make(map[string]*watched[T]),
 	}
 	f.stopped, f.stop = context.WithCancel(context.Background())
@@ -233,7 +247,7 @@ func (f *Feed[T]) received(message any) {
 			f.confirmed(m.Channel)
 		}
 	case *redis.Message:
-		f.pushed(m.Channel, m.Payload)
+		f.pushed(m.Channel)
 	}
 }
 
@@ -264,34 +278,73 @@ func (f *Feed[T]) refused() (expected bool) {
 	return expected
 }
 
-func (f *Feed[T]) pushed(channel, message string) {
+// pushed has the value loaded of which a message has come.
+func (f *Feed[T]) pushed(channel string) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	w := f.watched[channel]
-	f.mu.Unlock()
-	if w == nil {
-		return
-	}
-	value, err := f.opts.Parse(message)
-	if err != nil {
-		return
-	}
-	if !f.tell(w, value, wasPushed) {
-		// Redis may have lost a value. What it really holds is for keep to load.
-		f.reload(w)
-		f.nudge()
+	switch {
+	case w == nil:
+	case w.followed:
+		w.hinted = true
+	default:
+		select {
+		case f.follows <- struct{}{}:
+			w.followed, w.hintPause = true, hintPause
+			f.running.Go(func() { f.follow(w) })
+		default:
+			w.stale = true
+			f.nudge()
+		}
 	}
 }
 
-// tell hands a value to its watchers, unless it may be older than the last
-// one: then it returns false. That is a pushed one of an older version; and one
-// that was loaded since they had been told so often, if they have been told of
-// what is at least as new meanwhile.
+// follow loads the value of a message at once, and again for the messages that
+// come meanwhile. It does so ever less often while they bring no news.
+func (f *Feed[T]) follow(w *watched[T]) {
+	defer func() { <-f.follows }()
+	for {
+		before := w.last()
+		failed := f.refresh(w) != nil
+		news := w.last() != before
+		f.mu.Lock()
+		if failed {
+			w.stale = true
+			f.nudge()
+		}
+		if news {
+			w.hintPause = hintPause
+		}
+		pause := w.hintPause
+		w.hintPause = min(2*pause, hintPauseMost)
+		f.mu.Unlock()
+		open := f.wait(pause)
+		f.mu.Lock()
+		if again := w.hinted && open; !again {
+			w.followed = false
+			f.mu.Unlock()
+			return
+		}
+		w.hinted = false
+		f.mu.Unlock()
+	}
+}
+
+// last is the version that the watchers were notified of last.
+func (w *watched[T]) last() int64 {
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	return w.version
+}
+
+// tell notifies the watchers of a value that was loaded since they had been
+// notified so often, unless they were notified of one at least as new meanwhile:
+// then it returns false.
 func (f *Feed[T]) tell(w *watched[T], value T, since int) (current bool) {
 	w.telling.Lock()
 	defer w.telling.Unlock()
 	version := f.opts.Version(value)
-	if since == wasPushed && version < w.version ||
-		since != wasPushed && since != w.told && version <= w.version {
+	if since != w.told && version <= w.version {
 		return false
 	}
 	f.schedule(w, value, version != w.version)
@@ -303,14 +356,14 @@ func (f *Feed[T]) tell(w *watched[T], value T, since int) (current bool) {
 	return true
 }
 
-// wasPushed stands for a value that was not loaded: see tell.
-const wasPushed = -1
-
-// schedule sets the time of the next poll: soon after news, unless the value
-// is quiet, and ever later as long as there are none.
+// schedule sets the time of the next poll: an interval later after news, or if
+// the value is urgent, and ever later as long as there is no news. A quiet value
+// is polled rarely.
 func (f *Feed[T]) schedule(w *watched[T], value T, news bool) {
 	most := slowPoll * f.opts.PollInterval
 	switch {
+	case f.opts.Urgent(value):
+		w.pause = f.opts.PollInterval
 	case f.opts.Quiet(value):
 		w.pause = most
 	case news:
@@ -320,7 +373,12 @@ func (f *Feed[T]) schedule(w *watched[T], value T, news bool) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w.pollAt = time.Now().Add(jittered(w.pause))
+	now, pause := time.Now(), jittered(f.opts.PollInterval)
+	w.soonAt = now.Add(pause)
+	w.pollAt = now.Add(max(pause, jittered(w.pause)))
+	if w.pause == f.opts.PollInterval {
+		w.pollAt = w.soonAt
+	}
 }
 
 func (f *Feed[T]) watchersOf(w *watched[T]) []*watcher[T] {

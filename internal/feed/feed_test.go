@@ -50,9 +50,9 @@ func (r *fakeRedis) options() Options[int64] {
 			}
 			return value, nil
 		},
-		Parse:        func(message string) (int64, error) { return strconv.ParseInt(message, 10, 64) },
 		Version:      func(v int64) int64 { return v },
 		Quiet:        func(v int64) bool { return v%2 == 0 },
+		Urgent:       func(v int64) bool { return v%7 == 0 && v > 0 },
 		PollInterval: time.Second,
 	}
 }
@@ -97,6 +97,17 @@ func (r *fakeRedis) set(channel string, value int64) {
 	for _, s := range r.sessions {
 		if s.channels[channel] && !r.deaf {
 			s.replies <- &redis.Message{Channel: channel, Payload: strconv.FormatInt(value, 10)}
+		}
+	}
+}
+
+// publish sends a message of no value, as another database or a stranger does.
+func (r *fakeRedis) publish(channel, message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sessions {
+		if s.channels[channel] {
+			s.replies <- &redis.Message{Channel: channel, Payload: message}
 		}
 	}
 }
@@ -200,9 +211,13 @@ func TestPush(t *testing.T) {
 		stop := f.Watch("a", same.hear)
 		f.Watch("b", other.hear)
 		synctest.Wait()
-		for v := range int64(10) {
-			r.set("a", v+1)
+		r.set("a", 1)
+		synctest.Wait()
+		require.Equal(t, int64(1), one.last(), "at once")
+		for v := range int64(9) {
+			r.set("a", v+2)
 		}
+		time.Sleep(hintPause)
 		synctest.Wait()
 		require.Equal(t, int64(10), one.last())
 		require.Equal(t, one.all, same.all)
@@ -210,6 +225,7 @@ func TestPush(t *testing.T) {
 		require.Zero(t, other.last(), "but what was loaded after the subscription")
 		stop()
 		r.set("a", 11)
+		time.Sleep(hintPause)
 		synctest.Wait()
 		require.Equal(t, int64(11), one.last())
 		require.Equal(t, int64(10), same.last())
@@ -329,6 +345,92 @@ func TestPollsGrowRare(t *testing.T) {
 		require.Less(t, time.Since(began), 24*time.Second, "though no message came")
 		again := loadsIn(15*time.Second, "a")
 		require.GreaterOrEqual(t, again, 3, "after news")
+	})
+}
+
+// TestAMessageChangesNothing has a flood of messages that belong to no value of
+// this database: they cost some loads, and hide no change.
+func TestAMessageChangesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
+		var e ear
+		r.values["a"] = 2
+		f.Watch("a", e.hear)
+		synctest.Wait()
+		before := r.loaded("a")
+		for i := range 10_000 {
+			r.publish("a", strconv.Itoa(i*1_000_000))
+			time.Sleep(time.Millisecond)
+			if i == 5_000 {
+				r.set("a", 4)
+			}
+			if i == 5_000+int(hintPauseMost/time.Millisecond) {
+				synctest.Wait()
+				require.Equal(t, int64(4), e.last())
+			}
+		}
+		loads := r.loaded("a") - before
+		require.Less(t, loads, 120, "in 10 s")
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		require.Subset(t, []int64{2, 4}, e.all)
+	})
+}
+
+// TestAnUrgentValueIsPolledEveryInterval (faults R4): a lost override was
+// restored after 16 to 38 s, because the pauses between two polls grew.
+func TestAnUrgentValueIsPolledEveryInterval(t *testing.T) {
+	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
+		var e ear
+		r.values["a"] = 7
+		f.Watch("a", e.hear)
+		for i := range 100 {
+			f.Watch(fmt.Sprint("quiet", i), func(int64) {})
+		}
+		synctest.Wait()
+		r.mu.Lock()
+		r.deaf = true
+		r.mu.Unlock()
+		for range 50 {
+			time.Sleep(time.Minute)
+			r.set("a", 0) // it is lost, and nobody publishes that
+			began := time.Now()
+			for e.last() != 0 {
+				time.Sleep(time.Millisecond)
+			}
+			require.LessOrEqual(t, time.Since(began), 1700*time.Millisecond, "1.5 intervals, and an eighth")
+			r.set("a", 7)
+			for e.last() != 7 {
+				time.Sleep(time.Second)
+			}
+		}
+	})
+}
+
+// TestAHangingLoadHoldsBackNoMessage has a Cluster's node that does not answer:
+// the messages of the others' circuits are followed at once.
+func TestAHangingLoadHoldsBackNoMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newFakeRedis()
+		release := make(chan struct{})
+		r.load = func(channel string) {
+			if channel == "hangs" {
+				<-release
+			}
+		}
+		f := New(r.options())
+		var e ear
+		f.Watch("hangs", func(int64) {})
+		f.Watch("a", e.hear)
+		time.Sleep(10 * time.Second)
+		for v := range int64(100) {
+			r.set("a", 2*v)
+			time.Sleep(hintPause)
+			synctest.Wait()
+			require.Equal(t, 2*v, e.last())
+			time.Sleep(33 * time.Millisecond)
+		}
+		require.True(t, f.Close())
+		close(release)
 	})
 }
 
@@ -455,9 +557,9 @@ func TestOnRedis(t *testing.T) {
 	f := New(Options[int64]{
 		Subscribe:    func(ctx context.Context) Subscription { return through.Subscribe(ctx) },
 		Load:         func(ctx context.Context, channel string) (int64, error) { return client.Get(ctx, channel).Int64() },
-		Parse:        func(message string) (int64, error) { return strconv.ParseInt(message, 10, 64) },
 		Version:      func(v int64) int64 { return v },
 		Quiet:        func(int64) bool { return true },
+		Urgent:       func(int64) bool { return false },
 		PollInterval: time.Hour,
 	})
 	set := func(v int64) {

@@ -13,6 +13,7 @@ import (
 // keep subscribes, unsubscribes, loads and polls.
 func (f *Feed[T]) keep() {
 	defer f.running.Done()
+	polled := time.Now()
 	timer := time.NewTimer(jittered(f.opts.PollInterval))
 	defer timer.Stop()
 	for {
@@ -21,23 +22,52 @@ func (f *Feed[T]) keep() {
 			return
 		case <-f.wake:
 		case <-timer.C:
-			f.poll(time.Now())
+			polled = time.Now()
+			f.poll(polled)
 			timer.Reset(jittered(f.opts.PollInterval))
 		}
 		guarded(f.subscribe)
-		f.loadStale()
+		if f.loadStale() {
+			timer.Reset(time.Until(f.pollAfter(polled)))
+		}
 	}
 }
 
-// poll has those loaded that Pub/Sub does not reach, and those whose time has come.
+// poll has the values loaded whose time has come.
 func (f *Feed[T]) poll(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.watched {
-		if !w.subscribed || !now.Before(w.pollAt) {
+		if !now.Before(w.nextPoll()) {
 			w.stale = true
 		}
 	}
+}
+
+// nextPoll is when the value is to be loaded: at once if it never was. f.mu is
+// held.
+func (w *watched[T]) nextPoll() time.Time {
+	if !w.subscribed && w.soonAt.Before(w.pollAt) {
+		return w.soonAt
+	}
+	return w.pollAt
+}
+
+// pollAfter returns when to poll after that time: within 1.5 intervals, because
+// what failed is tried again by then.
+func (f *Feed[T]) pollAfter(polled time.Time) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := polled.Add(jittered(f.opts.PollInterval))
+	for _, w := range f.watched {
+		if next := w.nextPoll(); !next.IsZero() && next.Before(at) {
+			at = next
+		}
+	}
+	if least := polled.Add(f.opts.PollInterval / tickLeast); at.Before(least) {
+		return least
+	}
+	return at
 }
 
 // subscribe subscribes to what is newly watched, and forgets what is not
@@ -102,10 +132,10 @@ func (f *Feed[T]) nextToAskFor() (wanted []string) {
 	return wanted
 }
 
-// loadStale loads what may have missed something, a few at a time. The first
-// failure ends the round: a Redis that is away is asked once a poll, and not
-// once a value.
-func (f *Feed[T]) loadStale() {
+// loadStale loads the values that may have changed, a few at a time. The first
+// failure ends the round: a Redis that is unavailable is asked once a poll, and
+// not once a value. It reports whether nothing failed.
+func (f *Feed[T]) loadStale() (done bool) {
 	stale := f.takeStale()
 	var next atomic.Int64
 	var failed atomic.Bool
@@ -126,6 +156,7 @@ func (f *Feed[T]) loadStale() {
 	if len(stale) == loadsInARow && !failed.Load() {
 		f.nudge()
 	}
+	return !failed.Load()
 }
 
 func (f *Feed[T]) takeStale() (stale []*watched[T]) {
@@ -221,9 +252,12 @@ func within(timeout time.Duration, run func()) (ended bool) {
 	}
 }
 
-// sleep waits for d, give or take half, or until the feed is closed.
-func (f *Feed[T]) sleep(d time.Duration) (open bool) {
-	timer := time.NewTimer(jittered(d))
+// sleep waits for d ± 50 %, or until the feed is closed.
+func (f *Feed[T]) sleep(d time.Duration) (open bool) { return f.wait(jittered(d)) }
+
+// wait waits for d, or until the feed is closed.
+func (f *Feed[T]) wait(d time.Duration) (open bool) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -233,6 +267,6 @@ func (f *Feed[T]) sleep(d time.Duration) (open bool) {
 	}
 }
 
-// jittered returns d give or take half, so that processes which lost Redis
+// jittered returns d ± 50 %, so that processes which lost Redis
 // together do not come back together.
 func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }

@@ -157,3 +157,45 @@ func TestALostRecordIsPutBack(t *testing.T) {
 	require.Equal(t, held.Generation, back.Generation)
 	require.WithinDuration(t, held.DueAt, back.DueAt, time.Second)
 }
+
+// Redis loses an override, or an open circuit, long after the last news of it:
+// it was restored after 16 to 38 s, because the pauses between two polls had
+// grown (faults R4).
+func TestARecordThatHoldsCallsIsRestoredWithinAPoll(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(b *infuse.Breaker) error{
+		"forced open": func(b *infuse.Breaker) error {
+			return b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, Reason: "x"})
+		},
+		"forced closed": func(b *infuse.Breaker) error {
+			return b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, Reason: "x"})
+		},
+		"open": func(b *infuse.Breaker) error { return b.Move(t.Context(), infuse.StateOpen) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := redistest.Start(t)
+			const poll = 200 * time.Millisecond
+			storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: poll})
+			t.Cleanup(func() { require.NoError(t, storage.Close()) })
+			b := startBreaker(t, "prices", patiently(infuse.Config{ResetTimeout: time.Hour, Storage: storage}))
+			require.NoError(t, change(b))
+			held := recordOf(t, b)
+			time.Sleep(15 * poll) // no news
+			var longest time.Duration
+			for range 5 {
+				time.Sleep(2 * poll)
+				require.NoError(t, s.Client().FlushAll(t.Context()).Err())
+				began := time.Now()
+				require.Eventually(t, func() bool { return s.Client().Exists(t.Context(), pricesKey).Val() == 1 }, 20*poll, pace)
+				longest = max(longest, time.Since(began))
+			}
+			t.Logf("restored after %v at most", longest.Round(time.Millisecond))
+			// 1.5 intervals, an eighth, and what an older record has to turn out as late.
+			require.Less(t, longest, poll*13/8+100*time.Millisecond+200*time.Millisecond)
+			back := recordOf(t, b)
+			require.Equal(t, held.State, back.State)
+			require.Equal(t, held.Override, back.Override)
+		})
+	}
+}

@@ -68,7 +68,7 @@ func TestAStorageThatPausesOpensNoHealthyCircuit(t *testing.T) {
 			var calls, rejected atomic.Int64
 			var all sync.WaitGroup
 			for i := range 20 {
-				b := startBreaker(t, "prices", infuse.Config{Storage: storage})
+				b := startBreaker(t, "prices", infuse.Config{Storage: &way{Storage: storage}}) // each process has a link of its own
 				roll := rand.New(rand.NewPCG(1, uint64(i)))
 				all.Go(func() {
 					for began := time.Now(); time.Since(began) < 10*time.Minute; {

@@ -1,0 +1,159 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// Redis keeps keys per database and channels per server, so a process receives
+// the messages of every database. These tests check that a message changes
+// nothing by itself.
+
+// inDatabase returns the breaker of one process whose records live in a database.
+func inDatabase(t *testing.T, server *redistest.Server, number int) (*Breaker, *redis.Client) {
+	t.Helper()
+	client := server.Client(func(o *redis.Options) { o.DB = number })
+	storage := NewRedisStorage(client, RedisOptions{PollInterval: time.Second})
+	b, err := New("inventory.internal", Config{Storage: storage, StorageTimeout: time.Minute, Instance: fmt.Sprint("database ", number)})
+	require.NoError(t, err)
+	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
+	requireSubscribers(t, client, number+1)
+	return b, client
+}
+
+// requireSubscribers waits until so many processes are subscribed to the circuit.
+func requireSubscribers(t *testing.T, client *redis.Client, n int) {
+	t.Helper()
+	const channel = "infuse:{inventory.internal}"
+	require.Eventually(t, func() bool {
+		return client.PubSubNumSub(t.Context(), channel).Val()[channel] == int64(n)
+	}, 20*time.Second, time.Millisecond)
+}
+
+// TestADatabaseOpensNoCircuitOfAnother (faults R1): staging in database 1 opened
+// the circuit of production in database 0, and production itself wrote the
+// override of staging into its own database.
+func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	production, client := inDatabase(t, server, 0)
+	staging, _ := inDatabase(t, server, 1)
+	ctx := t.Context()
+	key := "infuse:{inventory.internal}"
+	var calls, rejected int
+	callFor := func(d time.Duration) {
+		for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			calls++
+			if errors.Is(production.Call(ctx, func(context.Context) error { return nil }), ErrOpen) {
+				rejected++
+			}
+		}
+	}
+	for name, change := range map[string]func() error{
+		"its calls fail": func() error {
+			for range 20 {
+				_ = staging.Call(ctx, func(context.Context) error { return errors.New("failed") })
+			}
+			return nil
+		},
+		"it is opened by hand": func() error { return staging.Move(ctx, StateOpen) },
+		"it is forced open":    func() error { return staging.Override(ctx, Override{State: StateOpen, Reason: "staging"}) },
+		"it is forced closed":  func() error { return staging.Override(ctx, Override{State: StateClosed, Reason: "staging"}) },
+	} {
+		require.NoError(t, change(), name)
+		callFor(700 * time.Millisecond)
+		require.Zero(t, rejected, "of %d calls of production, after in staging %s", calls, name)
+		require.Equal(t, StateClosed, production.State(), name)
+		require.Zero(t, client.Exists(ctx, key, key+historySuffix).Val(), "in production's database, after in staging %s", name)
+	}
+
+	// A failure of production's own carries what it has seen: nothing of staging.
+	require.NoError(t, staging.Override(ctx, Override{State: StateOpen, Reason: "staging"}))
+	_ = production.Call(ctx, func(context.Context) error { return errors.New("failed") })
+	callFor(700 * time.Millisecond)
+	require.Zero(t, rejected)
+	record, err := production.Record(ctx)
+	require.NoError(t, err)
+	require.Nil(t, record.Override)
+	require.Equal(t, StateClosed, record.State)
+	for _, text := range client.LRange(ctx, key+historySuffix, 0, -1).Val() {
+		require.NotContains(t, text, "staging")
+	}
+	t.Logf("%d calls of production, %d rejected", calls, rejected)
+}
+
+// A flood of another database's messages must not leave a process to the poll.
+func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	production, client := inDatabase(t, server, 0)
+	staging, _ := inDatabase(t, server, 1)
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = staging.Move(context.Background(), StateOpen)
+			}
+		}
+	}()
+	other := NewRedisStorage(client, RedisOptions{})
+	t.Cleanup(func() { _ = other.Close() })
+	to := StateOpen
+	for range 10 {
+		began := time.Now()
+		_, _, err := other.Apply(t.Context(), "inventory.internal", Change{Limits: hourLimits, Move: &Move{to}})
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return production.State() == to }, 10*time.Second, time.Millisecond)
+		require.Less(t, time.Since(began), 450*time.Millisecond, "the poll found it")
+		to = StateOpen - to
+	}
+}
+
+// TestForgedMessagesHoldNoCircuit (faults R2): a message with a time, a version
+// or a generation of the far future held a circuit until the processes restarted.
+func TestForgedMessagesHoldNoCircuit(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	b, client := inDatabase(t, server, 0)
+	ctx := t.Context()
+	now := time.Now()
+	far := now.AddDate(50, 0, 0)
+	open := Record{State: StateOpen, Generation: far.UnixMilli(), Since: far.UnixMilli(), Opened: far.UnixMilli(), Moved: far.UnixMilli(), DueAt: far}
+	forced := Record{Generation: far.UnixMilli(), Moved: far.UnixMilli(), Override: &Override{State: StateOpen, Reason: "forged"}}
+	message := func(version int64, at time.Time, r Record) string {
+		return fmt.Sprintf("%d %d %d 0 0  %s", version, at.UnixMilli(), at.UnixMilli(), AppendRecord(nil, r, now))
+	}
+	for i, text := range []string{
+		message(1<<52, now, open),
+		message(1<<52, far, open),
+		message(1<<52, far, forced),
+		message(1, now, open),
+		message(now.UnixMicro(), time.UnixMilli(0), open),
+		"9223372036854775807", "", "garbage", strings.Repeat("9 ", 1<<16), "\x00\xff",
+	} {
+		require.NoError(t, client.Publish(ctx, "infuse:{inventory.internal}", text).Err())
+		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			require.NoError(t, b.Call(ctx, func(context.Context) error { return nil }), "message %d: %.80q", i, text)
+		}
+		require.NoError(t, b.Move(ctx, StateOpen))
+		require.Equal(t, StateOpen, b.State(), "message %d", i)
+		require.NoError(t, b.Move(ctx, StateClosed))
+		require.Equal(t, StateClosed, b.State(), "message %d: a change by hand counts at once", i)
+		record, err := b.Record(ctx)
+		require.NoError(t, err)
+		require.Less(t, record.Generation, now.Add(time.Hour).UnixMilli(), "message %d", i)
+	}
+}

@@ -332,23 +332,23 @@ func TestRandomErrorsOpenAlmostNothing(t *testing.T) {
 	for _, c := range []struct {
 		errors float64
 		most   float64 // share of the healthy calls
-	}{{0.001, 0}, {0.01, 0}, {0.05, 0}, {0.1, 0.0001}, {0.2, 0.001}, {0.3, 0.005}, {0.4, 0.02}} {
+	}{{0.001, 0}, {0.01, 0}, {0.05, 0}, {0.1, 0.0001}, {0.2, 0.001}, {0.3, 0.03}, {0.4, 0.15}} {
 		var sum simSum
 		for i, traffic := range []simTraffic{{}, {simBursts, 5}, {simLoop, 1}} {
-			calls := simLength(2000)
+			calls := simLength(800)
 			if i == 0 {
-				calls = simLength(4000) / c.errors
+				calls = simLength(1500) / c.errors
 			}
 			s := simulateAll(simSizes, calls, 20, uint64(1000*i), func(f *simFleet) {
 				f.health, f.traffic = atRandom(c.errors), func(int) simTraffic { return traffic }
 			})
 			sum.add(&simFleet{lasts: 3600 * s.hours}, s.simResult)
 		}
-		s := simulateAll([]simSize{{3, 1}, {20, 1}}, simLength(2000)/c.errors, 20, 5, func(f *simFleet) {
+		s := simulateAll([]simSize{{3, 1}, {20, 1}}, simLength(1000)/c.errors, 20, 5, func(f *simFleet) {
 			f.health, f.rates = atRandom(c.errors), skewed(simSize{f.processes, f.rate})
 		})
 		sum.add(&simFleet{lasts: 3600 * s.hours}, s.simResult)
-		s = simulateAll([]simSize{{20, 0.1}, {100, 0.1}}, simLength(2000), 20, 6, func(f *simFleet) {
+		s = simulateAll([]simSize{{20, 0.1}, {100, 0.1}}, simLength(1000), 20, 6, func(f *simFleet) {
 			f.health, f.traffic = atRandom(c.errors), of(simCron, 1)
 		})
 		sum.add(&simFleet{lasts: 3600 * s.hours}, s.simResult)

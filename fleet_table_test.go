@@ -1,12 +1,12 @@
 package infuse
 
 import (
-	"flag"
+	goflag "flag"
 	"fmt"
 	"testing"
 )
 
-var fleetTable = flag.Bool("fleet.table", false, "print the tables of docs/simulation.md (some minutes)")
+var fleetTable = goflag.Bool("fleet.table", false, "print the tables of docs/simulation.md (some minutes)")
 
 // go test -run TestFleetTables -v -timeout 60m . -args -fleet.table
 func TestFleetTables(t *testing.T) {

@@ -135,7 +135,11 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		e.Window = append(e.Window, [3]int64{*ago(b.Start), int64(b.Calls), int64(b.Failures)})
 	}
 	for _, t := range r.Trials {
-		e.Trials = append(e.Trials, encodedTrial{t.ID, max(0, now.Sub(t.Started).Milliseconds()), milliseconds(max(0, t.Deadline.Sub(now))), t.Stale})
+		trial := encodedTrial{ID: t.ID, Left: milliseconds(max(0, t.Deadline.Sub(now))), Stale: t.Stale}
+		if began := ago(t.Started); began != nil { // of an older version: it begins now
+			trial.Ago = *began
+		}
+		e.Trials = append(e.Trials, trial)
 	}
 	for _, h := range r.heard {
 		e.Heard = append(e.Heard, encodedHeard{h.source, h.number})

@@ -179,8 +179,8 @@ func TestABreakerKeptFromAGroupHears(t *testing.T) {
 		synctest.Wait()
 		requireState(t, infuse.StateClosed, kept)
 
-		trip(t, kept)
-		passSuspicion()
+		tripFleet(t, kept, other)
+		synctest.Wait()
 		requireState(t, infuse.StateOpen, kept, other)
 		kept.Stop()
 	})

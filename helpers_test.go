@@ -25,6 +25,8 @@ import (
 const (
 	patience = breakertest.Patience
 	pace     = breakertest.Pace
+
+	suspicion = breakertest.Suspicion
 )
 
 var (
@@ -71,10 +73,7 @@ func allocations(do func()) float64 {
 	return least
 }
 
-// suspicion is longer than the fleet is suspicious by default.
-const suspicion = 60 * time.Millisecond
-
-// passSuspicion lets the fleet make up its mind, in fake time.
+// passSuspicion lets the shortest time of a suspicion pass, in fake time.
 func passSuspicion() {
 	time.Sleep(suspicion)
 	synctest.Wait()

@@ -217,7 +217,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Fallback: infuse.FallbackClosed})
-		trip(t, b)
+		tripFleet(t, b, startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage}))
 		time.Sleep(time.Minute)
 		r.suffer(trouble)
 		waited, err := waitOf(b, fails) // would be the trial
@@ -279,9 +279,10 @@ func TestACallWaitsNoLongerThanStorageTimeoutInAll(t *testing.T) {
 				require.GreaterOrEqual(t, waited, delay)
 				require.LessOrEqual(t, waited, storageTimeout)
 				time.Sleep(delay)
-				require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+				require.True(t, recordOf(t, b).Suspect())
+				requireState(t, infuse.StateOpen, b)
 
-				time.Sleep(time.Minute)
+				require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 				waited, err = waitOf(b, succeeds)
 				require.NoError(t, err)
 				require.LessOrEqual(t, waited, storageTimeout)
@@ -363,10 +364,9 @@ func TestACancelledCallStillReports(t *testing.T) {
 				return errIll
 			}))
 		}
-		time.Sleep(time.Second) // suspicion
-		require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+		require.True(t, recordOf(t, b).Suspect())
 
-		time.Sleep(time.Minute)
+		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		require.NoError(t, b.Call(ctx, func(context.Context) error {
@@ -439,7 +439,7 @@ func TestAStorageThatPanicsBehindACallEndsNothing(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: r})
-		trip(t, b)
+		tripFleet(t, b, startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: r.Storage}))
 		time.Sleep(time.Minute)
 		var asked atomic.Int32
 		r.suffer(func() error {
@@ -457,9 +457,10 @@ func TestAStorageThatPanicsBehindACallEndsNothing(t *testing.T) {
 	})
 }
 
-// A circuit opened while cut off is offered to the fleet when the
-// storage is back, for as long as it has left and not for longer.
-func TestACircuitOpenedWhileCutOffIsOffered(t *testing.T) {
+// The failures that opened a local circuit while the storage was unavailable are
+// reported when it is available again: they make the shared circuit suspect. The
+// local circuit stays open for as long as it has left.
+func TestFailuresThatOpenedALocalCircuitAreReportedLater(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		var heard edges
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.Listener()}})
@@ -470,27 +471,26 @@ func TestACircuitOpenedWhileCutOffIsOffered(t *testing.T) {
 		r.recover()
 		time.Sleep(5 * time.Second)
 		record := recordOf(t, b)
-		require.Equal(t, infuse.StateOpen, record.State)
-		require.WithinDuration(t, opened.Add(time.Minute), record.DueAt, 10*time.Millisecond)
+		require.True(t, record.Suspect())
+		require.Equal(t, 3, record.Score)
 		other := startBreaker(t, "prices", infuse.Config{Storage: r})
-		requireState(t, infuse.StateOpen, b, other)
+		requireState(t, infuse.StateClosed, other)
+		require.WithinDuration(t, opened.Add(time.Minute), requireRejected(t, b).DueAt, 10*time.Millisecond)
 		heard.Require(t, 1, 1)
 
-		// Truly one circuit again: the trial of one closes that of both, and
-		// the process that had reason of its own begins with one trial more.
+		require.NoError(t, other.Call(t.Context(), succeeds))
+		time.Sleep(time.Second)
+		require.False(t, recordOf(t, b).Suspect(), "a success of another process dismisses it")
+		requireState(t, infuse.StateOpen, b)
 		time.Sleep(time.Minute)
-		requireTrial(t, other).Done(nil)
-		synctest.Wait()
-		requireState(t, infuse.StateClosed, other)
-		require.True(t, b.Stats().Local)
-		require.NoError(t, b.Call(t.Context(), succeeds))
+		requireTrial(t, b).Done(nil)
 		requireState(t, infuse.StateClosed, b)
 	})
 }
 
-// A local trial has failed meanwhile: what is offered is the open time as it
-// is now, not as it was when the outage began.
-func TestACircuitOpenedTwiceWhileCutOffIsOfferedAsItIsNow(t *testing.T) {
+// The failure of a local trial is no evidence for the fleet: the process has
+// supplied FailMax failures before.
+func TestAFailedLocalTrialIsNotReported(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r})
@@ -503,8 +503,9 @@ func TestACircuitOpenedTwiceWhileCutOffIsOfferedAsItIsNow(t *testing.T) {
 		r.recover()
 		time.Sleep(5 * time.Second)
 		record := recordOf(t, b)
-		require.Equal(t, infuse.StateOpen, record.State)
-		require.WithinDuration(t, opened.Add(time.Minute), record.DueAt, 10*time.Millisecond)
+		require.True(t, record.Suspect())
+		require.Equal(t, 3, record.Score)
+		require.WithinDuration(t, opened.Add(time.Minute), requireRejected(t, b).DueAt, 10*time.Millisecond)
 	})
 }
 
@@ -521,13 +522,14 @@ func TestAProcessMayStartWithoutItsStorage(t *testing.T) {
 		trip(t, second)
 		r.recover()
 		time.Sleep(5 * time.Second)
-		require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
-		require.Equal(t, infuse.StateOpen, recordOf(t, second).State)
+		require.True(t, recordOf(t, b).Suspect())
+		require.True(t, recordOf(t, second).Suspect())
+		requireState(t, infuse.StateOpen, b, second)
 	})
 }
 
-// The fleet opened the circuit while this process was cut off: it
-// adopts that, and then the count is truly the fleet's.
+// The shared circuit opened while this process was partitioned, and its last call
+// failed: one failure of its own is enough.
 func TestACircuitThatTheFleetOpenedMeanwhileIsAdopted(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
@@ -536,7 +538,7 @@ func TestACircuitThatTheFleetOpenedMeanwhileIsAdopted(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: deaf})
 		r.suffer(isAway)
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		trip(t, fleet)
+		tripFleet(t, fleet, startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage}))
 		requireState(t, infuse.StateClosed, b)
 		r.recover()
 		time.Sleep(5 * time.Second)
@@ -630,7 +632,7 @@ func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		heard.Require(t, 100, 100)
 		for _, b := range breakers {
-			require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+			require.True(t, recordOf(t, b).Suspect())
 		}
 	})
 }
@@ -745,7 +747,7 @@ func TestARecordThatCannotBeReadIsNotTheStoragesTrouble(t *testing.T) {
 		heard.Require(t, 0, 0)
 		time.Sleep(5 * time.Second)
 		heardBad.Require(t, 1, 1)
-		require.Equal(t, infuse.StateOpen, recordOf(t, bad).State)
+		require.True(t, recordOf(t, bad).Suspect())
 	})
 }
 
@@ -763,7 +765,7 @@ func TestBreakersMayStopWhileTheStorageIsAway(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		r.recover()
 		time.Sleep(5 * time.Second)
-		require.Equal(t, infuse.StateOpen, recordOf(t, second).State)
+		require.True(t, recordOf(t, second).Suspect())
 		r.suffer(isAway)
 		_, err := second.Record(t.Context())
 		require.ErrorIs(t, err, errAway)

@@ -248,7 +248,8 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			var trials, rejected, transitions atomic.Int64
 			var running atomic.Int64
 			cfg := patiently(infuse.Config{
-				FailMax: 3, SuccessThreshold: 2, MaxTrials: maxTrials, ResetTimeout: 2 * time.Millisecond, TrialTimeout: time.Hour,
+				FailMax: 2, SuccessThreshold: 2, MaxTrials: maxTrials, ResetTimeout: 2 * time.Millisecond, TrialTimeout: time.Hour,
+				Suspicion: time.Millisecond,
 				Listeners: []*infuse.Listener{{StateChange: func(*infuse.Breaker, infuse.Transition) { transitions.Add(1) }}},
 			})
 			var fleet []*infuse.Breaker
@@ -295,7 +296,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			all.Go(func() {
 				for !seenEnough() {
 					ill.Store(!ill.Load())
-					time.Sleep(10 * time.Millisecond)
+					time.Sleep(20 * time.Millisecond)
 				}
 				ill.Store(false)
 			})

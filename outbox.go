@@ -142,9 +142,6 @@ func (r *replica) fill(now time.Time) bool {
 	asked := r.settings.FailureRate > 0 && r.shared.Rated // the failure rate is evaluated
 	urgent := next.Calls.Failures > 0 || r.pressing() || r.checks(now)
 	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
-		if asked && !held {
-			r.out.hold = r.nextHold(now)
-		}
 		return false
 	}
 	r.out.numbers++

@@ -626,7 +626,16 @@ func TestRetryAfterHoldsForTheFleet(t *testing.T) {
 		_, err := first.RoundTrip(r)
 		requireOpenFor(t, 20*time.Minute, err)
 		passSuspicion()
-		for _, transport := range []*infuse.Transport{first, second} {
+		third := &infuse.Transport{Base: sick, Breakers: groupOf(t, cfg)}
+		breakerOf(t, third.Breakers, "inventory.test")
+		for range 2 {
+			_, err := second.RoundTrip(r)
+			require.NoError(t, err)
+		}
+		synctest.Wait()
+		_, err = third.RoundTrip(r)
+		require.NoError(t, err, "one failure of its own")
+		for _, transport := range []*infuse.Transport{first, second, third} {
 			_, err := transport.RoundTrip(r)
 			requireOpenFor(t, 20*time.Minute, err)
 		}
@@ -647,10 +656,18 @@ func TestRetryAfterHoldsForTheFleetOnRedis(t *testing.T) {
 		}
 		_, err := first.get()
 		requireOpenFor(t, 20*time.Minute, err)
-		eventuallyState(t, infuse.StateOpen, second.breaker)
-		_, err = second.get()
+		time.Sleep(suspicion)
+		for range 2 {
+			_, err = second.get()
+			require.NoError(t, err)
+		}
+		require.Equal(t, infuse.StateOpen, recordOf(t, first.breaker).State)
+		third := startWebClient(t, s, cfg)
+		_, err = third.get()
+		require.NoError(t, err, "one failure of its own")
+		_, err = third.get()
 		requireOpenFor(t, 20*time.Minute, err)
-		require.Equal(t, int64(2), s.calls.Load())
+		require.Equal(t, int64(5), s.calls.Load())
 	})
 }
 

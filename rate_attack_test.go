@@ -116,12 +116,14 @@ func TestAShorterWindowOfAFleetIsBlind(t *testing.T) {
 	r := Record{}.then(Change{Limits: long, Counted: []Bucket{{Start: day, Calls: 1, Failures: 1}}}, day)
 	at := day
 	say := func(calls, failures int) {
-		c := Change{Limits: short, Counted: []Bucket{{Start: at, Calls: calls, Failures: failures}}}
-		r, _ = r.Apply(c, at)
+		for _, source := range []string{"a", "b"} {
+			c := Change{Source: source, Limits: short, Counted: []Bucket{{Start: at, Calls: calls / 2, Failures: failures / 2}}}
+			r, _ = r.Apply(c, at)
+		}
 	}
 	for range 2 * 3600 { // two hours of noise, all with the short window
 		at = at.Add(time.Second)
-		say(100, 1)
+		say(200, 2)
 	}
 	require.Equal(t, 6*time.Minute, r.Window.Width)
 	at = at.Add(30 * time.Second)
@@ -140,23 +142,23 @@ func TestAShorterWindowOfAFleetIsBlind(t *testing.T) {
 	t.Fatalf("30,000 failures in 300 s: state %v, in %d reports suspect", r.State, suspicions)
 }
 
-// Once the time of a suspicion of the rate is over, a process that nobody
-// calls goes on waking.
+// A process that nobody calls went on waking after the circuit had opened.
 func TestAnOpenCircuitKeepsWaking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := NewMemoryStorage()
-		cfg := Config{FailureRate: 0.5, MinCalls: 5, Window: 100 * time.Millisecond, Storage: storage, ResetTimeout: time.Second}
+		cfg := Config{FailureRate: 0.5, MinCalls: 5, Window: time.Second, Storage: storage, ResetTimeout: time.Second}
 		one := brandNew(t, "service", cfg)
 		other := brandNew(t, "service", cfg) // is never called
+		third := brandNew(t, "service", cfg)
 		for range 6 {
 			_ = callOf(one, true)
 		}
-		other.mu.Lock()
-		require.True(t, other.replica.shared.Rated)
-		other.mu.Unlock()
+		require.True(t, sharedOf(other).Rated)
+		time.Sleep(210 * time.Millisecond) // four times Suspicion, and more
+		_ = callOf(third, true)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Equal(t, StateOpen, other.State())
+		require.Equal(t, StateOpen, sharedOf(other).State)
 		wakes := 0
 		for _, b := range []*Breaker{one, other} {
 			var last time.Time
@@ -173,6 +175,13 @@ func TestAnOpenCircuitKeepsWaking(t *testing.T) {
 		}
 		require.LessOrEqual(t, wakes, 2, "timers set within a second for two circuits at rest, a minute after they opened")
 	})
+}
+
+// sharedOf returns the shared record as the breaker knows it.
+func sharedOf(b *Breaker) Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.replica.shared.clone()
 }
 
 // Limits that keep to what their comment says: whole milliseconds, at least 1.
@@ -292,15 +301,23 @@ func (s *hrLate) Apply(ctx context.Context, circuit string, c Change) (Record, V
 	return s.Storage.Apply(ctx, circuit, c)
 }
 
-// Whoever has run the trial meets a circuit that is closed on its ramp, by
-// State and by its rejections, and lets nothing run. Without a Ramp all calls run.
+// A process whose trial succeeded met a circuit on a ramp that let nothing run.
+// Without a Ramp all calls run.
 func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
 	for _, ramp := range []time.Duration{0, time.Second} {
 		t.Run(ramp.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := &hrLate{Storage: NewMemoryStorage()}
 				b := brandNew(t, "prices", Config{Storage: storage, Ramp: ramp})
-				require.NoError(t, b.Move(t.Context(), StateHalfOpen))
+				other := brandNew(t, "prices", Config{Storage: storage})
+				for _, failing := range []*Breaker{b, other} {
+					for range 5 {
+						_ = callOf(failing, true)
+					}
+					time.Sleep(60 * time.Millisecond)
+				}
+				require.Equal(t, StateOpen, sharedOf(b).State)
+				time.Sleep(time.Minute)
 				storage.asks.Store(int64(60 * time.Millisecond))
 				storage.settles.Store(int64(10 * time.Second))
 				require.NoError(t, callOf(b, false))

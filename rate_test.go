@@ -169,8 +169,11 @@ func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		require.NoError(t, one.Stats().Away)
-		time.Sleep(10 * time.Second) // the fleet is asked, and nobody knows better
-		synctest.Wait()
+		require.True(t, recordOf(t, one).Rated, "its failures made the shared circuit suspect")
+		requireState(t, infuse.StateOpen, one)
+		require.Zero(t, outcomes(t, other, "s"))
+		time.Sleep(time.Second)
+		require.Equal(t, 1, outcomes(t, other, "f"), "another process confirms it")
 		requireState(t, infuse.StateOpen, one, other)
 	})
 }

@@ -69,8 +69,9 @@ func TestTheOpenTimeGrowsForTheFleet(t *testing.T) {
 		}
 		tripFleetOf(t, all)
 		for i, want := range []time.Duration{2, 4, 8, 8} {
-			time.Sleep(openFor(t, all[i%3]))
-			require.Error(t, all[i%3].Call(t.Context(), fails))
+			time.Sleep(max(openFor(t, all[i%3]), openFor(t, all[(i+1)%3])))
+			require.ErrorIs(t, all[i%3].Call(t.Context(), fails), errIll)
+			require.ErrorIs(t, all[(i+1)%3].Call(t.Context(), fails), errIll, "another process confirms it")
 			synctest.Wait()
 			for _, b := range all {
 				require.Equal(t, want*time.Second, openFor(t, b).Round(time.Millisecond))
@@ -79,19 +80,16 @@ func TestTheOpenTimeGrowsForTheFleet(t *testing.T) {
 	})
 }
 
-// tripFleetOf has the calls of all fail until the fleet's circuit is open.
+// tripFleetOf opens the shared circuit, and has a call of each process fail.
 func tripFleetOf(t testing.TB, all []*infuse.Breaker) {
 	t.Helper()
-	for range 1000 {
-		for _, b := range all {
-			_ = b.Call(context.Background(), fails)
-		}
-		time.Sleep(pace)
-		if recordOf(t, all[0]).State == infuse.StateOpen {
-			return
-		}
+	tripFleet(t, all[0], all[1:]...)
+	synctest.Wait()
+	for _, b := range all {
+		_ = b.Call(context.Background(), fails)
 	}
-	require.FailNow(t, "the fleet's circuit did not open")
+	synctest.Wait()
+	requireState(t, infuse.StateOpen, all...)
 }
 
 // A Retry-After keeps the circuit open for longer, and is not what doubles.

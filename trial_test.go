@@ -29,9 +29,9 @@ func (s *lateStorage) Apply(ctx context.Context, circuit string, c infuse.Change
 	return s.Storage.Apply(ctx, circuit, c)
 }
 
-// Whoever ran the successful trial found the circuit half-open when its call
-// returned, where the storage was slow to grant the trial, and slower to hear
-// of its end.
+// A process whose trial succeeded found the circuit half-open when its call
+// returned, if the storage was slow to grant the trial, and slower to receive its
+// outcome.
 func TestWhoRanTheTrialSeesTheCircuitClosed(t *testing.T) {
 	for name, fallback := range map[string]infuse.Fallback{"local": infuse.FallbackLocal, "closed": infuse.FallbackClosed} {
 		for _, asks := range []time.Duration{0, 10 * time.Millisecond, 60 * time.Millisecond, 94 * time.Millisecond} {
@@ -42,7 +42,8 @@ func TestWhoRanTheTrialSeesTheCircuitClosed(t *testing.T) {
 						const timeout = 100 * time.Millisecond
 						b := startBreaker(t, "prices", infuse.Config{Storage: storage, StorageTimeout: timeout, Fallback: fallback})
 						other := startBreaker(t, "prices", infuse.Config{Storage: storage.Storage})
-						require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+						tripFleet(t, b, other)
+						time.Sleep(time.Minute)
 						storage.asks.Store(int64(asks))
 						storage.settles.Store(int64(settles))
 						began := time.Now()

@@ -53,8 +53,8 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackClosed, o != nil && blocked:
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:
-		v.quiet = r.isQuiet()
 		v.tallies = r.counting(now)
+		v.quiet = r.isQuiet() && !(v.tallies && r.dozes)
 		if r.settings.Ramp > 0 && o == nil {
 			v.onRamp(r, circuit, now)
 		}
@@ -81,7 +81,7 @@ func (v *view) reject(e *OpenError, c keptCause) {
 func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
 	fleet := r.fleet(now)
-	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || r.excluded(fleet, now)) {
+	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || r.excluded(fleet, now.Add(armedEarly))) {
 		e.State = StateOpen
 	}
 	due := b.until.Sub(now) <= armedEarly

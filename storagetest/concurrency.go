@@ -46,10 +46,9 @@ func testConcurrentFailures(t *testing.T, s infuse.Storage) {
 
 func testConcurrentSuspicion(t *testing.T, s infuse.Storage) {
 	c := suspect(t, s)
-	c.limits.FailMax = 1_000_000 // so that it does not open early
 	verdicts := c.atOnce(8, 50, func() infuse.Change { return calls("fffffs") })
 	equal(t, 400, verdicts[applied]+verdicts[moved])
-	equal(t, 403, c.load().Balance)
+	equal(t, 403, c.load().Score)
 }
 
 func testConcurrentLimit(t *testing.T, s infuse.Storage) {
@@ -64,7 +63,7 @@ func testConcurrentLimit(t *testing.T, s infuse.Storage) {
 			equal(t, infuse.StateOpen, r.State)
 			equal(t, 10, r.Failures)
 		} else {
-			equal(t, 20, r.Balance, "all others count in the suspicion, or began it")
+			equal(t, 20, r.Score, "all others count in the suspicion, or began it")
 			equal(t, 19, verdicts[applied])
 		}
 	}

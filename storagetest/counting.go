@@ -1,20 +1,19 @@
 package storagetest
 
 import (
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/infuse-go/infuse"
 )
 
-// testRows has what pybreaker does: failures in a row count, and a success
-// ends the row, unless the limit was reached before it.
-func testRows(t *testing.T, s infuse.Storage) {
+// testStreaks has what pybreaker does: consecutive failures count, and a success
+// ends the streak, unless it has reached the threshold before.
+func testStreaks(t *testing.T, s infuse.Storage) {
 	for _, test := range []struct {
 		calls []string // each a change
 		state infuse.State
-		row   int
+		count int
 	}{
 		{[]string{"f"}, infuse.StateClosed, 1},
 		{[]string{"f", "f"}, infuse.StateClosed, 2},
@@ -35,17 +34,17 @@ func testRows(t *testing.T, s infuse.Storage) {
 		}
 		r := c.load()
 		equal(t, test.state, r.State, test.calls)
-		equal(t, test.row, r.Failures, test.calls)
+		equal(t, test.count, r.Failures, test.calls)
 	}
 }
 
-// suspect returns a circuit under a suspicion that does not end during a test.
+// suspect returns a suspect circuit that no report opens during a test.
 func suspect(t *testing.T, s infuse.Storage) *circuit {
 	t.Helper()
 	c := newCircuit(t, s)
 	c.limits.Suspicion = long / 4
 	c.calls("ff")
-	equal(t, moved, c.calls("f"), "the limit is reached")
+	equal(t, moved, c.calls("f"), "the threshold is reached")
 	return c
 }
 
@@ -54,121 +53,120 @@ func testSuspicion(t *testing.T, s infuse.Storage) {
 	began := c.load()
 	same(t, c.seen, began)
 	equal(t, infuse.StateClosed, began.State)
-	equal(t, 3, began.Balance)
+	check(t, began.Suspect(), "it is not suspect")
+	equal(t, 3, began.Threshold)
+	equal(t, 3, began.Score)
 	equal(t, "it failed", began.Cause)
 	about(t, time.Now(), began.SuspectAt)
-	about(t, time.Now().Add(c.limits.Suspicion), began.OpensAt)
-	about(t, time.Now().Add(long), began.DueAt, "due is counted from the limit")
+	about(t, time.Now().Add(long), began.DueAt, "the open duration is counted from here")
 
 	equal(t, applied, c.calls("f"))
-	equal(t, 4, c.load().Balance)
+	equal(t, 4, c.load().Score)
 	equal(t, applied, c.calls("fff"))
-	equal(t, 7, c.load().Balance)
+	equal(t, 7, c.load().Score)
 	equal(t, applied, c.calls("s"))
-	equal(t, 3, c.load().Balance)
+	equal(t, 3, c.load().Score, "a success takes four")
+	equal(t, applied, c.calls("fsf"), "the order does not matter")
+	equal(t, 1, c.load().Score)
+	equal(t, applied, c.calls("ffffffff"))
+	equal(t, 9, c.load().Score)
+	equal(t, infuse.StateClosed, c.load().State, "not before Suspicion")
 	equal(t, began.Generation, c.load().Generation)
-	equal(t, moved, c.calls("fsf"), "an order does not matter")
-	equal(t, 1, c.load().Balance)
-	about(t, c.load().DueAt, c.load().OpensAt, "time alone does not open what successes outweigh")
 
 	change := calls("f")
 	change.OpenFor = 3 * long
-	equal(t, moved, c.apply(change), "all are to hear of the longer open time")
-	about(t, time.Now().Add(3*long), c.load().DueAt, "a failure may prolong the open time")
-	equal(t, 2, c.load().Balance)
+	equal(t, moved, c.apply(change), "everybody is to know of the longer open duration")
+	about(t, time.Now().Add(3*long), c.load().DueAt, "a failure may prolong it")
+	equal(t, 10, c.load().Score)
 }
 
-func testRefutation(t *testing.T, s infuse.Storage) {
+func testDismissal(t *testing.T, s infuse.Storage) {
 	c := suspect(t, s)
 	suspected := c.seen
 	equal(t, moved, c.calls("s"))
 	r := c.load()
 	same(t, c.seen, r)
 	equal(t, infuse.StateClosed, r.State)
+	check(t, !r.Suspect() && r.DueAt.IsZero() && r.SuspectAt.IsZero(), "it is still suspect: %+v", r)
 	equal(t, 0, r.Failures)
-	check(t, r.OpensAt.IsZero() && r.DueAt.IsZero(), "it still opens at %v", r.OpensAt)
-	check(t, r.Generation > suspected.Generation+1, "its generation %d is not above the one it would have opened with", r.Generation)
-	about(t, time.Now().Add(c.limits.Suspicion), r.CalmUntil)
+	equal(t, 0, r.Score)
+	equal(t, "", r.Cause)
+	check(t, r.Generation > suspected.Generation, "its generation %d is not above %d", r.Generation, suspected.Generation)
+	about(t, time.Now(), r.DismissedAt)
 
-	equal(t, applied, c.calls("ffffff"), "it is above suspicion")
+	equal(t, applied, c.calls("ffffff"), "there is no other suspicion for Suspicion")
 	equal(t, 6, c.load().Failures)
-	check(t, c.load().OpensAt.IsZero(), "it is suspect again")
+	check(t, !c.load().Suspect(), "it is suspect again")
 
-	// One that has heard nothing of either: its calls still count.
-	c.seen = infuse.Record{}
+	c.seen = infuse.Record{} // a sender that received neither: its calls still count
 	equal(t, applied, c.calls("s"))
 	equal(t, 0, c.load().Failures)
-
-	// One that missed the refutation believes that the circuit has opened.
 	c.seen = suspected
-	c.seen.State, c.seen.Generation, c.seen.Since = infuse.StateOpen, suspected.Generation+1, suspected.Generation+1
-	c.seen.OpensAt = time.Time{}
 	c.apply(infuse.Change{})
-	equal(t, infuse.StateClosed, c.load().State)
+	check(t, !c.load().Suspect(), "a sender that did not receive the dismissal brings the suspicion back")
 }
 
-func testSuspicionEnds(t *testing.T, s infuse.Storage) {
+// testOpening has the one way in which evidence opens a circuit: a report that
+// finds the score at twice the threshold when the suspicion has lasted.
+func testOpening(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.Suspicion = short
-	began := time.Now()
 	c.calls("fff")
 	suspected := c.seen
-	eventually(t, "it opens", func() bool { return c.load().State == infuse.StateOpen })
-	check(t, time.Since(began) >= short-coarse, "it opens after %v, not %v", time.Since(began), short)
+	equal(t, applied, c.calls("fff"), "twice the threshold, too early")
+	time.Sleep(time.Until(suspected.SuspectAt.Add(short + coarse)))
+	equal(t, infuse.StateClosed, c.load().State, "time opens nothing")
+	equal(t, moved, c.calls("f"))
 	r := c.load()
-	check(t, r.Generation > suspected.Generation, "its generation is still %d", r.Generation)
-	about(t, suspected.DueAt, r.DueAt)
-	c.ask("early")
-	equal(t, 0, len(c.seen.Trials))
-	c.calls("ssssssss")
-	equal(t, infuse.StateOpen, c.load().State, "successes come too late")
-}
-
-// testLateRefutation has outcomes that were kept back until the suspicion was
-// over. They count as if they had come in time, until something is asked for or
-// done. A storage need not do that: it may save the opening first.
-func testLateRefutation(t *testing.T, s infuse.Storage) {
-	over := func() (c *circuit, suspected infuse.Record) {
-		c = newCircuit(t, s)
-		c.limits.Suspicion = short
-		c.calls("fff")
-		time.Sleep(time.Until(c.seen.OpensAt) + short)
-		return c, c.seen
-	}
-	c, suspected := over()
-	if c.calls("f") == refused {
-		t.Skip("this storage makes an opening final as soon as a change meets it")
-	}
-	opened := c.seen.At(time.Now())
-	equal(t, infuse.StateOpen, opened.State)
-	about(t, suspected.DueAt, opened.DueAt)
-	equal(t, moved, c.calls("s"))
-	r := c.load()
-	equal(t, infuse.StateClosed, r.State)
-	check(t, r.OpensAt.IsZero() && r.Generation > opened.Generation, "it is %+v", r)
-
-	c, suspected = over()
-	c.override(infuse.Override{State: infuse.StateClosed})
-	c.override(infuse.Override{Until: time.Now().Add(-time.Hour)})
-	c.seen = suspected
-	equal(t, refused, c.calls("ssssssss"), "the opening is final")
-	r = c.load()
+	same(t, c.seen, r)
 	equal(t, infuse.StateOpen, r.State)
+	equal(t, 7, r.Score)
+	equal(t, r.Generation, r.Opened)
+	equal(t, suspected.Since, r.Since, "calls that run now are evidence, too")
 	about(t, suspected.DueAt, r.DueAt)
+	equal(t, refused, c.ask("early"))
+
+	equal(t, applied, c.calls("s"))
+	equal(t, 3, c.load().Score, "the score goes on")
+	equal(t, infuse.StateOpen, c.load().State)
+	equal(t, moved, c.calls("s"))
+	equal(t, infuse.StateClosed, c.load().State, "successes dismiss an opening")
+	check(t, !c.load().Suspect(), "it is suspect")
+
+	// An empty report evaluates, too: the process that brought the score there may
+	// have crashed.
+	c = newCircuit(t, s)
+	c.limits.Suspicion = short
+	c.calls("ffffff")
+	c.calls("f")
+	c.calls("ff")
+	time.Sleep(time.Until(c.seen.SuspectAt.Add(short + coarse)))
+	equal(t, moved, c.apply(infuse.Change{}))
+	equal(t, infuse.StateOpen, c.load().State)
 }
 
-// testSuspicionEndsEarly has a row that took a while, and so a suspicion that
-// lasts for three times as long.
-func testSuspicionEndsEarly(t *testing.T, s infuse.Storage) {
+// testConfirmedTrials has a failed trial that another process confirms.
+func testConfirmedTrials(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	c.limits.Suspicion = time.Millisecond
-	c.calls("f")
-	time.Sleep(2 * short)
-	c.calls("ff")
-	check(t, time.Until(c.seen.OpensAt) > 2*short, "the suspicion lasts %v", time.Until(c.seen.OpensAt))
-	equal(t, applied, c.calls(strings.Repeat("f", 8)))
-	equal(t, moved, c.calls("f"), "four times the limit")
-	began := time.Now()
-	eventually(t, "it opens", func() bool { return c.load().State == infuse.StateOpen })
-	check(t, time.Since(began) < short, "it opens after %v", time.Since(began))
+	c.limits.Suspicion = long / 4
+	one, other := c.source, unique("source")
+	c.move(infuse.StateHalfOpen)
+	equal(t, moved, c.ask("a"))
+	equal(t, moved, c.settle("a", infuse.OutcomeFailure))
+	r := c.load()
+	same(t, c.seen, r)
+	equal(t, infuse.StateHalfOpen, r.State, "one failed trial does not open it for all")
+	equal(t, one, r.Witness)
+	equal(t, 3, r.Threshold, "from now on it has evidence")
+	about(t, time.Now().Add(long), r.RetryAt)
+	equal(t, refused, c.ask("b"), "the same process waits")
+
+	c.source, c.number = other, 0
+	equal(t, moved, c.ask("c"), "the next trial goes to another process, at once")
+	equal(t, moved, c.settle("c", infuse.OutcomeFailure))
+	r = c.load()
+	same(t, c.seen, r)
+	equal(t, infuse.StateOpen, r.State)
+	equal(t, "", r.Witness)
+	about(t, time.Now().Add(long), r.DueAt)
 }

@@ -83,10 +83,10 @@ func testNumberAfterMoves(t *testing.T, s infuse.Storage) {
 
 	c.limits.Suspicion = long / 4
 	c.twice(calls("fff"), func() {}, "failures that made it suspect")
-	equal(t, 3, c.load().Balance)
+	equal(t, 3, c.load().Score)
 	c.twice(calls("f"), func() { c.calls("f") }, "a failure while it is suspect")
-	equal(t, 5, c.load().Balance)
-	c.twice(calls("ss"), func() { c.calls("ff") }, "a refutation")
+	equal(t, 5, c.load().Score)
+	c.twice(calls("ss"), func() { c.calls("ff") }, "a dismissal")
 	equal(t, 2, c.load().Failures)
 
 	c.limits.SuccessThreshold = 1
@@ -160,7 +160,7 @@ func testMoves(t *testing.T, s infuse.Storage) {
 // when it has lost its data.
 func testLostRecord(t *testing.T, s infuse.Storage) {
 	generation := time.Now().UnixMilli()
-	trial := infuse.Trial{ID: "running", Deadline: time.Now().Add(long)}
+	trial := infuse.Trial{ID: "running", Started: time.Now(), Deadline: time.Now().Add(long)}
 	open := infuse.Record{State: infuse.StateOpen, Generation: generation, Since: generation, Opened: generation, Failures: 3, DueAt: time.Now().Add(long)}
 	halfOpen := infuse.Record{State: infuse.StateHalfOpen, Generation: generation, Since: generation, Failures: 3, Successes: 1, Trials: []infuse.Trial{trial}}
 
@@ -193,10 +193,19 @@ func testLostAndDue(t *testing.T, s infuse.Storage) {
 	for _, known := range []infuse.Record{due, ended} {
 		c := newCircuit(t, s)
 		c.seen = known
-		equal(t, applied, c.apply(infuse.Change{}))
-		equal(t, infuse.StateClosed, c.load().State)
-		c.seen = known
-		c.calls("fff")
+		equal(t, moved, c.apply(infuse.Change{}))
+		equal(t, known.State, c.load().State)
+		equal(t, moved, c.ask("trial"))
 		check(t, c.load().Generation > generation, "its generation is not above the one that was known")
 	}
+
+	// A closing that the sender knows undoes an opening that the storage got back.
+	c := newCircuit(t, s)
+	c.move(infuse.StateOpen)
+	closed := c.seen
+	closed.State, closed.Generation, closed.DueAt = infuse.StateClosed, closed.Generation+10, time.Time{}
+	closed.Since, closed.Moved = closed.Generation, closed.Generation
+	c.seen = closed
+	equal(t, moved, c.apply(infuse.Change{}))
+	equal(t, infuse.StateClosed, c.load().State)
 }

@@ -62,28 +62,37 @@ func testWindow(t *testing.T, s infuse.Storage) {
 func testRate(t *testing.T, s infuse.Storage) {
 	c := rated(t, s)
 	equal(t, applied, c.counted(9, 9))
-	equal(t, moved, c.counted(1, 1), "the limit is reached")
+	equal(t, moved, c.counted(1, 1), "the rate is reached")
 	r := c.load()
 	same(t, c.seen, r)
 	equal(t, infuse.StateClosed, r.State)
 	equal(t, true, r.Rated)
 	equal(t, "it failed", r.Cause)
 	about(t, time.Now(), r.SuspectAt)
-	about(t, time.Now().Add(long/2), r.OpensAt, "half a window, and half of ResetTimeout")
+	equal(t, c.source, r.Witness)
+	about(t, time.Now().Add(long), r.DueAt, "the open duration is counted from here")
 	equal(t, applied, c.counted(5, 0))
 	equal(t, moved, c.counted(6, 0), "10 of 21")
 	r = c.load()
-	check(t, r.OpensAt.IsZero() && !r.Rated, "it is still suspect")
-	about(t, time.Now().Add(c.limits.Suspicion), r.CalmUntil)
+	check(t, !r.Suspect() && r.SuspectAt.IsZero(), "it is still suspect")
+	about(t, time.Now(), r.DismissedAt)
 	equal(t, infuse.Bucket{Calls: 21, Failures: 10}, c.window(), "its window goes on")
 
 	c = rated(t, s)
 	c.limits.Suspicion = time.Millisecond
 	equal(t, moved, c.counted(10, 10))
 	time.Sleep(10 * time.Millisecond) // four times Suspicion, and more
-	equal(t, moved, c.counted(30, 30), "so many that it need not last longer")
-	equal(t, infuse.StateOpen, c.load().State)
-	equal(t, 0, len(c.load().Window.Buckets))
+	equal(t, applied, c.counted(30, 30), "from the same process")
+	equal(t, infuse.StateClosed, c.load().State)
+	c.source, c.number = unique("source"), 0
+	equal(t, applied, c.counted(1, 0), "a report without a failure confirms nothing")
+	equal(t, moved, c.counted(1, 1))
+	r = c.load()
+	equal(t, infuse.StateOpen, r.State)
+	equal(t, true, r.Rated)
+	equal(t, infuse.Bucket{Calls: 42, Failures: 41}, c.window(), "its window goes on")
+	equal(t, moved, c.counted(60, 0), "41 of 102")
+	equal(t, infuse.StateClosed, c.load().State, "a rate that falls dismisses an opening")
 }
 
 func testConcurrentWindow(t *testing.T, s infuse.Storage) {

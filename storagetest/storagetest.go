@@ -30,15 +30,14 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 		{"sources that cannot be are errors", testBadSources},
 		{"awkward values do no harm", testAwkwardValues},
 
-		{"a row of failures opens as pybreaker does", testRows},
-		{"a limit that is reached begins a suspicion", testSuspicion},
-		{"a suspicion is refuted by successes", testRefutation},
-		{"a suspicion opens the circuit by time alone", testSuspicionEnds},
-		{"what comes late refutes until something is done", testLateRefutation},
-		{"many failures end a suspicion early", testSuspicionEndsEarly},
+		{"consecutive failures open a circuit as in pybreaker", testStreaks},
+		{"a threshold that is reached begins a suspicion with a score", testSuspicion},
+		{"successes dismiss a suspicion", testDismissal},
+		{"a report opens a suspect circuit and time does not", testOpening},
+		{"a failed trial is confirmed by another process", testConfirmedTrials},
 
 		{"a window has the calls of all senders", testWindow},
-		{"a rate begins a suspicion that the rate decides", testRate},
+		{"a suspicion of the rate is confirmed by another process", testRate},
 		{"the open time grows and shrinks", testGrowth},
 		{"a record knows when it was closed", testClosedAt},
 
@@ -65,11 +64,11 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 		{"an override holds until it is over or cleared", testOverride},
 		{"a history has the last transitions and overrides", testHistory},
 		{"circuits with a record are listed", testCircuits},
-		{"a lost record is put back from what the sender knows", testLostRecord},
-		{"a lost record that is due is not put back", testLostAndDue},
+		{"a lost record is restored from what the sender knows", testLostRecord},
+		{"a lost record that is ready for a trial is restored as such", testLostAndDue},
 
 		{"a watcher hears of transitions and freed trials", testWatch},
-		{"a watcher hears of suspicions and refutations", testWatchSuspicion},
+		{"watchers are notified of suspicions and dismissals", testWatchSuspicion},
 		{"all watchers of a circuit hear and those of others do not", testWatchers},
 		{"a watcher that stopped hears nothing more", testStop},
 		{"watchers never hear of an older record after a newer one", testWatchOrder},
@@ -210,12 +209,11 @@ func same(t *testing.T, want, got infuse.Record, what ...any) {
 	equal(t, withoutTimes(want), withoutTimes(got), what...)
 	about(t, want.DueAt, got.DueAt, what...)
 	about(t, want.SuspectAt, got.SuspectAt, what...)
-	about(t, want.OpensAt, got.OpensAt, what...)
-	about(t, want.CalmUntil, got.CalmUntil, what...)
-	if want.State == infuse.StateClosed && want.Failures > 0 && want.OpensAt.IsZero() {
-		about(t, want.RowSince, got.RowSince, what...)
-	}
+	about(t, want.RetryAt, got.RetryAt, what...)
+	about(t, want.DismissedAt, got.DismissedAt, what...)
+	about(t, want.ClosedAt, got.ClosedAt, what...)
 	for i := range want.Trials {
+		about(t, want.Trials[i].Started, got.Trials[i].Started, what...)
 		about(t, want.Trials[i].Deadline, got.Trials[i].Deadline, what...)
 	}
 }
@@ -231,8 +229,8 @@ func withoutTimes(r infuse.Record) string {
 	for i, trial := range r.Trials {
 		trials[i] = fmt.Sprintf("%s stale %v", trial.ID, trial.Stale)
 	}
-	return fmt.Sprintf("%v generation %d, since %d, opened %d, moved %d, %d failures, balance %d, %d successes, trials %q, by %q, cause %q",
-		r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Balance, r.Successes, trials, r.By, r.Cause)
+	return fmt.Sprintf("%v generation %d, since %d, opened %d, moved %d, %d failures, threshold %d, score %d, rated %v, witness %q, %d successes, trials %q, by %q, cause %q",
+		r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Threshold, r.Score, r.Rated, r.Witness, r.Successes, trials, r.By, r.Cause)
 }
 
 func testZeroRecord(t *testing.T, s infuse.Storage) {
@@ -242,14 +240,21 @@ func testZeroRecord(t *testing.T, s infuse.Storage) {
 	same(t, infuse.Record{}, c.load())
 }
 
-// testChanges goes through changes of all kinds. Each is made by the storage
-// and, on the record that the storage had before, by Record.Apply.
+// testChanges goes through changes of all kinds, as a local circuit makes them
+// and as a shared one does. Each is made by the storage and, on the record that
+// the storage had before, by Record.Apply.
 func testChanges(t *testing.T, s infuse.Storage) {
+	for _, suspicion := range []time.Duration{0, time.Millisecond, long} {
+		testChangesOf(t, s, suspicion)
+	}
+}
+
+func testChangesOf(t *testing.T, s infuse.Storage, suspicion time.Duration) {
 	ask := func(trial string) infuse.Change { return infuse.Change{Ask: trial} }
 	move := func(to infuse.State) infuse.Change { return infuse.Change{Move: &infuse.Move{To: to}} }
 	const success, failure, ignored = infuse.OutcomeSuccess, infuse.OutcomeFailure, infuse.OutcomeIgnored
 	c := newCircuit(t, s)
-	c.limits.MaxTrials = 2
+	c.limits.MaxTrials, c.limits.Suspicion = 2, suspicion
 	for i, change := range []infuse.Change{
 		calls("f"),
 		calls("f"),
@@ -291,9 +296,26 @@ func testChanges(t *testing.T, s infuse.Storage) {
 		{Settled: []infuse.Settlement{{ID: "f", Outcome: success}, {ID: "g", Outcome: success}}, Calls: calls("f").Calls, Ask: "h"},
 		{Calls: calls("fff").Calls, OpenFor: 2 * long, Cause: "it said when to come back"},
 		move(infuse.StateClosed),
+		calls("fff"), // suspect
+		calls("ff"),
+		calls("f"), // opens
+		calls("fs"),
+		calls("s"), // dismissed
+		calls("ffff"),
+		move(infuse.StateHalfOpen),
+		ask("i"),
+		settle("i", failure),
+		ask("j"), // the same process waits
+		from("another", ask("k")),
+		from("another", settle("k", failure)), // opens
+		calls("s"),
+		calls("ss"), // dismissed
+		calls("fff"),
+		move(infuse.StateClosed),
 	} {
-		step := fmt.Sprintf("in step %d: %+v", i, change)
+		step := fmt.Sprintf("in step %d with a suspicion of %v: %+v", i, suspicion, change)
 		change = c.complete(change)
+		time.Sleep(2 * suspicion % long) // away from the end of a short one
 		before := c.load()
 		want, wantVerdict := before.Apply(change, time.Now())
 		got, verdict, err := s.Apply(t.Context(), c.name, change)
@@ -307,6 +329,12 @@ func testChanges(t *testing.T, s infuse.Storage) {
 		same(t, got, c.load(), step)
 		c.seen = got
 	}
+}
+
+// from returns the change as one of another process.
+func from(source string, c infuse.Change) infuse.Change {
+	c.Source, c.Number = source, 0
+	return c
 }
 
 // renumbered gives the record another present generation: it follows a storage's clock.
@@ -441,7 +469,7 @@ func testAwkwardValues(t *testing.T, s infuse.Storage) {
 	c.move(infuse.StateHalfOpen)
 	c.seen.Trials = nil
 	for i := range 1024 {
-		c.seen.Trials = append(c.seen.Trials, infuse.Trial{ID: fmt.Sprintf("%064d", i), Deadline: time.Now().Add(long)})
+		c.seen.Trials = append(c.seen.Trials, infuse.Trial{ID: fmt.Sprintf("%064d", i), Started: time.Now(), Deadline: time.Now().Add(long)})
 	}
 	c.seen.Generation++
 	equal(t, moved, c.apply(infuse.Change{}))

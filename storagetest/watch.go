@@ -76,7 +76,7 @@ func testWatchSuspicion(t *testing.T, s infuse.Storage) {
 	c.calls("ff")
 	c.hears(e, c.calls("f"))
 	all := e.all()
-	check(t, !all[len(all)-1].OpensAt.IsZero(), "the watchers are not told when it opens")
+	check(t, all[len(all)-1].Suspect(), "the watchers are not notified that it is suspect")
 	c.calls("f")
 	c.hears(e, c.calls("s"))
 	noOlder(t, e.all())

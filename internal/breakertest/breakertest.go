@@ -22,6 +22,8 @@ import (
 const (
 	Patience = 30 * time.Second // for what happens soon, on a machine that has other things to do
 	Pace     = 5 * time.Millisecond
+
+	Suspicion = 60 * time.Millisecond // longer than Config.Suspicion by default
 )
 
 // ErrIll is what Fails returns.
@@ -87,11 +89,25 @@ func Trip(t testing.TB, b *infuse.Breaker) {
 	require.FailNow(t, "a thousand failures did not open the circuit")
 }
 
-// TripFleet trips b, and waits until the fleet has not refuted it.
-func TripFleet(t testing.TB, b *infuse.Breaker) {
+// TripFleet opens the shared circuit: the calls of the first breaker fail until it
+// is suspect and, when the shortest suspicion is over, those of the others until it
+// is open. One process alone opens nothing.
+func TripFleet(t testing.TB, first *infuse.Breaker, others ...*infuse.Breaker) {
 	t.Helper()
-	Trip(t, b)
-	require.Eventually(t, func() bool { return RecordOf(t, b).State == infuse.StateOpen }, Patience, Pace)
+	Trip(t, first)
+	require.Eventually(t, func() bool { return RecordOf(t, first).Suspect() }, Patience, Pace)
+	time.Sleep(Suspicion)
+	for _, b := range others {
+		for range 1000 {
+			if RecordOf(t, b).State == infuse.StateOpen {
+				return
+			}
+			if b.Call(context.Background(), Fails) != ErrIll {
+				break // its local circuit is open, or it is notified already
+			}
+		}
+	}
+	require.Eventually(t, func() bool { return RecordOf(t, first).State == infuse.StateOpen }, Patience, Pace)
 }
 
 func RequireRejected(t testing.TB, b *infuse.Breaker) *infuse.OpenError {

@@ -1,0 +1,383 @@
+package infuse
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Two worlds are the same if they go on alike. So a time is encoded by its distance
+// from now, and those that are over as far as they still play a part; generations
+// by their order and small distances, because the code only compares them and adds
+// to them; numbers and IDs by their distance from the last. Processes are sorted:
+// they differ by what happens to them, not by their names.
+
+type encoder struct {
+	w     *world
+	bytes []byte
+	gens  []int // where generations are: their ranks are filled in at the end
+	rank  [3]int
+	order [3]int
+	past  time.Duration // as long as anything that is over plays a part
+}
+
+func (e *encoder) byte(n byte)   { e.bytes = append(e.bytes, n) }
+func (e *encoder) int(n int64)   { e.bytes = binary.AppendVarint(e.bytes, n) }
+func (e *encoder) uint(n uint64) { e.bytes = binary.AppendUvarint(e.bytes, n) }
+
+func (e *encoder) bool(all ...bool) {
+	n := byte(0)
+	for _, b := range all {
+		if n <<= 1; b {
+			n |= 1
+		}
+	}
+	e.byte(n)
+}
+
+func (e *encoder) generations(all ...int64) {
+	for _, g := range all {
+		if g < 1<<40 {
+			e.byte(0)
+			e.int(g)
+			continue
+		}
+		e.byte(1)
+		e.gens = append(e.gens, len(e.bytes))
+		e.bytes = binary.BigEndian.AppendUint64(e.bytes, uint64(g))
+	}
+}
+
+func (e *encoder) time(t, now time.Time, past time.Duration) {
+	if t.IsZero() {
+		e.byte(0)
+		return
+	}
+	e.byte(1)
+	e.int(int64(max(t.Sub(now), -past)))
+}
+
+// source encodes who it is, and whether it still is.
+func (e *encoder) source(s string) (current *process) {
+	if s == "" {
+		e.byte(9)
+		return nil
+	}
+	p := int(s[0] - 'a')
+	e.byte(byte(e.rank[p]))
+	pr := e.w.procs[p]
+	n, _ := strconv.Atoi(s[1:])
+	e.int(int64(pr.incarnation - n))
+	if n == pr.incarnation && !pr.dead {
+		return pr
+	}
+	return nil
+}
+
+func (e *encoder) id(id string) {
+	source, number, _ := strings.Cut(id, ".")
+	pr := e.source(source)
+	n, _ := strconv.ParseUint(number, 36, 64)
+	if pr != nil {
+		n = pr.replica.ids - n
+	}
+	e.uint(n)
+}
+
+func (e *encoder) number(source string, n uint64) {
+	if pr := e.source(source); pr != nil {
+		n = pr.replica.out.numbers - n
+	}
+	e.uint(n)
+}
+
+func (e *encoder) window(w *Window, now time.Time) {
+	for _, b := range w.Buckets {
+		e.time(b.Start, now, e.past)
+		e.int(int64(b.Calls))
+		e.int(int64(b.Failures))
+	}
+	e.byte(250)
+}
+
+func (e *encoder) record(r *Record, now time.Time) {
+	s := e.w.kind.settings
+	e.generations(r.Generation, r.Since, r.Opened, r.Moved)
+	e.bytes = append(e.bytes, byte(r.State), byte(r.Failures), byte(r.Successes), byte(r.Threshold), byte(r.Score))
+	e.bool(r.Rated, r.Override != nil)
+	e.time(r.DueAt, now, 1)
+	e.time(r.SuspectAt, now, e.past)
+	e.time(r.DismissedAt, now, s.Suspicion+1)
+	if e.source(r.Witness); r.Witness != "" {
+		e.time(r.RetryAt, now, 1)
+	}
+	if s.MaxResetTimeout > 0 || s.Ramp > 0 {
+		e.int(int64(r.OpenTime))
+		e.int(int64(r.OpenFor))
+		e.time(r.ClosedAt, now, time.Hour)
+	}
+	for _, t := range r.Trials {
+		e.id(t.ID)
+		e.time(t.Started, now, s.TrialTimeout)
+		e.time(t.Deadline, now, 1)
+		e.bool(t.Stale)
+	}
+	e.byte(251)
+	if o := r.Override; o != nil {
+		e.byte(byte(o.State))
+		e.time(o.Until, now, 1)
+	}
+	e.window(&r.Window, now)
+	e.heard(r.heard)
+}
+
+func (e *encoder) heard(all []heard) {
+	for p := range e.w.procs {
+		for _, h := range all {
+			if int(h.source[0]-'a') == e.order[p] {
+				e.number(h.source, h.number)
+			}
+		}
+	}
+	e.byte(252)
+}
+
+func (e *encoder) change(c *Change, now time.Time) {
+	if c.Number == 0 && c.Source == "" {
+		e.byte(0)
+	} else {
+		e.byte(1)
+		e.number(c.Source, c.Number)
+		e.record(&c.Seen, now)
+	}
+	for _, s := range c.Settled {
+		e.id(s.ID)
+		e.byte(byte(s.Outcome))
+	}
+	e.bytes = append(e.bytes, 253, byte(c.Calls.Failures), byte(c.Calls.Successes), byte(c.Calls.Lead), byte(c.Calls.Streak))
+	e.window(&Window{Buckets: c.Counted}, now)
+	e.int(int64(c.OpenFor))
+	e.bool(c.Move != nil, c.Override != nil, c.Ask != "")
+	if c.Move != nil {
+		e.byte(byte(c.Move.To))
+	}
+	if c.Override != nil {
+		e.byte(byte(c.Override.State))
+		e.time(c.Override.Until, now, 1)
+	}
+	if c.Ask != "" {
+		e.id(c.Ask)
+	}
+}
+
+func (e *encoder) process(pr *process) {
+	now, r := e.w.now, &pr.replica
+	e.bool(pr.dead, pr.failed, pr.down, pr.lost, pr.reference.off)
+	if pr.dead {
+		return
+	}
+	e.record(&r.local, now)
+	e.record(&r.shared, now)
+	o := &r.out
+	e.change(&o.sent, now)
+	e.change(&o.next, now)
+	e.bool(o.inFlight, r.failing, r.joined, r.linkUp, r.stopped, r.trouble != nil, r.news > 0)
+	e.byte(byte(r.share))
+	e.source(r.former)
+	e.window(&o.counted, now)
+	e.int(int64(o.openFor))
+	e.time(o.hold, now, 1)
+	e.time(o.checkAt, now, 1)
+	e.uint(r.noted - o.through)
+	e.uint(r.noted - r.landed)
+	for _, l := range r.leases {
+		e.id(l.id)
+		e.bytes = append(e.bytes, byte(l.phase), byte(l.outcome.outcome))
+	}
+	e.byte(254)
+	if r.trouble != nil {
+		e.time(r.since, now, aloneAfter+1)
+		e.time(r.retryAt, now, 1)
+		e.byte(byte(min(r.failed, 6)))
+	}
+	e.generations(r.released, r.adopted)
+	e.time(pr.armed, now, 1)
+	if pr.down {
+		e.time(pr.probeAt, now, 1)
+	}
+	for _, n := range pr.unanswered {
+		e.uint(o.numbers - n)
+	}
+	e.byte(254)
+	for i := range pr.calls {
+		c := &pr.calls[i]
+		e.bool(c.waits, c.decided, c.admission.view == pr.view, c.admission.view == pr.view.twin)
+		e.generations(c.admission.local, c.admission.shared)
+		if c.admission.trial != "" {
+			e.id(c.admission.trial)
+		} else {
+			e.byte(0)
+		}
+		e.time(c.until, now, 1)
+		e.bool(c.spell == pr.reference.spell)
+	}
+	e.byte(254)
+	for _, x := range pr.waits {
+		e.uint(r.noted - x.number)
+		e.time(x.until, now, 1)
+	}
+	e.byte(254)
+	for _, rec := range pr.pushes {
+		e.record(rec, now)
+	}
+	e.byte(byte(pr.tally))
+	if e.w.calm {
+		e.bool(pr.calledAt.Equal(now))
+	}
+}
+
+var hashSeed = maphash.MakeSeed()
+
+// key is the world's, up to the order of alike processes.
+func (w *world) key(e *encoder) uint64 {
+	e.w, e.past = w, max(w.kind.settings.limits.longestOpen(), w.kind.settings.Window)+1
+	n := len(w.procs)
+	var order [3]int
+	for p := range n {
+		order[p] = p
+	}
+	if !w.kind.alike || n == 1 {
+		return e.key(order[:n])
+	}
+	var marks [3]uint64
+	for p, pr := range w.procs {
+		marks[p] = pr.mark(w.now)
+	}
+	slices.SortFunc(order[:n], func(a, b int) int {
+		switch {
+		case marks[a] < marks[b]:
+			return -1
+		case marks[a] > marks[b]:
+			return 1
+		}
+		return 0
+	})
+	least := e.key(order[:n])
+	// Those with the same mark, in every order.
+	same := func(i, j int) bool { return marks[order[i]] == marks[order[j]] }
+	swap := func(i, j int) {
+		order[i], order[j] = order[j], order[i]
+		least = min(least, e.key(order[:n]))
+	}
+	switch {
+	case n == 2 && same(0, 1):
+		swap(0, 1)
+	case n == 3 && same(0, 1) && same(1, 2):
+		for range 3 {
+			swap(0, 1)
+			swap(1, 2)
+		}
+	case n == 3 && same(0, 1):
+		swap(0, 1)
+	case n == 3 && same(1, 2):
+		swap(1, 2)
+	}
+	return least
+}
+
+// mark is a number that does not depend on how processes are called.
+func (pr *process) mark(now time.Time) uint64 {
+	r := &pr.replica
+	m := uint64(r.local.State)<<8 | uint64(r.shared.State)<<12 | uint64(r.share)<<16 | uint64(len(pr.calls))<<20 | uint64(len(pr.pushes))<<24 | uint64(len(pr.waits))<<28 |
+		uint64(r.local.Failures)<<32 | uint64(r.shared.Score&15)<<36 | uint64(r.shared.Failures&15)<<40 | uint64(r.out.next.Calls.Failures&15)<<44 | uint64(r.out.next.Calls.Successes&15)<<48
+	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.lost, r.out.inFlight, r.failing, r.joined, r.trouble != nil} {
+		if b {
+			m |= 1 << i
+		}
+	}
+	if !pr.armed.IsZero() {
+		m ^= uint64(pr.armed.Sub(now).Milliseconds()) << 52
+	}
+	return m
+}
+
+func (e *encoder) key(order []int) uint64 {
+	w := e.w
+	e.bytes, e.gens = e.bytes[:0], e.gens[:0]
+	for i, p := range order {
+		e.order[i], e.rank[p] = p, i
+	}
+	now := w.storageNow()
+	kept := w.kept()
+	e.record(&kept, now)
+	e.heard(w.applied)
+	e.int(int64(w.skew))
+	for _, p := range order {
+		e.byte(byte(w.supplied[p]))
+	}
+	if w.left.failover > 0 {
+		e.record(&w.replaced, now)
+	}
+	for _, p := range order {
+		e.process(w.procs[p])
+	}
+	messages := w.messages
+	if len(messages) > 1 {
+		messages = slices.Clone(messages)
+		slices.SortStableFunc(messages, func(a, b message) int {
+			if a.process != b.process {
+				return e.rank[a.process] - e.rank[b.process]
+			}
+			return int(a.kind) - int(b.kind)
+		})
+	}
+	for i := range messages {
+		m := &messages[i]
+		pr := w.procs[m.process]
+		here := m.incarnation == pr.incarnation
+		e.bytes = append(e.bytes, 20+byte(m.kind), byte(e.rank[m.process]))
+		e.bool(here, m.timedOut, here && pr.replica.news == m.change.news)
+		if !m.timedOut {
+			e.time(m.late, w.now, 1)
+		}
+		if e.change(m.change, w.now); m.kind == answered {
+			e.record(m.record, w.now)
+		}
+	}
+	if l := &w.left; !w.calm {
+		for _, n := range [...]int8{l.calls, l.hands, l.slow, l.tick, l.leave, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.away, l.forget, l.failover, l.clock} {
+			e.byte(byte(n))
+		}
+	}
+	e.bool(w.lost, w.cut, w.manually, w.unpushed)
+	if w.kind.config.FailureRate > 0 { // buckets begin at whole multiples of their width
+		e.int(int64(w.now.Sub(explored) % w.kind.settings.limits.width()))
+	}
+	e.ranks()
+	return maphash.Bytes(hashSeed, e.bytes)
+}
+
+// ranks puts in place of each generation the sum of the distances up to it, each as
+// far as it is short.
+func (e *encoder) ranks() {
+	const short = 8
+	var some [96]uint64
+	all := append(some[:0], uint64(e.w.now.UnixMilli()), uint64(e.w.storageNow().UnixMilli()))
+	for _, at := range e.gens {
+		all = append(all, binary.BigEndian.Uint64(e.bytes[at:]))
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	ranks := make([]uint64, len(all))
+	for i := 1; i < len(all); i++ {
+		ranks[i] = ranks[i-1] + min(all[i]-all[i-1], short)
+	}
+	now, _ := slices.BinarySearch(all, uint64(e.w.now.UnixMilli()))
+	for _, at := range e.gens {
+		i, _ := slices.BinarySearch(all, binary.BigEndian.Uint64(e.bytes[at:]))
+		binary.BigEndian.PutUint64(e.bytes[at:], ranks[i]-ranks[now]+1<<32)
+	}
+}

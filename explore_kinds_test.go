@@ -1,0 +1,108 @@
+package infuse
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The starts from which it is interesting to go on, as paths.
+const (
+	beginStreak  = "a call; a failure; *"
+	beginSuspect = "a call; a failure; *; b call; b failure; *"                                               // FailMax 2: one failure each
+	beginOpen    = beginSuspect + "; a call; a failure; *; @60ms; b call; b failure; *"                       // and both local circuits
+	beginDue     = beginOpen + "; @1s"                                                                        //
+	beginHalf    = beginDue + "; a call; *"                                                                   // the trial of a runs
+	beginWitness = beginHalf + "; a failure; *"                                                               // and has failed: b is to confirm
+	beginTwo     = "a call; a failure; *; b call; b failure; *; a call; a call; b call; b call; a failure; *" // calls of both run when it is about to open
+	beginAlone   = "a call; a failure; *; a call; a failure; *"                                               // suspect by one process
+	beginRestart = beginAlone + "; a crash; a start; *"
+)
+
+var (
+	anything = []Outcome{OutcomeSuccess, OutcomeFailure, OutcomeIgnored}
+	either   = []Outcome{OutcomeSuccess, OutcomeFailure}
+	succeed  = []Outcome{OutcomeSuccess}
+	failOnly = []Outcome{OutcomeFailure}
+)
+
+func exploreConfig(failMax, trials, successes int) Config {
+	return Config{FailMax: failMax, MaxTrials: trials, SuccessThreshold: successes, ResetTimeout: time.Second, TrialTimeout: 2 * time.Second, Suspicion: 50 * time.Millisecond}
+}
+
+func exploredMoves() (all []Change) {
+	for _, s := range [...]State{StateClosed, StateOpen, StateHalfOpen} {
+		all = append(all, Change{Move: &Move{s}})
+	}
+	return all
+}
+
+func exploredOverrides() []Change {
+	return []Change{
+		{Override: &Override{State: StateOpen, By: "x", Reason: "x"}},
+		{Override: &Override{State: StateClosed, By: "x", Reason: "x", Until: explored.Add(1500 * time.Millisecond)}},
+		{Override: &Override{By: "x", Reason: "x", Until: longAgo}},
+	}
+}
+
+func kinds() (all []*kind) {
+	add := func(name string, processes int, c Config, begin string, left faults, more ...func(*kind)) {
+		if left.all == 0 {
+			left.all = 9
+		}
+		k := &kind{name: name, processes: processes, config: c, begin: begin, left: left, open: 1, outcomes: [3][]Outcome{either, either, either}, states: 100_000, heals: 11, dies: 499}
+		for _, m := range more {
+			m(k)
+		}
+		all = append(all, k)
+	}
+	open := func(n int) func(*kind) { return func(k *kind) { k.open = n } }
+	hands := func(c []Change) func(*kind) { return func(k *kind) { k.hands = c } }
+	outcomes := func(o ...[]Outcome) func(*kind) {
+		return func(k *kind) { copy(k.outcomes[:], o) }
+	}
+	rolls := func(f float64) func(*kind) { return func(k *kind) { k.roll = f } }
+	everything := faults{calls: 2, slow: 1, delay: 1, loseAnswer: 1, loseRequest: 1, losePush: 1, swapPush: 1, repeat: 1, crash: 1, forget: 1, failover: 1, clock: 1, away: 1, all: 1}
+	back := func(k *kind) { k.clock = -10 * time.Second }
+	begins := []struct{ name, path string }{
+		{"healthy", ""}, {"streak", beginStreak}, {"suspect", beginSuspect}, {"open", beginOpen}, {"due", beginDue}, {"half-open", beginHalf}, {"witness", beginWitness}, {"two", beginTwo}, {"lone", beginAlone}, {"restart", beginRestart},
+	}
+	for _, n := range [][3]int{{2, 1, 1}, {2, 2, 2}} {
+		c := exploreConfig(n[0], n[1], n[2])
+		for _, b := range begins {
+			name := fmt.Sprintf("%s-%d%d%d", b.name, n[0], n[1], n[2])
+			add(name+"-calls", 2, c, b.path, faults{calls: 4, slow: 1}, outcomes(anything, anything))
+			add(name+"-held", 2, c, b.path, faults{calls: 4, leave: 1}, open(2))
+			add(name+"-faults", 2, c, b.path, everything, back, rolls(0.5))
+			add(name+"-hands", 2, c, b.path, faults{calls: 2, hands: 1, slow: 1}, hands(slices.Concat(exploredMoves(), exploredOverrides())))
+			add(name+"-three", 3, c, b.path, faults{calls: 3})
+			add(name+"-crash", 2, c, b.path, faults{calls: 3, crash: 2})
+			if n[1] == 1 {
+				add(name+"-cut", 2, c, b.path, faults{calls: 3, delay: 1, loseAnswer: 1, loseRequest: 1, away: 1, all: 1}, rolls(0.5))
+				add(name+"-late-crash", 2, c, b.path, faults{calls: 3, crash: 1, slow: 1}, func(k *kind) { k.lateCrash = true })
+			}
+		}
+	}
+	unhealthy := func(k *kind) { k.unhealthy, k.dies = true, 0 }
+	for _, n := range [...]int{1, 2, 3} {
+		c := exploreConfig(n, 1, 1)
+		add(fmt.Sprintf("unhealthy-%d", n), 2, c, "", faults{calls: 9, slow: 1, tick: 1}, outcomes(failOnly, succeed), unhealthy)
+		add(fmt.Sprintf("unhealthy-%d-crash", n), 2, c, "", faults{calls: 8, crash: 4}, outcomes(failOnly, succeed), unhealthy)
+		add(fmt.Sprintf("unhealthy-%d-alone", n), 1, c, "", faults{calls: 12, crash: 5}, outcomes(failOnly), unhealthy)
+		add(fmt.Sprintf("unhealthy-%d-mixed", n), 2, c, "", faults{calls: 9, crash: 2}, outcomes(either, succeed), unhealthy)
+		add(fmt.Sprintf("unhealthy-%d-held", n), 2, c, "", faults{calls: 7, crash: 1}, outcomes(failOnly, succeed), unhealthy, open(3))
+		add(fmt.Sprintf("from-health-%d", n), 2, c, "", faults{calls: int8(2*n + 4), slow: 1}, outcomes(either, either))
+		add(fmt.Sprintf("fleet-of-one-%d", n), 1, c, "", faults{calls: 8, crash: 1, slow: 1}, outcomes(anything), open(2))
+		add(fmt.Sprintf("no-storage-%d", n), 1, c, "", faults{calls: 10}, outcomes(anything), open(3), func(k *kind) { k.alone, k.heals, k.dies = true, 0, 0 })
+	}
+	rate := Config{FailureRate: 0.5, MinCalls: 2, Window: time.Second, ResetTimeout: time.Second, TrialTimeout: 2 * time.Second, Suspicion: 50 * time.Millisecond, MaxTrials: 1, SuccessThreshold: 1}
+	add("rate", 2, rate, "", faults{calls: 5, slow: 1})
+	add("rate-faults", 2, rate, "a call; a failure; *; b call; b failure; *", everything, back)
+	add("rate-crash", 2, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4, crash: 2})
+	add("rate-unhealthy", 2, rate, "", faults{calls: 8, crash: 3}, outcomes(failOnly, succeed), unhealthy)
+	add("rate-three", 3, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4})
+	grows := exploreConfig(2, 1, 1)
+	grows.MaxResetTimeout = 4 * time.Second
+	add("grows", 2, grows, beginDue, faults{calls: 4})
+	return all
+}

@@ -1,0 +1,84 @@
+package infuse
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A mutant breaks one rule.
+type mutant struct{ rule, file, from, to string }
+
+// The explorer notices these.
+var mutantsOfTheExplorer = []mutant{
+	{"a process that does not fail is not rejected", "replica.go", "return r.failing && (rec.State != StateClosed ||", "return (rec.State != StateClosed ||"},
+	{"one process supplies FailMax at most", "replica.go", "return r.share >= min(rec.Threshold, r.settings.FailMax)", "return false"},
+	{"a process that starts takes the evidence for its own", "replica.go", "level := r.shared.level() + pending; first || r.share > level", "level := r.shared.level() + pending; r.share > level"},
+	{"a trial that fails is to be confirmed by another process", "state.go", "second := r.State == StateHalfOpen && r.Witness != \"\" && r.Witness != t.source && now.Before(r.RetryAt)", "second := true"},
+	{"the next trial goes to another process", "state.go", "r.State == StateHalfOpen && source != \"\" && r.Witness == source && now.Before(r.RetryAt)", "false"},
+	{"a suspicion lasts for Suspicion at least", "state.go", "return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))", "return r.Score >= r.opensAt()"},
+	{"it opens at twice FailMax", "state.go", "}{4, 2, 4}", "}{4, 1, 4}"},
+	{"successes dismiss", "state.go", "}{4, 2, 4}", "}{0, 2, 4}"},
+	{"a trial that succeeds closes the local circuits of all", "replica.go", "if moved := rec.Moved > before.Moved; moved || !first && rec.Since > before.Since && rec.State == StateClosed {", "if moved := rec.Moved > before.Moved; moved {"},
+	{"a number counts once", "state.go", "if !r.hasHeard(c) {", "if true {"},
+	{"an older change of a source is a duplicate, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
+	{"outcomes of an older state are not counted", "state.go", "|| t.generation < r.Since", ""},
+	{"MaxTrials trials run at a time", "state.go", "r.running(t.limits, now) >= t.limits.MaxTrials", "r.running(t.limits, now) > t.limits.MaxTrials"},
+	{"trials keep their slots across states", "state.go", "		Trials: staleTrials(r.Trials), OpenTime", "		OpenTime"},
+	{"a trial frees its slot when it ends", "state.go", "r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])", "r.Trials = slices.Clone(r.Trials)"},
+	{"a generation stands for one record", "state.go", "	r.Generation = r.nextGeneration(t, now)\n	r.Trials = append", "	r.Trials = append"},
+	{"a change that is timed out is sent again under its number", "outbox.go", "case r.out.sent.Number > 0:", "case false:"},
+	{"one request is in flight", "outbox.go", "case !r.linked || r.out.inFlight:", "case !r.linked:"},
+	{"a lease that nobody uses is returned", "replica.go", "case !r.out.sent.settles(l.id) &&", "case false &&"},
+	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},
+	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.trouble", "		if r.trouble"},
+	{"an adopted record is dropped when the storage answers again", "replica.go", "if r.adopted > 0 && r.local.Generation == r.adopted { // it has not changed since\n		r.clearLocal()", "if r.adopted > 0 && r.local.Generation == r.adopted {"},
+	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},
+	{"a detached process wakes up to try again", "replica.go", "		earliest(r.retryAt)\n", ""},
+	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},
+	{"a failure rate is confirmed later", "state.go", "}{4, 2, 4}", "}{4, 2, 0}"},
+}
+
+// TestMutants needs INFUSE_MUTANTS=1: "make mutants". INFUSE_MUTANT selects some by
+// the beginning of their rule.
+func TestMutants(t *testing.T) {
+	if os.Getenv("INFUSE_MUTANTS") == "" {
+		t.Skip("compiles the package many times: set INFUSE_MUTANTS=1")
+	}
+	for _, m := range mutantsOfTheExplorer {
+		if strings.HasPrefix(m.rule, os.Getenv("INFUSE_MUTANT")) {
+			t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, "TestExplore$") })
+		}
+	}
+}
+
+// isNoticedBy runs the tests with the mutant in place of its file.
+func (m mutant) isNoticedBy(t *testing.T, tests string) {
+	text, err := os.ReadFile(m.file)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(text), m.from), "%s has the pattern %q once", m.file, m.from)
+	here, err := filepath.Abs(m.file)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	changed, overlay := filepath.Join(dir, m.file), filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600))
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {here: changed}})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(overlay, replace, 0o600))
+	run := exec.Command("go", "test", "-vet=off", "-failfast", "-overlay", overlay, "-run", tests, ".")
+	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
+	out, err := run.CombinedOutput()
+	require.NotContains(t, string(out), "[build failed]")
+	require.Error(t, err, "nothing has noticed")
+	for line := range strings.Lines(string(out)) {
+		if _, found, is := strings.Cut(strings.TrimSpace(line), "_test.go:"); is {
+			t.Log(found)
+			break
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package infuse
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+// shell is what a circuit and its Breaker do around a replica, without locks,
+// goroutines and a real clock: the view, the timer, the calls and the waiters. It
+// is shared by all tests that drive the pure core.
+//
+// A shell can be copied by clone: then both go on independently.
+type shell struct {
+	replica replica
+	view    *view
+	tally   int       // successes that the replica has not received yet
+	armed   time.Time // when the timer fires; zero if it does not
+	calls   []shellCall
+	waits   []shellWait
+	random  uint64 // what the replica's random numbers start from at each step; 0: they go on
+}
+
+// shellCall is a call that was admitted, or that waits for a trial.
+type shellCall struct {
+	admission admission
+	waits     bool // for the storage's answer about its trial
+	decided   bool // it need not wait any longer
+	until     time.Time
+	spell     int // of the reference that admitted it
+}
+
+// shellWait is a caller that waits until its outcome is acknowledged.
+type shellWait struct {
+	number uint64
+	until  time.Time
+}
+
+// The times are those of a link with the default StorageTimeout.
+const (
+	shellStorageTimeout = 100 * time.Millisecond
+	shellLinkTimeout    = 95 * time.Millisecond
+)
+
+var (
+	errShellCall    = errors.New("the service failed")
+	errShellStorage = errors.New("the storage did not answer")
+	shellTrouble    = error(errShellStorage)
+	shellCause      = keepCause(errShellCall)
+)
+
+// newShell returns a process that has not read its record yet.
+func newShell(s *settings, source string, linked bool, random uint64, now time.Time) *shell {
+	h := &shell{replica: newReplica(s, source, linked, random), random: random}
+	h.step(now, func(*replica) {})
+	return h
+}
+
+func (h *shell) clone() *shell {
+	c := *h
+	c.replica = h.replica.clone()
+	c.calls, c.waits = slices.Clone(h.calls), slices.Clone(h.waits)
+	return &c
+}
+
+// clone returns a replica that shares nothing with r that either writes to.
+func (r *replica) clone() replica {
+	c := *r
+	c.leases = slices.Clone(r.leases)
+	c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
+	c.out.counted.Buckets = slices.Clone(r.out.counted.Buckets)
+	c.out.next.Settled = slices.Clone(r.out.next.Settled)
+	return c
+}
+
+// step gives the replica an input, and returns what is to be sent: nil if nothing.
+func (h *shell) step(now time.Time, input func(r *replica)) *Change {
+	r := &h.replica
+	if h.random != 0 {
+		r.random = h.random
+	}
+	if h.tally > 0 {
+		r.tallied(h.tally, now)
+		h.tally = 0
+	}
+	input(r)
+	change := r.outgoing(now)
+	h.publish(now)
+	h.armed = r.wakeAt(now)
+	if !r.asking() || r.trouble != nil {
+		for i := range h.calls {
+			h.calls[i].decided = h.calls[i].decided || h.calls[i].waits
+		}
+	}
+	h.waits = slices.DeleteFunc(h.waits, func(w shellWait) bool { return w.number <= r.acknowledged() })
+	return change
+}
+
+func (h *shell) publish(now time.Time) {
+	fresh := new(view)
+	fresh.derive(&h.replica, "x", now)
+	if h.view == nil || !fresh.same(h.view) {
+		h.view = fresh
+		return
+	}
+	h.setQuiet(fresh.quiet)
+}
+
+func (h *shell) setQuiet(quiet bool) {
+	if h.view.quiet == quiet {
+		return
+	}
+	if h.view.twin == nil {
+		w := *h.view
+		w.quiet, w.fast, w.twin = quiet, w.plain && quiet, h.view
+		h.view.twin = &w
+	}
+	h.view = h.view.twin
+}
+
+// wake is the timer.
+func (h *shell) wake(now time.Time) *Change { return h.step(now, func(*replica) {}) }
+
+// call begins a call. It returns whether it was admitted or waits: then it is the
+// last of calls.
+func (h *shell) call(now time.Time) (runs bool, change *Change) {
+	switch h.view.admits {
+	case admitsNone:
+		return false, nil
+	case admitsAll:
+		h.calls = append(h.calls, shellCall{admission: h.view.admission()})
+		return true, nil
+	}
+	var c shellCall
+	var d decision
+	asks := func(r *replica) {
+		if c.admission, d = r.asked(now); d == waits {
+			c.waits, c.until = true, now.Add(shellStorageTimeout)
+		}
+		if d != rejects {
+			h.calls = append(h.calls, c)
+		}
+	}
+	change = h.step(now, asks)
+	if d == admits {
+		h.calls[len(h.calls)-1].admission.view = h.view
+	}
+	return d != rejects, change
+}
+
+// goesOn lets the call of that index go on, which has waited for its trial.
+func (h *shell) goesOn(i int, now time.Time) (runs bool, change *Change) {
+	c := h.calls[i]
+	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
+	var d decision
+	change = h.step(now, func(r *replica) { c.admission, d = r.goesOn(c.admission, now) })
+	if d == admits {
+		c.admission.view = h.view
+		h.calls = append(h.calls, shellCall{admission: c.admission})
+	}
+	return d == admits, change
+}
+
+// end ends the call of that index.
+func (h *shell) end(i int, o Outcome, now time.Time) (change *Change) {
+	c := h.calls[i]
+	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
+	a := &c.admission
+	if o == OutcomeSuccess && a.trial == "" && a.view == h.view && h.view.quiet {
+		if h.view.tallies {
+			h.tally++
+		}
+		return nil
+	}
+	if !h.replica.linked && h.replica.countsAlone(a, o) {
+		h.setQuiet(h.replica.local.Failures == 0)
+		return nil
+	}
+	res := result{outcome: o}
+	if o == OutcomeFailure {
+		res.err, res.cause = errShellCall, shellCause
+	}
+	var number uint64
+	change = h.step(now, func(r *replica) { number = r.ended(a, res, now) })
+	if number > h.replica.acknowledged() && (o != OutcomeSuccess || a.trial != "") {
+		h.waits = append(h.waits, shellWait{number, now.Add(shellStorageTimeout)})
+	}
+	return change
+}
+
+// randomBefore returns a state of a replica's random numbers whose next one is
+// about roll: it undoes what replica.roll does.
+func randomBefore(roll float64) uint64 {
+	unshift := func(z uint64, n uint) uint64 {
+		x := z
+		for i := n; i < 64; i += n {
+			x = z ^ x>>n
+		}
+		return x
+	}
+	inverse := func(odd uint64) uint64 {
+		x := odd
+		for range 6 {
+			x *= 2 - odd*x
+		}
+		return x
+	}
+	z := unshift(uint64(roll*(1<<53))<<11, 31)
+	z = unshift(z*inverse(0x94d049bb133111eb), 27)
+	z = unshift(z*inverse(0xbf58476d1ce4e5b9), 30)
+	return z - 0x9e3779b97f4a7c15
+}

@@ -290,10 +290,7 @@ func (c *circuit) arm(now time.Time) {
 	weakly := weak.Make(c) // a timer is no reason to keep a breaker
 	c.timer = time.AfterFunc(at.Sub(now), func() {
 		if c := weakly.Value(); c != nil {
-			c.step(func(r *replica, _ time.Time) {
-				c.armed = time.Time{}
-				r.woke()
-			})
+			c.step(func(*replica, time.Time) { c.armed = time.Time{} })
 			c.tell()
 		}
 	})

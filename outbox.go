@@ -54,7 +54,7 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 			r.share++
 		}
 	} else {
-		if r.counting(now) {
+		if r.counting(now) || r.evaluatesRate() {
 			r.keep(one(res.outcome, 1, now))
 		}
 		if sent = r.awaitsSuccess(); sent {
@@ -118,7 +118,7 @@ func (c *Calls) add(o Outcome) {
 // outgoing returns what is to be sent now, and takes it to be in flight: a
 // change, or a read if it has no number; nil if nothing is to be sent.
 func (r *replica) outgoing(now time.Time) *Change {
-	if r.out.counted.Buckets != nil && failed(r.out.counted.Buckets) == 0 && !r.counting(now) {
+	if r.out.counted.Buckets != nil && failed(r.out.counted.Buckets) == 0 && !r.counting(now) && !r.evaluatesRate() {
 		r.out.counted = Window{}
 	}
 	switch {

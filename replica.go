@@ -39,9 +39,6 @@ type replica struct {
 	released int64     // the generation of an override that was removed for this process alone
 	adopted  int64     // the generation of the local record that stands in for the shared one
 
-	active bool // successes were tallied since the last wake
-	dozes  bool // none were: until a call ends, nothing wakes for what is tallied
-
 	credit float64   // of a call that a ramp lets run: it runs at 1
 	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
 	ids    uint64    // so many were made
@@ -163,7 +160,6 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if res.cause.known() {
 		r.cause = res.cause
 	}
-	r.dozes = false
 	late, manual := a.shared < r.shared.Since, false
 	l := r.lease(a.trial)
 	if l != nil {
@@ -207,7 +203,6 @@ func (r *replica) openLocally(res *result, now time.Time) {
 // tallied is an input: so many calls have succeeded since the last input, and
 // were only counted.
 func (r *replica) tallied(n int, now time.Time) {
-	r.active = true
 	if !r.decides() {
 		return
 	}
@@ -218,15 +213,17 @@ func (r *replica) tallied(n int, now time.Time) {
 	r.local.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
 }
 
-// woke is an input: the timer has fired.
-func (r *replica) woke() { r.dozes, r.active = !r.active, false }
-
 // counting reports whether successes are tallied: while there are failures in
-// the local window, or the failure rate of the fleet is evaluated.
+// the local window.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
-	return l.FailureRate > 0 && r.decides() &&
-		(r.local.Window.failing(l.Window, now) || r.attached() && r.shared.Rated)
+	return l.FailureRate > 0 && r.decides() && r.local.Window.failing(l.Window, now)
+}
+
+// evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
+// every success is reported, so that nothing has to wake for those that are tallied.
+func (r *replica) evaluatesRate() bool {
+	return r.settings.FailureRate > 0 && r.attached() && r.shared.Rated
 }
 
 // decides reports whether the local record counts outcomes: not under a Fallback
@@ -767,7 +764,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		earliest(r.local.rampEnds(r.settings.Ramp))
 		earliest(r.ramping(now).rampEnds(r.settings.Ramp))
 	}
-	if r.counting(now) && !r.dozes { // for what was tallied meanwhile
+	if r.counting(now) { // for what was tallied meanwhile
 		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
 	}
 	switch {

@@ -54,7 +54,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:
 		v.tallies = r.counting(now)
-		v.quiet = r.isQuiet() && !(v.tallies && r.dozes)
+		v.quiet = r.isQuiet()
 		if r.settings.Ramp > 0 && o == nil {
 			v.onRamp(r, circuit, now)
 		}
@@ -68,7 +68,7 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 // isQuiet reports whether a success changes nothing in a closed circuit.
 func (r *replica) isQuiet() bool {
 	return !(r.linked && r.failing) && (r.local.Failures == 0 || !r.settings.streakCounts()) &&
-		r.out.next.Calls == (Calls{}) && !r.awaitsSuccess()
+		r.out.next.Calls == (Calls{}) && !r.awaitsSuccess() && !r.evaluatesRate()
 }
 
 func (v *view) reject(e *OpenError, c keptCause) {

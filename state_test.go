@@ -1,12 +1,308 @@
 package infuse
 
 import (
+	"cmp"
+	goflag "flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-func TestUnknownNumbersArePrintedAsNumbers(t *testing.T) {
-	require.Equal(t, "State(9)", State(9).String())
-	require.Equal(t, "Outcome(9)", Outcome(9).String())
+// The rules of a record are scripts in testdata/state, one rule a file. Each
+// command is followed by its result, indented:
+//
+//	go test -run TestState -update .
+//
+// writes the results anew. A command ends with the time at which it happens, if
+// that is not the time of the one before: "at 10ms". The senders are a, b, c…;
+// each knows the present record unless it is said what it knows.
+//
+//	limits [SENDER] FailMax=5 Suspicion=50ms …  of this sender; of all without one
+//	apply SENDER fffs [open=2m]                 outcomes, oldest first: f failed, s succeeded
+//	count SENDER 10 4                           10 calls of which 4 failed, for the failure rate
+//	ask SENDER ID                               for a trial
+//	settle SENDER ID success|failure|ignored [open=2m]
+//	move SENDER closed|open|half-open
+//	override SENDER closed|open [for=1h]
+//	clear SENDER                                the override
+//	evaluate SENDER                             a change that reports nothing
+//	again                                       the last change once more, as after a lost answer
+//	waits SENDER                                what the record makes this sender wait for
+//	show                                        the record
+//	keep NAME                                   the record by this name, for
+//	back NAME                                   the storage has that record again, as after a failover
+//	knows SENDER NAME                           the sender knows no more than that record
+//	lose                                        the storage has no record
+//	later 1h                                    all times of the record are later: the clock of the storage was set back
+//	rewrite                                     the record as another process reads it
+//	read JSON                                   a record as it is stored
+var updateScripts = goflag.Bool("update", false, "write the results of testdata/state anew")
+
+func TestState(t *testing.T) {
+	files, err := filepath.Glob("testdata/state/*.txt")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			got := runScript(t, string(text))
+			if *updateScripts {
+				require.NoError(t, os.WriteFile(file, []byte(got), 0o644))
+				return
+			}
+			require.Equal(t, string(text), got)
+		})
+	}
+}
+
+// script is what a script has come to.
+type script struct {
+	now     time.Time
+	record  Record
+	limits  map[string]Limits
+	kept    map[string]Record
+	knows   map[string]string
+	numbers uint64
+	last    Change
+}
+
+func runScript(t *testing.T, text string) string {
+	s := &script{
+		now: noon, limits: map[string]Limits{"": asking}, kept: map[string]Record{"nothing": {}}, knows: map[string]string{},
+	}
+	var out strings.Builder
+	for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
+		switch {
+		case strings.HasPrefix(line, "    "): // a result of before
+			continue
+		case line == "" || line[0] == '#':
+			fmt.Fprintln(&out, line)
+			continue
+		}
+		fmt.Fprintln(&out, line)
+		for _, result := range s.run(t, line) {
+			fmt.Fprintln(&out, "    "+result)
+		}
+	}
+	return out.String()
+}
+
+// run runs a command.
+func (s *script) run(t *testing.T, line string) []string {
+	command, at, timed := strings.Cut(line, " at ")
+	if timed {
+		s.now = noon.Add(durationOf(t, at))
+	}
+	if text, is := strings.CutPrefix(line, "read "); is {
+		r, err := ParseRecord([]byte(text), s.now)
+		if err != nil {
+			return []string{"refused: " + err.Error()}
+		}
+		s.record = r
+		return []string{s.text()}
+	}
+	words := append(strings.Fields(command), "", "", "")
+	who, what, how := words[1], words[2], words[3]
+	c := Change{Source: who}
+	switch words[0] {
+	case "limits":
+		if strings.Contains(who, "=") {
+			who = ""
+		}
+		l, known := s.limits[who]
+		if !known {
+			l = s.limits[""]
+		}
+		for _, word := range strings.Fields(command)[1:] {
+			if key, value, is := strings.Cut(word, "="); is {
+				l.set(t, key, value)
+			}
+		}
+		s.limits[who] = l
+		return nil
+	case "keep":
+		s.kept[who] = s.record
+		return nil
+	case "knows":
+		s.knows[who] = what
+		return nil
+	case "lose", "back":
+		s.record = s.kept[cmp.Or(who, "nothing")]
+		return []string{s.text()}
+	case "later":
+		s.record = s.record.translated(s.now, s.now.Add(durationOf(t, who)))
+		return []string{s.text()}
+	case "show":
+		s.record = s.record.At(s.now)
+		return []string{s.text()}
+	case "rewrite":
+		r, err := ParseRecord(AppendRecord(nil, s.record, s.now), s.now)
+		require.NoError(t, err)
+		s.record = r
+		return []string{s.text()}
+	case "waits":
+		l := s.limitsOf(who)
+		until, waits := s.record.blockedUntil(&l, who, s.now), "for nothing"
+		if !until.IsZero() {
+			waits = "until " + s.at(until)
+		}
+		return []string{waits}
+	case "again":
+		c = s.last
+	case "apply":
+		c.Calls = calls(Limits{}, what).Calls
+		c.OpenFor = option(t, how, "open")
+	case "count":
+		c.Counted = []Bucket{{Start: s.now, Calls: numberOf(t, what), Failures: numberOf(t, how)}}
+	case "ask":
+		c.Ask = what
+	case "settle":
+		c.Settled = []Settlement{{what, outcomeOf(t, how), option(t, words[4], "open")}}
+	case "move":
+		c.Move = &Move{stateOf(t, what)}
+	case "override":
+		c.Override = &Override{State: stateOf(t, what), By: who, Reason: "maintenance"}
+		if d := option(t, how, "for"); d > 0 {
+			c.Override.Until = s.now.Add(d)
+		}
+	case "clear":
+		c.Override = &Override{Until: s.now}
+	case "evaluate":
+	default:
+		require.FailNow(t, "unknown command", line)
+	}
+	if words[0] != "again" {
+		s.numbers++
+		c.Number, c.Limits, c.By, c.Cause = s.numbers, s.limitsOf(who), who, "refused"
+		c.Seen = s.record
+		if name, is := s.knows[who]; is {
+			c.Seen = s.kept[name]
+		}
+		s.last = c
+	}
+	var verdict Verdict
+	s.record, verdict = s.record.Apply(c, s.now)
+	return []string{[]string{"refused", "applied", "moved"}[verdict] + ": " + s.text()}
+}
+
+func (s *script) limitsOf(who string) Limits {
+	if l, is := s.limits[who]; is {
+		return l
+	}
+	return s.limits[""]
+}
+
+// at is a time as scripts have it.
+func (s *script) at(at time.Time) string { return at.Sub(noon).Round(time.Millisecond).String() }
+
+// text is the record in one line.
+func (s *script) text() string {
+	r := &s.record
+	parts := []string{r.State.String()}
+	add := func(is bool, format string, args ...any) {
+		if is {
+			parts = append(parts, fmt.Sprintf(format, args...))
+		}
+	}
+	if r.suspect() {
+		parts[0] = "suspect"
+	}
+	add(r.Failures > 0 && !r.scored(), "failures %d", r.Failures)
+	add(r.scored(), "score %d of %d", r.Score, r.opensAt())
+	add(r.Rated, "rated")
+	calls := r.Window.sum()
+	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)
+	add(r.Successes > 0, "successes %d", r.Successes)
+	add(!r.SuspectAt.IsZero(), "since %s", s.at(r.SuspectAt))
+	add(!r.DueAt.IsZero() && r.State != StateHalfOpen, "due %s", s.at(r.DueAt))
+	add(r.Witness != "", "witness %s", r.Witness)
+	add(!r.RetryAt.IsZero(), "who waits until %s", s.at(r.RetryAt))
+	for _, trial := range r.Trials {
+		add(true, "trial %s until %s", trial.ID, s.at(trial.Deadline))
+		add(trial.Stale, "stale")
+	}
+	add(r.OpenTime > 0, "open duration %v", r.OpenTime)
+	add(!r.DismissedAt.IsZero(), "dismissed %s", s.at(r.DismissedAt))
+	add(!r.ClosedAt.IsZero(), "closed %s", s.at(r.ClosedAt))
+	if o := r.Override; o != nil {
+		add(true, "forced %v by %s", o.State, o.By)
+		add(!o.Until.IsZero(), "until %s", s.at(o.Until))
+	}
+	add(r.State != StateClosed || r.suspect(), "by %s", cmp.Or(r.By, "nobody"))
+	return strings.Join(parts, ", ")
+}
+
+// set sets a field by its name.
+func (l *Limits) set(t *testing.T, key, value string) {
+	switch field := l.field(key).(type) {
+	case *int:
+		if *field = unlimited; value != "none" {
+			*field = numberOf(t, value)
+		}
+	case *float64:
+		f, err := strconv.ParseFloat(value, 64)
+		require.NoError(t, err)
+		*field = f
+	case *time.Duration:
+		*field = durationOf(t, value)
+	default:
+		require.FailNow(t, "unknown limit", key)
+	}
+}
+
+func (l *Limits) field(key string) any {
+	return map[string]any{
+		"FailMax": &l.FailMax, "ResetTimeout": &l.ResetTimeout, "SuccessThreshold": &l.SuccessThreshold, "MaxTrials": &l.MaxTrials,
+		"TrialTimeout": &l.TrialTimeout, "Suspicion": &l.Suspicion, "FailureRate": &l.FailureRate, "Window": &l.Window,
+		"MinCalls": &l.MinCalls, "MaxResetTimeout": &l.MaxResetTimeout, "MaxRetryAfter": &l.MaxRetryAfter,
+	}[key]
+}
+
+func numberOf(t *testing.T, text string) int {
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	return n
+}
+
+func durationOf(t *testing.T, text string) time.Duration {
+	d, err := time.ParseDuration(text)
+	require.NoError(t, err)
+	return d
+}
+
+// option returns the duration of an option such as "open=2m", or 0.
+func option(t *testing.T, text, name string) time.Duration {
+	value, is := strings.CutPrefix(text, name+"=")
+	if !is {
+		require.Empty(t, text)
+		return 0
+	}
+	return durationOf(t, value)
+}
+
+func stateOf(t *testing.T, text string) State {
+	for s := range StateHalfOpen + 1 {
+		if s.String() == text {
+			return s
+		}
+	}
+	require.FailNow(t, "no state", text)
+	return 0
+}
+
+func outcomeOf(t *testing.T, text string) Outcome {
+	for o := range OutcomeIgnored + 1 {
+		if o.String() == text {
+			return o
+		}
+	}
+	require.FailNow(t, "no outcome", text)
+	return 0
 }

@@ -19,7 +19,6 @@ type watcher struct {
 	stop    func()
 	over    context.Context // when nobody calls any more: who is suspect then opens for want of calls
 	finish  context.CancelFunc
-	looks   sync.WaitGroup
 
 	mu         sync.Mutex
 	suspect    bool
@@ -50,15 +49,6 @@ func (w *watcher) see(r infuse.Record) {
 	}
 	w.suspect = suspect
 	w.moved(&r)
-	if suspect { // it opens by time alone, of which nobody is told
-		w.looks.Go(func() {
-			select {
-			case <-time.After(time.Until(r.OpensAt) + 5*time.Millisecond):
-				w.look()
-			case <-w.over.Done():
-			}
-		})
-	}
 }
 
 // look reads the record.
@@ -110,7 +100,6 @@ func (w *watcher) end() (suspicions []time.Time, openings int) {
 	w.look()
 	w.stop()
 	w.finish()
-	w.looks.Wait()
 	_ = w.storage.Close()
 	return w.suspicions, len(w.openings)
 }

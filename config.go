@@ -37,8 +37,8 @@ type Config struct {
 	// FailureRate is the fraction of failed calls in Window that opens the local
 	// circuit, and that makes the shared circuit suspect: 0.5 is one call in two.
 	// Default 0, off. It is evaluated at failures. The shared circuit opens if a
-	// report of another process finds, 4 × Suspicion later or more, that the rate
-	// is still reached.
+	// report of another process finds, 4 × Suspicion later or more, that the
+	// failures exceed the rate by as much as MinCalls failures alone.
 	//
 	// A window begins with a failure: earlier successes are not in it, and while it
 	// has no failure nothing is counted.

@@ -201,6 +201,7 @@ func (e *encoder) process(pr *process) {
 	for _, l := range r.leases {
 		e.id(l.id)
 		e.bytes = append(e.bytes, byte(l.phase), byte(l.outcome.outcome))
+		e.time(l.endedAt, now, e.past)
 	}
 	e.byte(254)
 	if r.trouble != nil {
@@ -398,7 +399,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released adopted own " +
 			"credit cause ids noted landed news random",
 		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",
-		reflect.TypeFor[lease]():  "id phase outcome",
+		reflect.TypeFor[lease]():  "id phase outcome endedAt",
 	} {
 		var names []string
 		for i := range of.NumField() {

@@ -1,7 +1,7 @@
 package infuse
 
 import (
-	"flag"
+	testflag "flag"
 	"fmt"
 	"os"
 	"slices"
@@ -55,8 +55,8 @@ type search struct {
 	t                  testing.TB
 }
 
-// found reports whether any search has found a violation.
-var found atomic.Bool
+// anyViolation is true when a search has found one.
+var anyViolation atomic.Bool
 
 // node is how a state was reached.
 type node struct {
@@ -140,7 +140,7 @@ search:
 				}
 				next = append(next, front{w, at})
 			}
-			if len(s.nodes) > k.states || s.violations > 200 || found.Load() && flag.Lookup("test.failfast").Value.String() == "true" {
+			if len(s.nodes) > k.states || s.violations > 200 || anyViolation.Load() && testflag.Lookup("test.failfast").Value.String() == "true" {
 				break search
 			}
 		}
@@ -154,7 +154,7 @@ search:
 
 // violated prints the shortest path to each kind of violation.
 func (s *search) violated(problem *violation, at int32, last *action, then []string) {
-	found.Store(true)
+	anyViolation.Store(true)
 	s.violations++
 	s.found[problem.rule]++
 	if s.found[problem.rule] > 1 {

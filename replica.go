@@ -55,7 +55,10 @@ type lease struct {
 	id      string
 	phase   phase
 	outcome result // once it has ended
+	endedAt time.Time
 }
+
+func (l *lease) end(res result, now time.Time) { l.phase, l.outcome, l.endedAt = phaseEnded, res, now }
 
 type phase uint8
 
@@ -100,7 +103,25 @@ func (r *replica) fleet(now time.Time) *Record {
 	if !r.attached() {
 		return &closed
 	}
-	return r.shared.at(now)
+	return r.effective(now)
+}
+
+// effective returns the shared record as it will be when the storage has received
+// the ends of this process's trials: the caller of a trial meets its result.
+func (r *replica) effective(now time.Time) *Record {
+	ended := func(l lease) bool { return l.phase == phaseEnded }
+	if !slices.ContainsFunc(r.leases, ended) {
+		return r.shared.at(now)
+	}
+	rec := r.shared
+	for _, l := range r.leases {
+		if ended(l) {
+			t := terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: l.outcome.cause.short}
+			rec.settle(Settlement{l.id, l.outcome.outcome, l.outcome.openFor}, &t, l.endedAt)
+		}
+	}
+	rec.expire(now)
+	return &rec
 }
 
 // closed is the record of a circuit that never failed. It never changes.
@@ -164,7 +185,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	late, manual := a.shared < r.shared.Since, false
 	l := r.lease(a.trial)
 	if l != nil {
-		l.phase, l.outcome = phaseEnded, res
+		l.end(res, now)
 		if r.attached() {
 			fleet := r.shared.at(now)
 			i := fleet.trial(a.trial)
@@ -177,10 +198,12 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	}
 	if res.outcome != OutcomeIgnored {
 		r.failing = res.outcome == OutcomeFailure
-		if !r.failing && a.trial == "" && r.standsIn() && r.shared.hasEvidence() {
-			r.dropAdopted()
+		if !r.failing {
+			r.joined, r.former = false, ""
+			if a.trial == "" && r.standsIn() && r.shared.hasEvidence() {
+				r.dropAdopted()
+			}
 		}
-		r.joined = r.joined && r.failing
 	}
 	if l == nil {
 		number = r.note(a, &res, now)
@@ -432,7 +455,7 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 			l.phase = phaseRunning
 			return r.admission(a.trial), admits
 		}
-		l.phase, l.outcome = phaseEnded, result{outcome: OutcomeIgnored}
+		l.end(result{outcome: OutcomeIgnored}, now)
 		if r.out.next.Ask == a.trial {
 			r.out.next.Ask = ""
 		}
@@ -468,7 +491,7 @@ func (r *replica) settleLeases(now time.Time) {
 		// It was granted after its caller had given up, or the storage lost its
 		// record and got back one that was older.
 		if strings.HasPrefix(t.ID, r.source+".") && r.lease(t.ID) == nil {
-			r.leases = append(r.leases, lease{id: t.ID, phase: phaseEnded, outcome: result{outcome: OutcomeIgnored}})
+			r.leases = append(r.leases, lease{id: t.ID, phase: phaseEnded, outcome: result{outcome: OutcomeIgnored}, endedAt: now})
 		}
 	}
 	kept := r.leases[:0]
@@ -609,7 +632,7 @@ func (r *replica) answered(c *Change, rec Record, now time.Time) {
 		case r.shared.trial(l.id) >= 0:
 			l.phase = phaseGranted
 		default:
-			l.phase, l.outcome = phaseEnded, result{outcome: OutcomeIgnored}
+			l.end(result{outcome: OutcomeIgnored}, now)
 		}
 	}
 	if r.linkUp {
@@ -742,17 +765,12 @@ func (r *replica) detach(why error, now time.Time) {
 // adopt has the local circuit go on from the shared one, as it will be when the
 // storage has received everything.
 func (r *replica) adopt(now time.Time) {
-	rec := r.shared.At(now)
+	fleet := r.effective(now)
+	rec := *fleet
 	rec.dropEvidence()
-	rec.Override, rec.heard = nil, nil
-	rec.SuspectAt = r.shared.SuspectAt
-	if rec.State == StateHalfOpen && r.excluded(&r.shared, now) {
-		rec.State, rec.DueAt = StateOpen, r.shared.RetryAt
-	}
-	for _, c := range []*Change{&r.out.sent, &r.out.next} {
-		for _, s := range c.Settled {
-			rec.settle(s, &terms{limits: &r.settings.local, by: r.settings.Instance, cause: c.Cause}, now)
-		}
+	rec.Override, rec.heard, rec.SuspectAt = nil, nil, fleet.SuspectAt
+	if r.excluded(fleet, now) {
+		rec.State, rec.DueAt = StateOpen, fleet.RetryAt
 	}
 	limits := &r.settings.local
 	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, now).After(r.local.blockedUntil(limits, now))) {

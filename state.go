@@ -242,8 +242,10 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	r.restore(&c.Seen, now)
 	// A manual change does not evaluate: an operator's program has other settings.
 	evaluates := !c.isManual()
-	if r.scored() && r.Score <= 0 && evaluates { // the process that brought it there may have crashed before it evaluated the record
-		r.dismiss(&t, now)
+	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
+		past := t
+		past.found = found{}
+		r.evaluate(&past, now)
 	}
 	verdict, reported := VerdictRefused, false
 	step := func(v Verdict) {
@@ -547,7 +549,7 @@ func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	case !t.failed:
 		return false
 	case r.Rated:
-		return rate.over && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
+		return rate.sure && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
 	}
 	return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
 }

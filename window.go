@@ -183,6 +183,7 @@ func (w *Window) nextBucket(width time.Duration, now time.Time) time.Time {
 // rate is what a window amounts to under certain limits.
 type rate struct {
 	over  bool // at least MinCalls, and at least FailureRate of them failed
+	sure  bool // and as far above FailureRate as MinCalls failures in a row
 	under bool // fewer than FailureRate of the calls failed, however many they are
 	empty bool // there are no calls
 }
@@ -202,5 +203,6 @@ func (w *Window) rate(l *Limits, now time.Time) (r rate) {
 	// literal such as 0.55 stands for.
 	r.under = float64(failures)/float64(calls) < l.FailureRate
 	r.over = !r.under && calls >= int64(l.MinCalls)
+	r.sure = r.over && float64(failures)-l.FailureRate*float64(calls) >= (1-l.FailureRate)*float64(l.MinCalls)
 	return r
 }

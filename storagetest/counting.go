@@ -133,15 +133,18 @@ func testOpening(t *testing.T, s infuse.Storage) {
 	equal(t, infuse.StateClosed, c.load().State, "successes dismiss an opening")
 	check(t, !c.load().Suspect(), "it is suspect")
 
-	// An empty report evaluates, too: the process that brought the score there may
-	// have crashed.
+	// Only a report of failures opens it: a success that finds a score as high comes
+	// after the outage.
 	c = newCircuit(t, s)
 	c.limits.Suspicion = short
 	c.calls("ffffff")
 	c.calls("f")
 	c.calls("ff")
 	time.Sleep(time.Until(c.seen.SuspectAt.Add(short + coarse)))
-	equal(t, moved, c.apply(infuse.Change{}))
+	equal(t, applied, c.apply(infuse.Change{}))
+	equal(t, applied, c.calls("s"))
+	check(t, c.load().Suspect(), "it is no more suspect")
+	c.calls("ffff")
 	equal(t, infuse.StateOpen, c.load().State)
 }
 

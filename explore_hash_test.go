@@ -183,7 +183,7 @@ func (e *encoder) process(pr *process) {
 	}
 	e.record(&r.local, now)
 	e.record(&r.shared, now)
-	if e.bool(r.own != nil); r.own != nil {
+	if e.bool(r.own != nil, r.refutable); r.own != nil {
 		e.record(r.own, now)
 	}
 	o := &r.out
@@ -396,7 +396,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask manual applied news",
-		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released adopted own " +
+		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released adopted own refutable " +
 			"credit cause ids noted landed news random",
 		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",
 		reflect.TypeFor[lease]():  "id phase outcome endedAt",

@@ -29,16 +29,17 @@ type replica struct {
 	joined  bool   // it started with failures on record, and no call has succeeded since
 	former  string // the witness on record when it started: that may have been this process, before it crashed
 
-	linked   bool      // there is a storage
-	linkUp   bool      // and its link has not failed
-	trouble  error     // why the shared record does not apply; nil if it does
-	since    time.Time // of the trouble
-	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
-	failed   int       // attempts since the trouble began
-	stopped  bool      // it requests nothing more by itself
-	released int64     // the generation of an override that was removed for this process alone
-	adopted  int64     // the generation of the local record that stands in for the shared one
-	own      *Record   // the local record that it replaced; nil if there is none
+	linked    bool      // there is a storage
+	linkUp    bool      // and its link has not failed
+	trouble   error     // why the shared record does not apply; nil if it does
+	since     time.Time // of the trouble
+	retryAt   time.Time // when this circuit tries again by itself; zero: with the link
+	failed    int       // attempts since the trouble began
+	stopped   bool      // it requests nothing more by itself
+	released  int64     // the generation of an override that was removed for this process alone
+	adopted   int64     // the generation of the local record that stands in for the shared one
+	own       *Record   // the local record that it replaced; nil if there is none
+	refutable bool      // a success of this process ends the adoption, because the record had evidence
 
 	credit float64   // of a call that a ramp lets run: it runs at 1
 	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
@@ -200,7 +201,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.failing = res.outcome == OutcomeFailure
 		if !r.failing {
 			r.joined, r.former = false, ""
-			if a.trial == "" && r.standsIn() && r.shared.hasEvidence() {
+			if a.trial == "" && r.standsIn() && r.refutable {
 				r.dropAdopted()
 			}
 		}
@@ -781,7 +782,7 @@ func (r *replica) adopt(now time.Time) {
 			own := r.local
 			r.own = &own
 		}
-		r.local, r.adopted = rec, generation
+		r.local, r.adopted, r.refutable = rec, generation, fleet.hasEvidence()
 	}
 }
 

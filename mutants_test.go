@@ -38,7 +38,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},
 	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.trouble", "		if r.trouble"},
 	{"an adopted record is dropped when the storage answers again", "replica.go", "	r.dropAdopted()\n}", "	r.adopted, r.own = 0, nil\n}"},
-	{"a success drops an adopted record", "replica.go", "if !r.failing && a.trial == \"\" && r.standsIn()", "if false && r.standsIn()"},
+	{"a success drops an adopted record", "replica.go", "if a.trial == \"\" && r.standsIn() && r.refutable {", "if false {"},
 	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},
 	{"a detached process wakes up to try again", "replica.go", "		earliest(r.retryAt)\n", ""},
 	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},

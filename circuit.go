@@ -228,12 +228,11 @@ func (c *circuit) setQuiet(v *view, quiet bool) {
 type states struct{ local, shared State }
 
 // states returns the state of each circuit. An override is one of the circuit that
-// it was made for. What the local circuit has adopted is the shared one's, until it
-// changes.
+// it was made for.
 func (r *replica) states(now time.Time) states {
 	s := states{r.local.State, r.shared.State}
-	if r.standsIn() {
-		s.local = StateClosed
+	if r.standIn != nil {
+		s.shared = r.standIn.State
 	}
 	switch o := r.override(now); {
 	case o == nil:

@@ -183,8 +183,8 @@ func (e *encoder) process(pr *process) {
 	}
 	e.record(&r.local, now)
 	e.record(&r.shared, now)
-	if e.bool(r.own != nil, r.refutable); r.own != nil {
-		e.record(r.own, now)
+	if e.bool(r.standIn != nil); r.standIn != nil {
+		e.record(r.standIn, now)
 	}
 	o := &r.out
 	e.change(&o.sent, now)
@@ -209,7 +209,7 @@ func (e *encoder) process(pr *process) {
 		e.time(r.retryAt, now, 1)
 		e.byte(byte(min(r.failed, 6)))
 	}
-	e.generations(r.released, r.adopted)
+	e.generations(r.released)
 	e.time(pr.armed, now, 1)
 	if pr.down {
 		e.time(pr.probeAt, now, 1)
@@ -396,7 +396,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask manual applied news",
-		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released adopted own refutable " +
+		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
 			"credit cause ids noted landed news random",
 		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",
 		reflect.TypeFor[lease]():  "id phase outcome endedAt",

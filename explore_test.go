@@ -324,6 +324,14 @@ func (s *search) heals(w *world, at int32) {
 	}
 }
 
+// forgave reports whether what a process took over was dismissed since the last call.
+func (w *world) forgave() (yes bool) {
+	for _, pr := range w.procs {
+		yes, pr.forgiven = yes || pr.forgiven, false
+	}
+	return yes
+}
+
 // dies has every call fail from here on.
 func (s *search) dies(w *world, at int32) {
 	if w = w.calmDown(); w.overridden() || w.manually {
@@ -357,6 +365,8 @@ func (s *search) dies(w *world, at int32) {
 		case all && !allReject:
 			allReject = true
 			s.most = max(s.most, len(failures))
+		case !all && w.quiet() && allReject && w.forgave():
+			allReject = false // what a process took over when it started was dismissed
 		case !all && w.quiet() && allReject:
 			s.violated(violates("I9", "a process admits calls to a dead service again"), at, nil, names)
 			return

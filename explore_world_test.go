@@ -47,6 +47,7 @@ type process struct {
 	incarnation int
 	dead        bool // it has crashed, and has not started again
 	failed      bool // its last call failed
+	forgiven    bool // what it took over when it started was dismissed
 	calledAt    time.Time
 	down        bool // its link
 	probeAt     time.Time
@@ -175,8 +176,9 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 	}
 	if joined && !r.joined && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
+		pr.forgiven = true
 	}
-	if r.adopted > 0 && !r.standsIn() || r.local.Override != nil || r.local.Moved > 0 {
+	if r.local.Override != nil || r.local.Moved > 0 {
 		pr.reference.reset(true)
 	}
 	return w.onTime(p)
@@ -663,9 +665,6 @@ func (w *world) act(a action, p, i int) *violation {
 			if outcome != OutcomeIgnored {
 				pr.failed = outcome == OutcomeFailure
 			}
-			if r.standsIn() && r.own.trial(c.admission.trial) < 0 {
-				outcome = OutcomeIgnored
-			}
 			pr.reference.end(c.admission.trial, c.spell, outcome, w.now)
 			closed := r.local.State == StateClosed
 			change := pr.end(i, a.outcome, w.now)
@@ -827,10 +826,8 @@ func (w *world) check() *violation {
 			continue
 		}
 		r := &pr.replica
-		if !r.standsIn() {
-			if problem := pr.reference.compare(&r.local, w.now); problem != nil {
-				return problem
-			}
+		if problem := pr.reference.compare(&r.local, w.now); problem != nil {
+			return problem
 		}
 		if problem := w.rejectsRightly(p); problem != nil {
 			return problem
@@ -872,8 +869,8 @@ func (w *world) rejectsRightly(p int) *violation {
 	local, shared := r.local.at(w.now), r.fleet(w.now)
 	switch {
 	case w.manually && (local.State != StateClosed || shared.State != StateClosed && !shared.hasEvidence()):
-	case local.State != StateClosed && !r.standsIn() && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
-	case local.State != StateClosed && !r.standsIn() && pr.reference.off:
+	case local.State != StateClosed && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
+	case local.State != StateClosed && pr.reference.off:
 	default:
 		return violates("I1", "%c rejects, and its last call did not fail: local %s, shared %s", 'a'+p, w.show(local), w.show(shared))
 	}

@@ -85,7 +85,7 @@ type simulation struct {
 	queue   simQueue
 	all     []*simProcess
 	running int // trials
-	settled    [2]*settings
+	settled [2]*settings
 
 	record      Record
 	suspected   Record // the last suspicion, for a failover

@@ -121,7 +121,10 @@ func TestTryOne(t *testing.T) {
 							one(simTraffic{simBursts, 50})
 						}
 					}
-					f.lasts = 130; if x > 100 { f.lasts = 65 }
+					f.lasts = 130
+					if x > 100 {
+						f.lasts = 65
+					}
 					got := simulate(f, 1)
 					if got.healthyRejected+got.openings+got.healthyRejectedAlone > 0 || got.wrong != "" || got.touching > 0 {
 						fmt.Printf("%v %s %d %v: %+v\n", x, kind, n, rate, got)

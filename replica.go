@@ -29,17 +29,15 @@ type replica struct {
 	joined  bool   // it started with failures on record, and no call has succeeded since
 	former  string // the witness on record when it started: that may have been this process, before it crashed
 
-	linked    bool      // there is a storage
-	linkUp    bool      // and its link has not failed
-	trouble   error     // why the shared record does not apply; nil if it does
-	since     time.Time // of the trouble
-	retryAt   time.Time // when this circuit tries again by itself; zero: with the link
-	failed    int       // attempts since the trouble began
-	stopped   bool      // it requests nothing more by itself
-	released  int64     // the generation of an override that was removed for this process alone
-	adopted   int64     // the generation of the local record that stands in for the shared one
-	own       *Record   // the local record that it replaced; nil if there is none
-	refutable bool      // a success of this process ends the adoption, because the record had evidence
+	linked   bool      // there is a storage
+	linkUp   bool      // and its link has not failed
+	trouble  error     // why the shared record does not apply; nil if it does
+	since    time.Time // of the trouble
+	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
+	failed   int       // attempts since the trouble began
+	stopped  bool      // it requests nothing more by itself
+	released int64     // the generation of an override that was removed for this process alone
+	standIn  *Record   // applies in place of the shared record while that cannot be read; nil if nothing does
 
 	credit float64   // of a call that a ramp lets run: it runs at 1
 	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
@@ -98,13 +96,21 @@ func newReplica(s *settings, source string, linked bool, seed uint64) replica {
 // attached reports whether the shared record applies.
 func (r *replica) attached() bool { return r.linked && r.trouble == nil }
 
-// fleet returns the shared record that applies now: a closed one while the
-// circuit is detached.
+// fleet returns the shared record that applies now. While the circuit is detached,
+// that is the one by which it rejected calls before.
 func (r *replica) fleet(now time.Time) *Record {
-	if !r.attached() {
-		return &closed
+	switch {
+	case r.attached():
+		return r.effective(now)
+	case r.standIn != nil:
+		return r.standIn.at(now)
 	}
-	return r.effective(now)
+	return &closed
+}
+
+// terms are those of this process for the shared record.
+func (r *replica) terms() *terms {
+	return &terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: r.cause.short}
 }
 
 // effective returns the shared record as it will be when the storage has received
@@ -117,8 +123,9 @@ func (r *replica) effective(now time.Time) *Record {
 	rec := r.shared
 	for _, l := range r.leases {
 		if ended(l) {
-			t := terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: l.outcome.cause.short}
-			rec.settle(Settlement{l.id, l.outcome.outcome, l.outcome.openFor}, &t, l.endedAt)
+			t := r.terms()
+			t.cause = l.outcome.cause.short
+			rec.settle(Settlement{l.id, l.outcome.outcome, l.outcome.openFor}, t, l.endedAt)
 		}
 	}
 	rec.expire(now)
@@ -201,10 +208,8 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.failing = res.outcome == OutcomeFailure
 		if !r.failing {
 			r.joined, r.former = false, ""
-			if a.trial == "" && r.standsIn() && r.refutable {
-				r.dropAdopted()
-			}
 		}
+		r.countStandIn(a, &res, now)
 	}
 	if l == nil {
 		number = r.note(a, &res, now)
@@ -268,12 +273,10 @@ func (r *replica) countsLocally(a *admission) bool {
 // countLocal counts an outcome in the local circuit: as the end of its trial or,
 // if it is closed, as any other call's.
 func (r *replica) countLocal(a *admission, res *result, now time.Time) {
-	if r.own != nil && a.trial != "" {
-		r.settleLocal(r.own, a, res, now)
-	}
 	switch {
 	case a.trial != "" && r.local.trial(a.trial) >= 0:
-		r.settleLocal(&r.local, a, res, now)
+		c := Change{By: r.settings.Instance, Cause: r.cause.short, Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
+		r.applyLocal(&c, now)
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.local.Failures == 0 && r.local.Window.Buckets == nil:
 	default:
@@ -291,14 +294,6 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	}
 }
 
-// settleLocal ends a trial of a local record.
-func (r *replica) settleLocal(rec *Record, a *admission, res *result, now time.Time) {
-	rec.apply(&Change{
-		By: r.settings.Instance, Cause: r.cause.short, Limits: r.settings.local,
-		Settled: []Settlement{{a.trial, res.outcome, res.openFor}},
-	}, now)
-}
-
 // applyLocal makes a change of the local record.
 func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 	c.Limits = r.settings.local
@@ -307,23 +302,20 @@ func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 
 // clearLocal forgets what the local circuit has counted.
 func (r *replica) clearLocal() {
-	generation := max(r.local.Generation, r.adopted) + 1
+	generation := r.local.Generation + 1
 	r.local = Record{Generation: generation, Since: generation, Override: r.local.Override}
-	r.adopted, r.own = 0, nil
 }
 
-// standsIn reports whether the local record is the shared one, adopted.
-func (r *replica) standsIn() bool { return r.adopted > 0 && r.local.Generation == r.adopted }
-
-// dropAdopted ends an adoption. The local circuit goes on from where it was, unless it
-// has changed since.
-func (r *replica) dropAdopted() {
-	if r.standsIn() {
-		override := r.local.Override
-		r.local = *r.own
-		r.local.Override = override
+// countStandIn counts an outcome in the record that stands in: as the end of its
+// trial, or as a success after which nothing rejects calls.
+func (r *replica) countStandIn(a *admission, res *result, now time.Time) {
+	switch {
+	case r.standIn == nil:
+	case a.trial != "" && r.standIn.trial(a.trial) >= 0:
+		r.standIn.settle(Settlement{a.trial, res.outcome, res.openFor}, r.terms(), now)
+	case !r.failing && r.standIn.hasEvidence():
+		r.standIn = nil
 	}
-	r.adopted, r.own = 0, nil
 }
 
 // Inputs: trials.
@@ -362,7 +354,13 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		}
 		a.local = r.local.Since
 	}
-	if !b.shared && !r.sharesTrial(r.fleet(now), now) {
+	switch {
+	case !r.attached():
+		if b.shared && r.standIn.ask(a.trial, r.terms(), now) == VerdictRefused {
+			return a, rejects
+		}
+		return a, admits
+	case !b.shared && !r.sharesTrial(r.fleet(now), now):
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
@@ -404,11 +402,16 @@ func (r *replica) blocking(now time.Time) blocking {
 			b.record, b.until = local, until
 		}
 	}
-	if alone := r.aloneFrom(now); b.local && alone.After(b.until) {
+	if alone := r.since.Add(aloneAfter); b.shared && !r.attached() && alone.After(now) && alone.After(b.until) {
 		b.until = alone
 	}
 	return b
 }
+
+// aloneAfter is for how long a detached process leaves the trial to the fleet. If
+// one answer was late, and no more, it is attached again by then, and two trials
+// do not run at once.
+const aloneAfter = 250 * time.Millisecond
 
 // ramping is the shared record as far as a ramp goes by it: while it is detached,
 // too.
@@ -426,20 +429,6 @@ func (r *replica) rampLets(now time.Time) decision {
 		r.credit--
 	}
 	return admits
-}
-
-// aloneAfter is for how long a detached process leaves the trial to the fleet. If
-// one answer was late, and no more, it is attached again by then, and two trials
-// do not run at once.
-const aloneAfter = 250 * time.Millisecond
-
-// aloneFrom is when this process may try by itself a service from which the
-// shared circuit kept it: zero if it may at any time.
-func (r *replica) aloneFrom(now time.Time) time.Time {
-	if r.trouble == nil || r.shared.at(now).State == StateClosed {
-		return time.Time{}
-	}
-	return r.since.Add(aloneAfter)
 }
 
 // asking reports whether the storage has been asked for a trial and has not
@@ -548,6 +537,9 @@ func (r *replica) changeLocally(c Change, now time.Time) {
 	if c.Override != nil {
 		r.released = r.shared.Moved
 	}
+	if c.Move != nil {
+		r.standIn = nil
+	}
 	local := Change{By: r.settings.Instance, Move: c.Move, Override: c.Override}
 	r.applyLocal(&local, now)
 }
@@ -649,7 +641,7 @@ func (r *replica) attach(now time.Time) {
 		return
 	}
 	r.trouble, r.failed, r.retryAt, r.released = nil, 0, time.Time{}, 0
-	r.dropAdopted()
+	r.standIn = nil
 }
 
 // receive makes a record the shared one.
@@ -664,7 +656,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 			r.local.Override = nil
 		}
 		r.clearLocal()
-		if r.trouble != nil && r.rejectsBy(&r.shared) {
+		if r.standIn = nil; r.trouble != nil {
 			r.adopt(now)
 		}
 	}
@@ -750,7 +742,6 @@ func (r *replica) detach(why error, now time.Time) {
 	if r.trouble != nil {
 		return
 	}
-	rejected := r.rejectsBy(r.shared.at(now))
 	r.trouble, r.since, r.failed = why, now, 0
 	manual := Change{Move: cmp.Or(r.out.next.Move, r.out.sent.Move), Override: cmp.Or(r.out.next.Override, r.out.sent.Override)}
 	if manual.Move != nil || manual.Override != nil { // it applies to this process at least
@@ -758,31 +749,15 @@ func (r *replica) detach(why error, now time.Time) {
 		r.changeLocally(manual, now)
 		return
 	}
-	if rejected {
-		r.adopt(now)
-	}
+	r.adopt(now)
 }
 
-// adopt has the local circuit go on from the shared one, as it will be when the
-// storage has received everything.
+// adopt has the shared record go on in this process alone, as it will be when the
+// storage has received everything, if it rejects calls.
 func (r *replica) adopt(now time.Time) {
-	fleet := r.effective(now)
-	rec := *fleet
-	rec.dropEvidence()
-	rec.Override, rec.heard, rec.SuspectAt = nil, nil, fleet.SuspectAt
-	if r.excluded(fleet, now) {
-		rec.State, rec.DueAt = StateOpen, fleet.RetryAt
-	}
-	limits := &r.settings.local
-	if rec.State != StateClosed && (r.local.State == StateClosed || rec.blockedUntil(limits, now).After(r.local.blockedUntil(limits, now))) {
-		generation := max(r.local.Generation, rec.Generation) + 1
-		rec.Generation, rec.Since = generation, generation
-		rec.Override = r.local.Override
-		if !r.standsIn() {
-			own := r.local
-			r.own = &own
-		}
-		r.local, r.adopted, r.refutable = rec, generation, fleet.hasEvidence()
+	if rec := *r.effective(now); r.rejectsBy(&rec) {
+		rec.Override, rec.heard = nil, nil
+		r.standIn = &rec
 	}
 }
 

@@ -67,9 +67,9 @@ func (h *shell) clone() *shell {
 func (r *replica) clone() replica {
 	c := *r
 	c.leases = slices.Clone(r.leases)
-	if r.own != nil {
-		own := *r.own
-		c.own = &own
+	if r.standIn != nil {
+		standIn := *r.standIn
+		c.standIn = &standIn
 	}
 	c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
 	c.out.counted.Buckets = slices.Clone(r.out.counted.Buckets)

@@ -105,6 +105,7 @@ func kinds() (all []*kind) {
 	add("rate-faults", 2, rate, "a call; a failure; *; b call; b failure; *", everything, back)
 	add("rate-crash", 2, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4, crash: 2})
 	add("rate-unhealthy", 2, rate, "", faults{calls: 8, crash: 3}, outcomes(failOnly, succeed), unhealthy)
+	add("rate-mixed", 2, rate, "a call; a failure; *; a call; a failure; *; @300ms", faults{calls: 6, crash: 1}, outcomes(either, succeed), unhealthy)
 	add("rate-three", 3, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4})
 	grows := exploreConfig(2, 1, 1)
 	grows.MaxResetTimeout = 4 * time.Second

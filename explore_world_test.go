@@ -848,6 +848,11 @@ func (w *world) check() *violation {
 			}
 		}
 	}
+	for p, pr := range w.procs {
+		if r := &pr.replica; r.attached() && r.standIn != nil {
+			return violates("I7", "%c is attached, and a record stands in", 'a'+p)
+		}
+	}
 	if trials > w.kind.config.MaxTrials && !w.lost {
 		return violates("I3", "%d trials run at once", trials)
 	}

@@ -206,9 +206,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	}
 	if res.outcome != OutcomeIgnored {
 		r.failing = res.outcome == OutcomeFailure
-		if !r.failing {
-			r.joined, r.former = false, ""
-		}
+		r.joined = r.joined && r.failing
 		r.countStandIn(a, &res, now)
 	}
 	if l == nil {

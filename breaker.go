@@ -13,21 +13,21 @@ import (
 	"time"
 )
 
-// Breaker is a circuit breaker for one circuit: the calls to one service. A
-// call runs if both the circuit of this process and the fleet's, which all
-// breakers of that name on one Storage share, let it.
+// Breaker is a circuit breaker for one circuit: the calls to one service. A call
+// runs only if the local and the shared circuit both allow it. All breakers of
+// that name on one Storage share the latter. It rejects a call only if the last
+// call of this process failed, or if it was opened manually.
 //
-// A Breaker decides from its view of the circuit, which it keeps up to date in
-// the background. A call in a closed circuit that succeeds does no I/O, takes
-// no lock, reads no clock and allocates nothing, unless a Listener or a
-// Classify asks for each call, there is a SlowCall, or it is on a Ramp; nor does a
-// rejection. What a call waits for the
-// storage, where it does, is bounded by Config.StorageTimeout, and no error of
-// the storage ever reaches the caller of Call, Do or Acquire.
+// A Breaker decides from a snapshot of both, which is updated in the background.
+// A call in a closed circuit that succeeds does no I/O, takes no lock, reads no
+// clock and allocates nothing, unless a Listener or a Classify is called for each
+// call, there is a SlowCall, or the circuit is on its Ramp. Nor does a rejection.
+// No call waits longer for the storage than Config.StorageTimeout, and no error
+// of the storage ever reaches the caller of Call, Do or Acquire.
 //
 // Most callers want Call, or Do for a call with a value. All methods are safe
-// for concurrent use. Make a Breaker with New. One that nothing refers to any
-// more is stopped in time.
+// for concurrent use. Make a Breaker with New. A Breaker that becomes unreachable
+// is stopped eventually.
 type Breaker struct {
 	view    atomic.Pointer[view] // what calls meet; the circuit stores it under its lock
 	cleanup runtime.Cleanup      // ends the watching where nobody calls Stop
@@ -38,8 +38,8 @@ type Breaker struct {
 // circuit's record, which is one round trip, and waits at most
 // Config.StorageTimeout for it. The breaker watches its circuit until Stop.
 //
-// The error names what is wrong with the name or with a field of the Config; a
-// storage that is away is not an error.
+// The error describes an invalid name or field of the Config. An unavailable
+// storage is not an error.
 func New(name string, cfg Config) (*Breaker, error) {
 	s, err := newSettings(cfg)
 	if err != nil {
@@ -53,7 +53,7 @@ func New(name string, cfg Config) (*Breaker, error) {
 	return b, nil
 }
 
-// newBreaker returns a breaker whose listeners hear nothing until it is started.
+// newBreaker returns a breaker whose listeners are not called until it is started.
 func newBreaker(name string, s *settings, l *link) *Breaker {
 	b := new(Breaker)
 	b.circuit.init(b, name, s, l)
@@ -64,8 +64,8 @@ func newBreaker(name string, s *settings, l *link) *Breaker {
 // Name returns the circuit's name.
 func (b *Breaker) Name() string { return b.name }
 
-// Call runs fn, if the circuit lets it, and counts its outcome. It returns
-// fn's error as it is, or an *OpenError if fn did not run.
+// Call runs fn, if the circuit allows it, and counts its outcome. It returns
+// fn's error unchanged, or an *OpenError if fn did not run.
 //
 // A failure is counted before Call returns. A panic of fn, or of
 // Config.Classify, counts as a failure and goes on to the caller; if fn ends
@@ -79,8 +79,8 @@ func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err
 	return b.run(ctx, fn)
 }
 
-// run is the hot path: a load of the view before fn, and one after it. As long
-// as the view is the same and fast, a success need not be counted.
+// run is the hot path: it loads the view before and after fn. If the view is the
+// same and fast, a success need not be counted.
 func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
 	if v.onlyCounts {
@@ -142,28 +142,31 @@ func Do[T any](ctx context.Context, b *Breaker, fn func(context.Context) (T, err
 	return value, err
 }
 
-// State returns the circuit's state as this process knows it: open where
-// either the fleet's circuit or that of this process is. It does no I/O, and
-// never moves the circuit: an open circuit stays open until a call becomes its
-// trial. While the storage is away it is the state by Config.Fallback.
+// State returns the state that a call of this process meets now: open if the
+// local circuit is open, or if the shared circuit is open and rejects this
+// process. If the shared circuit is open and the last call of this process
+// succeeded, it is closed; Record returns the shared state.
+//
+// It does no I/O and changes nothing: an open circuit stays open until a call
+// becomes its trial. While the storage is unavailable, Config.Fallback decides.
 func (b *Breaker) State() State { return b.view.Load().state }
 
-// Failures returns how many calls have failed in a row, as this process knows: its
-// own or, where those are more, the fleet's. It does no I/O.
+// Failures returns the number of consecutive failures: those of this process or,
+// if that is more, the last known number of the shared circuit. It does no I/O.
 func (b *Breaker) Failures() int { return b.Stats().Failures }
 
-// Stats are what this process knows of a circuit. Fields may be added.
+// Stats is the last known state of a circuit. Fields may be added.
 type Stats struct {
-	State    State
-	Local    bool                                                 // the circuit of this process alone is not closed
-	Failures int                                                  // in a row: of this process or, if those are more, of the fleet
+	State    State                                                // as Breaker.State
+	Local    bool                                                 // only the local circuit rejects calls
+	Failures int                                                  // consecutive: of this process or, if that is more, of the shared circuit
 	Since    time.Time                                            // when this process saw State begin
-	Override *Override                                            // what holds the circuit; nil if nothing does
+	Override *Override                                            // nil: none
 	Calls    struct{ Success, Failure, Ignored, Rejected uint64 } // if Config.CountCalls
-	Away     error                                                // why the storage is away; nil while it is not
+	Away     error                                                // why the storage is unavailable; nil while it is available
 }
 
-// Stats returns what this process knows of the circuit. It does no I/O.
+// Stats returns the last known state of the circuit. It does no I/O.
 func (b *Breaker) Stats() Stats {
 	v := b.view.Load()
 	s := Stats{State: v.state, Local: v.local}
@@ -188,9 +191,9 @@ func (b *Breaker) Stats() Stats {
 	return s
 }
 
-// Record reads the fleet's record of the circuit from the storage, in one
-// round trip, and waits at most Config.StorageTimeout for it. Without a storage
-// it is the record of this process, and there is no I/O.
+// Record reads the shared record of the circuit from the storage, in one round
+// trip, and waits at most Config.StorageTimeout for it. Without a storage it
+// returns the local record, without I/O.
 func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	if b.link == nil {
 		var own Record
@@ -206,14 +209,14 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	return r, nil
 }
 
-// Move moves the circuit by hand, for all processes, and clears the circuit
-// that each process has of its own. Open rejects calls for Config.ResetTimeout
-// from now; half-open lets the next call be a trial; closed forgets all
-// failures. It waits at most Config.StorageTimeout.
+// Move sets the state manually. It applies to all processes, whatever their own
+// calls were, and clears their local circuits. Open rejects calls for
+// Config.ResetTimeout from now; half-open makes the next call a trial; closed
+// forgets all failures. It waits at most Config.StorageTimeout.
 //
-// A done context is refused, and nothing moves. Any other error means that the
-// storage has not confirmed the move. The circuit has then moved for this
-// process; the error says whether the others may still hear of it.
+// With a done context nothing changes. Any other error means that the storage has
+// not confirmed the change. The state has then changed for this process; the error
+// says whether it may still be applied for the others.
 func (b *Breaker) Move(ctx context.Context, to State) error {
 	if to > StateHalfOpen {
 		return fmt.Errorf("infuse: moving circuit %q: %v is not a state", b.Name(), to)
@@ -221,16 +224,16 @@ func (b *Breaker) Move(ctx context.Context, to State) error {
 	return b.handle(ctx, Change{Move: &Move{to}}, "moved to "+to.String())
 }
 
-// Override holds the circuit open or closed for all processes, until it is
-// cleared or over, whatever its calls come to, and clears the circuit that each
-// process has of its own. Another override replaces it; Move moves the circuit
-// behind it. It holds while the storage is away, and a storage that has lost it
-// is told again by a process that knows it.
+// Override forces the circuit open or closed for all processes, whatever the
+// results of calls are, until it is removed or expires. It clears their local
+// circuits. Another override replaces it; Move changes the underlying state. It
+// also applies while the storage is unavailable, and a process that knows it
+// restores it in a storage that lost it.
 //
-// It waits at most Config.StorageTimeout. An override that cannot be and a done
-// context are refused, and nothing changes. Any other error means that the
-// storage has not confirmed it: it then holds for this process, and the error says
-// whether the others may still hear of it.
+// It waits at most Config.StorageTimeout. With an invalid override or a done
+// context nothing changes. Any other error means that the storage has not
+// confirmed it: it then applies to this process, and the error says whether it may
+// still be applied for the others.
 func (b *Breaker) Override(ctx context.Context, o Override) error {
 	o.By = cmp.Or(o.By, b.settings().Instance)
 	if err := o.check(time.Now()); err != nil {
@@ -240,18 +243,19 @@ func (b *Breaker) Override(ctx context.Context, o Override) error {
 	return b.handle(ctx, Change{Override: &o}, "held "+o.State.String())
 }
 
-// ClearOverride ends an override, for all processes; where there is none,
-// nothing changes. by names the person who ends it: Config.Instance if empty.
+// ClearOverride removes an override, for all processes; if there is none, nothing
+// changes. by names the person who removes it, by default Config.Instance.
 //
-// It waits at most Config.StorageTimeout. A done context is refused. Any other
-// error means that the storage has not confirmed it: the override has then ended
-// for this process, and the error says whether the others may still hear of it.
+// It waits at most Config.StorageTimeout. With a done context nothing changes. Any
+// other error means that the storage has not confirmed it: the override is then
+// removed for this process, and the error says whether that may still be applied
+// for the others.
 func (b *Breaker) ClearOverride(ctx context.Context, by string) error {
 	by = presentable(cmp.Or(by, b.settings().Instance), maxTextLength)
 	return b.handle(ctx, Change{Override: &Override{By: by, Until: longAgo}}, "released")
 }
 
-// longAgo is the end of an override that clears another.
+// longAgo is the end of an override that removes another.
 var longAgo = time.Unix(1, 0)
 
 func (o *Override) check(now time.Time) error {
@@ -270,7 +274,7 @@ func (o *Override) check(now time.Time) error {
 	return nil
 }
 
-// handle makes a change by hand, and bounds what it waits for.
+// handle makes a manual change, and bounds the wait for it.
 func (b *Breaker) handle(ctx context.Context, c Change, what string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("infuse: circuit %q was not %s, nothing was done: %w", b.Name(), what, err)
@@ -287,10 +291,10 @@ func (b *Breaker) bounded(ctx context.Context) (context.Context, context.CancelF
 }
 
 // Configure replaces all settings, those that cfg leaves out by their defaults,
-// and keeps the circuit as it is; what is open stays so until the time that was
-// set when it opened. The Storage cannot be changed: it must be nil or the same.
-// It does no I/O. Where a field is invalid, the error names it, and nothing has
-// changed.
+// and keeps the state. A circuit that is open stays open until the time that was
+// set when it opened, as far as the new settings allow. The Storage cannot be
+// changed: it must be nil or the same. It does no I/O. If a field is invalid, the
+// error names it, and nothing changes.
 func (b *Breaker) Configure(cfg Config) error {
 	s, err := newSettings(cfg)
 	if err != nil {
@@ -312,13 +316,13 @@ func (s *settings) keep(storage Storage) error {
 	return nil
 }
 
-// Stop ends the watching: the breaker does not hear of other processes any
-// more. It moves no circuit. It waits for the reports that are under way, for
-// Config.StorageTimeout at most. More than one Stop does nothing more.
+// Stop ends the watching: the breaker receives no more changes of other
+// processes. It changes no state. It waits for the reports in flight, for
+// Config.StorageTimeout at most. Further calls of Stop have no effect.
 //
-// A stopped breaker still works, from what it knows, and still reports its calls
-// to the storage: those that were under way, too. When a report fails, it stops
-// reporting, and its own circuit decides alone from then on.
+// A stopped breaker still works, with the last known state, and still reports its
+// calls to the storage, also those in flight. When a report fails, it stops
+// reporting, and uses its local circuit from then on.
 func (b *Breaker) Stop() {
 	b.stop()
 	b.cleanup.Stop()
@@ -538,8 +542,8 @@ var tickets = sync.Pool{New: func() any { return new(ticket) }}
 // call's: Done classifies by it.
 //
 // Settle each permit with Done or Settle when its call has ended. A permit that
-// is never settled counts for nothing. That of a trial keeps other trials out
-// until Config.TrialTimeout is over; any other holds nothing.
+// is never settled is not counted. If it is that of a trial, its slot is free
+// after Config.TrialTimeout; any other has no effect.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	v := b.view.Load()
 	if v.rejects != nil {
@@ -594,15 +598,15 @@ func (p Permit) take() (*Breaker, context.Context, admission, bool) {
 	return b, ctx, a, true
 }
 
-// Announce moves the circuit of a service, for the service itself: when it has
-// come up, it announces StateHalfOpen (or StateClosed), and its callers try it at
-// once in place of waiting out their ResetTimeout. circuit is the name that the
-// callers have for the service. StateOpen keeps them away for the default
+// Announce sets the state of a service's circuit, on behalf of the service: when
+// it has started, it announces StateHalfOpen (or StateClosed), and its callers try
+// it at once instead of waiting for their ResetTimeout. circuit is the name that
+// the callers use for the service. StateOpen rejects their calls for the default
 // ResetTimeout.
 //
-// It does one or two round trips to the storage, and waits for them until ctx
-// is done. The error is the storage's, or that of a name or a state that cannot
-// be. Where callers share no storage with the service, it reaches nobody.
+// It does one or two round trips to the storage, and waits for them until ctx is
+// done. The error is the storage's, or describes an invalid name or state. If
+// callers share no storage with the service, it has no effect.
 func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	if isNil(s) {
 		return errors.New("infuse: Announce needs a storage that the callers share, not nil")

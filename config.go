@@ -13,42 +13,44 @@ import (
 	"unicode/utf8"
 )
 
-// Config are the settings of a Breaker, or of all breakers of a Group. The
-// zero value is ready to use, without a storage. It is copied where it is used:
-// what is changed in it later changes nothing. Fields may be added.
+// Config has the settings of a Breaker, or of all breakers of a Group. The zero
+// value is ready to use, without a storage. New and Configure copy it: later
+// changes have no effect. Fields may be added.
 type Config struct {
-	// FailMax is how many failures in a row open the circuit. If it is 0: 5, or
-	// with a FailureRate, that no row opens it. In this
-	// process, every success that is counted breaks the row. Over the
-	// fleet, FailMax reported failures make the circuit suspect (see
-	// Suspicion). A process that knows of no failure reports no success, so
-	// its successes do not break the fleet's row.
+	// FailMax is the number of consecutive failures that open the local circuit,
+	// and that make the shared circuit suspect (see Suspicion). Default 5; with a
+	// FailureRate and FailMax 0, consecutive failures do not open it.
+	//
+	// In one process, any counted success resets the count. Over all processes, a
+	// success resets it if its process knows of failures. One process supplies at
+	// most FailMax failures to the shared circuit until it succeeds.
 	FailMax int
 
-	// Suspicion is the least time for which the fleet is asked before its
-	// circuit opens: 50 ms if 0. It lasts up to three times as long as the row
-	// of failures took to come about, and half of ResetTimeout at most. All
-	// processes report what they see meanwhile. The circuit opens if more than
-	// four calls in five fail.
+	// Suspicion is the shortest time between suspect and open, for the shared
+	// circuit. Default 50 ms. While the circuit is suspect, calls run and all
+	// processes report their results. The score starts at FailMax; a failure adds
+	// 1, a success subtracts 4. A report of failures that finds 2 × FailMax or more
+	// opens it; then it rejects the calls of each process whose own last call
+	// failed. At 0 it stays closed. Nothing opens by time.
 	Suspicion time.Duration
 
-	// FailureRate opens the circuit when this share of the calls in Window has
-	// failed: 0.5 is one call in two, and 0 is off. It is judged at failures. In
-	// this process it opens the circuit at once. Over the fleet it makes it
-	// suspect: all processes report what they have counted, and it opens if the
-	// rate is still as high at the end.
+	// FailureRate is the fraction of failed calls in Window that opens the local
+	// circuit, and that makes the shared circuit suspect: 0.5 is one call in two.
+	// Default 0, off. It is evaluated at failures. The shared circuit opens if a
+	// report of another process finds, 4 × Suspicion later or more, that the
+	// failures exceed the rate by as much as MinCalls failures alone.
 	//
-	// A window begins with a failure: the successes before are not in it, and
-	// while there is no failure in it nothing is counted.
+	// A window begins with a failure: earlier successes are not in it, and while it
+	// has no failure nothing is counted.
 	FailureRate float64
 
-	// Window is how far back the FailureRate looks: 10 s if 0, and from 100 ms to
-	// an hour. It moves on by a tenth of its length at a time.
+	// Window is how far back the FailureRate looks. Default 10 s, from 100 ms to an
+	// hour. It moves on by a tenth of its length at a time.
 	Window time.Duration
 
-	// MinCalls is how many calls must be in the Window before the FailureRate
-	// decides anything: 20 if 0. The fewer they are, the more often it is chance
-	// that decides: see docs/policies.md.
+	// MinCalls is the number of calls in the Window from which the FailureRate is
+	// evaluated. Default 20. The fewer, the more often chance decides: see
+	// docs/policies.md.
 	MinCalls int
 
 	// SlowCall makes a failure of a call that would count as a success and has
@@ -56,8 +58,9 @@ type Config struct {
 	// headers. 0 is off; with it every call reads the clock twice.
 	SlowCall time.Duration
 
-	// ResetTimeout is how long the circuit stays open before a trial may run:
-	// 60 s if 0. At least a millisecond; a fraction of one is rounded up.
+	// ResetTimeout is how long the circuit stays open before a trial may run.
+	// Default 60 s, at least 1 ms; a fraction of a millisecond is rounded up. The
+	// shared circuit counts it from the moment it became suspect.
 	ResetTimeout time.Duration
 
 	// MaxResetTimeout lets the open time grow: it doubles each time the circuit
@@ -67,92 +70,92 @@ type Config struct {
 	// a move by hand is for ResetTimeout.
 	MaxResetTimeout time.Duration
 
-	// Ramp has traffic return gently: for so long after the circuit has closed,
-	// only a share of the calls runs, which grows from a tenth to all, in the whole
-	// fleet alike. The others are rejected, with the time that is left. 0 is off;
-	// at most an hour. One that Configure sets may begin in its middle.
+	// Ramp is how long traffic is gradually restored after the circuit closes, in
+	// all processes alike: the share of calls that run grows evenly from 10 % to
+	// 100 %. The others are rejected, with the time that is left. Default 0, off;
+	// at most an hour. If set by Configure, an ongoing ramp may start partway
+	// through.
 	Ramp time.Duration
 
-	// SuccessThreshold is how many trials in a row must succeed to close the
-	// circuit: 1 if 0.
+	// SuccessThreshold is the number of consecutive successful trials that close
+	// the circuit. Default 1.
 	SuccessThreshold int
 
-	// MaxTrials is how many calls may run at a time while the circuit is
-	// half-open, over all processes: 1 if 0.
+	// MaxTrials is the number of trials that may run at a time while the circuit is
+	// half-open, over all processes. Default 1.
 	MaxTrials int
 
-	// TrialTimeout is the lease of a trial: a trial that has not ended by then
-	// counts for nothing, and another may run: 30 s if 0. It should be longer
-	// than the longest call: if a process dies during a trial, recovery waits
-	// this long.
+	// TrialTimeout is the lease of a trial. Default 30 s. A trial that has not
+	// ended by then is not counted, and another may run. Set it above the longest
+	// call: if a process crashes during a trial, recovery waits this long.
 	TrialTimeout time.Duration
 
-	// Exclude reports errors that count as successes, those
-	// with which a healthy service answers. A call with such an error still
-	// returns it.
+	// Exclude reports errors that count as successes: those with which a healthy
+	// service answers. The call still returns the error.
 	Exclude []func(error) bool
 
-	// Classify decides what a call's error says of the service, in place of
-	// the default and of Exclude. It is called for a nil error, too.
+	// Classify decides the outcome of a call from its error, in place of the
+	// default and of Exclude. It is called for a nil error, too.
 	//
-	// By default nil is a success; an error of a call whose own context was
-	// cancelled by its caller (ctx.Err() is context.Canceled) is ignored, and
-	// so is that of a call whose deadline had passed before it began, and a
-	// rejection by this same circuit; any other error is a failure, also that
-	// of a deadline of the caller's own which passes during the call.
+	// By default nil is a success. Ignored are: the error of a call whose own
+	// context was cancelled by its caller (ctx.Err() is context.Canceled), the
+	// error of a call whose deadline had passed before it began, and a rejection by
+	// this same circuit. Any other error is a failure, also that of a deadline
+	// which passes during the call.
 	Classify func(ctx context.Context, err error) Outcome
 
-	// Storage keeps the circuit of the fleet. nil: there is no fleet, and the
-	// circuit is this process's alone.
+	// Storage keeps the shared circuit. Default nil: there is only the local
+	// circuit of this process.
 	//
-	// All breakers of a process whose Storages compare equal (==) share one
-	// bounded path to it, and detect once that it is unavailable. A Storage whose
-	// type cannot be compared has such a path for each New or Group: use a pointer.
+	// All breakers of a process whose Storages compare equal (==) share one bounded
+	// path to it, and detect once that it is unavailable. A Storage whose type
+	// cannot be compared has such a path for each New or Group: use a pointer.
 	Storage Storage
 
-	// Strict has every call read the fleet's circuit from the storage first,
-	// one round trip, and wait until its outcome is known there. Without it a
-	// call decides from what this process knows, which may be behind by as long
-	// as the storage takes to tell.
+	// Strict makes every call read the shared circuit from the storage first, one
+	// round trip, and wait until its outcome is stored. Without it a call decides
+	// from the last known state, which may be behind by one message.
 	//
-	// A success changes a record only where failures are on it. So, with Strict
-	// as without, it is reported only if there were some when its call began.
+	// A success changes a record only if failures are on it. So, with and without
+	// Strict, it is reported only if there were some when its call began.
 	//
 	// Calls that arrive while the storage is slow share a read, which starts after
 	// they arrived. If a call gets no answer within StorageTimeout, the breaker
 	// detaches: Stats.Away has the reason, and the local circuit decides. A call
 	// whose own context ends before the answer comes does not wait any longer: it
-	// is decided from what this process knows, and its fn gets a context that has
+	// is decided from the last known state, and its fn gets a context that has
 	// ended.
 	Strict bool
 
-	// StorageTimeout is the most that one call ever waits for the storage:
-	// 100 ms if 0.
+	// StorageTimeout is the longest that one call ever waits for the storage.
+	// Default 100 ms.
 	StorageTimeout time.Duration
 
-	// Fallback is what happens while the storage is away: FallbackLocal if 0.
+	// Fallback is the behaviour while the storage is unavailable. Default
+	// FallbackLocal.
 	Fallback Fallback
 
-	// Listeners are told what happens, in this order.
+	// Listeners are called when something happens, in this order.
 	Listeners []*Listener
 
-	// Instance names this process in records, errors and events: its host and
-	// process ID if empty. At most 200 bytes.
+	// Instance names this process in records, errors and events. Default is its
+	// host and process ID; at most 200 bytes.
 	Instance string
 
-	// CountCalls keeps the counters of Stats.Calls, for some nanoseconds a call.
+	// CountCalls counts calls for Stats.Calls. It costs some nanoseconds per call.
 	CountCalls bool
 
-	// MaxCircuits is how many breakers a Group keeps: 1024 if 0. New ignores it.
+	// MaxCircuits is the number of breakers that a Group keeps. Default 1024. New
+	// ignores it.
 	MaxCircuits int
 }
 
-// Fallback is what a breaker does while its storage is away.
+// Fallback is the behaviour of a breaker while its storage is unavailable.
 type Fallback uint8
 
 const (
-	FallbackLocal  Fallback = iota // the circuit of this process decides alone
-	FallbackClosed                 // every call runs, nothing is counted: operators call it "fail open"
+	FallbackLocal  Fallback = iota // the local circuit decides
+	FallbackClosed                 // every call runs and nothing is counted ("fail open")
 	FallbackOpen                   // every call is rejected
 )
 
@@ -169,8 +172,8 @@ func (f Fallback) String() string {
 	return fmt.Sprintf("Fallback(%d)", uint8(f))
 }
 
-// The largest settings that are not taken for a mistake. maxMaxTrials also
-// bounds a record, maxTimeout also what a record from outside can ask for.
+// Bounds for settings. maxMaxTrials and maxTimeout also bound records from
+// outside.
 const (
 	maxFailMax   = math.MaxInt32
 	minWindow    = 100 * time.Millisecond

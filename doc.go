@@ -1,8 +1,8 @@
-// Package infuse is a circuit breaker for Go services. A fleet of processes
-// shares its state through Redis, and a healthy call costs no I/O.
+// Package infuse is a circuit breaker for Go services. All processes share its
+// state through Redis, and a successful call does no I/O.
 //
-// When a service is sick, calls to it fail before they are sent. After a while
-// one trial call finds out whether the service is well again.
+// While a service is unhealthy, calls fail fast without being sent. After a while
+// one trial call tests whether the service has recovered.
 //
 // Most users want a [Transport] in their http.Client:
 //
@@ -10,35 +10,36 @@
 //
 // Everything else is a [Breaker] and its Call, or [Do] for calls with a value.
 //
-// # The own circuit and the fleet's
+// # Local and shared circuits
 //
-// All processes that use the same storage make a fleet. For each service that
-// they call, the fleet has one circuit, and every process has one of its own. A
-// call must pass both.
+// All processes that use the same storage make a fleet. For each service that they
+// call, every process has a local circuit, and the fleet has a shared one. A call
+// runs only if both allow it.
 //
-// The own circuit counts the calls of this process. It is an ordinary local
-// breaker: after [Config.FailMax] failures in a row, or at a
-// [Config.FailureRate], it opens, for this process alone. Without a
-// [Config.Storage], and while the storage is away, it is all there is: see
-// [Config.Fallback].
+// The local circuit counts the calls of this process. It is an ordinary in-process
+// breaker: at [Config.FailMax] consecutive failures, or at a
+// [Config.FailureRate], it opens for this process. Without a [Config.Storage],
+// and while the storage is unavailable, it is the only one: see [Config.Fallback].
 //
-// The fleet's circuit counts the failures that all processes report. When these
-// reach FailMax or the rate, it becomes suspect: every process reports what it
-// sees for a moment ([Config.Suspicion]), and calls still run. If more than four
-// calls in five fail, or the rate is what it seemed, the circuit opens for all;
-// if not, it stays closed.
+// The shared circuit counts the failures that all processes report. At FailMax or
+// the rate it becomes suspect: calls still run, and every process reports its
+// results. It opens if failures of more than one process confirm it
+// ([Config.Suspicion]). Then it rejects the calls of each process whose own last
+// call failed. So the calls of a process that reaches the service are never
+// rejected because of the others, unless somebody opens the circuit manually.
 //
-// A storage hears of failures, trials and transitions, and of successes only
-// while there are failures. Each process decides from a view of the circuit that
-// it keeps up to date in the background. So a call in a healthy circuit costs
-// some nanoseconds, and so does a rejected one.
+// Failures, trials and transitions are reported to the storage; successes only
+// while there are failures. Each process decides from the last known state, which
+// is updated in the background. So a call in a closed circuit costs some
+// nanoseconds, and so does a rejection. The precise rules are in
+// docs/semantics.md.
 //
 // In one process, the states (closed, open, half-open), their defaults and the
 // counting are those of pybreaker, a circuit breaker for Python:
 // https://github.com/danielfm/pybreaker. The name, [Announce] and [Skip] come from
-// Infuse for Python, a library that brings pybreaker to services written with the
-// framework Insanic: https://github.com/crazytruth/infuse. What this documentation
-// says of Infuse without more is this package.
+// Infuse for Python, a library that connects pybreaker with services written with
+// the framework Insanic: https://github.com/crazytruth/infuse. "Infuse" in this
+// documentation means this package.
 //
 // # For authors of a Storage
 //
@@ -48,6 +49,6 @@
 // [ParseRecord], [RecordError], [CheckName], [CheckSource]. Package storagetest has
 // the tests that a storage must pass.
 //
-// What a storage may also do is for pages and commands of operators: [Historian],
+// Optional methods of a storage, for pages and commands of operators: [Historian],
 // [Lister], [Event], [MaxHistory].
 package infuse

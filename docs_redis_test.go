@@ -151,7 +151,7 @@ func TestWhatACircuitSends(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	admin, sick := server.Client(), errors.New("sick")
-	for _, script := range []*redis.Script{countScript, swapScript} { // else the first run of each is an EVAL, too
+	for _, script := range []*redis.Script{readScript, countScript, swapScript} { // else the first run of each is an EVAL, too
 		require.NoError(t, script.Load(t.Context(), admin).Err())
 	}
 	var b, other *Breaker
@@ -180,9 +180,9 @@ func TestWhatACircuitSends(t *testing.T) {
 	}{
 		{"a breaker is made, and subscribes", func() { b = breakerOn(t, server) }},
 		{"a breaker of another process is made", func() { other = breakerOn(t, server) }},
-		{"1,000 calls succeed in health", times(1000, func() { call(b, nil) })},
+		{"1,000 calls succeed", times(1000, func() { call(b, nil) })},
 		{"a call fails", func() { call(b, sick) }},
-		{"the next call succeeds, and ends the row", func() { call(b, nil) }},
+		{"the next call succeeds, and resets the streak", func() { call(b, nil) }},
 		{"1,000 more succeed", times(1000, func() { call(b, nil) })},
 		{"three calls of one process fail, the threshold: the circuit is suspect", func() {
 			times(3, func() { call(b, sick) })()
@@ -202,7 +202,7 @@ func TestWhatACircuitSends(t *testing.T) {
 			require.Eventually(t, func() bool { call(b, nil); return b.State() == StateClosed }, 20*time.Second, 10*time.Millisecond)
 			reach(StateClosed)()
 		}},
-		{"a move by hand", func() { require.NoError(t, b.Move(t.Context(), StateOpen)) }},
+		{"a manual change", func() { require.NoError(t, b.Move(t.Context(), StateOpen)) }},
 	} {
 		before := quietCommands(t, server)
 		step.do()

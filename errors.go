@@ -15,24 +15,23 @@ import (
 // ErrOpen is what every rejection is: errors.Is(err, ErrOpen).
 var ErrOpen = errors.New("infuse: circuit open")
 
-// OpenError tells that a call was rejected and ran nothing. While a circuit
-// stays open, rejections may share one OpenError: do not change it.
+// OpenError is returned for a rejected call; the function did not run. While a
+// circuit stays open, rejections may share one OpenError: do not change it.
 //
-// It wraps nothing: errors.As does not see through it to the Cause, which is
-// an earlier call's.
+// It wraps nothing: errors.As does not find the Cause, which belongs to an earlier
+// call.
 type OpenError struct {
 	Circuit string
 	State   State     // open, half-open while others' trials run, or closed on a ramp (Config.Ramp)
-	Local   bool      // it is the circuit of this process alone: the fleet's is closed
-	Cause   error     // what opened it, as text where another process saw it; nil if that is not known. It is not part of Error()
-	By      string    // the instance that opened it, or that began the trials, or who holds it open; empty if that is not known
+	Local   bool      // only the local circuit rejects the call
+	Cause   error     // the error that opened it, as text if another process met it; nil if not known. It is not part of Error()
+	By      string    // the instance that opened it, or that began the trials, or who forced it open; empty if not known
 	Reason  string    // of an override
-	DueAt   time.Time // when a trial may run, or all calls on a ramp, or when an override ends; zero: a trial is due, or another's runs, or the override has no end
+	DueAt   time.Time // when a trial or, on a ramp, every call may run, or when an override ends; zero: ready for a trial, another trial runs, or the override has no end
 }
 
-// RetryAfter returns how long it is until DueAt: 0 where that is zero, because
-// a trial is due, or another's runs and its end cannot be known, or an override
-// has no end.
+// RetryAfter returns the time until DueAt; 0 if DueAt is zero: the circuit is ready
+// for a trial, another trial runs, or an override has no end.
 func (e *OpenError) RetryAfter() time.Duration {
 	if e.DueAt.IsZero() {
 		return 0
@@ -69,14 +68,14 @@ func (e *OpenError) Error() string {
 // Is makes errors.Is(err, ErrOpen) true.
 func (e *OpenError) Is(target error) bool { return target == ErrOpen }
 
-// RetryableError is false: the AWS SDK for Go asks.
+// RetryableError is false, for the AWS SDK for Go.
 func (e *OpenError) RetryableError() bool { return false }
 
 // NonRetriable marks the error for the Azure SDK for Go.
 func (e *OpenError) NonRetriable() {}
 
 // Retryable reports whether a retry policy may try again after err: false for
-// nil and for a rejection, also a wrapped one. It says nothing else of err.
+// nil and for a rejection, also a wrapped one, and true for any other error.
 func Retryable(err error) bool { return err != nil && !errors.Is(err, ErrOpen) }
 
 // isRejectionBy reports whether err comes from a rejection by the circuit itself.

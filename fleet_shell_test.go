@@ -203,7 +203,7 @@ func (s *simulation) expect() {
 	for i := range s.processes {
 		for at := 0.0; at < s.lasts; {
 			failing, until := s.health(i, at)
-			until = min(until, s.lasts)
+			until = min(max(until, at+1e-6), s.lasts)
 			calls := s.rates(i) * (until - at)
 			if s.calls += calls; failing <= 0.5 {
 				s.healthyCalls += calls
@@ -459,7 +459,7 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 	var fresh view
 	if fresh.derive(&p.replica, "simulated", now); fresh.quiet != p.view.quiet || !fresh.same(&p.view) {
 		wasThin := p.thin()
-		p.noteRejecting(fresh.admits != admitsAll && !fresh.local)
+		p.noteRejecting(fresh.admits != admitsAll && p.replica.local.State == StateClosed)
 		p.view = fresh
 		p.version++
 		if p.thin() != wasThin && p.traffic(p.number).kind == simPoisson {
@@ -542,7 +542,7 @@ func (p *simProcess) draw() {
 		if math.IsInf(until, 1) {
 			return
 		}
-		p.after(max(until-at, 0)+1e-9, func() {
+		p.after(max(until-at, 1e-6), func() {
 			if p.stream == stream {
 				p.draw()
 			}
@@ -671,7 +671,7 @@ func (p *simProcess) reject() {
 		p.log(p, time.Duration(p.now), false, false)
 	}
 	healthy := p.healthy()
-	if p.view.local {
+	if p.replica.local.State != StateClosed { // the shared circuit adds nothing
 		p.rejectedAlone++
 		if healthy {
 			p.healthyRejectedAlone++
@@ -684,7 +684,7 @@ func (p *simProcess) reject() {
 	}
 	if healthy {
 		p.healthyRejected++
-		if p.replica.local.State == StateClosed && p.touched != p.opened {
+		if p.touched != p.opened {
 			p.touched = p.opened
 			p.touching++
 		}
@@ -694,14 +694,14 @@ func (p *simProcess) reject() {
 	}
 }
 
-// simLength is how long simulations run: so long, ten times as long on a CI
+// simLength is how long simulations run: so long, four times as long on a CI
 // server, and 500 times with INFUSE_FLEETS=large.
 func simLength(short float64) float64 {
 	switch {
 	case os.Getenv("INFUSE_FLEETS") == "large":
 		return 500 * short
 	case os.Getenv("CI") == "true":
-		return 10 * short
+		return 4 * short
 	}
 	return short
 }

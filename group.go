@@ -263,8 +263,8 @@ func (b *Breaker) worth(used int64) worth {
 	}
 }
 
-// All returns the breakers that the group keeps, in no order: those that there
-// are when it is called. It does not count as a use of them.
+// All returns the breakers that the group keeps when it is called, in no order.
+// Iterating does not affect eviction order.
 func (g *Group) All() iter.Seq[*Breaker] {
 	g.mu.RLock()
 	all := make([]*Breaker, 0, len(g.breakers))

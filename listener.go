@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// Listener is told what happens at a breaker. Every func is optional, and is
-// called without any lock held: it may use the breaker. One that panics is
-// stopped there and logged with slog.Error; the call goes on.
+// Listener has callbacks for the events of a breaker. Every func is optional, and
+// is called without any lock held: it may use the breaker. A panic is recovered
+// and logged with slog.Error; the call goes on.
 //
 // BeforeCall, Success, Failure, Ignored and Rejected are called by the
 // goroutine that makes the call, and cost every call; a breaker without them
 // keeps its full speed. The others are called in order, by one goroutine at a
 // time. All should be quick.
 //
-// StateChange hears of changes only: a breaker that is made while its circuit is
-// open begins open, without a call. Stats, and metrics that read it, have the
+// StateChange is called on changes only: a breaker that is made while its circuit
+// is open begins open, without a call. Stats, and metrics that read it, have the
 // state from the start. For a response, Failure gets an error whose text is the
 // status; Transport.Classify has the response itself.
 //
@@ -26,26 +26,28 @@ type Listener struct {
 	BeforeCall func(ctx context.Context, b *Breaker)                 // a call was admitted, and is about to run
 	Success    func(ctx context.Context, b *Breaker)                 // it counted as a success
 	Failure    func(ctx context.Context, b *Breaker, err error)      // it counted as a failure
-	Ignored    func(ctx context.Context, b *Breaker, err error)      // it counted for nothing. Every BeforeCall is followed by one of these three, once the call, the body or the permit has ended
+	Ignored    func(ctx context.Context, b *Breaker, err error)      // it was not counted. Every BeforeCall is followed by one of these three, once the call, the body or the permit has ended
 	Rejected   func(ctx context.Context, b *Breaker, err *OpenError) // a call was rejected, and did not run
 
-	StateChange func(b *Breaker, t Transition)          // what State returns has changed, whichever process caused it
-	StorageAway func(b *Breaker, err error)             // the storage went away: once
-	StorageBack func(b *Breaker, awayFor time.Duration) // the circuit is shared again: once
-	Warning     func(b *Breaker, err error)             // something is surely not as it was meant: once
+	StateChange func(b *Breaker, t Transition)          // the local or the shared circuit has changed, whichever process caused it
+	StorageAway func(b *Breaker, err error)             // the storage became unavailable; called once
+	StorageBack func(b *Breaker, awayFor time.Duration) // the circuit is shared again; called once
+	Warning     func(b *Breaker, err error)             // a probable misconfiguration; called once
 }
 
-// Transition is a change of what Breaker.State returns. Fields may be added.
+// Transition is a state change of one circuit, the local or the shared one. What
+// Breaker.State returns depends on both, and on the last call of this process: it
+// may stay closed when the shared circuit opens. Fields may be added.
 type Transition struct {
 	From, To State
-	Local    bool   // of the circuit of this process alone, not of the fleet's
-	Origin   string // the instance that caused it: Config.Instance where it was this process; empty if that is not known
-	Cause    string // what opened the circuit; empty otherwise
+	Local    bool   // of the local circuit; otherwise of the shared one
+	Origin   string // the instance that caused it: Config.Instance if it was this process; empty if not known
+	Cause    string // the error that opened the circuit; empty otherwise
 	At       time.Time
 }
 
-// LogListener logs transitions, and which circuit runs on its own and since
-// when, to the logger; to slog.Default() if it is nil. Calls are not logged.
+// LogListener logs state changes, and storage outages and recoveries, to the
+// logger, by default slog.Default(). Calls are not logged.
 func LogListener(logger *slog.Logger) *Listener {
 	if logger == nil {
 		logger = slog.Default()
@@ -72,7 +74,7 @@ func LogListener(logger *slog.Logger) *Listener {
 	}
 }
 
-// event is something that listeners hear of in order.
+// event is delivered to listeners in order.
 type event func(l *Listener, b *Breaker)
 
 func stateChanged(t Transition) event {
@@ -136,7 +138,7 @@ func (s *settings) tellOutcome(ctx context.Context, b *Breaker, r result) {
 	}
 }
 
-// protected runs a listener. Its panic must change nothing for the call.
+// protected runs a listener. Its panic must not affect the call.
 func protected(tell func()) {
 	defer func() {
 		if r := recover(); r != nil {

@@ -248,7 +248,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			var trials, rejected, transitions atomic.Int64
 			var running atomic.Int64
 			cfg := patiently(infuse.Config{
-				FailMax: 2, SuccessThreshold: 2, MaxTrials: maxTrials, ResetTimeout: 2 * time.Millisecond, TrialTimeout: time.Hour,
+				FailMax: 3, SuccessThreshold: 2, MaxTrials: maxTrials, ResetTimeout: 2 * time.Millisecond, TrialTimeout: time.Hour,
 				Suspicion: time.Millisecond,
 				Listeners: []*infuse.Listener{{StateChange: func(*infuse.Breaker, infuse.Transition) { transitions.Add(1) }}},
 			})
@@ -294,8 +294,11 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 				}
 			}
 			all.Go(func() {
-				for !seenEnough() {
+				for i := 0; !seenEnough(); i++ {
 					ill.Store(!ill.Load())
+					if i%3 == 0 { // then everybody needs a trial
+						_ = fleet[i%len(fleet)].Move(context.Background(), infuse.StateOpen)
+					}
 					time.Sleep(20 * time.Millisecond)
 				}
 				ill.Store(false)

@@ -663,6 +663,7 @@ func TestRetryAfterHoldsForTheFleetOnRedis(t *testing.T) {
 		}
 		require.Equal(t, infuse.StateOpen, recordOf(t, first.breaker).State)
 		third := startWebClient(t, s, cfg)
+		time.Sleep(pace) // Redis keeps whole milliseconds, and rounds up
 		_, err = third.get()
 		require.NoError(t, err, "one failure of its own")
 		_, err = third.get()

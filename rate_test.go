@@ -160,9 +160,9 @@ func TestARateIsConfiguredAtAnyTime(t *testing.T) {
 func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newRemote()
-		storage.suffer(isAway)
 		cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10, Storage: storage}
 		one, other := startBreaker(t, "service", cfg), startBreaker(t, "service", cfg)
+		storage.suffer(isAway)
 		require.Equal(t, 10, outcomes(t, one, repeat(10, "f")))
 		requireState(t, infuse.StateClosed, other)
 		storage.recover()

@@ -459,6 +459,7 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 			return r.admission(""), admits
 		}
 	}
+	r.countStandIn(&a, &result{outcome: OutcomeIgnored}, now)
 	r.countLocal(&a, &result{outcome: OutcomeIgnored}, now)
 	if r.trouble != nil && r.settings.Fallback == FallbackClosed {
 		return r.admission(""), admits

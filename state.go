@@ -530,7 +530,7 @@ func (r *Record) evaluate(t *terms, now time.Time) {
 		if r.confirmed(&rate, t, now) {
 			r.State, r.Generation = StateOpen, r.nextGeneration(t, now)
 			if !now.Before(r.DueAt) { // nobody called for so long
-				r.DueAt = now.Add(t.openTime(r.OpenFor))
+				r.SuspectAt, r.DueAt = now, now.Add(t.openTime(r.OpenFor))
 			}
 			r.Opened, r.OpenTime, r.OpenFor = r.Generation, cmp.Or(r.OpenFor, r.OpenTime), 0
 		}

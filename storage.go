@@ -7,41 +7,38 @@ import (
 	"time"
 )
 
-// Storage keeps the records of circuits, for one process or for many. A user
-// of a breaker makes one, by NewRedisStorage say, and calls none of its methods;
-// what follows is for authors of a storage.
+// Storage keeps the records of circuits, for one process or for many. A user of a
+// breaker makes one, for example with NewRedisStorage, and calls none of its
+// methods. The rest of this comment is for authors of a storage.
 //
-// A storage for any database is: begin; load the record as it was saved;
+// A storage for any database does this: begin; load the record as it was saved;
 // Record.Apply; save the bytes of AppendRecord unless the verdict is
-// VerdictRefused; commit; and tell the watchers where the verdict is
-// VerdictMoved. Package storagetest has the tests that every storage must pass.
+// VerdictRefused; commit; and notify the watchers if the verdict is VerdictMoved.
+// Package storagetest has the tests that every storage must pass.
 //
 // All methods are safe for concurrent use, and the type is comparable, best a
-// pointer: breakers find each other by it (Config.Storage). A circuit's name is any text that
-// CheckName accepts, and untrusted: escape it. Any other name is an error. The
-// caller owns the slices of a returned Record. A storage need not bound how
-// long it takes, and need not heed ctx: a Breaker stops waiting by itself.
+// pointer: breakers with equal storages share one path to it (Config.Storage). A
+// circuit's name is any text that CheckName accepts, and untrusted: escape it. Any
+// other name is an error. The caller owns the slices of a returned Record. A
+// storage may ignore ctx; Breaker enforces its own timeout.
 //
-// Methods will never be added; what a storage may also do is an interface of
-// its own.
+// Methods will never be added; optional ones are interfaces of their own.
 type Storage interface {
 	// Load returns the record of the circuit as it is now (Record.At): the
-	// zero Record where there is none.
+	// zero Record if there is none.
 	Load(ctx context.Context, circuit string) (Record, error)
 
 	// Apply makes the change, atomically among all that use the storage, also
 	// in other processes, and returns what Record.Apply returned.
 	Apply(ctx context.Context, circuit string, c Change) (Record, Verdict, error)
 
-	// Watch calls fn with every record that VerdictMoved stands for, soon
-	// after it was saved, whichever process saved it, and in the order of
-	// their generations; the only exception is a storage that lost data. A
-	// record that was replaced soon may be left out. A record that others only
-	// sent, and that was not read from the storage, must not be passed to fn:
-	// a Breaker restores it if the storage loses it. What happened before Watch
-	// was called need not be told. fn must not be called
-	// after stop has returned, but for a call under way. Watch does no I/O of
-	// its own: it returns at once.
+	// Watch calls fn with every record saved with VerdictMoved, soon after that,
+	// whichever process saved it, and in the order of generations, unless the
+	// storage lost data. A record that was replaced soon may be left out. Only
+	// records read from the storage may be passed to fn, because a Breaker
+	// restores what it received. Earlier changes need not be reported. fn must
+	// not be called after stop has returned, except for a call in progress. Watch
+	// does no I/O of its own: it returns at once.
 	Watch(circuit string, fn func(Record)) (stop func())
 }
 
@@ -60,9 +57,9 @@ func CheckName(circuit string) error {
 	return nil
 }
 
-// CheckSource returns an error for what can be neither a Change.Source nor a
-// trial's ID: 1 to 64 letters, digits, dots, dashes and underscores are
-// allowed. It is for authors of a Storage.
+// CheckSource returns an error for an invalid Change.Source or trial ID: 1 to 64
+// letters, digits, dots, dashes and underscores are allowed. It is for authors of
+// a Storage.
 func CheckSource(source string) error {
 	if source == "" || len(source) > maxSourceLength {
 		return fmt.Errorf("infuse: the source %.70q has %d bytes: 1 to %d are allowed", source, len(source), maxSourceLength)
@@ -126,9 +123,9 @@ func deadlines(trials []Trial) (all []time.Time) {
 	return all
 }
 
-// RecordError tells that a storage answers, but that what it holds for one
-// circuit is not a record: garbage, or written by a newer version. Authors of a
-// Storage return it. Users meet it where Listener.StorageAway is told why.
+// RecordError is returned if the storage answers, but the record of one circuit
+// cannot be read: garbage, or written by a newer version. Authors of a Storage
+// return it. Users receive it in Listener.StorageAway.
 type RecordError struct {
 	Circuit string
 	Reason  string

@@ -72,7 +72,7 @@ func TestAProcessWithoutARateLeavesTheWindowAlone(t *testing.T) {
 	f.reports(byRow, 1, 0)
 	require.True(t, f.suspect(), "it dismisses nothing")
 	f.passes(100 * time.Millisecond)
-	f.reports(loose, 1, 1)
+	f.reports(loose, 20, 20)
 	require.Equal(t, infuse.StateOpen, f.record.State, "it confirms nothing either")
 }
 

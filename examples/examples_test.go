@@ -69,7 +69,7 @@ func TestFleetOnRedis(t *testing.T) {
 func requireFleet(t *testing.T, out string) {
 	for _, process := range []string{"1", "2", "3", "4", "5"} {
 		require.Contains(t, out, "process "+process+" sees the circuit go from closed to open")
-		require.Contains(t, out, "process "+process+" sees the circuit go from half-open to closed")
+		require.Regexp(t, "process "+process+" sees the circuit go from (open|half-open) to closed", out) // a message is a hint: what is read may be a state later
 	}
 	require.Contains(t, out, "all go on")
 }

@@ -3,6 +3,7 @@ package grpcinfuse_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -47,14 +48,20 @@ func TestTwoProcessesShareACircuit(t *testing.T) {
 	require.NoError(t, err)
 	defer other.Stop()
 	client := testpb.NewTestServiceClient(dial(t, f.address, grpcinfuse.New(other)))
-	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
-	require.Error(t, err)
+	b, err := other.Breaker(f.address)
+	require.NoError(t, err)
 	for f.breaker.State() == infuse.StateClosed {
 		require.Error(t, f.call())
 	}
-	b, err := other.Breaker(f.address)
+	require.Equal(t, infuse.StateClosed, b.State(), "one process alone opens nothing")
+	time.Sleep(60 * time.Millisecond)
+	for b.State() == infuse.StateClosed {
+		_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
+		require.Error(t, err)
+	}
+	r, err := b.Record(f.ctx)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, patience, patience/10000)
+	require.Equal(t, infuse.StateOpen, r.State)
 	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
 	requireRejected(t, err)
 }

@@ -50,16 +50,17 @@ func breaker(t testing.TB, g *infuse.Group, name string) *infuse.Breaker {
 	return b
 }
 
-// open opens the circuit for the whole fleet.
-func open(t testing.TB, b *infuse.Breaker) {
+// open opens the shared circuit: the calls of b fail, and those of another process.
+func open(t testing.TB, storage infuse.Storage, b *infuse.Breaker) {
 	t.Helper()
+	other := breakertest.Start(t, b.Name(), infuse.Config{Storage: storage, StorageTimeout: patience})
 	for b.State() != infuse.StateOpen {
 		_ = b.Call(context.Background(), fails)
 	}
-	require.Eventually(t, func() bool {
-		r, err := b.Record(context.Background())
-		return err == nil && r.State == infuse.StateOpen
-	}, patience, pace)
+	time.Sleep(breakertest.Suspicion)
+	for breakertest.RecordOf(t, b).State != infuse.StateOpen {
+		require.ErrorIs(t, other.Call(context.Background(), fails), errIll)
+	}
 }
 
 // asAlice lets anybody change anything, as alice.
@@ -178,7 +179,7 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 	require.NoError(t, well.Call(t.Context(), succeeds))
 	failing := breaker(t, here, "m-failing")
 	_ = failing.Call(t.Context(), fails)
-	open(t, breaker(t, elsewhere, "z-of-another"))
+	open(t, storage, breaker(t, elsewhere, "z-of-another"))
 	require.NoError(t, breaker(t, here, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "bob", Reason: "migration"}))
 
 	address := serve(t, ops.Options{Group: here, Storage: storage, Title: "Production"})
@@ -241,7 +242,7 @@ func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
 	t.Parallel()
 	storage := newCounting()
 	group := groupOn(t, storage)
-	open(t, breaker(t, group, "prices"))
+	open(t, storage, breaker(t, group, "prices"))
 	err := errors.New("redis: <connection> refused")
 	storage.err.Store(&err)
 	address := serve(t, ops.Options{Group: group, Storage: storage})

@@ -173,8 +173,12 @@ func (e *entry) status() string {
 
 func fleetOf(r *infuse.Record) *fleet {
 	f := &fleet{State: r.State.String(), Failures: r.Failures, By: r.By, Cause: r.Cause}
-	if r.Since > 0 {
-		f.Since = at(time.UnixMilli(r.Since)) // a generation is at least the time
+	since := r.Since
+	if r.State != infuse.StateClosed { // evidence opens it without a new state for the calls that run
+		since = max(since, r.Opened)
+	}
+	if since > 0 {
+		f.Since = at(time.UnixMilli(since)) // a generation is at least the time
 	}
 	if r.State == infuse.StateOpen {
 		f.DueAt = at(r.DueAt)

@@ -64,6 +64,8 @@ func scrapeFleet(t *testing.T) []sample {
 	breakerOf(t, b, "sick")
 	breakerOf(t, b, "held")
 	trip(t, breakerOf(t, a, "sick"))
+	time.Sleep(60 * time.Millisecond)
+	trip(t, breakerOf(t, b, "sick")) // one process alone opens nothing
 	require.NoError(t, breakerOf(t, a, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "moving house"}))
 	require.Eventually(t, func() bool {
 		sick, mine, held := breakerOf(t, b, "sick").Stats(), breakerOf(t, a, "sick").Stats(), breakerOf(t, b, "held").Stats()

@@ -37,14 +37,17 @@ func TestPythonFollowsBreakers(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	m := mixed{newReplay(t, server.Client(), 0, time.Minute)}
-	s := startService(t, server, m.namespace, infuse.Config{FailMax: 2, ResetTimeout: 100 * time.Millisecond})
+	cfg := infuse.Config{FailMax: 2, ResetTimeout: 100 * time.Millisecond}
+	s, other := startService(t, server, m.namespace, cfg), startService(t, server, m.namespace, cfg)
 
 	becomes := func(state string) {
 		t.Helper()
 		require.Eventually(t, func() bool { return m.value("state") == state }, patience, time.Millisecond)
 	}
-	for m.value("state") != "open" {
+	for m.value("state") != "open" { // by the failures of two processes
 		s.do(t, "failure")
+		time.Sleep(60 * time.Millisecond)
+		other.do(t, "failure")
 	}
 	require.InDelta(t, m.second(), m.number("opened_at"), 5)
 	require.Eventually(t, func() bool { return s.do(t, "success") == "ok" }, patience, time.Millisecond)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -36,13 +37,21 @@ func failOn(addr string) {
 	defer client.Close()
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	defer storage.Close()
-	b, err := infuse.New("prices", infuse.Config{Storage: storage, Instance: "elsewhere"})
-	if err != nil {
-		panic(err)
+	cfg := infuse.Config{Storage: storage, Instance: "elsewhere"}
+	var fleet []*infuse.Breaker
+	for range 2 { // one alone opens nothing
+		b, err := infuse.New("prices", cfg)
+		if err != nil {
+			panic(err)
+		}
+		defer b.Stop()
+		fleet = append(fleet, b)
 	}
-	defer b.Stop()
-	for range 5 {
-		_ = b.Call(context.Background(), func(context.Context) error { return errors.New("503 Service Unavailable") })
+	for _, b := range fleet {
+		for range 5 {
+			_ = b.Call(context.Background(), func(context.Context) error { return errors.New("503 Service Unavailable") })
+		}
+		time.Sleep(breakertest.Suspicion)
 	}
 }
 
@@ -140,15 +149,14 @@ func (d *desk) fail(b *infuse.Breaker, cause string) {
 	}
 }
 
-// opens has the fleet's circuit open because of a cause.
+// opens opens the shared circuit because of a cause: the calls of two processes fail.
 func (d *desk) opens(name, cause string) {
 	d.t.Helper()
-	b := d.breaker(name)
-	d.fail(b, cause)
-	require.Eventually(d.t, func() bool {
-		r, err := b.Record(d.t.Context())
-		return err == nil && r.State == infuse.StateOpen
-	}, 10*time.Second, 10*time.Millisecond)
+	one, other := d.breaker(name), d.breaker(name)
+	d.fail(one, cause)
+	time.Sleep(breakertest.Suspicion)
+	d.fail(other, cause)
+	require.Equal(d.t, infuse.StateOpen, breakertest.RecordOf(d.t, one).State)
 }
 
 // requireHarmless fails if a terminal would take any of the text for a command.

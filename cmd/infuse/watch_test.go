@@ -62,9 +62,7 @@ func TestWatch(t *testing.T) {
 		w.sees(anyTime + `old +held closed +by ann until it is cleared: false alarm$`)
 		d.does("clear", "old", "-by", "bob")
 		w.sees(anyTime + `old +released +by bob$`)
-		// One that fails for the first time, and opens by time alone: nobody calls
-		// it any more.
-		d.fail(d.breaker("new"), "503 Service Unavailable")
+		d.opens("new", "503 Service Unavailable") // it fails for the first time
 		w.sees(anyTime + `new +closed -> open +by web-1: 503 Service Unavailable$`)
 		d.does("move", "new", "half-open", "-by", "ann")
 		w.sees(anyTime + `new +moved to half-open +by ann$`)
@@ -116,7 +114,7 @@ func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
 	})
 }
 
-// Another process fails, and is gone before the circuit opens.
+// Two other processes fail, and are gone when the circuit is shown.
 func TestWatchSeesAnotherProcess(t *testing.T) {
 	server := redistest.Start(t)
 	d := deskAt(t, "redis://"+server.Addr())

@@ -42,9 +42,9 @@ func TestASickPriceServiceIsSpared(t *testing.T) {
 	})
 }
 
-// TestAFleetOpensOnceItAgrees has two processes of a fleet: what one of them
-// finds out spares the other, once the fleet has had a moment to object.
-func TestAFleetOpensOnceItAgrees(t *testing.T) {
+// TestOneFailureIsEnoughOnceTheFleetAgrees has three processes of a fleet: what two
+// of them have found out spares the third, after one failed call of its own.
+func TestOneFailureIsEnoughOnceTheFleetAgrees(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sick, fleet := errors.New("sick"), infuse.NewMemoryStorage()
 		start := func() *Prices {
@@ -53,17 +53,19 @@ func TestAFleetOpensOnceItAgrees(t *testing.T) {
 			t.Cleanup(prices.Stop)
 			return prices
 		}
-		one, other := start(), start()
-		for range 3 {
-			_, err := one.Price(t.Context(), "tea")
-			require.ErrorIs(t, err, sick)
+		one, two, three := start(), start(), start()
+		for _, prices := range []*Prices{one, two} {
+			for range 3 {
+				_, err := prices.Price(t.Context(), "tea")
+				require.ErrorIs(t, err, sick)
+			}
+			_, err := prices.Price(t.Context(), "tea")
+			require.ErrorIs(t, err, ErrLater, "its local circuit")
+			time.Sleep(60 * time.Millisecond) // longer than Config.Suspicion
 		}
-		_, err := one.Price(t.Context(), "tea")
-		require.ErrorIs(t, err, ErrLater, "a process that has seen enough does not wait for the others")
-
-		time.Sleep(60 * time.Millisecond) // the suspicion
-		synctest.Wait()
-		_, err = other.Price(t.Context(), "tea")
+		_, err := three.Price(t.Context(), "tea")
+		require.ErrorIs(t, err, sick)
+		_, err = three.Price(t.Context(), "tea")
 		require.ErrorIs(t, err, ErrLater)
 	})
 }

@@ -270,6 +270,8 @@ func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 		first, second := requireTrial(t, a), requireTrial(t, b)
 		first.Done(errIll)
 		synctest.Wait()
+		require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+		synctest.Wait()
 		time.Sleep(2 * time.Second)
 		third := requireTrial(t, b)
 		synctest.Wait()
@@ -375,7 +377,7 @@ func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
 
 		w.between(takes(2*storageTimeout), nil)
 		err = b.Move(t.Context(), infuse.StateOpen)
-		require.ErrorContains(t, err, "may still hear of it")
+		require.ErrorContains(t, err, "may still receive it")
 		requireState(t, infuse.StateOpen, b)
 		time.Sleep(time.Second)
 		r, err := w.Storage.Load(t.Context(), "prices")

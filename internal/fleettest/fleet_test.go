@@ -316,13 +316,13 @@ func TestAProcessThatJoinsChangesNothing(t *testing.T) {
 	require.Equal(t, before, raw())
 	require.LessOrEqual(t, life(), left)
 
-	require.Equal(t, 2, joining.do(order{Do: "fail", N: 2}).Ran, "it knows of the three")
-	awaitState([]*member{first, joining}, "open")
+	require.Equal(t, 2, first.do(order{Do: "fail", N: 2}).Ran)
+	require.Equal(t, 5, joining.do(order{Do: "fail", N: 5}).Ran, "its local circuit has a streak of its own")
+	awaitState([]*member{first, joining}, "open") // each by its local circuit
 	before, left = raw(), life()
 	last := startFleet(t, 1, cfg)[0]
-	a := last.do(order{Do: "ask", For: 50 * time.Millisecond})
-	require.Equal(t, "open", a.State)
-	require.Zero(t, a.Ran)
+	a := last.do(order{Do: "ready"})
+	require.Equal(t, "closed", a.State)
 	require.Equal(t, before, raw())
 	require.LessOrEqual(t, life(), left)
 	require.Empty(t, a.Events, "to join is no transition")
@@ -352,9 +352,9 @@ func TestListenersHearOfOthersTransitions(t *testing.T) {
 	}
 }
 
-// What a breaker learns by push it must act on at once: 40 of them, with
-// clients and connections of their own, reject within 100 ms of the fifth
-// failure, of which the fleet is asked for 50.
+// A breaker acts on a notification at once: 40 of them, with clients and
+// connections of their own, know within 100 ms of the report that opens the shared
+// circuit, and reject after one failure of their own.
 func TestFortyBreakersRejectSoon(t *testing.T) {
 	const breakers, rounds = 40, 15
 	server := redistest.Start(t)
@@ -366,7 +366,7 @@ func TestFortyBreakersRejectSoon(t *testing.T) {
 			ResetTimeout: time.Hour,
 			Storage:      host(t, server),
 			Listeners: []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
-				if t.To == infuse.StateOpen {
+				if t.To == infuse.StateOpen && !t.Local {
 					opened[i] <- time.Now()
 				}
 			}}},
@@ -380,18 +380,23 @@ func TestFortyBreakersRejectSoon(t *testing.T) {
 	stalled := standstill(t.Context())
 	var lasts, all []time.Duration
 	for range rounds {
+		trip(t, fleet[0])
+		time.Sleep(60 * time.Millisecond) // longer than Config.Suspicion
 		for range 4 {
-			require.Equal(t, errIll, fleet[0].Call(t.Context(), fails))
+			require.Equal(t, errIll, fleet[1].Call(t.Context(), fails))
 		}
 		fifth := time.Now()
-		require.Equal(t, errIll, fleet[0].Call(t.Context(), fails))
+		require.Equal(t, errIll, fleet[1].Call(t.Context(), fails))
 		var last time.Duration
 		for i := range fleet {
 			took := (<-opened[i]).Sub(fifth)
 			all, last = append(all, took), max(last, took)
 		}
 		lasts = append(lasts, last)
-		for _, b := range fleet {
+		for i, b := range fleet {
+			if i > 1 {
+				require.Equal(t, errIll, b.Call(t.Context(), fails), "one failure of its own")
+			}
 			requireRejected(t, b)
 		}
 		require.NoError(t, fleet[0].Move(t.Context(), infuse.StateClosed))

@@ -3,9 +3,11 @@ package infuse
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 )
 
@@ -199,6 +201,7 @@ func (e *encoder) process(pr *process) {
 	for _, l := range r.leases {
 		e.id(l.id)
 		e.bytes = append(e.bytes, byte(l.phase), byte(l.outcome.outcome))
+		e.time(l.endedAt, now, e.past)
 	}
 	e.byte(254)
 	if r.trouble != nil {
@@ -382,5 +385,28 @@ func (e *encoder) ranks() {
 	for _, at := range e.gens {
 		i, _ := slices.BinarySearch(all, binary.BigEndian.Uint64(e.bytes[at:]))
 		binary.BigEndian.PutUint64(e.bytes[at:], ranks[i]-ranks[now]+1<<32)
+	}
+}
+
+// TestTheExplorerEncodesEveryField fails when a field is added: two worlds that differ
+// in it alone would count as one.
+func TestTheExplorerEncodesEveryField(t *testing.T) {
+	for of, known := range map[reflect.Type]string{
+		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt OpenFor DismissedAt " +
+			"Window OpenTime ClosedAt Override By Cause heard",
+		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
+		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask manual applied news",
+		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
+			"credit cause ids noted landed news random",
+		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",
+		reflect.TypeFor[lease]():  "id phase outcome endedAt",
+	} {
+		var names []string
+		for i := range of.NumField() {
+			names = append(names, of.Field(i).Name)
+		}
+		if fields := strings.Join(names, " "); fields != known {
+			t.Errorf("%v has the fields %q, and the explorer encodes %q", of, fields, known)
+		}
 	}
 }

@@ -8,15 +8,17 @@ import (
 
 // The starts from which it is interesting to go on, as paths.
 const (
-	beginStreak  = "a call; a failure; *"
-	beginSuspect = "a call; a failure; *; b call; b failure; *"                                               // FailMax 2: one failure each
-	beginOpen    = beginSuspect + "; a call; a failure; *; @60ms; b call; b failure; *"                       // and both local circuits
-	beginDue     = beginOpen + "; @1s"                                                                        //
-	beginHalf    = beginDue + "; a call; *"                                                                   // the trial of a runs
-	beginWitness = beginHalf + "; a failure; *"                                                               // and has failed: b is to confirm
-	beginTwo     = "a call; a failure; *; b call; b failure; *; a call; a call; b call; b call; a failure; *" // calls of both run when it is about to open
-	beginAlone   = "a call; a failure; *; a call; a failure; *"                                               // suspect by one process
-	beginRestart = beginAlone + "; a crash; a start; *"
+	beginStreak        = "a call; a failure; *"
+	beginSuspect       = "a call; a failure; *; b call; b failure; *"                                                                                                // FailMax 2: one failure each
+	beginOpen          = beginSuspect + "; a call; a failure; *; @60ms; b call; b failure; *"                                                                        // and both local circuits
+	beginDue           = beginOpen + "; @1s"                                                                                                                         //
+	beginHalf          = beginDue + "; a call; *"                                                                                                                    // the trial of a runs
+	beginWitness       = beginHalf + "; a failure; *"                                                                                                                // and has failed: b is to confirm
+	beginTwo           = "a call; a failure; *; b call; b failure; *; a call; a call; b call; b call; a failure; *"                                                  // calls of both run when it is about to open
+	beginAlone         = "a call; a failure; *; a call; a failure; *"                                                                                                // suspect by one process
+	beginThree         = "a call; a failure; *; a call; a failure; *; a call; a failure; *; @60ms; b call; b failure; *; b call; b failure; *; b call; b failure; *" // FailMax 3
+	beginClosedWitness = beginThree + "; c call; c failure; *; @1s; c call; *; c failure; *"                                                                         // the trial of c has failed, and its local circuit is closed
+	beginRestart       = beginAlone + "; a crash; a start; *"
 )
 
 var (
@@ -95,11 +97,15 @@ func kinds() (all []*kind) {
 		add(fmt.Sprintf("fleet-of-one-%d", n), 1, c, "", faults{calls: 8, crash: 1, slow: 1}, outcomes(anything), open(2))
 		add(fmt.Sprintf("no-storage-%d", n), 1, c, "", faults{calls: 10}, outcomes(anything), open(3), func(k *kind) { k.alone, k.heals, k.dies = true, 0, 0 })
 	}
+	c := exploreConfig(3, 1, 1)
+	add("repeats", 2, c, "", faults{calls: 4, repeat: 1}, outcomes(failOnly, failOnly))
+	add("witness-is-closed", 3, c, beginClosedWitness, faults{calls: 3})
 	rate := Config{FailureRate: 0.5, MinCalls: 2, Window: time.Second, ResetTimeout: time.Second, TrialTimeout: 2 * time.Second, Suspicion: 50 * time.Millisecond, MaxTrials: 1, SuccessThreshold: 1}
 	add("rate", 2, rate, "", faults{calls: 5, slow: 1})
 	add("rate-faults", 2, rate, "a call; a failure; *; b call; b failure; *", everything, back)
 	add("rate-crash", 2, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4, crash: 2})
 	add("rate-unhealthy", 2, rate, "", faults{calls: 8, crash: 3}, outcomes(failOnly, succeed), unhealthy)
+	add("rate-mixed", 2, rate, "a call; a failure; *; a call; a failure; *; @300ms", faults{calls: 6, crash: 1}, outcomes(either, succeed), unhealthy)
 	add("rate-three", 3, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4})
 	grows := exploreConfig(2, 1, 1)
 	grows.MaxResetTimeout = 4 * time.Second

@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	testflag "flag"
 	"fmt"
 	"os"
 	"slices"
@@ -46,12 +47,16 @@ type search struct {
 
 	transitions, depth int
 	complete           bool
+	violations         int
 	found              map[string]int
 	paths              []string
 	slowest            time.Duration // healing
 	most               int           // calls to a dead service, until all reject
 	t                  testing.TB
 }
+
+// anyViolation is true when a search has found one.
+var anyViolation atomic.Bool
 
 // node is how a state was reached.
 type node struct {
@@ -135,7 +140,7 @@ search:
 				}
 				next = append(next, front{w, at})
 			}
-			if len(s.nodes) > k.states {
+			if len(s.nodes) > k.states || s.violations > 200 || anyViolation.Load() && testflag.Lookup("test.failfast").Value.String() == "true" {
 				break search
 			}
 		}
@@ -149,6 +154,8 @@ search:
 
 // violated prints the shortest path to each kind of violation.
 func (s *search) violated(problem *violation, at int32, last *action, then []string) {
+	anyViolation.Store(true)
+	s.violations++
 	s.found[problem.rule]++
 	if s.found[problem.rule] > 1 {
 		return

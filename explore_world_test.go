@@ -30,6 +30,8 @@ type world struct {
 	cut      bool // a process was detached
 	manually bool // somebody changed the state, or has set an override
 	unpushed bool // a notification was lost
+
+	answers uint64 // the number of the change to which an answer is being delivered
 }
 
 // faults says how much may yet happen. Those after calls are also limited by all
@@ -157,12 +159,15 @@ func (w *world) follow(p int, before Record, do func() *Change) (problem *violat
 		}
 	}()
 	pr := w.procs[p]
+	sent := pr.replica.out.sent.Number
 	joined, since := pr.replica.joined, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
 	r := &pr.replica
 	switch known := &r.shared; {
+	case sent > 0 && r.out.sent.Number != sent && w.answers != sent:
+		return violates("I4", "%c gives up a change that the storage has not answered", 'a'+p)
 	case known.Generation < before.Generation && !w.lost:
 		return violates("I5", "%c goes back from generation %d to %d", 'a'+p, before.Generation, known.Generation)
 	case known.Generation == before.Generation && !sameRecord(known, &before) && !w.lost:
@@ -285,7 +290,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 		c.Counted = translated(c.Counted, w.now, now)
 		c.Override = c.Override.translated(w.now, now)
 	}
-	again := (&Record{heard: w.applied}).hasHeard(&c)
+	again := slices.ContainsFunc(w.applied, func(h heard) bool { return h.source == c.Source && h.number >= c.Number })
 	next, verdict := base.Apply(c, now)
 	if !again && verdict != VerdictRefused {
 		w.supplies(m.process, &base, &next, &c)
@@ -298,9 +303,9 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 			w.replaced = w.record
 		}
 		w.record, w.written = next, now
-		rec := Record{heard: w.applied}
-		rec.remember(&c)
-		w.applied = rec.heard
+		if !again {
+			w.applied = append(slices.DeleteFunc(slices.Clone(w.applied), func(h heard) bool { return h.source == c.Source }), heard{c.Source, c.Number})
+		}
 	}
 	rec := w.here(next)
 	if verdict == VerdictMoved {
@@ -760,6 +765,8 @@ func (w *world) act(a action, p, i int) *violation {
 		m := w.messages[i]
 		if m.kind == answered {
 			w.messages = slices.Delete(w.messages, i, i+1)
+			w.answers = m.change.Number
+			defer func() { w.answers = 0 }()
 			return w.step(m.process, func(r *replica) { r.answered(m.change, *m.record, w.now) })
 		}
 		rec, problem := w.arrive(&m)
@@ -839,6 +846,11 @@ func (w *world) check() *violation {
 					trials++
 				}
 			}
+		}
+	}
+	for p, pr := range w.procs {
+		if r := &pr.replica; r.attached() && r.standIn != nil {
+			return violates("I7", "%c is attached, and a record stands in", 'a'+p)
 		}
 	}
 	if trials > w.kind.config.MaxTrials && !w.lost {

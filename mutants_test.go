@@ -36,7 +36,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"one request is in flight", "outbox.go", "case !r.linked || r.out.inFlight:", "case !r.linked:"},
 	{"a lease that nobody uses is returned", "replica.go", "case !r.out.sent.settles(l.id) &&", "case false &&"},
 	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},
-	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.trouble", "		if r.trouble"},
+	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.standIn = nil; r.trouble", "		if r.standIn = nil; r.trouble"},
 	{"an adopted record is dropped when the storage answers again", "replica.go", "	r.standIn = nil\n}", "}"},
 	{"a success drops an adopted record", "replica.go", "case !r.failing && r.standIn.hasEvidence():", "case false:"},
 	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},

@@ -335,7 +335,7 @@ func (w *world) supplies(p int, base, next *Record, c *Change) {
 // after its successor has read the record counts as two: no rule can prevent that.
 func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *violation {
 	limits := &w.kind.settings.limits
-	suspected := func(d time.Duration) bool { return !now.Before(next.SuspectAt.Add(d)) }
+	suspected := func(d time.Duration) bool { return !now.Before(base.SuspectAt.Add(d)) }
 	suppliers := 0
 	for _, n := range w.supplied {
 		if n > 0 {

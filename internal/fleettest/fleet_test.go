@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -76,6 +77,10 @@ func serveAsMember(spec string) error {
 		var a answer
 		switch o.Do {
 		case "ready":
+		case "open":
+			if err := b.Move(context.Background(), infuse.StateOpen); err != nil {
+				a.Problem = err.Error()
+			}
 		case "fail":
 			a = failAtOnce(b, o.N)
 		case "ask":
@@ -243,7 +248,7 @@ func TestTenProcessesRunOneTrial(t *testing.T) {
 	server := redistest.Start(t)
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) { l.ResetTimeout = 500 * time.Millisecond })}
 	fleet := startFleet(t, 10, cfg)
-	require.Equal(t, 5, fleet[0].do(order{Do: "fail", N: 5}).Ran)
+	require.Empty(t, fleet[0].do(order{Do: "open"}).Problem)
 
 	awaitState(fleet, "open")
 
@@ -274,7 +279,7 @@ func TestATrialOfAKilledProcessIsFollowedByAnother(t *testing.T) {
 	})}
 	fleet := startFleet(t, 5, cfg)
 	doomed, others := fleet[0], fleet[1:]
-	require.Equal(t, 5, doomed.do(order{Do: "fail", N: 5}).Ran)
+	require.Empty(t, doomed.do(order{Do: "open"}).Problem)
 	awaitState(fleet, "open")
 	first := doomed.do(order{Do: "ask", For: patience})
 	require.Equal(t, 1, first.Ran)
@@ -336,19 +341,24 @@ func TestListenersHearOfOthersTransitions(t *testing.T) {
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) { l.ResetTimeout = 300 * time.Millisecond })}
 	fleet := startFleet(t, 5, cfg)
 
-	for i, a := range together(fleet, order{Do: "fail", N: 1}) { // so that nobody has reason of its own
-		require.Equal(t, 1, a.Ran, "of process %d", i)
+	for range 2 { // the threshold, and when Suspicion is over, as much again
+		for i, a := range together(fleet, order{Do: "fail", N: 1}) { // so that nobody has reason of its own
+			require.Equal(t, 1, a.Ran, "of process %d", i)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 	awaitState(fleet, "open")
 	require.Equal(t, 1, fleet[1].do(order{Do: "ask", For: patience}).Ran)
 	require.Equal(t, "closed", fleet[1].do(order{Do: "done"}).State)
 
-	want := []string{"closed>open", "open>half-open", "half-open>closed"}
 	for i, m := range fleet {
+		var events []string
 		require.Eventually(t, func() bool {
-			return len(m.do(order{Do: "ready"}).Events) >= len(want)
+			events = m.do(order{Do: "ready"}).Events
+			return len(events) > 0 && strings.HasSuffix(events[len(events)-1], ">closed")
 		}, patience, 10*pace, "process %d", i)
-		require.Equal(t, want, m.do(order{Do: "ready"}).Events, "process %d", i)
+		require.Equal(t, "closed>open", events[0], "process %d", i)
+		require.LessOrEqual(t, len(events), 3, "process %d: a message is a hint, so that one state may be read after the next", i)
 	}
 }
 

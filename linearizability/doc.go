@@ -1,6 +1,9 @@
-// Package linearizability checks that circuits are one thing however many
-// processes use them: with Strict, on a healthy Redis, every history of
-// concurrent calls is one that a single Record could have had, one change
-// after the other. It is a module of its own, so that nobody else needs the
-// checker.
+// Package linearizability checks that a storage changes each circuit atomically.
+// Several clients call Storage.Apply and Storage.Load of one circuit
+// concurrently. Their results must be those that Record.Apply returns for the
+// same changes in some order, one after the other. MemoryStorage and
+// RedisStorage are checked. RedisStorage may count failures and evaluate the
+// record in two steps if the count reaches a limit: the model allows that.
+//
+// The package is its own module, so that only its tests depend on the checker.
 package linearizability

@@ -2,8 +2,7 @@ package linearizability_test
 
 import (
 	"fmt"
-	"maps"
-	"reflect"
+	"math"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -11,164 +10,165 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// The model is Record.Apply. What takes an hour takes longer than a history,
-// so an open circuit stays open until it is moved, and no lease ends. Only a
-// suspicion, and the calm after it, may be over within a history: before each
-// step the model allows both, that they are over and that they are not. Once a
-// suspicion is over the circuit is open, and for a while what comes late may yet
-// refute that.
+// The model is Record.Apply. Its state is the record that the last operation
+// returned: each operation must return the result of its change on that record.
+//
+// Time is not modeled. All durations are an hour, and outlast a history, except
+// ResetTimeout: it is 1 ms, and the model accepts that it is over and that it is
+// not.
 
-var noTime = time.UnixMilli(0)
-
-// step is the input of an operation: to acquire a permit, to settle one, or to
-// move the circuit by hand.
-type step struct {
-	do      doing
-	permit  int            // of acquire and settle
-	outcome infuse.Outcome // of settle
-	to      infuse.State   // of move
+// operation is the input of one operation.
+type operation struct {
+	do     doing
+	client int
+	index  int           // of the operation, among those of the client: from 1
+	change infuse.Change // unless do is load
 }
 
 type doing int
 
 const (
-	acquire doing = iota
-	settle
-	move
+	load doing = iota
+	apply
+	count // see model.count
 )
 
-// answer is the output of acquire.
-type answer struct {
-	admitted bool
-	state    infuse.State // of a rejection
+// result is the output of an operation. A count has none.
+type result struct {
+	record  infuse.Record
+	verdict infuse.Verdict // of apply
 }
 
-// circuit is the model's state.
+// circuit is the model's state. The model remembers sequence numbers by itself,
+// because a storage may return records without them.
 type circuit struct {
-	record infuse.Record
-	over   bool // its suspicion is; what comes late is judged as if it was not
-	held   map[int]held
+	record   infuse.Record
+	heard    [clients]uint64 // the highest sequence number that was applied
+	returned [clients]int    // the index of the last operation that returned
 }
 
-// held is a permit that is not settled.
-type held struct {
-	generation int64
-	trial      bool
-}
+type model struct{ start time.Time }
 
-func model(limits infuse.Limits) porcupine.Model {
-	m := porcupine.NondeterministicModel{
+func (m model) porcupine() porcupine.Model {
+	nondeterministic := porcupine.NondeterministicModel{
 		Init:  func() []any { return []any{circuit{}} },
-		Equal: reflect.DeepEqual,
-		Step: func(state, input, output any) (next []any) {
-			for _, c := range state.(circuit).withTime() {
-				if c, ok := c.step(input.(step), output, limits); ok {
-					next = append(next, c.plain())
-				}
+		Equal: func(a, b any) bool { return a.(circuit).essence() == b.(circuit).essence() },
+		Step: func(state, input, output any) []any {
+			c, o := state.(circuit), input.(operation)
+			switch got := output.(result); o.do {
+			case load:
+				return c.next(o, got, essence(c.record) == essence(got.record))
+			case apply:
+				return c.next(o, got, m.applies(c, o, got))
+			default:
+				return m.count(c, o)
 			}
-			return next
 		},
-		DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v → %+v", input, output) },
 	}
-	return m.ToModel()
+	return nondeterministic.ToModel()
 }
 
-// withTime returns the circuit as it is and, if a suspicion or the calm after
-// it has begun, as it is when that is over: open, for good or not.
-func (c circuit) withTime() []circuit {
-	over, later := c, c
-	switch r := c.record; {
-	case !r.OpensAt.IsZero():
-		over.over = true
-		later.over, later.record = false, r.At(r.OpensAt)
-		if c.over {
-			return []circuit{c, later}
+// next returns the circuit after an operation, or nothing if that is impossible.
+func (c circuit) next(o operation, got result, possible bool) []any {
+	if !possible {
+		return nil
+	}
+	c.record = got.record
+	c.returned[o.client] = o.index
+	if o.do == apply && got.verdict != infuse.VerdictRefused {
+		c.heard[o.client] = max(c.heard[o.client], o.change.Number)
+	}
+	return []any{c}
+}
+
+// applies reports whether the change of this record has this result.
+func (m model) applies(c circuit, o operation, got result) bool {
+	change := o.change
+	if change.Seen.Generation > c.record.Generation {
+		return false // no storage loses anything here
+	}
+	if change.Number <= c.heard[o.client] { // a duplicate: the record is only evaluated
+		if change.Move != nil { // and not even that
+			return got.verdict == infuse.VerdictApplied && essence(c.record) == essence(got.record)
 		}
-		return []circuit{c, over, later}
-	case !r.CalmUntil.IsZero():
-		later.record.CalmUntil = time.Time{}
-		return []circuit{c, later}
+		change = infuse.Change{Source: change.Source, Seen: change.Seen, Limits: change.Limits}
 	}
-	return []circuit{c}
-}
-
-// plain returns the circuit without what makes no difference any more, so that
-// the checker finds fewer states: generations matter by their order alone.
-func (c circuit) plain() circuit {
-	all := make(map[int]held, len(c.held))
-	for permit, h := range c.held {
-		generation := int64(0) // of an older state
-		if h.generation >= c.record.Since {
-			generation = 1
+	change.Number = 0
+	for _, now := range []time.Time{m.start.Add(-10 * time.Minute), m.start.Add(10 * time.Minute)} {
+		want, verdict := c.record.Apply(change, now)
+		if verdict == got.verdict && c.sameChange(want, got.record) {
+			return true
 		}
-		all[permit] = held{generation, h.trial}
 	}
-	c.held = all
-	c.record.Generation, c.record.Since, c.record.Opened, c.record.Moved = 1, 1, 0, 0
-	if c.record.State != infuse.StateClosed {
-		c.record.Failures = 0
-	}
-	return c
+	return false
 }
 
-func (c circuit) step(s step, output any, limits infuse.Limits) (circuit, bool) {
-	switch s.do {
-	case acquire:
-		return c.acquire(s, output.(answer), limits)
-	case settle:
-		return c.settle(s, limits)
+// sameChange compares records whose new generations may differ: a generation
+// follows the storage's clock.
+func (c circuit) sameChange(want, got infuse.Record) bool {
+	if want.Generation != c.record.Generation {
+		if got.Generation <= c.record.Generation {
+			return false
+		}
+		for _, g := range []*int64{&want.Since, &want.Opened, &want.Moved} {
+			if *g == want.Generation {
+				*g = got.Generation
+			}
+		}
+		want.Generation = got.Generation
+	}
+	return essence(want) == essence(got)
+}
+
+// count is the first half of a change that only has Calls, in a storage that
+// counts by itself and evaluates the record afterwards. That shows if the count
+// has reached a limit: others may read the record, or evaluate it, in between.
+// The second half is apply, for which this change is then a duplicate. Or the
+// storage makes the change at once: then this half does nothing.
+func (m model) count(c circuit, o operation) []any {
+	at, change := c, o.change
+	if c.returned[o.client] >= o.index || change.Number <= c.heard[o.client] || change.Seen.Generation > c.record.Generation {
+		return []any{c}
+	}
+	const success = 4 // what it takes from the score
+	upper := change.Limits.FailMax
+	if !c.record.DismissedAt.IsZero() {
+		upper = math.MaxInt32
+	}
+	switch r, calls := &at.record, &change.Calls; {
+	case change.Seen.Generation < r.Since, r.State != infuse.StateClosed && r.Threshold == 0:
+		return []any{c}
+	case r.Threshold > 0:
+		if r.Score == 0 || r.Score+calls.Failures-success*calls.Successes > 0 {
+			return []any{c}
+		}
+		r.Score = 0
 	default:
-		return c.change(infuse.Change{Move: &infuse.Move{To: s.to}}, limits), !c.over // what is done makes the opening final
-	}
-}
-
-func (c circuit) acquire(s step, a answer, limits infuse.Limits) (circuit, bool) {
-	if c.over {
-		return c, !a.admitted && a.state == infuse.StateOpen
-	}
-	trial := c.record.State != infuse.StateClosed
-	if trial {
-		record, verdict := c.record.Apply(infuse.Change{Ask: fmt.Sprint(s.permit), Limits: limits}, noTime)
-		if verdict == infuse.VerdictRefused {
-			return c, !a.admitted && a.state == c.record.State
+		n := r.Failures + calls.Lead
+		if calls.Successes > 0 && (calls.Lead == 0 || n < upper) {
+			n = calls.Streak
 		}
-		c.record = record
+		if r.Failures >= upper || n < upper {
+			return []any{c}
+		}
+		r.Failures = n
 	}
-	c.held = maps.Clone(c.held)
-	if c.held == nil {
-		c.held = make(map[int]held)
-	}
-	c.held[s.permit] = held{c.record.Generation, trial}
-	return c, a.admitted
+	at.heard[o.client] = change.Number
+	return []any{c, at}
 }
 
-func (c circuit) settle(s step, limits infuse.Limits) (circuit, bool) {
-	permit, ok := c.held[s.permit]
-	if !ok {
-		return c, false // not acquired yet
-	}
-	c.held = maps.Clone(c.held)
-	delete(c.held, s.permit)
-	change := infuse.Change{Seen: infuse.Record{Generation: permit.generation}}
-	switch {
-	case permit.trial && c.over:
-		return c, false // as a move
-	case permit.trial:
-		change.Settled = []infuse.Settlement{{ID: fmt.Sprint(s.permit), Outcome: s.outcome}}
-	case s.outcome == infuse.OutcomeFailure:
-		change.Calls = infuse.Calls{Failures: 1, Lead: 1, Streak: 1}
-	case s.outcome == infuse.OutcomeSuccess:
-		change.Calls = infuse.Calls{Successes: 1}
-	default:
-		return c, true
-	}
-	return c.change(change, limits), true
-}
+func (c circuit) essence() string { return fmt.Sprint(essence(c.record), c.heard, c.returned) }
 
-func (c circuit) change(change infuse.Change, limits infuse.Limits) circuit {
-	change.Limits = limits
-	opens := c.record.OpensAt
-	c.record, _ = c.record.Apply(change, noTime)
-	c.over = c.over && c.record.OpensAt.Equal(opens)
-	return c
+// essence is everything in a record that is compared. Failures have no effect
+// unless the record is closed, and RedisStorage may then lose some.
+func essence(r infuse.Record) string {
+	if r.State != infuse.StateClosed {
+		r.Failures = 0
+	}
+	trials := make([]string, len(r.Trials))
+	for i, t := range r.Trials {
+		trials[i] = fmt.Sprint(t.ID, t.Stale)
+	}
+	return fmt.Sprintf("%v, generation %d since %d opened %d moved %d, failures %d, threshold %d, score %d, witness %q, successes %d, trials %v",
+		r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Threshold, r.Score, r.Witness, r.Successes, trials)
 }

@@ -12,9 +12,8 @@ import (
 func long() bool { return os.Getenv("CI") == "true" }
 
 var (
-	noon      = time.UnixMilli(1_700_000_000_000)
-	threeEach = Limits{FailMax: 3, ResetTimeout: time.Minute, SuccessThreshold: 3, MaxTrials: 3, TrialTimeout: time.Second}
-	asking    = Limits{FailMax: 5, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: 30 * time.Second, Suspicion: 50 * time.Millisecond}
+	noon   = time.UnixMilli(1_700_000_000_000)
+	asking = Limits{FailMax: 5, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: 30 * time.Second, Suspicion: 50 * time.Millisecond}
 )
 
 func after(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }

@@ -34,7 +34,6 @@ var (
 	patiently       = breakertest.Patiently
 	split           = breakertest.Split
 	trip            = breakertest.Trip
-	tripFleet       = breakertest.TripFleet
 	requireRejected = breakertest.RequireRejected
 	requireTrial    = breakertest.RequireTrial
 	requireState    = breakertest.RequireState

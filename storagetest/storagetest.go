@@ -65,7 +65,7 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 		{"a history has the last transitions and overrides", testHistory},
 		{"circuits with a record are listed", testCircuits},
 		{"a lost record is restored from what the sender knows", testLostRecord},
-		{"a lost record that is ready for a trial is restored as such", testLostAndDue},
+		{"a lost record that is ready for a trial is not restored", testLostAndDue},
 
 		{"a watcher hears of transitions and freed trials", testWatch},
 		{"watchers are notified of suspicions and dismissals", testWatchSuspicion},

@@ -152,8 +152,11 @@ var outageSettings = fleetSettings{failMax: fewFailures, resetTimeout: time.Seco
 // spread is how long after the last counted failure the members reject.
 type spread struct{ p50, p99, max time.Duration }
 
-// measureSpread opens the circuit of a fleet again and again, by five failures
-// of five members, and waits until every member rejects.
+// suspicionTime is the default of Config.Suspicion.
+const suspicionTime = 50 * time.Millisecond
+
+// measureSpread opens the circuit of a fleet again and again, by a failure of each
+// member and, after Suspicion, by more of them, and waits until every member rejects.
 func measureSpread(size, trips int) (spread, error) {
 	openedAt := make([]atomic.Int64, size) // nanoseconds since the start, by member; 0 while it is not open
 	start := time.Now()
@@ -172,6 +175,10 @@ func measureSpread(size, trips int) (spread, error) {
 		for i := range openedAt {
 			openedAt[i].Store(0)
 		}
+		for _, m := range f.members { // each needs a failed call of its own
+			_ = m.call(func() error { return errSick })
+		}
+		time.Sleep(2 * suspicionTime)
 		var last time.Duration
 		for i := range fewFailures {
 			_ = f.members[(trip+i)%size].call(func() error {

@@ -32,7 +32,6 @@ var outages = []outage{
 	{size: 20, rate: 100, errors: 1}, {size: 100, rate: 20, errors: 1},
 	{size: 20, rate: 100, errors: 0.9}, {size: 100, rate: 20, errors: 0.9},
 	{size: 20, rate: 100, errors: 0.8}, {size: 100, rate: 20, errors: 0.8},
-	{size: 40, errors: 1},
 }
 
 func (o outage) name() string {

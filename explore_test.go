@@ -392,7 +392,7 @@ func (s *search) dies(w *world, at int32) {
 func TestExplore(t *testing.T) {
 	factor := 0.004
 	if os.Getenv("CI") != "" {
-		factor = 0.04
+		factor = 0.01
 	}
 	if n, err := strconv.ParseFloat(os.Getenv("INFUSE_EXPLORE"), 64); err == nil {
 		factor = n

@@ -65,7 +65,7 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 		one := startBreaker(t, name, cfg)
 		cfg.Storage = there
 		two := startBreaker(t, name, cfg)
-		trip(t, one)
+		require.NoError(t, one.Move(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, two)
 		for _, b := range []*infuse.Breaker{two, one} { // one has reason of its own, and begins with a trial more
 			require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)

@@ -136,7 +136,7 @@ func TestTheOpenTimeGrowsThroughARestart(t *testing.T) {
 			_ = b.Call(t.Context(), fails)
 		}
 		return recordOf(t, fleet[0]).State == infuse.StateOpen
-	}, patience, pace)
+	}, patience, 100*time.Millisecond) // rounds of failures, so that Suspicion passes between them
 	record := recordOf(t, fleet[0])
 	want := 4 * unit
 	switch calm := record.DueAt.Add(-record.OpenTime).Sub(closed.ClosedAt); { // longer, where the machine stalls

@@ -478,7 +478,7 @@ func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
-	if r.outcome == OutcomeSuccess && a.isSlow() {
+	if (r.outcome == OutcomeSuccess || r.outcome == OutcomeIgnored && ctx.Err() == context.Canceled) && a.isSlow() {
 		r = a.slowResult()
 	}
 	if a.view.counts != nil {

@@ -3,6 +3,7 @@ package grpcinfuse_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -42,21 +43,21 @@ func TestSpellingsShareACircuit(t *testing.T) {
 
 func TestTwoProcessesShareACircuit(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	f := startWith(t, &service{unary: unhealthy}, infuse.Config{Storage: storage})
+	f := startWith(t, &service{unary: healthy}, infuse.Config{Storage: storage})
 	other, err := infuse.NewGroup(infuse.Config{Storage: storage})
 	require.NoError(t, err)
 	defer other.Stop()
 	client := testpb.NewTestServiceClient(dial(t, f.address, grpcinfuse.New(other)))
-	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
-	require.Error(t, err)
-	for f.breaker.State() == infuse.StateClosed {
-		require.Error(t, f.call())
+	call := func() error {
+		_, err := client.EmptyCall(f.ctx, new(testpb.Empty))
+		return err
 	}
-	b, err := other.Breaker(f.address)
-	require.NoError(t, err)
-	require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, patience, patience/10000)
-	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
-	requireRejected(t, err)
+	require.NoError(t, call())
+	f.setState(infuse.StateOpen)
+	require.Eventually(t, func() bool { return call() != nil }, patience, time.Millisecond)
+	requireRejected(t, call())
+	f.setState(infuse.StateClosed)
+	require.Eventually(t, func() bool { return call() == nil }, patience, time.Millisecond)
 }
 
 func TestCircuitByMethod(t *testing.T) {

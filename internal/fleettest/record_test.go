@@ -80,7 +80,7 @@ func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {
 	recovers()
 
 	for result, err := range map[string]error{"a success": nil, "a failure": errIll} {
-		tripFleet(t, b)
+		trip(t, b)
 		var ended error
 		require.Eventually(t, func() bool {
 			ended = b.Call(t.Context(), losesIn(err))

@@ -38,7 +38,6 @@ var mutantsOfTheExplorer = []mutant{
 	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},
 	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.standIn = nil; r.trouble", "		if r.standIn = nil; r.trouble"},
 	{"an adopted record is dropped when the storage answers again", "replica.go", "	r.standIn = nil\n}", "}"},
-	{"a success drops an adopted record", "replica.go", "case !r.failing && r.standIn.hasEvidence():", "case false:"},
 	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},
 	{"a detached process wakes up to try again", "replica.go", "		earliest(r.retryAt)\n", ""},
 	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},
@@ -72,7 +71,7 @@ func (m mutant) isNoticedBy(t *testing.T, tests string) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(overlay, replace, 0o600))
 	run := exec.Command("go", "test", "-vet=off", "-failfast", "-overlay", overlay, "-run", tests, ".")
-	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
+	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=", "INFUSE_EXPLORE=0.05")
 	out, err := run.CombinedOutput()
 	require.NotContains(t, string(out), "[build failed]")
 	require.Error(t, err, "nothing has noticed")

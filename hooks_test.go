@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,16 +24,23 @@ import (
 
 // hook is user code that the library runs. It does what it is told to.
 type hook struct {
-	breaker *infuse.Breaker
-	does    func(*infuse.Breaker)
-	runs    bool // now: it does not run itself
+	breaker atomic.Pointer[infuse.Breaker]
+	deed    atomic.Pointer[func(*infuse.Breaker)]
+	runs    atomic.Bool // now: it does not run itself
+}
+
+func (h *hook) set(b *infuse.Breaker, does func(*infuse.Breaker)) {
+	h.breaker.Store(b)
+	h.deed.Store(&does)
 }
 
 func (h *hook) run() {
-	if h != nil && h.does != nil && !h.runs {
-		h.runs = true
-		defer func() { h.runs = false }()
-		h.does(h.breaker)
+	if h == nil {
+		return
+	}
+	if does := h.deed.Load(); does != nil && *does != nil && h.runs.CompareAndSwap(false, true) {
+		defer h.runs.Store(false)
+		(*does)(h.breaker.Load())
 	}
 }
 
@@ -73,9 +81,9 @@ func (e *hookError) As(any) bool {
 // numberError is a bare number, as syscall.Errno is: its text is made by user code.
 type numberError int
 
-var hookOfNumber *hook
+var hookOfNumber atomic.Pointer[hook]
 
-func (numberError) Error() string { hookOfNumber.run(); return "number" }
+func (numberError) Error() string { hookOfNumber.Load().run(); return "number" }
 
 // nilError is an error whose methods need what a typed nil does not have.
 type nilError struct{ text string }
@@ -95,7 +103,7 @@ func (h hookHandler) Handle(context.Context, slog.Record) error { h.run(); retur
 func hookPlaces(h *hook) map[string]func(*infuse.Config) error {
 	places := map[string]func(*infuse.Config) error{
 		"a typed nil error": func(*infuse.Config) error { return (*nilError)(nil) },
-		"numberError.Error": func(*infuse.Config) error { hookOfNumber = h; return numberError(1) },
+		"numberError.Error": func(*infuse.Config) error { hookOfNumber.Store(h); return numberError(1) },
 		"Classify": func(cfg *infuse.Config) error {
 			cfg.Classify = func(_ context.Context, err error) infuse.Outcome {
 				h.run()
@@ -224,8 +232,7 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 	if call == nil {
 		call = overTransport(g)
 	}
-	h.breaker = b
-	h.does = does
+	h.set(b, does)
 	for range 4 { // opens the circuit, and is rejected
 		apart(func() { call(b, fails) })
 	}
@@ -233,7 +240,7 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 	apart(func() { call(b, fails) }) // a trial
 	apart(func() { call(b, nil) })
 	apart(func() { b.Stats() })
-	h.does = nil
+	h.set(b, nil)
 	time.Sleep(2 * time.Second)
 	synctest.Wait()
 
@@ -256,22 +263,29 @@ func TestNoErrorOfAStorageLeavesABreakerStuck(t *testing.T) {
 		for deed, does := range hookDeeds {
 			t.Run(method+" "+deed, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					h := &hook{does: does}
-					s := &hookStorage{MemoryStorage: infuse.NewMemoryStorage(), err: &hookError{h, method}}
+					h := &hook{}
+					h.set(nil, func(b *infuse.Breaker) {
+						if b != nil || deed != "calls back" {
+							does(b)
+						}
+					})
+					s := &hookStorage{MemoryStorage: infuse.NewMemoryStorage()}
+					var fault error = &hookError{h, method}
 					if method == "a typed nil" {
-						s.err = (*nilError)(nil)
+						fault = (*nilError)(nil)
 					}
+					s.err.Store(&fault)
 					b, err := infuse.New("service", infuse.Config{FailMax: 2, ResetTimeout: time.Second, Storage: s})
 					require.NoError(t, err)
-					h.breaker = b
+					h.breaker.Store(b)
 					for range 3 {
 						apart(func() { hookWays["Call"](b, errIll) })
 					}
 					require.Equal(t, infuse.StateOpen, b.State())
 					apart(func() { _ = b.Move(context.Background(), infuse.StateClosed) })
 					apart(func() { _, _ = b.Record(context.Background()) })
-					h.does = nil
-					s.err = nil
+					h.set(b, nil)
+					s.err.Store(nil)
 					time.Sleep(time.Minute)
 					synctest.Wait()
 					require.Nil(t, b.Stats().Away)
@@ -287,19 +301,19 @@ func TestNoErrorOfAStorageLeavesABreakerStuck(t *testing.T) {
 // hookStorage fails with an error as long as it has one.
 type hookStorage struct {
 	*infuse.MemoryStorage
-	err error
+	err atomic.Pointer[error]
 }
 
 func (s *hookStorage) Load(ctx context.Context, circuit string) (infuse.Record, error) {
-	if s.err != nil {
-		return infuse.Record{}, s.err
+	if err := s.err.Load(); err != nil {
+		return infuse.Record{}, *err
 	}
 	return s.MemoryStorage.Load(ctx, circuit)
 }
 
 func (s *hookStorage) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
-	if s.err != nil {
-		return infuse.Record{}, infuse.VerdictRefused, s.err
+	if err := s.err.Load(); err != nil {
+		return infuse.Record{}, infuse.VerdictRefused, *err
 	}
 	return s.MemoryStorage.Apply(ctx, circuit, c)
 }

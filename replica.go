@@ -207,8 +207,8 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if res.outcome != OutcomeIgnored {
 		r.failing = res.outcome == OutcomeFailure
 		r.joined = r.joined && r.failing
-		r.countStandIn(a, &res, now)
 	}
+	r.countStandIn(a, &res, now) // also an ignored trial frees its slot
 	if l == nil {
 		number = r.note(a, &res, now)
 	} else {

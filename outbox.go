@@ -139,7 +139,7 @@ func (r *replica) outgoing(now time.Time) *Change {
 // fill makes what is to be reported the next change, if it may be sent yet.
 func (r *replica) fill(now time.Time) bool {
 	next, held := &r.out.next, now.Before(r.out.hold) && !(r.settings.Strict && r.reportsRate())
-	asked := r.settings.FailureRate > 0 && r.shared.Rated // the failure rate is evaluated
+	asked := r.isRated()
 	urgent := next.Calls.Failures > 0 || r.pressing() || r.checks(now)
 	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
 		return false
@@ -171,7 +171,7 @@ func (r *replica) fill(now time.Time) bool {
 // nextHold is until when what was counted is held back while the failure rate is
 // evaluated: shortly at first, and later for a bucket. Zero while it is not.
 func (r *replica) nextHold(now time.Time) time.Time {
-	if r.settings.FailureRate == 0 || !r.shared.Rated {
+	if !r.isRated() {
 		return time.Time{}
 	}
 	pause := min(max(now.Sub(r.shared.SuspectAt), r.settings.Suspicion/2), r.settings.limits.width())

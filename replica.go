@@ -253,9 +253,11 @@ func (r *replica) counting(now time.Time) bool {
 
 // evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
 // every success is reported, so that nothing has to wake for those that are tallied.
-func (r *replica) evaluatesRate() bool {
-	return r.settings.FailureRate > 0 && r.attached() && r.shared.Rated
-}
+func (r *replica) evaluatesRate() bool { return r.attached() && r.isRated() }
+
+// isRated reports whether the evidence on record is a failure rate that this process
+// counts, too.
+func (r *replica) isRated() bool { return r.settings.FailureRate > 0 && r.shared.Rated }
 
 // decides reports whether the local record counts outcomes: not under a Fallback
 // that counts nothing.

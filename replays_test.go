@@ -238,10 +238,9 @@ func TestALateAnswerBringsBackNoOlderCounts(t *testing.T) {
 		s := &slowStorage{}
 		b := brandNew(t, "service", Config{FailMax: 5, Storage: s})
 		require.Error(t, callOf(b, true))
-		first := true
+		var sent atomic.Bool
 		s.answers(func(c Change) time.Duration {
-			if first && c.Calls.Successes > 0 {
-				first = false
+			if c.Calls.Successes > 0 && sent.CompareAndSwap(false, true) {
 				return 600 * time.Millisecond
 			}
 			return 0

@@ -165,7 +165,7 @@ func (m *metrics) observeCircuit(o metric.Observer, c circuit) {
 		o.ObserveInt64(m.state, one(int(c.stats.State) == i), with(StateKey.String(name)))
 	}
 	if m.transitions != nil {
-		for i, n := range m.transitions.of(c.breaker) {
+		for i, n := range m.transitions.counted.Of(c.breaker) {
 			o.ObserveInt64(m.moves, int64(n), with(StateKey.String(states[i])))
 		}
 	}

@@ -116,7 +116,7 @@ func (c *Collector) collect(s sink, b *infuse.Breaker) {
 		s.counter(calls, n.Rejected, "rejected")
 	}
 	if c.transitions != nil {
-		for i, n := range c.transitions.of(b) {
+		for i, n := range c.transitions.counted.Of(b) {
 			s.counter(transitions, n, states[i])
 		}
 	}

@@ -32,7 +32,7 @@ func TestTargetHasOneName(t *testing.T) {
 }
 
 func TestSpellingsShareACircuit(t *testing.T) {
-	f := start(t, &service{unary: ill})
+	f := start(t, &service{unary: unhealthy})
 	for _, target := range []string{"dns:///" + f.address, "passthrough:///" + f.address} {
 		client := testpb.NewTestServiceClient(dial(t, target, grpcinfuse.New(f.group)))
 		_, err := client.EmptyCall(f.ctx, new(testpb.Empty))
@@ -43,7 +43,7 @@ func TestSpellingsShareACircuit(t *testing.T) {
 
 func TestTwoProcessesShareACircuit(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	f := startWith(t, &service{unary: ill}, infuse.Config{Storage: storage})
+	f := startWith(t, &service{unary: unhealthy}, infuse.Config{Storage: storage})
 	other, err := infuse.NewGroup(infuse.Config{Storage: storage})
 	require.NoError(t, err)
 	defer other.Stop()
@@ -67,7 +67,7 @@ func TestTwoProcessesShareACircuit(t *testing.T) {
 }
 
 func TestCircuitByMethod(t *testing.T) {
-	f := start(t, &service{unary: ill}, grpcinfuse.WithCircuit(grpcinfuse.ByMethod))
+	f := start(t, &service{unary: unhealthy}, grpcinfuse.WithCircuit(grpcinfuse.ByMethod))
 	require.Error(t, f.call())
 	require.Error(t, f.call())
 	require.Equal(t, f.address+testpb.TestService_EmptyCall_FullMethodName, requireRejected(t, f.call()).Circuit)
@@ -77,8 +77,8 @@ func TestCircuitByMethod(t *testing.T) {
 
 func TestCallPastTheBreakers(t *testing.T) {
 	nameless := func(context.Context, string, string) string { return "" }
-	f := start(t, &service{unary: ill, server: brings(1, nil)}, grpcinfuse.WithCircuit(nameless))
-	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, grpcinfuse.WithCircuit(nameless))
+	f.setState(infuse.StateOpen)
 	for range 5 {
 		require.NotErrorIs(t, f.call(), infuse.ErrOpen)
 	}
@@ -89,7 +89,7 @@ func TestCallPastTheBreakers(t *testing.T) {
 }
 
 func TestWithoutAGroup(t *testing.T) {
-	_, address := serve(t, &service{unary: ill}, "127.0.0.1:0")
+	_, address := serve(t, &service{unary: unhealthy}, "127.0.0.1:0")
 	client := testpb.NewTestServiceClient(dial(t, address, grpcinfuse.New(nil)))
 	for range 5 {
 		_, err := client.EmptyCall(context.Background(), new(testpb.Empty))

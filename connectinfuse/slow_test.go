@@ -81,8 +81,8 @@ func TestAbandonedTrialCancelledAfterSlowCallIsAFailure(t *testing.T) {
 	f := startWith(t, hanging(received), infuse.Config{SlowCall: soon})
 	f.halfOpen()
 	ctx, cancel := context.WithCancel(f.ctx)
-	_, err := f.serverStreamWith(ctx)
-	require.NoError(t, err)
+	f.ctx = ctx
+	require.NoError(t, f.bidiStream().Send(new(bytes)))
 	<-received
 	time.Sleep(2 * soon)
 	cancel()

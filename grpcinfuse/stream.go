@@ -18,6 +18,7 @@ type stream struct {
 	ctx              context.Context
 	tracker          rpc.Tracker
 	classify         func(error) infuse.Outcome
+	errorOf          func(error) error // what the end counts as; nil: its own error
 	establishedAfter time.Duration
 	oneAnswer        bool // one message is the whole answer, and RecvMsg has waited for the end
 }
@@ -95,7 +96,12 @@ func (s *stream) CloseSend() error {
 	return err
 }
 
-func (s *stream) end(err error) { s.tracker.End(s.classify(err), err, s.hasHeaders) }
+func (s *stream) end(err error) {
+	if s.errorOf != nil {
+		err = s.errorOf(err)
+	}
+	s.tracker.End(s.classify(err), err, s.hasHeaders)
+}
 
 // hasHeaders waits for the headers, or for the end of a stream without any.
 func (s *stream) hasHeaders() bool {

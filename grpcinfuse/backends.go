@@ -2,6 +2,7 @@ package grpcinfuse
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -104,6 +105,7 @@ func (b *Backends) finish(c *call, err error) {
 	if err == nil {
 		b.check(c)
 	}
+	c.countRejection(err)
 	if a := c.last(); a != nil && a.hands() {
 		a.settle()
 	}
@@ -125,8 +127,9 @@ type call struct {
 	ctx      context.Context
 	method   string
 
-	mu      sync.Mutex
-	current *attempt
+	mu         sync.Mutex
+	current    *attempt
+	rejectedBy *infuse.Breaker // the last pick was rejected, in place of an attempt
 }
 
 type callKey struct{}
@@ -142,6 +145,30 @@ func (c *call) last() *attempt {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.current
+}
+
+// rejected records that no backend accepts the call. b is the one that may be the
+// first to do so.
+func (c *call) rejected(b *infuse.Breaker) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rejectedBy = b
+}
+
+// countRejection counts a rejected call, and so notifies listeners: a picker only
+// looks at the circuits. While a trial runs, the circuit would ask the storage for
+// another one, and nothing is counted.
+func (c *call) countRejection(err error) {
+	c.mu.Lock()
+	b := c.rejectedBy
+	c.mu.Unlock()
+	var r *rejection
+	if b == nil || !errors.As(err, &r) || r.open.RetryAfter() == 0 {
+		return
+	}
+	if permit, rejected := b.Acquire(c.ctx); rejected == nil { // it has closed since
+		permit.Settle(infuse.OutcomeIgnored)
+	}
 }
 
 // attempt returns the permit of the last attempt.
@@ -173,7 +200,7 @@ func (c *call) begin(a *attempt) {
 	}
 	c.mu.Lock()
 	previous := c.current
-	c.current = a
+	c.current, c.rejectedBy = a, nil
 	c.mu.Unlock()
 	if previous != nil && previous.hands() {
 		go previous.settleAlone()

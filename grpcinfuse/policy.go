@@ -247,6 +247,7 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 		}
 	}
 	var soonest *infuse.OpenError
+	var by *infuse.Breaker
 	unknown := false // a refresh is to come
 	for i := range p.ready {
 		b := p.ready[(first+i)%len(p.ready)]
@@ -273,12 +274,13 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 		case open == nil:
 			unknown = true
 		case soonest == nil || open.RetryAfter() < soonest.RetryAfter():
-			soonest = open
+			soonest, by = open, breaker
 		}
 	}
 	if soonest == nil || unknown {
 		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
 	}
+	c.rejected(by)
 	return balancer.PickResult{}, &rejection{soonest}
 }
 

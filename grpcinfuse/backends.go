@@ -109,6 +109,7 @@ func (b *Backends) finish(c *call, err error) {
 	if a := c.last(); a != nil && a.hands() {
 		a.settle()
 	}
+	c.wait()
 }
 
 // check warns of a connection that does not use the policy: its calls have no
@@ -129,6 +130,7 @@ type call struct {
 
 	mu         sync.Mutex
 	current    *attempt
+	settled    chan struct{}   // closed when all attempts before the last are settled; nil without any
 	rejectedBy *infuse.Breaker // the last pick was rejected, in place of an attempt
 }
 
@@ -203,7 +205,35 @@ func (c *call) begin(a *attempt) {
 	c.current, c.rejectedBy = a, nil
 	c.mu.Unlock()
 	if previous != nil && previous.hands() {
-		go previous.settleAlone()
+		c.settleInBackground(previous)
+	}
+}
+
+// settleInBackground settles an attempt that a retry follows. The retry does not
+// wait for it, but the call does.
+func (c *call) settleInBackground(a *attempt) {
+	settled := make(chan struct{})
+	c.mu.Lock()
+	before := c.settled
+	c.settled = settled
+	c.mu.Unlock()
+	go func() {
+		defer close(settled)
+		if before != nil {
+			defer func() { <-before }()
+		}
+		a.settleAlone()
+	}()
+}
+
+// wait waits until the attempts before the last one are settled: a failure counts
+// before the call returns.
+func (c *call) wait() {
+	c.mu.Lock()
+	settled := c.settled
+	c.mu.Unlock()
+	if settled != nil {
+		<-settled
 	}
 }
 

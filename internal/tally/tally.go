@@ -17,8 +17,9 @@ import (
 // states is the number of states.
 const states = int(infuse.StateHalfOpen) + 1
 
-// Counts has a counter for each state that began.
-type Counts [states]uint64
+// Counts has a counter for each state that began, in the local and in the shared
+// circuit of a breaker.
+type Counts struct{ Local, Shared [states]uint64 }
 
 // Transitions counts the transitions of each breaker. It keeps no breaker alive. The
 // zero value is ready to use; do not copy it.
@@ -29,11 +30,11 @@ type Transitions struct {
 
 // Listener returns a Listener that counts.
 func (c *Transitions) Listener() *infuse.Listener {
-	return &infuse.Listener{StateChange: func(b *infuse.Breaker, t infuse.Transition) { c.count(b, t.To) }}
+	return &infuse.Listener{StateChange: func(b *infuse.Breaker, t infuse.Transition) { c.count(b, t) }}
 }
 
-func (c *Transitions) count(b *infuse.Breaker, to infuse.State) {
-	if int(to) >= states {
+func (c *Transitions) count(b *infuse.Breaker, t infuse.Transition) {
+	if int(t.To) >= states {
 		return
 	}
 	p := weak.Make(b)
@@ -46,7 +47,11 @@ func (c *Transitions) count(b *infuse.Breaker, to infuse.State) {
 		}
 		runtime.AddCleanup(b, c.forget, p)
 	}
-	n[to]++
+	if t.Local {
+		n.Local[t.To]++
+	} else {
+		n.Shared[t.To]++
+	}
 	c.counts[p] = n
 }
 

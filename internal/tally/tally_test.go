@@ -20,7 +20,7 @@ func TestTransitionsKeepNoBreakerAlive(t *testing.T) {
 	for _, name := range []string{"a", "b", "c", "d"} {
 		b, err := group.Breaker(name)
 		require.NoError(t, err)
-		c.count(b, infuse.StateOpen)
+		c.count(b, infuse.Transition{To: infuse.StateOpen})
 	}
 	require.Eventually(t, func() bool {
 		runtime.GC()
@@ -31,7 +31,9 @@ func TestTransitionsKeepNoBreakerAlive(t *testing.T) {
 	runtime.KeepAlive(group)
 }
 
-func TestTransitionsCountEachStateOfEachBreaker(t *testing.T) {
+// The two circuits of a breaker used to share a counter: an outage counted as two
+// openings of one circuit.
+func TestTransitionsCountEachStateOfEachCircuit(t *testing.T) {
 	c := new(Transitions)
 	listener := c.Listener()
 	a, err := infuse.New("a", infuse.Config{})
@@ -43,6 +45,9 @@ func TestTransitionsCountEachStateOfEachBreaker(t *testing.T) {
 	for _, to := range []infuse.State{infuse.StateOpen, infuse.StateHalfOpen, infuse.StateOpen, infuse.State(9)} {
 		listener.StateChange(a, infuse.Transition{To: to})
 	}
-	require.Equal(t, Counts{infuse.StateOpen: 2, infuse.StateHalfOpen: 1}, c.Of(a))
+	listener.StateChange(a, infuse.Transition{To: infuse.StateOpen, Local: true})
+	want := Counts{}
+	want.Shared[infuse.StateOpen], want.Shared[infuse.StateHalfOpen], want.Local[infuse.StateOpen] = 2, 1, 1
+	require.Equal(t, want, c.Of(a))
 	require.Zero(t, c.Of(other))
 }

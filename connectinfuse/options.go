@@ -109,6 +109,11 @@ func local(err error) (text string, ok bool) {
 	if !errors.As(err, &e) || connect.IsWireError(err) {
 		return "", false
 	}
+	defer func() {
+		if recover() != nil { // Error of the error in e, such as a typed nil
+			text, ok = "", false
+		}
+	}()
 	return e.Message(), true
 }
 

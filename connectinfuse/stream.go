@@ -103,8 +103,8 @@ func (s *stream) gotHeaders() {
 	if s.trial {
 		time.AfterFunc(s.establishedAfter, func() {
 			defer func() {
-				if panicked := recover(); panicked != nil { // of an interceptor below
-					s.tracker.Panicked(panicked)
+				if recover() != nil { // of an interceptor below
+					s.tracker.Panicked()
 				}
 			}()
 			if s.hasHeaders() {

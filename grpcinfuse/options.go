@@ -80,11 +80,7 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 	if err == nil {
 		return infuse.OutcomeSuccess
 	}
-	s := status.FromContextError(err) // of an interceptor that returns ctx.Err()
-	var coded interface{ GRPCStatus() *status.Status }
-	if errors.As(err, &coded) { // status.FromError would have the text of what wraps it
-		s = coded.GRPCStatus()
-	}
+	s := statusOf(err)
 	switch {
 	case isBroken(s):
 		return infuse.OutcomeFailure
@@ -94,6 +90,22 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 		return infuse.OutcomeFailure
 	}
 	return infuse.OutcomeSuccess
+}
+
+// statusOf is status.FromError, and the code of a context's error, which an
+// interceptor may return. It needs no text of an error without a status, and so
+// calls no Error, which panics on a typed nil.
+func statusOf(err error) *status.Status {
+	var coded interface{ GRPCStatus() *status.Status }
+	switch {
+	case errors.As(err, &coded): // status.FromError would have the text of what wraps it
+		return coded.GRPCStatus()
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.New(codes.DeadlineExceeded, "")
+	case errors.Is(err, context.Canceled):
+		return status.New(codes.Canceled, "")
+	}
+	return status.New(codes.Unknown, "")
 }
 
 // gRPC exports no values for these errors, but their texts are stable.

@@ -113,8 +113,8 @@ func (s *stream) hasHeaders() bool {
 // and no longer than the stream.
 func (s *stream) endTrial() {
 	defer func() {
-		if panicked := recover(); panicked != nil { // of an interceptor below
-			s.tracker.Panicked(panicked)
+		if recover() != nil { // of an interceptor below
+			s.tracker.Panicked()
 		}
 	}()
 	switch {

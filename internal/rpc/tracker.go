@@ -8,7 +8,6 @@ package rpc
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -182,7 +181,7 @@ func (t *Tracker) End(outcome infuse.Outcome, err error, truncated func() bool) 
 	if !succeeded {
 		Settle(t.attempt().Permit, outcome, err)
 	} else if outcome == infuse.OutcomeFailure {
-		t.failAgain(err)
+		t.failAgain(func(p infuse.Permit) { Settle(p, infuse.OutcomeFailure, err) })
 	}
 }
 
@@ -193,13 +192,13 @@ func (t *Tracker) Unwound(panicked any) {
 		t.Cancelled()
 		return
 	}
-	t.Panicked(panicked)
+	t.Panicked()
 	panic(panicked)
 }
 
 // Panicked counts a panic as a failure. It is enough for a goroutine of ours,
 // where nobody could recover it.
-func (t *Tracker) Panicked(value any) {
+func (t *Tracker) Panicked() {
 	t.mu.Lock()
 	over, succeeded := t.over, t.succeeded
 	t.over = true
@@ -207,7 +206,7 @@ func (t *Tracker) Panicked(value any) {
 	switch {
 	case over:
 	case succeeded:
-		t.failAgain(fmt.Errorf("panic: %v", value))
+		t.failAgain(func(p infuse.Permit) { p.Settle(infuse.OutcomeFailure) }) // Config.Classify could panic, too
 	default:
 		t.attempt().Permit.Settle(infuse.OutcomeFailure)
 	}
@@ -216,13 +215,13 @@ func (t *Tracker) Panicked(value any) {
 // failAgain counts a failure of a stream whose trial has succeeded, in the
 // circuit that the trial has closed. While that is not closed, more trials are
 // needed, and each counts by itself.
-func (t *Tracker) failAgain(err error) {
+func (t *Tracker) failAgain(settle func(infuse.Permit)) {
 	b := t.attempt().Breaker
 	if b.State() != infuse.StateClosed || t.ctx.Err() == context.Canceled {
 		return
 	}
 	// A deadline may have passed, but not before the call: that would be ignored.
 	if permit, rejected := b.Acquire(context.WithoutCancel(t.ctx)); rejected == nil {
-		Settle(permit, infuse.OutcomeFailure, err)
+		settle(permit)
 	}
 }

@@ -136,6 +136,26 @@ func TestCodes(t *testing.T) {
 	})
 }
 
+// TestUnimplementedMethodDoesNotCloseOffTheOthers: a method that the server does not
+// have opened the circuit of all its methods.
+func TestUnimplementedMethodDoesNotCloseOffTheOthers(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
+		f := start(t, &service{unary: healthy})
+		f.protocol = protocol
+		for range 3 {
+			_, err := client[bytes, bytes](f, "Missing").CallUnary(f.ctx, connect.NewRequest(new(bytes)))
+			require.Equal(t, connect.CodeUnimplemented, connect.CodeOf(err))
+			from, err := client[bytes, bytes](f, "Missing").CallServerStream(f.ctx, connect.NewRequest(new(bytes)))
+			require.NoError(t, err)
+			require.False(t, from.Receive())
+			require.Equal(t, connect.CodeUnimplemented, connect.CodeOf(from.Err()))
+			require.NoError(t, from.Close())
+		}
+		require.NoError(t, f.call())
+		f.requireCounts(7, 0, 0)
+	})
+}
+
 func TestResponseWithoutACode(t *testing.T) {
 	eachKind(t, func(t *testing.T, protocol []connect.ClientOption, call func(*fixture) error) {
 		proxy := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

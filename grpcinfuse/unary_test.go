@@ -135,6 +135,22 @@ func TestCodes(t *testing.T) {
 	}
 }
 
+// TestUnimplementedMethodDoesNotCloseOffTheOthers: a method that the server does not
+// have opened the circuit of all its methods.
+func TestUnimplementedMethodDoesNotCloseOffTheOthers(t *testing.T) {
+	f := start(t, &service{unary: healthy})
+	for range 3 {
+		_, err := f.UnimplementedCall(f.ctx, new(testpb.Empty))
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+		s, err := f.HalfDuplexCall(f.ctx)
+		require.NoError(t, err)
+		_, err = s.Recv()
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+	}
+	require.NoError(t, f.call())
+	f.requireCounts(7, 0, 0)
+}
+
 func TestClassifyOfOtherErrors(t *testing.T) {
 	require.Equal(t, infuse.OutcomeSuccess, grpcinfuse.Classify(nil))
 	require.Equal(t, infuse.OutcomeSuccess, grpcinfuse.Classify(errors.New("no status")))

@@ -303,19 +303,23 @@ func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Brea
 	b, err := g.Breaker("service")
 	require.NoError(t, err)
 	c := hookClient{connectinfuse.New(g, options...)}
-	fails := func() error {
-		if name == "the call" {
-			h.run()
+	result := func(err error) func() error {
+		return func() error {
+			if name == "the call" {
+				h.run()
+			}
+			return err
 		}
-		return fault
 	}
+	fails, succeeds := result(fault), result(nil)
 	h.set(b, does)
 	for range 4 { // opens the circuit, and is rejected
 		apart(func() { call(c, fails) })
 	}
-	time.Sleep(time.Second)
-	apart(func() { call(c, fails) }) // a trial
-	apart(func() { call(c, func() error { return nil }) })
+	for _, result := range []func() error{fails, succeeds} { // of a trial
+		apart(func() { _ = b.Move(context.Background(), infuse.StateHalfOpen) })
+		apart(func() { call(c, result) })
+	}
 	apart(func() { b.Stats() })
 	h.set(b, nil)
 	time.Sleep(3 * time.Second) // more than ResetTimeout, and than a stream needs to be established

@@ -292,19 +292,23 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 	b, err := g.Breaker("service:1")
 	require.NoError(t, err)
 	c := hookClient{grpcinfuse.New(g, options...), conn}
-	fails := func() error {
-		if name == "the call" {
-			h.run()
+	result := func(err error) func() error {
+		return func() error {
+			if name == "the call" {
+				h.run()
+			}
+			return err
 		}
-		return fault
 	}
+	fails, succeeds := result(fault), result(nil)
 	h.set(b, does)
 	for range 4 { // opens the circuit, and is rejected
 		apart(func() { call(c, fails) })
 	}
-	time.Sleep(time.Second)
-	apart(func() { call(c, fails) }) // a trial
-	apart(func() { call(c, func() error { return nil }) })
+	for _, result := range []func() error{fails, succeeds} { // of a trial
+		apart(func() { _ = b.Move(context.Background(), infuse.StateHalfOpen) })
+		apart(func() { call(c, result) })
+	}
 	apart(func() { b.Stats() })
 	h.set(b, nil)
 	time.Sleep(3 * time.Second) // more than ResetTimeout, and than a stream needs to be established
@@ -432,12 +436,15 @@ func testBackendHook(t *testing.T, place hookPlace, does func(*infuse.Breaker), 
 	for range 12 { // opens the circuits, and is rejected
 		apart(func() { call(s) })
 	}
-	time.Sleep(cfg.ResetTimeout)
-	for range 3 { // trials
-		apart(func() { call(s) })
+	for _, is := range []bool{true, false} {
+		unhealthy(is)
+		for _, m := range s.members {
+			apart(func() { s.setState(m, infuse.StateHalfOpen) })
+		}
+		for range s.members { // trials
+			apart(func() { call(s) })
+		}
 	}
-	unhealthy(false)
-	apart(func() { call(s) })
 	h.set(nil, nil)
 
 	for _, m := range s.members {

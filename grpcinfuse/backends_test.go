@@ -150,7 +150,7 @@ func TestOneUnhealthyBackendDoesNotCloseOffTheOthers(t *testing.T) {
 	var callers sync.WaitGroup
 	for range 4 {
 		callers.Go(func() {
-			for time.Since(began) < 4*open {
+			for time.Since(began) < 4*open || served.Load() <= 100 && s.ctx.Err() == nil { // more time on a busy machine
 				if err := s.call(); err != nil {
 					failed.Add(1)
 				} else {

@@ -79,14 +79,15 @@ func (e *OpenError) NonRetriable() {}
 func Retryable(err error) bool { return err != nil && !errors.Is(err, ErrOpen) }
 
 // isRejectionBy reports whether err comes from a rejection by the circuit itself.
-func isRejectionBy(circuit string, err error) bool {
+func isRejectionBy(circuit string, err error) (is bool) {
 	switch err.(type) {
 	case *OpenError, interface{ Unwrap() error }, interface{ Unwrap() []error }, interface{ As(any) bool }:
 	default:
 		return false // errors.As would come to the same, at ten times the price
 	}
+	defer func() { _ = recover() }() // the Unwrap of a typed nil may panic
 	var open *OpenError
-	return errors.As(err, &open) && open.Circuit == circuit
+	return errors.As(err, &open) && open != nil && open.Circuit == circuit
 }
 
 // cause is what a rejection may carry around of an error without carrying along
@@ -129,18 +130,65 @@ var errUnreadable = errors.New("an error whose method panicked")
 
 // causeOf returns what may be kept of an error.
 func causeOf(err error) error {
-	root := err
-	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
-		root = next
-	}
-	if root == err && isSentinel(err) {
+	root, depth := rootOf(err)
+	if depth == 0 && isSentinel(err) {
 		return err
 	}
-	c := &cause{text: oneLine(redact.Error(err), maxCauseLength), short: presentable(root.Error(), maxTextLength)}
+	c := &cause{text: oneLine(textOrType(err, redact.Error), maxCauseLength), short: presentable(shortText(err, depth), maxTextLength)}
 	if isSentinel(root) {
 		c.root = root
 	}
 	return c
+}
+
+// rootOf returns the innermost error, and how many others are around it. The
+// Unwrap of a typed nil may panic. Errors are not compared: some, as slices,
+// cannot be.
+func rootOf(err error) (root error, depth int) {
+	root = err
+	defer func() { _ = recover() }()
+	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
+		root, depth = next, depth+1
+	}
+	return root, depth
+}
+
+// shortText returns the text of the root, unless only an error around it says
+// that a deadline passed: the root may be "request canceled".
+func shortText(err error, depth int) (short string) {
+	for ; depth > 0; err, depth = errors.Unwrap(err), depth-1 {
+		if text := errorText(err); saysDeadline(text) {
+			short = text
+		}
+	}
+	root := errorText(err)
+	if short == "" || saysDeadline(root) {
+		return root
+	}
+	return short
+}
+
+func saysDeadline(text string) bool {
+	return strings.Contains(text, "deadline exceeded") || strings.Contains(text, "Client.Timeout exceeded")
+}
+
+// errorText returns the text of an error, or its type if Error panics: a typed
+// nil does.
+func errorText(err error) string { return textOrType(err, error.Error) }
+
+func textOrType(err error, of func(error) string) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("%T", err)
+		}
+	}()
+	return of(err)
+}
+
+// isError is errors.Is for an error whose methods may panic.
+func isError(err, target error) (is bool) {
+	defer func() { _ = recover() }()
+	return errors.Is(err, target)
 }
 
 const maxCauseLength = 1024

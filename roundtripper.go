@@ -254,6 +254,7 @@ type exchange struct {
 	breaker   *Breaker
 	admission admission
 	request   *http.Request
+	upload    *upload // the body of the request that was sent, if it cannot be sent twice; nil otherwise
 }
 
 func (e *exchange) run() (*http.Response, error) {
@@ -268,7 +269,8 @@ func (e *exchange) run() (*http.Response, error) {
 		}
 	}()
 	var err error
-	response, err = eitherOr(e.transport.base().RoundTrip(e.request))
+	response, err = eitherOr(e.transport.base().RoundTrip(e.outgoing()))
+	e.upload.returned(response, e.request, &e.admission)
 	outcome := e.classify(response, err)
 	returned = true
 	switch {

@@ -1115,6 +1115,13 @@ type cheapRequest struct {
 	transport   *infuse.Transport
 }
 
+// cheapBody is a request whose body can be sent twice: it goes through untouched.
+func cheapBody(tb testing.TB) *http.Request {
+	r := newRequest(tb, http.MethodPost, "https://inventory.test/items", endless{})
+	r.GetBody = func() (io.ReadCloser, error) { return endless{}, nil }
+	return r
+}
+
 func (c *cheapRequest) send(r *http.Request, buffer []byte) {
 	response, err := c.transport.RoundTrip(r)
 	if err == nil {
@@ -1130,15 +1137,21 @@ func (c *cheapRequest) send(r *http.Request, buffer []byte) {
 func TestWhatTheTransportAllocates(t *testing.T) {
 	buffer := make([]byte, 64)
 	for _, c := range cheapRequests(t) {
-		r := newRequest(t, http.MethodPost, "https://inventory.test/items", endless{})
+		r := cheapBody(t)
 		require.Equal(t, c.allocations, allocations(func() { c.send(r, buffer) }), c.name)
+		r = newRequest(t, http.MethodGet, "https://inventory.test/items", nil)
+		require.Equal(t, c.allocations, allocations(func() { c.send(r, buffer) }), c.name+", without a body")
+		if c.name != "rejection" {
+			r = newRequest(t, http.MethodPost, "https://inventory.test/items", endless{})
+			require.Equal(t, c.allocations+1, allocations(func() { c.send(r, buffer) }), c.name+", with a copy for a body that cannot be sent twice")
+		}
 	}
 }
 
 // BenchmarkTransport is what the Transport adds: its Base costs nothing.
 func BenchmarkTransport(b *testing.B) {
 	for _, c := range cheapRequests(b) {
-		r := newRequest(b, http.MethodPost, "https://inventory.test/items", endless{})
+		r := cheapBody(b)
 		b.Run(c.name, func(b *testing.B) {
 			buffer := make([]byte, 64)
 			b.ReportAllocs()

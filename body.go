@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"strings"
@@ -264,7 +265,7 @@ func (b *body) verdict(e *exchange, err error) result {
 	case b.upload.isCauseOf(err), b.isCut(err):
 		return result{outcome: OutcomeIgnored, err: err}
 	}
-	return result{outcome: e.classify(b.response, err), err: err}
+	return result{outcome: e.classify(b.response, err), err: e.named(err)}
 }
 
 // isCut reports whether the error is the end that a stream meets, and so says
@@ -283,31 +284,46 @@ type stream uint8
 
 const (
 	noStream       stream = iota
-	streamOfEvents        // it has proved itself with its first data
-	streamOfFrames        // it may yet say that it has failed
+	streamOfEvents        // it is established with its first data
+	streamOfFrames        // it may yet report that it failed
 )
 
 // streamOf returns what a response without a length is, by its type or by what
 // was asked for.
 func streamOf(r *http.Request, response *http.Response) stream {
-	const json = "application/json" // as most are
-	if t := response.Header["Content-Type"]; len(t) > 0 && !(strings.HasPrefix(t[0], json) && (len(t[0]) == len(json) || t[0][len(json)] == ';')) {
-		media, parameters, _ := strings.Cut(t[0], ";")
-		switch media {
-		case "text/event-stream", "application/x-ndjson", "application/json-seq", "multipart/x-mixed-replace":
+	if t := response.Header["Content-Type"]; len(t) > 0 {
+		switch media := mediaType(t[0]); media {
+		case "application/json": // as most are
+		case "text/event-stream", "application/x-ndjson", "application/json-seq", "application/jsonl", "application/stream+json",
+			"application/vnd.amazon.eventstream", "multipart/x-mixed-replace", "multipart/mixed":
 			return streamOfEvents
+		default:
+			if strings.HasPrefix(media, "application/grpc") || strings.HasPrefix(media, "application/connect+") {
+				return streamOfFrames
+			}
 		}
-		switch {
-		case strings.HasPrefix(media, "application/grpc"), strings.HasPrefix(media, "application/connect+"):
-			return streamOfFrames
-		case parameters != "" && strings.Contains(parameters, "stream=watch"):
-			return streamOfEvents
+		if strings.Contains(t[0], "stream") {
+			if _, parameters, err := mime.ParseMediaType(t[0]); err == nil && parameters["stream"] == "watch" {
+				return streamOfEvents
+			}
 		}
 	}
 	if isWatch(r.URL.RawQuery) {
 		return streamOfEvents
 	}
 	return noStream
+}
+
+// mediaType returns the media type of a Content-Type without its parameters, in
+// lower case (RFC 9110, 8.3.1); "" if it is invalid. One that is in that form
+// already, as most are, is not parsed.
+func mediaType(contentType string) string {
+	media, _, _ := strings.Cut(contentType, ";")
+	if media == strings.ToLower(strings.TrimSpace(media)) {
+		return media
+	}
+	media, _, _ = mime.ParseMediaType(media)
+	return media
 }
 
 // isWatch reports whether a query asks for a watch in the manner of Kubernetes,

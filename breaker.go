@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"reflect"
 	"runtime"
 	"strings"
@@ -482,8 +483,8 @@ func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
-	if r.outcome == OutcomeSuccess && a.isSlow() {
-		r = a.slowResult()
+	if (r.outcome == OutcomeSuccess || r.outcome == OutcomeIgnored && isCancelled(ctx)) && a.isSlow() {
+		r = a.slowResult() // a service that hangs is seen, although its callers give up
 	}
 	if a.view.counts != nil {
 		a.view.counts.add(int(r.outcome))
@@ -512,6 +513,10 @@ func (b *Breaker) unwound(ctx context.Context, a *admission, panicked any) {
 	if panicked == nil { // runtime.Goexit
 		b.settle(ctx, a, result{outcome: OutcomeIgnored})
 		return
+	}
+	if panicked == http.ErrAbortHandler && isCancelled(ctx) { // as httputil.ReverseProxy ends when its client is gone
+		b.settle(ctx, a, result{outcome: OutcomeIgnored, err: http.ErrAbortHandler})
+		panic(panicked)
 	}
 	b.settle(ctx, a, result{outcome: OutcomeFailure, err: panicError{panicked}})
 	panic(panicked)

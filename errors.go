@@ -39,30 +39,18 @@ func (e *OpenError) RetryAfter() time.Duration {
 	return max(0, time.Until(e.DueAt))
 }
 
-// Error names the circuit, its state, how long it is until a trial or an
-// override's end, and an override's reason. It does not name the cause: retriers
-// match on words of it.
+// Error names the circuit, its state, and the reason of an override. The text is
+// the same for each rejection, so that error trackers group them: RetryAfter
+// returns the time, and Local and Cause are fields. Retriers match on words of a
+// cause.
 func (e *OpenError) Error() string {
-	text := fmt.Sprintf("infuse: circuit %q is ", e.Circuit)
-	if e.Reason != "" {
-		text += "held "
-	}
-	text += e.State.String()
-	if e.Local {
-		text += " in this process alone"
-	}
-	switch left := e.RetryAfter(); {
+	switch {
+	case e.Reason != "":
+		return fmt.Sprintf("infuse: circuit %q is forced %v: %q", e.Circuit, e.State, e.Reason)
 	case e.State == StateClosed:
-		text += fmt.Sprintf(" again, and for %v more it lets only some calls run", left.Round(time.Millisecond))
-	case left > 0 && e.Reason != "":
-		text += fmt.Sprintf(" for %v", left.Round(time.Millisecond))
-	case left > 0:
-		text += fmt.Sprintf(", a trial may run in %v", left.Round(time.Millisecond))
+		return fmt.Sprintf("infuse: circuit %q is on its ramp: it lets only some calls run", e.Circuit)
 	}
-	if e.Reason != "" {
-		text += fmt.Sprintf(": %q", e.Reason)
-	}
-	return text
+	return fmt.Sprintf("infuse: circuit %q is %v", e.Circuit, e.State)
 }
 
 // Is makes errors.Is(err, ErrOpen) true.

@@ -84,14 +84,12 @@ func isOfGracefulShutdown(text string) bool {
 // An http.Client with a Timeout closes the Cancel, too, at the very deadline that
 // it has given the context: that is a timeout.
 func isCalledOff(r *http.Request) bool {
-	if isCancelled(r.Context()) {
-		return true
-	}
-	if !isClosed(cancelOf(r)) {
-		return false
-	}
+	return isCancelled(r.Context()) || isClosed(cancelOf(r)) && !isPastDeadline(r)
+}
+
+func isPastDeadline(r *http.Request) bool {
 	deadline, ok := r.Context().Deadline()
-	return !ok || time.Now().Before(deadline)
+	return ok && !time.Now().Before(deadline) && !isCancelled(r.Context())
 }
 
 func cancelOf(r *http.Request) <-chan struct{} {

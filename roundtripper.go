@@ -104,7 +104,7 @@ type Transport struct {
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	b := t.breaker(r)
 	if b == nil {
-		return t.base().RoundTrip(r)
+		return t.send(r)
 	}
 	e := exchange{transport: t, breaker: b, request: r}
 	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
@@ -193,17 +193,67 @@ func unavailable(r *http.Request, contentType, text string) *http.Response {
 // unavailableText says nothing of the circuit: it may be shown to anybody.
 const unavailableText = "Service Unavailable: the circuit is open\n"
 
+// netTransport is net/http's own http.DefaultTransport, whatever that is set to
+// later.
+var netTransport = http.DefaultTransport
+
+// base returns the RoundTripper that sends the requests.
 func (t *Transport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
+	switch {
+	case t.Base != nil:
+		return t.Base
+	case leadsBack(http.DefaultTransport):
+		return netTransport
 	}
-	return t.Base
+	return http.DefaultTransport
+}
+
+// leadsBack reports whether rt is, or unwraps to, a Transport that would send by
+// http.DefaultTransport in turn.
+func leadsBack(rt http.RoundTripper) bool {
+	for rt != netTransport {
+		if t, ok := rt.(*Transport); ok && t.Base == nil {
+			return true
+		}
+		wrapper, ok := rt.(interface{ Unwrap() http.RoundTripper })
+		if !ok {
+			return false
+		}
+		rt = wrapper.Unwrap()
+	}
+	return false
+}
+
+// sentByKey is the key of the Transport that has sent a request.
+type sentByKey struct{}
+
+// send sends a request. An http.DefaultTransport of the program's own may lead
+// back to this Transport without an Unwrap: the request's context then shows it.
+func (t *Transport) send(r *http.Request) (*http.Response, error) {
+	base := t.base()
+	switch {
+	case t.Base != nil || base == netTransport:
+		return base.RoundTrip(r)
+	case t.isSent(r):
+		return netTransport.RoundTrip(r)
+	}
+	marked := r.WithContext(context.WithValue(r.Context(), sentByKey{}, t))
+	response, err := base.RoundTrip(marked)
+	if response != nil && response.Request == marked {
+		response.Request = r
+	}
+	return response, err
+}
+
+// isSent reports whether the Transport has sent the request already.
+func (t *Transport) isSent(r *http.Request) bool {
+	return t.Base == nil && http.DefaultTransport != netTransport && r.Context().Value(sentByKey{}) == t
 }
 
 // breaker returns the breaker of the request's circuit; nil if the request
 // goes past it.
 func (t *Transport) breaker(r *http.Request) *Breaker {
-	if r.URL == nil || r.Context().Value(skipKey{}) != nil {
+	if r.URL == nil || r.Context().Value(skipKey{}) != nil || t.isSent(r) {
 		return nil
 	}
 	b, err := t.breakers().again(&t.last, t.circuit(r))
@@ -269,13 +319,16 @@ func (e *exchange) run() (*http.Response, error) {
 		}
 	}()
 	var err error
-	response, err = eitherOr(e.transport.base().RoundTrip(e.outgoing()))
+	response, err = eitherOr(e.transport.send(e.outgoing()))
 	e.upload.returned(response, e.request, &e.admission)
 	outcome := e.classify(response, err)
 	returned = true
 	switch {
+	case outcome == OutcomeIgnored && err != nil && isCalledOff(e.request) && e.admission.isSlow():
+		e.settle(e.admission.slowResult()) // Breaker.settle does not know Request.Cancel
+		return response, err
 	case outcome != OutcomeSuccess || err != nil:
-		e.settle(headersResult(outcome, response, err))
+		e.settle(e.headersResult(outcome, response, err))
 		return response, err
 	case e.admission.isSlow():
 		e.settle(e.admission.slowResult())
@@ -293,14 +346,33 @@ func (e *exchange) run() (*http.Response, error) {
 
 // headersResult is the result of an exchange that ended with its headers, or
 // without any.
-func headersResult(outcome Outcome, response *http.Response, err error) result {
-	r := result{outcome: outcome, err: err}
+func (e *exchange) headersResult(outcome Outcome, response *http.Response, err error) result {
 	if outcome == OutcomeFailure && err == nil {
-		r.err = failureOf(response)
-		r.openFor = retryAfter(response)
+		return result{outcome: outcome, err: failureOf(response), openFor: retryAfter(response, e.admission.view.settings.MaxRetryAfter)}
 	}
-	return r
+	return result{outcome: outcome, err: e.named(err)}
 }
+
+// named returns the error with the deadline in its text, if the deadline that
+// passed is all that is behind it. An http.Transport reports an
+// http.Client.Timeout as "request canceled", and a deadline with a cause of its
+// own as that cause.
+func (e *exchange) named(err error) error {
+	if err == nil || !isPastDeadline(e.request) {
+		return err
+	}
+	text := errorText(err)
+	if saysDeadline(text) || !strings.Contains(text, "request canceled") && !isError(err, context.Cause(e.request.Context())) {
+		return err
+	}
+	return deadlineError{err}
+}
+
+// deadlineError is the error of a request whose deadline passed.
+type deadlineError struct{ error }
+
+func (e deadlineError) Error() string { return "context deadline exceeded: " + errorText(e.error) }
+func (e deadlineError) Unwrap() error { return e.error }
 
 func (e *exchange) settle(r result) {
 	e.breaker.settle(e.request.Context(), &e.admission, r)

@@ -137,7 +137,7 @@ const maxLastFrame = 16 << 10
 
 // framed returns the body of a response, as frames if its status is in it.
 func framed(from io.ReadCloser, response *http.Response) io.ReadCloser {
-	media, _, _ := strings.Cut(response.Header.Get("Content-Type"), ";")
+	media := mediaType(response.Header.Get("Content-Type"))
 	switch {
 	case media == "application/grpc-web" || strings.HasPrefix(media, "application/grpc-web+"):
 		return &frames{ReadCloser: from, lastFlag: 0x80, gzip: response.Header.Get("Grpc-Encoding") == "gzip"}

@@ -96,5 +96,5 @@ func (u *upload) isCauseOf(err error) bool {
 	case u.failed.Load(), u.late.Load():
 		return true
 	}
-	return u.reading.Load() && (u.isLate() || isError(err, context.DeadlineExceeded))
+	return u.reading.Load() && (isPastDeadline(&u.request) || isError(err, context.DeadlineExceeded))
 }

@@ -302,7 +302,7 @@ func streamOf(r *http.Request, response *http.Response) stream {
 				return streamOfFrames
 			}
 		}
-		if strings.Contains(t[0], "stream") {
+		if strings.Contains(strings.ToLower(t[0]), "stream=") {
 			if _, parameters, err := mime.ParseMediaType(t[0]); err == nil && parameters["stream"] == "watch" {
 				return streamOfEvents
 			}

@@ -33,8 +33,7 @@ const stride = 16
 type body struct {
 	transport *Transport // of the exchange, and so on: a body is no larger than it must be
 	breaker   *Breaker
-	request   *http.Request
-	upload    *upload
+	request   *http.Request // as it was sent: the body of a copy is an upload
 	view      *view
 	local     int64
 	shared    int64
@@ -79,7 +78,7 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		b = new(body)
 		response.Body = b
 	}
-	b.transport, b.breaker, b.request, b.upload = e.transport, e.breaker, e.request, e.upload
+	b.transport, b.breaker, b.request = e.transport, e.breaker, e.sent()
 	b.view, b.local, b.shared, b.waited = e.admission.view, e.admission.local, e.admission.shared, e.admission.waited
 	b.response, b.from, b.afterTrial = response, from, afterTrial
 	if !b.hasLength() {
@@ -95,7 +94,11 @@ func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
 // exchange is the exchange of the body. That was no trial, or is one no more.
 func (b *body) exchange() *exchange {
 	a := admission{view: b.view, local: b.local, shared: b.shared, waited: b.waited}
-	return &exchange{transport: b.transport, breaker: b.breaker, request: b.request, upload: b.upload, admission: a}
+	e := &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
+	if u, ok := b.request.Body.(*upload); ok && &u.request == b.request {
+		e.request, e.upload = u.original, u
+	}
+	return e
 }
 
 // succeed settles the exchange as a success. As a rule that is no news.
@@ -262,7 +265,7 @@ func (b *body) verdict(e *exchange, err error) result {
 			r.err = failureOf(response)
 		}
 		return r
-	case b.upload.isCauseOf(err), b.isCut(err):
+	case e.upload.isCauseOf(err), b.isCut(err):
 		return result{outcome: OutcomeIgnored, err: err}
 	}
 	return result{outcome: e.classify(b.response, err), err: e.named(err)}

@@ -30,8 +30,9 @@ import (
 //		return infuse.DefaultClassify(r, resp, err)
 //	}
 //
-// An error of the request's own body is a failure where it cannot be told from
-// the service's. A Classify that knows the error can ignore it.
+// With a Config.SlowCall, a cancelled request that took longer is a failure all the
+// same, also if Classify ignores it: a service that hangs is seen, although its
+// callers give up.
 func DefaultClassify(r *http.Request, response *http.Response, err error) Outcome {
 	return classifyHTTP(r, response, err, isServerError)
 }

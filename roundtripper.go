@@ -34,7 +34,9 @@ import (
 // counts for nothing: a proxy that restarts cuts streams, too. It has proved itself
 // if data still comes two seconds after it began. A stream of events has with
 // its first data: by its type (text/event-stream, application/x-ndjson,
-// application/json-seq, multipart/x-mixed-replace), or as a Kubernetes watch. So
+// application/jsonl, application/json-seq, application/stream+json,
+// application/vnd.amazon.eventstream, multipart/mixed,
+// multipart/x-mixed-replace), or as a Kubernetes watch. So
 // what breaks off before is a failure, unless it may be a stream that was silent:
 // one of events, of gRPC or of Connect, or a response without a length that has
 // been running for two seconds and was not ended by somebody's timeout. That
@@ -42,14 +44,20 @@ import (
 // a success with its headers.
 //
 // If such a failure is a 503 or a 429 with a Retry-After, and opens the
-// circuit, it stays open at least so long, for all processes: an hour at most.
+// circuit, it stays open at least so long, for all processes, and at most for
+// Config.MaxRetryAfter.
 //
 // A request goes past the breakers when its circuit has no valid name (see
 // CheckName), when the Group is stopped, or when the Group's settings for that
-// name are invalid.
+// name are invalid, which Listener.Warning reports once.
 type Transport struct {
-	// Base sends the requests: http.DefaultTransport if nil. It gets the very
-	// request that the Transport was given.
+	// Base sends the requests: http.DefaultTransport if nil, or net/http's own if
+	// http.DefaultTransport leads back to a Transport.
+	//
+	// Base receives the very request that the Transport was given, unless that has
+	// a body that cannot be sent twice: one without GetBody. Of such a request it
+	// receives a shallow copy, whose body records how its own Read ended. Base also
+	// receives a copy if it is an http.DefaultTransport of the program's own.
 	Base http.RoundTripper
 
 	// Breakers has the circuits: with nil, a Group of the Transport's own with
@@ -83,10 +91,11 @@ type Transport struct {
 	// a stream, nor about a request that could not be sent through a fault of its
 	// own: these are ignored. Such a fault is what is malformed; a context whose
 	// deadline had passed before; a body of another length than ContentLength
-	// says; headers that an HTTP/2 peer would not take; and an error of the
-	// request's own body. The last is known where Base is an *http.Transport, the
-	// body cannot be had again (GetBody), and the error is not one of the network
-	// or of a protocol, nor of a proxy.
+	// says; headers that an HTTP/2 peer would not take; a graceful shutdown before
+	// an HTTP/2 server processed the request (RFC 9113, 6.8);
+	// http.ErrSkipAltProtocol; and the request's own body, if that has no GetBody:
+	// its Read returned an error before Base closed it, or was pending when the
+	// deadline passed. A body with a GetBody is in memory, and is not asked.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected answers a rejected request, whose body has been closed. By
@@ -320,7 +329,7 @@ func (e *exchange) run() (*http.Response, error) {
 	}()
 	var err error
 	response, err = eitherOr(e.transport.send(e.outgoing()))
-	e.upload.returned(response, e.request, &e.admission)
+	e.upload.returned(response, &e.admission)
 	outcome := e.classify(response, err)
 	returned = true
 	switch {

@@ -18,9 +18,10 @@ import (
 // for the body cannot be told from waiting for the service. So a file is sent
 // without sendfile.
 type upload struct {
-	request http.Request  // the copy that Base receives
-	from    io.ReadCloser // the body of the original
-	timed   bool          // the time of the end is needed
+	original *http.Request
+	request  http.Request  // the copy that Base receives
+	from     io.ReadCloser // the body of the original
+	timed    bool          // the time of the end is needed
 
 	reading atomic.Bool  // a Read is pending
 	late    atomic.Bool  // the deadline passed during a Read
@@ -36,19 +37,27 @@ func (e *exchange) outgoing() *http.Request {
 	if r.Body == nil || r.Body == http.NoBody || r.GetBody != nil {
 		return r
 	}
-	u := &upload{request: *r, from: r.Body, timed: e.admission.began != 0}
+	u := &upload{original: r, request: *r, from: r.Body, timed: e.admission.began != 0}
 	u.request.Body = u
 	e.upload = u
 	return &u.request
 }
 
+// sent returns the request that outgoing returned.
+func (e *exchange) sent() *http.Request {
+	if e.upload != nil {
+		return &e.upload.request
+	}
+	return e.request
+}
+
 // returned undoes what outgoing did, as far as the caller can see it.
-func (u *upload) returned(response *http.Response, r *http.Request, a *admission) {
+func (u *upload) returned(response *http.Response, a *admission) {
 	if u == nil {
 		return
 	}
 	if response != nil && response.Request == &u.request {
-		response.Request = r
+		response.Request = u.original
 	}
 	if a.began != 0 {
 		a.began = time.Duration(u.ended.Load()) // 0 if the response was earlier than the end of the body

@@ -491,7 +491,7 @@ func TestACloseWhileTheUploadIsReadIsNoRace(t *testing.T) {
 func TestNoHonestRequestIsRejectedBesideBrokenUploads(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(readsAll)
-		p := startProxy(t, s, infuse.Config{}, nil, nil)
+		p := startProxy(t, s, infuse.Config{FailMax: 5, FailureRate: 0.03}, nil, nil)
 		const seconds, honest, broken = 2, 200, 40
 		var texts []string
 		for _, text := range malformedUploads {
@@ -522,6 +522,7 @@ func TestNoHonestRequestIsRejectedBesideBrokenUploads(t *testing.T) {
 			if i%(honest/broken) == 0 {
 				conn := p.raw(t, texts[i/(honest/broken)%len(texts)])
 				all.Go(func() {
+					_ = conn.(*net.TCPConn).CloseWrite()
 					time.Sleep(20 * time.Millisecond)
 					_ = conn.Close()
 				})

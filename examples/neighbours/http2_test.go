@@ -46,7 +46,7 @@ func TestUploadsThroughXNetHTTP2(t *testing.T) {
 		"a stream that is aborted":      {path: "/abort", body: order, failures: 1},
 		"a service that hangs":          {path: "/hang", body: order, failures: 1},
 		"a dialer with a plain error":   {path: "/", body: order, dial: errors.New("no healthy instance"), failures: 1},
-		"an upload that fails itself":   {path: "/", body: func() io.Reader { return io.MultiReader(order(), failing{errOwn}) }, failures: 0},
+		"an upload that fails itself":   {path: "/", body: func() io.Reader { return io.MultiReader(order(), brokenReader{errOwn}) }, failures: 0},
 		"an upload that never delivers": {path: "/", body: silent, failures: 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,10 +71,10 @@ func TestUploadsThroughXNetHTTP2(t *testing.T) {
 	}
 }
 
-// failing is a reader whose Read fails.
-type failing struct{ err error }
+// brokenReader is a reader whose Read fails.
+type brokenReader struct{ err error }
 
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
+func (f brokenReader) Read([]byte) (int, error) { return 0, f.err }
 
 // silent is a body whose Read returns when it is closed.
 func silent() io.Reader {

@@ -306,7 +306,7 @@ func (s *settings) derive() {
 	s.local = Limits{
 		FailMax: s.FailMax, ResetTimeout: s.ResetTimeout, SuccessThreshold: s.SuccessThreshold, MaxTrials: s.MaxTrials, TrialTimeout: s.TrialTimeout,
 		FailureRate: s.FailureRate, Window: s.Window, MinCalls: s.MinCalls, MaxResetTimeout: s.MaxResetTimeout,
-		MaxRetryAfter: maxRetryAfter,
+		MaxRetryAfter: max(0, s.MaxRetryAfter),
 	}
 	s.limits = s.local
 	s.limits.Suspicion = s.Suspicion

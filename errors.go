@@ -118,7 +118,7 @@ var errUnreadable = errors.New("an error whose method panicked")
 
 // causeOf returns what may be kept of an error.
 func causeOf(err error) error {
-	root, depth := rootOf(err)
+	depth, root := rootOf(err)
 	if depth == 0 && isSentinel(err) {
 		return err
 	}
@@ -129,16 +129,16 @@ func causeOf(err error) error {
 	return c
 }
 
-// rootOf returns the innermost error, and how many others are around it. The
+// rootOf returns how many errors are around the innermost one, and that one. The
 // Unwrap of a typed nil may panic. Errors are not compared: some, as slices,
 // cannot be.
-func rootOf(err error) (root error, depth int) {
+func rootOf(err error) (depth int, root error) {
 	root = err
 	defer func() { _ = recover() }()
 	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
 		root, depth = next, depth+1
 	}
-	return root, depth
+	return depth, root
 }
 
 // shortText returns the text of the root, unless only an error around it says

@@ -96,9 +96,6 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 
 // Retry-After.
 
-// maxRetryAfter bounds what records of other processes can make a call wait for.
-const maxRetryAfter = time.Hour
-
 // retryAfter returns for how long a 503 or a 429 asks not to be called, at most
 // most: 0 if it does not ask, or if its value is invalid. The value comes from
 // the remote service, so it is bounded.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"net/http"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -1216,6 +1217,38 @@ func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 			require.Contains(t, stack, "infuse_test.explodes(")
 			requireState(t, infuse.StateOpen, b)
 			require.Empty(t, recordOf(t, b).Trials)
+		})
+	}
+}
+
+// TestAPermitReportsAPanicWithItsCause: an interceptor that settled its permit as a
+// failure lost the value of the panic.
+func TestAPermitReportsAPanicWithItsCause(t *testing.T) {
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		ctx      context.Context
+		value    any
+		failures int
+		cause    string
+	}{
+		"a panic":                        {t.Context(), "bang", 1, "panic: bang"},
+		"a panic of a cancelled call":    {cancelled, errIll, 1, "panic: " + errIll.Error()},
+		"the end of a goroutine":         {t.Context(), nil, 0, ""},
+		"an abort":                       {t.Context(), http.ErrAbortHandler, 1, "panic: " + http.ErrAbortHandler.Error()},
+		"an abort whose caller has left": {cancelled, http.ErrAbortHandler, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBreaker(t, "prices", infuse.Config{FailMax: 1})
+			p, err := b.Acquire(c.ctx)
+			require.NoError(t, err)
+			p.Panicked(c.value)
+			p.Panicked("once more")
+			p.Done(errIll)
+			require.Equal(t, c.failures, b.Failures())
+			if c.cause != "" {
+				require.EqualError(t, requireRejected(t, b).Cause, c.cause)
+			}
 		})
 	}
 }

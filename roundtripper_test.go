@@ -1206,9 +1206,9 @@ func BenchmarkTransportAdds(b *testing.B) {
 				Header: header, Body: kind.body(), ContentLength: kind.length, Request: r,
 			}, nil
 		})
-		run := func(name string, transport http.RoundTripper) {
+		send := func(name string, transport http.RoundTripper, body io.Reader) {
 			b.Run(kind.name+"/"+name, func(b *testing.B) {
-				r := newRequest(b, http.MethodGet, "https://inventory.test/items", nil)
+				r := newRequest(b, http.MethodPost, "https://inventory.test/items", body) // with GetBody, if there is a body
 				b.ReportAllocs()
 				for b.Loop() {
 					response, err := transport.RoundTrip(r)
@@ -1220,7 +1220,9 @@ func BenchmarkTransportAdds(b *testing.B) {
 				}
 			})
 		}
-		run("bare", base)
-		run("a Transport", &infuse.Transport{Base: base, Breakers: groupOf(b, infuse.Config{})})
+		transport := &infuse.Transport{Base: base, Breakers: groupOf(b, infuse.Config{})}
+		send("bare", base, nil)
+		send("a Transport", transport, nil)
+		send("a Transport, GetBody", transport, strings.NewReader("a body"))
 	}
 }

@@ -95,7 +95,7 @@ type Transport struct {
 	// an HTTP/2 server processed the request (RFC 9113, 6.8);
 	// http.ErrSkipAltProtocol; and the request's own body, if that has no GetBody:
 	// its Read returned an error before Base closed it, or was pending when the
-	// deadline passed. A body with a GetBody is in memory, and is not asked.
+	// deadline passed. A body with a GetBody is in memory, and cannot fail.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected answers a rejected request, whose body has been closed. By

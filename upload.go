@@ -87,7 +87,9 @@ func (u *upload) Close() error {
 	return u.from.Close()
 }
 
-func (u *upload) isLate() bool { return isLate(u.request.Context()) }
+// isLate also compares the deadline with the clock: an http.Client whose Timeout is
+// over closes the body before the context's timer fires.
+func (u *upload) isLate() bool { return isLate(u.request.Context()) || isPastDeadline(&u.request) }
 
 func (u *upload) end() {
 	if u.timed {
@@ -105,5 +107,5 @@ func (u *upload) isCauseOf(err error) bool {
 	case u.failed.Load(), u.late.Load():
 		return true
 	}
-	return u.reading.Load() && (isPastDeadline(&u.request) || isError(err, context.DeadlineExceeded))
+	return u.reading.Load() && (u.isLate() || isError(err, context.DeadlineExceeded))
 }

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -294,6 +295,33 @@ func TestADeadlineThatPassesWhileTheBodyIsReadIsIgnored(t *testing.T) {
 	})
 }
 
+// slowTimer is a context whose deadline has passed before its timer fires.
+type slowTimer struct {
+	context.Context
+	deadline time.Time
+}
+
+func (s slowTimer) Deadline() (time.Time, bool) { return s.deadline, true }
+
+// An http.Client whose Timeout is over closes the body before the timer of the
+// context fires: then a pending Read of the body was not seen (H3).
+func TestADeadlineIsComparedWithTheClockWhileTheBodyIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		group := groupOf(t, infuse.Config{FailMax: 100})
+		deadline := time.Now().Add(time.Second)
+		transport := &infuse.Transport{Breakers: group, Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+			time.AfterFunc(time.Until(deadline), func() { _ = r.Body.Close() })
+			_, _ = r.Body.Read(make([]byte, 1))
+			return nil, errors.New("net/http: request canceled")
+		})}
+		reader, _ := io.Pipe()
+		r := newRequest(t, http.MethodPost, "https://inventory.test/items", reader).WithContext(slowTimer{t.Context(), deadline})
+		_, err := transport.RoundTrip(r)
+		require.Error(t, err)
+		require.Zero(t, breakerOf(t, group, "inventory.test").Failures())
+	})
+}
+
 // A service that does not read, or does not answer, is blamed as ever.
 func TestADeadlineThatPassesWhileTheServiceHangsIsAFailure(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
@@ -429,6 +457,7 @@ func TestACopyIsSentOfARequestWhoseBodyCannotBeSentTwice(t *testing.T) {
 // A length that is known is sent as it is, and Expect: 100-continue holds.
 func TestAnUploadIsFramedAsWithoutTheTransport(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
+		s.Client().Transport.(*http.Transport).ExpectContinueTimeout = patience
 		for name, test := range map[string]struct {
 			length int64
 			expect bool
@@ -446,7 +475,6 @@ func TestAnUploadIsFramedAsWithoutTheTransport(t *testing.T) {
 					assert.Equal(t, "order", string(text))
 				})
 				c := startWebClient(t, s, infuse.Config{})
-				c.transport.Base.(*http.Transport).ExpectContinueTimeout = patience
 				r := newRequest(t, http.MethodPost, s.URL, streamed(readFunc(func(p []byte) (int, error) {
 					read = true
 					return 0, io.EOF

@@ -113,7 +113,7 @@ type Transport struct {
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	b := t.breaker(r)
 	if b == nil {
-		return t.send(r)
+		return t.sender().RoundTrip(r)
 	}
 	e := exchange{transport: t, breaker: b, request: r}
 	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
@@ -236,12 +236,24 @@ func leadsBack(rt http.RoundTripper) bool {
 // sentByKey is the key of the Transport that has sent a request.
 type sentByKey struct{}
 
-// send sends a request. An http.DefaultTransport of the program's own may lead
-// back to this Transport without an Unwrap: the request's context then shows it.
-func (t *Transport) send(r *http.Request) (*http.Response, error) {
+// sender returns the Base, or what takes its place.
+func (t *Transport) sender() http.RoundTripper {
+	if t.Base == nil {
+		return (*withoutBase)(t)
+	}
+	return t.Base
+}
+
+// withoutBase sends the requests of a Transport that has no Base. An
+// http.DefaultTransport of the program's own may lead back to this Transport
+// without an Unwrap: the request's context then shows it.
+type withoutBase Transport
+
+func (w *withoutBase) RoundTrip(r *http.Request) (*http.Response, error) {
+	t := (*Transport)(w)
 	base := t.base()
 	switch {
-	case t.Base != nil || base == netTransport:
+	case base == netTransport:
 		return base.RoundTrip(r)
 	case t.isSent(r):
 		return netTransport.RoundTrip(r)
@@ -254,15 +266,16 @@ func (t *Transport) send(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// isSent reports whether the Transport has sent the request already.
+// isSent reports whether the Transport, which has no Base, has sent the request
+// already.
 func (t *Transport) isSent(r *http.Request) bool {
-	return t.Base == nil && http.DefaultTransport != netTransport && r.Context().Value(sentByKey{}) == t
+	return http.DefaultTransport != netTransport && r.Context().Value(sentByKey{}) == t
 }
 
 // breaker returns the breaker of the request's circuit; nil if the request
 // goes past it.
 func (t *Transport) breaker(r *http.Request) *Breaker {
-	if r.URL == nil || r.Context().Value(skipKey{}) != nil || t.isSent(r) {
+	if r.URL == nil || r.Context().Value(skipKey{}) != nil || t.Base == nil && t.isSent(r) {
 		return nil
 	}
 	b, err := t.breakers().again(&t.last, t.circuit(r))
@@ -328,8 +341,14 @@ func (e *exchange) run() (*http.Response, error) {
 		}
 	}()
 	var err error
-	response, err = eitherOr(e.transport.send(e.outgoing()))
-	e.upload.returned(response, &e.admission)
+	sent := e.request
+	if isUpload(sent) {
+		sent = e.asUpload()
+	}
+	response, err = eitherOr(e.transport.sender().RoundTrip(sent))
+	if e.upload != nil {
+		e.upload.returned(response, &e.admission)
+	}
 	outcome := e.classify(response, err)
 	returned = true
 	switch {

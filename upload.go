@@ -30,20 +30,21 @@ type upload struct {
 	ended   atomic.Int64 // when the body ended, by monotonic; 0 before
 }
 
-// outgoing returns the request for Base: the original, or a copy whose body is
-// an upload.
-func (e *exchange) outgoing() *http.Request {
+// isUpload reports whether the request's body cannot be sent twice.
+func isUpload(r *http.Request) bool {
+	return r.GetBody == nil && r.Body != nil && r.Body != http.NoBody
+}
+
+// asUpload returns the request for Base: a copy whose body is an upload.
+func (e *exchange) asUpload() *http.Request {
 	r := e.request
-	if r.Body == nil || r.Body == http.NoBody || r.GetBody != nil {
-		return r
-	}
 	u := &upload{original: r, request: *r, from: r.Body, timed: e.admission.began != 0}
 	u.request.Body = u
 	e.upload = u
 	return &u.request
 }
 
-// sent returns the request that outgoing returned.
+// sent returns the request that Base received.
 func (e *exchange) sent() *http.Request {
 	if e.upload != nil {
 		return &e.upload.request
@@ -51,11 +52,8 @@ func (e *exchange) sent() *http.Request {
 	return e.request
 }
 
-// returned undoes what outgoing did, as far as the caller can see it.
+// returned undoes what asUpload did, as far as the caller can see it.
 func (u *upload) returned(response *http.Response, a *admission) {
-	if u == nil {
-		return
-	}
 	if response != nil && response.Request == &u.request {
 		response.Request = u.original
 	}

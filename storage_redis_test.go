@@ -803,7 +803,15 @@ func (w *twin) advance(d time.Duration) {
 
 func (w *twin) nearDeadline(c Change) bool {
 	now := w.clock.now()
-	r := w.model
+	for _, seen := range w.seen { // of which one may be restored
+		if seen = seen.translated(time.Now(), now); seen.Generation > 0 && w.near(&seen, &c, now) {
+			return true
+		}
+	}
+	return w.near(&w.model, &c, now)
+}
+
+func (w *twin) near(r *Record, c *Change, now time.Time) bool {
 	l := &c.Limits
 	all := append([]time.Time{r.DueAt, r.dueAt(l), r.RetryAt, r.calmUntil(l), r.DueAt.Add(l.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
 	all = append(all, r.SuspectAt.Add(l.Suspicion), r.SuspectAt.Add(time.Duration(evidence.rated)*l.Suspicion))

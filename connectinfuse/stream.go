@@ -103,8 +103,8 @@ func (s *stream) gotHeaders() {
 	if s.trial {
 		time.AfterFunc(s.establishedAfter, func() {
 			defer func() {
-				if recover() != nil { // of an interceptor below
-					s.tracker.Panicked()
+				if value := recover(); value != nil { // of an interceptor below
+					s.tracker.Panicked(value)
 				}
 			}()
 			if s.hasHeaders() {

@@ -113,8 +113,8 @@ func (s *stream) hasHeaders() bool {
 // and no longer than the stream.
 func (s *stream) endTrial() {
 	defer func() {
-		if recover() != nil { // of an interceptor below
-			s.tracker.Panicked()
+		if value := recover(); value != nil { // of an interceptor below
+			s.tracker.Panicked(value)
 		}
 	}()
 	switch {

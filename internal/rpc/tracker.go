@@ -56,12 +56,10 @@ func Settle(permit infuse.Permit, outcome infuse.Outcome, err error) {
 //		}
 //	}()
 func Unwound(permit infuse.Permit, panicked any) {
-	if panicked == nil {
-		permit.Settle(infuse.OutcomeIgnored)
-		return
+	permit.Panicked(panicked)
+	if panicked != nil {
+		panic(panicked)
 	}
-	permit.Settle(infuse.OutcomeFailure)
-	panic(panicked)
 }
 
 // Tracker tracks how a stream goes, and settles its permit once. Start it before
@@ -192,13 +190,13 @@ func (t *Tracker) Unwound(panicked any) {
 		t.Cancelled()
 		return
 	}
-	t.Panicked()
+	t.Panicked(panicked)
 	panic(panicked)
 }
 
 // Panicked counts a panic as a failure. It is enough for a goroutine of ours,
 // where nobody could recover it.
-func (t *Tracker) Panicked() {
+func (t *Tracker) Panicked(value any) {
 	t.mu.Lock()
 	over, succeeded := t.over, t.succeeded
 	t.over = true
@@ -206,9 +204,9 @@ func (t *Tracker) Panicked() {
 	switch {
 	case over:
 	case succeeded:
-		t.failAgain(func(p infuse.Permit) { p.Settle(infuse.OutcomeFailure) }) // Config.Classify could panic, too
+		t.failAgain(func(p infuse.Permit) { p.Panicked(value) }) // Config.Classify could panic, too
 	default:
-		t.attempt().Permit.Settle(infuse.OutcomeFailure)
+		t.attempt().Permit.Panicked(value)
 	}
 }
 

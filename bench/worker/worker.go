@@ -130,6 +130,15 @@ func (w *Worker) Work(begin time.Time, result any) error {
 	return json.Unmarshal(line, result)
 }
 
+// Signal sends the worker a signal.
+func (w *Worker) Signal(signal os.Signal) error { return w.cmd.Process.Signal(signal) }
+
+// Kill ends the worker as a crash would, and returns once it is gone.
+func (w *Worker) Kill() {
+	_ = w.cmd.Process.Kill()
+	w.End()
+}
+
 // End has the worker end, and waits until it has. One that has not worked does
 // not any more.
 func (w *Worker) End() {

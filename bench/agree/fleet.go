@@ -21,6 +21,7 @@ type fleet struct {
 	storage *infuse.RedisStorage
 	stops   []func()
 	begin   time.Time
+	mu      sync.Mutex // guards workers while one crashes
 }
 
 // watched is what a bystander, who makes no calls, saw of a shared circuit.
@@ -96,7 +97,7 @@ func (f *fleet) live(begin time.Time) ([][]tally, error) {
 		if f.plans[i].Crash > 0 {
 			return f.crash(i, begin)
 		}
-		return f.workers[i].Work(begin, &found[i])
+		return f.worker(i).Work(begin, &found[i])
 	})
 	return found, err
 }
@@ -104,20 +105,29 @@ func (f *fleet) live(begin time.Time) ([][]tally, error) {
 // crash kills a process again and again, and starts it anew.
 func (f *fleet) crash(i int, begin time.Time) error {
 	p := f.plans[i]
-	end := begin.Add(p.For)
-	for {
-		go func(w *worker.Worker) { _ = w.Work(time.Now(), &[]tally{}) }(f.workers[i])
+	for end := begin.Add(p.For); ; {
+		w := f.worker(i)
+		go func() { _ = w.Work(time.Now(), &[]tally{}) }()
 		time.Sleep(p.Crash)
-		f.workers[i].Kill()
+		w.Kill()
 		if time.Now().After(end) {
 			return nil
 		}
-		var err error
 		p.Seed += 1000
-		if f.workers[i], err = worker.Start(processJob, p); err != nil {
+		w, err := worker.Start(processJob, p)
+		if err != nil {
 			return err
 		}
+		f.mu.Lock()
+		f.workers[i] = w
+		f.mu.Unlock()
 	}
+}
+
+func (f *fleet) worker(i int) *worker.Worker {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.workers[i]
 }
 
 // end stops the bystander first: what happens when the processes end is of no interest.

@@ -35,7 +35,7 @@ func main() {
 	worker.Serve(jobs)
 	var o options
 	flag.DurationVar(&o.length, "for", 100*time.Second, "how long each fleet runs beside an unhealthy process")
-	flag.IntVar(&o.rounds, "rounds", 9, "of each outage")
+	flag.IntVar(&o.rounds, "rounds", 7, "of each outage")
 	flag.StringVar(&o.only, "only", "", "one section: unhealthy, outages, faults or ramp")
 	out := flag.String("o", "", "a file to write the tables to, too")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the calls' times and outcomes")

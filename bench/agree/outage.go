@@ -15,6 +15,7 @@ type outage struct {
 	burst  int
 	rule   settings
 	length time.Duration // from the onset on
+	apart  time.Duration // from one onset to the next: two at a time would delay each other's reports
 }
 
 func (o outage) name() string {
@@ -45,16 +46,16 @@ const long = 45 * time.Second
 // outages run in turn; those of one element run at a time.
 var outages = [][]outage{
 	{
-		{size: 1, rate: 1, length: long}, {size: 2, rate: 1, length: long}, {size: 3, rate: 1, length: long},
-		{size: 5, rate: 1, length: long}, {size: 20, rate: 1, length: long},
+		{size: 1, rate: 1, length: long, apart: time.Second}, {size: 2, rate: 1, length: long, apart: time.Second}, {size: 3, rate: 1, length: long, apart: time.Second},
+		{size: 5, rate: 1, length: long, apart: time.Second}, {size: 20, rate: 1, length: long, apart: time.Second},
 	},
-	{{size: 100, rate: 1, length: long}},
-	{{size: 3, rate: 100, length: 10 * time.Second}, {size: 20, rate: 20, length: 10 * time.Second}, {size: 20, rate: 1, burst: 5, length: 30 * time.Second}},
-	{{size: 5, rate: 20, rule: settings{FailureRate: 0.5}, length: 10 * time.Second}, {size: 20, rate: 20, rule: settings{FailureRate: 0.5}, length: 10 * time.Second}},
+	{{size: 100, rate: 1, length: long, apart: 5 * time.Second}},
+	{{size: 3, rate: 100, length: 10 * time.Second, apart: time.Second}, {size: 20, rate: 20, length: 10 * time.Second, apart: time.Second}, {size: 20, rate: 1, burst: 5, length: 30 * time.Second, apart: 5 * time.Second}},
+	{{size: 5, rate: 20, rule: settings{FailureRate: 0.5}, length: 15 * time.Second, apart: 3 * time.Second}, {size: 20, rate: 20, rule: settings{FailureRate: 0.5}, length: 15 * time.Second, apart: 3 * time.Second}},
 }
 
 // healthyFor is how long the service is healthy first.
-const healthyFor = 5 * time.Second
+var healthyFor = 5 * time.Second
 
 var (
 	outageShares = []float64{1, 0.9}
@@ -82,13 +83,15 @@ func measure(costs map[costKey][]cost, group []outage, kinds []kind, rounds int,
 	for g, o := range group {
 		first[g] = len(plans)
 		for range o.size {
-			p := plan{For: healthyFor + o.length, Seed: seed + uint64(len(plans))}
-			for _, share := range outageShares {
-				for _, kind := range kinds {
-					for r := range rounds {
+			p := plan{Seed: seed + uint64(len(plans))}
+			for s, share := range outageShares {
+				for r := range rounds {
+					onset := healthyFor + time.Duration(s*rounds+r)*o.apart
+					p.For = onset + o.length
+					for _, kind := range kinds {
 						p.Calls = append(p.Calls, calls{
 							Circuit: fmt.Sprintf("%s, %g %s %d", o.name(), share, kind, r), Kind: kind, Settings: o.rule,
-							Rate: o.rate, Burst: o.burst, Before: 0.01, Onset: healthyFor, After: share, Seed: uint64(r),
+							Rate: o.rate, Burst: o.burst, Before: 0.01, Onset: onset, After: share, End: onset + o.length, Seed: uint64(s*rounds + r),
 						})
 					}
 				}
@@ -175,7 +178,7 @@ func outageTable(w io.Writer, rounds int, seed uint64) (wrong int, err error) {
 			rows = append(rows, row)
 		}
 	}
-	fmt.Fprintf(w, "\n## Outages\n\nThe service is healthy for %v (1 %% of the calls fail), then fails 100 %% or 90 %% of the calls for all processes. The columns are calls of the whole fleet that run from then on until every process rejects: median [most] of %d rounds, of %d with gobreaker's shared mode. Local breakers are offered the same calls at the same times. Promised are 2.5 x FailMax, one call or burst a process, and the calls of %v.\n\n", healthyFor, rounds, min(rounds, sharedRounds), suspicion+lag)
+	fmt.Fprintf(w, "\n## Outages\n\nThe service is healthy for %v or more (1 %% of the calls fail), then fails 100 %% or 90 %% of the calls for all processes. The columns are calls of the whole fleet that run from then on until every process rejects: median [most] of %d rounds, of %d with gobreaker's shared mode. Local breakers are offered the same calls at the same times. Promised are 2.5 x FailMax, one call or burst a process, and the calls of %v.\n\n", healthyFor, rounds, min(rounds, sharedRounds), suspicion+lag)
 	table(w, []string{"fleet", "promised", "100 %: Infuse", "local breakers", "gobreaker shared", "90 %: Infuse", "local breakers", "gobreaker shared"}, rows)
 	return wrong, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,7 @@ type calls struct {
 	Onset    time.Duration // since the beginning; 0: there is none
 	After    float64       // the share from then on
 	Until    time.Duration // when Before is the share again; 0: never
+	End      time.Duration // when its calls end; 0: with the process
 	Seed     uint64        // calls of one process with the same seed have the same times and outcomes
 }
 
@@ -243,7 +245,7 @@ func prepare(p plan) (work func(time.Time) ([]tally, error), end func(), err err
 		time.Sleep(time.Until(begin))
 		var all sync.WaitGroup
 		for _, c := range callers {
-			all.Go(func() { c.live(p.Seed, begin, p.For) })
+			all.Go(func() { c.live(p.Seed, begin, cmp.Or(c.End, p.For)) })
 		}
 		all.Wait() // but not for calls under way: gobreaker's lock can take seconds
 		for _, c := range callers {

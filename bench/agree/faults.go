@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -62,7 +63,7 @@ func stopRedis(d time.Duration) func(context.Context, *fleet, string) error {
 func stopProcesses(processes ...int) func(context.Context, *fleet, string) error {
 	return func(_ context.Context, f *fleet, _ string) error {
 		all := func(signal os.Signal) error {
-			return inParallel(len(processes), len(processes), func(i int) error { return f.worker(processes[i]).Signal(signal) })
+			return worker.InParallel(len(processes), len(processes), func(i int) error { return f.worker(processes[i]).Signal(signal) })
 		}
 		if err := all(syscall.SIGSTOP); err != nil {
 			return err
@@ -175,7 +176,7 @@ func faultTable(w io.Writer, seed uint64) (wrong int, err error) {
 	const untilOnset, outage = time.Minute, 20 * time.Second
 	rows := make([][]string, len(faults))
 	wrongs := make([]int, len(faults))
-	err = inParallel(len(faults), len(faults), func(i int) error {
+	err = worker.InParallel(len(faults), len(faults), func(i int) error {
 		ft := faults[i]
 		e, err := ft.run(untilOnset, outage, seed+uint64(100*i))
 		if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -77,7 +76,7 @@ func start(server *redistest.Server, plans []plan) (*fleet, error) {
 		}
 	}
 	f.workers = make([]*worker.Worker, len(plans))
-	err := inParallel(len(plans), 4, func(i int) (err error) {
+	err := worker.InParallel(len(plans), 4, func(i int) (err error) {
 		plans[i].Addr = server.Addr()
 		f.workers[i], err = worker.Start(processJob, plans[i])
 		return err
@@ -93,7 +92,7 @@ func start(server *redistest.Server, plans []plan) (*fleet, error) {
 func (f *fleet) live(begin time.Time) ([][]tally, error) {
 	f.begin = begin
 	found := make([][]tally, len(f.workers))
-	err := inParallel(len(f.workers), len(f.workers), func(i int) error {
+	err := worker.InParallel(len(f.workers), len(f.workers), func(i int) error {
 		if f.plans[i].Crash > 0 {
 			return f.crash(i, begin)
 		}
@@ -136,7 +135,7 @@ func (f *fleet) end() {
 		stop()
 	}
 	f.workers = slices.DeleteFunc(f.workers, func(w *worker.Worker) bool { return w == nil })
-	_ = inParallel(len(f.workers), len(f.workers)+1, func(i int) error {
+	_ = worker.InParallel(len(f.workers), len(f.workers)+1, func(i int) error {
 		f.workers[i].End()
 		return nil
 	})
@@ -152,19 +151,4 @@ func (f *fleet) seen(circuit string) (suspicions, openings int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.suspicions, len(w.opened)
-}
-
-// inParallel does n things, at most so many at a time.
-func inParallel(n, most int, do func(i int) error) error {
-	errs, slots := make([]error, n), make(chan struct{}, most)
-	var all sync.WaitGroup
-	for i := range n {
-		slots <- struct{}{}
-		all.Go(func() {
-			defer func() { <-slots }()
-			errs[i] = do(i)
-		})
-	}
-	all.Wait()
-	return errors.Join(errs...)
 }

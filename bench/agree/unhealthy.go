@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -130,7 +131,7 @@ func (b *beside) run(length time.Duration, seed uint64) error {
 func unhealthyTable(w io.Writer, length time.Duration, seed uint64) (wrong int, err error) {
 	rates := []float64{0.1, 1, 10}
 	all := []*beside{{size: 1, rates: rates}, {size: 2, rates: rates}, {size: 4, rates: rates}, {size: 10, rates: rates}, {size: 100, rates: rates[:2]}}
-	err = inParallel(len(all), len(all), func(i int) error { return all[i].run(length, seed+uint64(1000*i)) })
+	err = worker.InParallel(len(all), len(all), func(i int) error { return all[i].run(length, seed+uint64(1000*i)) })
 	if err != nil {
 		return 0, err
 	}

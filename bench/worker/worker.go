@@ -7,11 +7,13 @@ package worker
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -144,4 +146,19 @@ func (w *Worker) Kill() {
 func (w *Worker) End() {
 	_ = w.in.Close()
 	_ = w.cmd.Wait()
+}
+
+// InParallel does n things, at most so many at a time.
+func InParallel(n, most int, do func(i int) error) error {
+	errs, slots := make([]error, n), make(chan struct{}, most)
+	var all sync.WaitGroup
+	for i := range n {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			errs[i] = do(i)
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }

@@ -147,7 +147,7 @@ func unhealthyTable(w io.Writer, length time.Duration, seed uint64) (wrong int, 
 	}
 	for _, b := range all {
 		for r, rate := range b.rates {
-			rows = append(rows, b.byRate[r].row(fmt.Sprintf("any, beside %d x %g/s", b.size, rate)))
+			rows = append(rows, b.byRate[r].row(fmt.Sprintf("all of these, beside %d x %g/s", b.size, rate)))
 		}
 	}
 	rows = append(rows, total.row("all"))

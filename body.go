@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"strings"
@@ -32,7 +33,7 @@ const stride = 16
 type body struct {
 	transport *Transport // of the exchange, and so on: a body is no larger than it must be
 	breaker   *Breaker
-	request   *http.Request
+	request   *http.Request // as it was sent: the body of a copy is an upload
 	view      *view
 	local     int64
 	shared    int64
@@ -77,7 +78,7 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		b = new(body)
 		response.Body = b
 	}
-	b.transport, b.breaker, b.request = e.transport, e.breaker, e.request
+	b.transport, b.breaker, b.request = e.transport, e.breaker, e.sent()
 	b.view, b.local, b.shared, b.waited = e.admission.view, e.admission.local, e.admission.shared, e.admission.waited
 	b.response, b.from, b.afterTrial = response, from, afterTrial
 	if !b.hasLength() {
@@ -93,7 +94,11 @@ func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
 // exchange is the exchange of the body. That was no trial, or is one no more.
 func (b *body) exchange() *exchange {
 	a := admission{view: b.view, local: b.local, shared: b.shared, waited: b.waited}
-	return &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
+	e := &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
+	if u, ok := b.request.Body.(*upload); ok && &u.request == b.request {
+		e.request, e.upload = u.original, u
+	}
+	return e
 }
 
 // succeed settles the exchange as a success. As a rule that is no news.
@@ -260,10 +265,10 @@ func (b *body) verdict(e *exchange, err error) result {
 			r.err = failureOf(response)
 		}
 		return r
-	case b.isCut(err):
+	case e.upload.isCauseOf(err), b.isCut(err):
 		return result{outcome: OutcomeIgnored, err: err}
 	}
-	return result{outcome: e.classify(b.response, err), err: err}
+	return result{outcome: e.classify(b.response, err), err: e.named(err)}
 }
 
 // isCut reports whether the error is the end that a stream meets, and so says
@@ -282,31 +287,46 @@ type stream uint8
 
 const (
 	noStream       stream = iota
-	streamOfEvents        // it has proved itself with its first data
-	streamOfFrames        // it may yet say that it has failed
+	streamOfEvents        // it is established with its first data
+	streamOfFrames        // it may yet report that it failed
 )
 
 // streamOf returns what a response without a length is, by its type or by what
 // was asked for.
 func streamOf(r *http.Request, response *http.Response) stream {
-	const json = "application/json" // as most are
-	if t := response.Header["Content-Type"]; len(t) > 0 && !(strings.HasPrefix(t[0], json) && (len(t[0]) == len(json) || t[0][len(json)] == ';')) {
-		media, parameters, _ := strings.Cut(t[0], ";")
-		switch media {
-		case "text/event-stream", "application/x-ndjson", "application/json-seq", "multipart/x-mixed-replace":
+	if t := response.Header["Content-Type"]; len(t) > 0 {
+		switch media := mediaType(t[0]); media {
+		case "application/json": // as most are
+		case "text/event-stream", "application/x-ndjson", "application/json-seq", "application/jsonl", "application/stream+json",
+			"application/vnd.amazon.eventstream", "multipart/x-mixed-replace", "multipart/mixed":
 			return streamOfEvents
+		default:
+			if strings.HasPrefix(media, "application/grpc") || strings.HasPrefix(media, "application/connect+") {
+				return streamOfFrames
+			}
 		}
-		switch {
-		case strings.HasPrefix(media, "application/grpc"), strings.HasPrefix(media, "application/connect+"):
-			return streamOfFrames
-		case parameters != "" && strings.Contains(parameters, "stream=watch"):
-			return streamOfEvents
+		if strings.Contains(strings.ToLower(t[0]), "stream=") {
+			if _, parameters, err := mime.ParseMediaType(t[0]); err == nil && parameters["stream"] == "watch" {
+				return streamOfEvents
+			}
 		}
 	}
 	if isWatch(r.URL.RawQuery) {
 		return streamOfEvents
 	}
 	return noStream
+}
+
+// mediaType returns the media type of a Content-Type without its parameters, in
+// lower case (RFC 9110, 8.3.1); "" if it is invalid. One that is in that form
+// already, as most are, is not parsed.
+func mediaType(contentType string) string {
+	media, _, _ := strings.Cut(contentType, ";")
+	if media == strings.ToLower(strings.TrimSpace(media)) {
+		return media
+	}
+	media, _, _ = mime.ParseMediaType(media)
+	return media
 }
 
 // isWatch reports whether a query asks for a watch in the manner of Kubernetes,

@@ -47,16 +47,24 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 var kindsOfStreams = map[string]struct{ media, query string }{
-	"event stream":            {"text/event-stream", ""},
-	"event stream, charset":   {"text/event-stream; charset=utf-8", ""},
-	"lines of JSON":           {"application/x-ndjson", ""},
-	"watch":                   {"application/json", "?resourceVersion=7&watch=true"},
-	"watch, as a number":      {"application/json", "?watch=1"},
-	"watch, by its type":      {"application/vnd.kubernetes.protobuf;stream=watch", ""},
-	"gRPC":                    {"application/grpc", ""},
-	"gRPC-Web":                {"application/grpc-web+proto", ""},
-	"stream of Connect":       {"application/connect+proto", ""},
-	"stream of Connect, JSON": {"application/connect+json", ""},
+	"event stream":             {"text/event-stream", ""},
+	"event stream, charset":    {"text/event-stream; charset=utf-8", ""},
+	"event stream, as written": {"Text/Event-Stream", ""},
+	"event stream, blanks":     {"text/event-stream ; charset=utf-8", ""},
+	"lines of JSON":            {"application/x-ndjson", ""},
+	"lines of JSON, jsonl":     {"application/jsonl", ""},
+	"stream of JSON":           {"application/stream+json", ""},
+	"events of AWS":            {"application/vnd.amazon.eventstream", ""},
+	"parts":                    {`multipart/mixed; boundary="-"`, ""},
+	"watch, of JSON":           {`Application/JSON; Stream=watch`, ""},
+	"watch":                    {"application/json", "?resourceVersion=7&watch=true"},
+	"watch, as a number":       {"application/json", "?watch=1"},
+	"watch, by its type":       {"application/vnd.kubernetes.protobuf;stream=watch", ""},
+	"gRPC":                     {"application/grpc", ""},
+	"gRPC-Web":                 {"application/grpc-web+proto", ""},
+	"stream of Connect":        {"application/connect+proto", ""},
+	"of Connect, as written":   {"Application/Connect+Proto ", ""},
+	"stream of Connect, JSON":  {"application/connect+json", ""},
 }
 
 // A load balancer restarted, and cut six streams of a healthy service at once:

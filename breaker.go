@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"reflect"
 	"runtime"
 	"strings"
@@ -482,8 +483,8 @@ func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
-	if r.outcome == OutcomeSuccess && a.isSlow() {
-		r = a.slowResult()
+	if (r.outcome == OutcomeSuccess || r.outcome == OutcomeIgnored && isCancelled(ctx)) && a.isSlow() {
+		r = a.slowResult() // a service that hangs is seen, although its callers give up
 	}
 	if a.view.counts != nil {
 		a.view.counts.add(int(r.outcome))
@@ -509,12 +510,22 @@ func (b *Breaker) count(a *admission, r *result) {
 // unwound settles a call that did not return. The panic goes on with the stack
 // of where it began: it is still below this one.
 func (b *Breaker) unwound(ctx context.Context, a *admission, panicked any) {
-	if panicked == nil { // runtime.Goexit
-		b.settle(ctx, a, result{outcome: OutcomeIgnored})
-		return
+	b.settle(ctx, a, unwoundResult(ctx, panicked))
+	if panicked != nil {
+		panic(panicked)
 	}
-	b.settle(ctx, a, result{outcome: OutcomeFailure, err: panicError{panicked}})
-	panic(panicked)
+}
+
+// unwoundResult is that of a call that did not return: what recover returned
+// decides.
+func unwoundResult(ctx context.Context, panicked any) result {
+	switch {
+	case panicked == nil: // runtime.Goexit
+		return result{outcome: OutcomeIgnored}
+	case panicked == http.ErrAbortHandler && isCancelled(ctx): // httputil.ReverseProxy panics so when its client is gone
+		return result{outcome: OutcomeIgnored, err: http.ErrAbortHandler}
+	}
+	return result{outcome: OutcomeFailure, err: panicError{panicked}}
 }
 
 // Permit is the right to make one call, from Acquire. It is a value: copies
@@ -541,8 +552,8 @@ var tickets = sync.Pool{New: func() any { return new(ticket) }}
 // error is an *OpenError, and the permit is then the zero Permit. ctx is the
 // call's: Done classifies by it.
 //
-// Settle each permit with Done or Settle when its call has ended. A permit that
-// is never settled is not counted. If it is that of a trial, its slot is free
+// Settle each permit with Done, Settle or Panicked when its call has ended. A permit
+// that is never settled is not counted. If it is that of a trial, its slot is free
 // after Config.TrialTimeout; any other has no effect.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	v := b.view.Load()
@@ -563,7 +574,8 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 }
 
 // Done classifies the call's error and counts its outcome; a failure before
-// it returns, as Call. Once a permit is settled, Done and Settle do nothing.
+// it returns, as Call. Once a permit is settled, Done, Settle and Panicked
+// do nothing.
 func (p Permit) Done(err error) {
 	if b, ctx, a, ok := p.take(); ok {
 		b.finish(ctx, &a, err)
@@ -582,6 +594,16 @@ func (p Permit) Settle(o Outcome) {
 		r.err = errSettled
 	}
 	b.settle(ctx, &a, r)
+}
+
+// Panicked settles the permit of a call that did not return, as Call does. A panic
+// is a failure, and value, which recover returned, is its cause. With a nil value
+// the goroutine ended (runtime.Goexit), and the call is not counted. Panicked does
+// not panic: pass the value on yourself.
+func (p Permit) Panicked(value any) {
+	if b, ctx, a, ok := p.take(); ok {
+		b.settle(ctx, &a, unwoundResult(ctx, value))
+	}
 }
 
 var errSettled = errors.New("infuse: settled as a failure")

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"net/http"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -204,17 +205,17 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 		for range 4 {
 			require.Equal(t, errIll, b.Call(t.Context(), fails))
 		}
-		require.NoError(t, b.Configure(infuse.Config{FailMax: 6, ResetTimeout: time.Hour}))
+		require.NoError(t, b.Configure(infuse.Config{FailMax: 6, ResetTimeout: 5 * time.Minute}))
 		require.Equal(t, 4, b.Failures())
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 		requireState(t, infuse.StateClosed, b)
-		require.NoError(t, b.Configure(infuse.Config{FailMax: 2, ResetTimeout: time.Hour}))
+		require.NoError(t, b.Configure(infuse.Config{FailMax: 2, ResetTimeout: 5 * time.Minute}))
 		requireState(t, infuse.StateClosed, b)
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		require.Equal(t, time.Hour, requireRejected(t, b).RetryAfter())
+		require.Equal(t, 5*time.Minute, requireRejected(t, b).RetryAfter())
 
 		require.NoError(t, b.Configure(infuse.Config{ResetTimeout: time.Second, MaxTrials: 2, SuccessThreshold: 2}))
-		require.Equal(t, time.Hour, requireRejected(t, b).RetryAfter(), "what is open stays so until the time that was set")
+		require.Equal(t, 5*time.Minute, requireRejected(t, b).RetryAfter(), "what is open stays so until the time that was set")
 		waitUntilDue(t, b)
 		one, two := requireTrial(t, b), requireTrial(t, b)
 		requireRejected(t, b)
@@ -226,6 +227,26 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 		requireState(t, infuse.StateClosed, b)
 		three.Done(errIll)
 		require.Zero(t, b.Failures())
+	})
+}
+
+// TestAManualOpeningLastsAsLongAsItsSenderSet: an operator opens the circuit for
+// longer than the settings of the processes allow a Retry-After, or anything else.
+func TestAManualOpeningLastsAsLongAsItsSenderSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		b := startBreaker(t, "prices", infuse.Config{Storage: storage})
+		operator := startBreaker(t, "prices", infuse.Config{Storage: storage, ResetTimeout: 2 * time.Hour})
+		require.NoError(t, operator.Move(t.Context(), infuse.StateOpen))
+		eventuallyState(t, infuse.StateOpen, b)
+		require.Equal(t, 2*time.Hour, requireRejected(t, b).RetryAfter())
+		late := startBreaker(t, "prices", infuse.Config{Storage: storage, MaxRetryAfter: -1})
+		time.Sleep(2*time.Hour - time.Millisecond)
+		requireRejected(t, b)
+		requireRejected(t, late)
+		time.Sleep(time.Millisecond)
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		requireState(t, infuse.StateClosed, b)
 	})
 }
 
@@ -1200,6 +1221,38 @@ func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 	}
 }
 
+// TestAPermitReportsAPanicWithItsCause: an interceptor that settled its permit as a
+// failure lost the value of the panic.
+func TestAPermitReportsAPanicWithItsCause(t *testing.T) {
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		ctx      context.Context
+		value    any
+		failures int
+		cause    string
+	}{
+		"a panic":                        {t.Context(), "bang", 1, "panic: bang"},
+		"a panic of a cancelled call":    {cancelled, errIll, 1, "panic: " + errIll.Error()},
+		"the end of a goroutine":         {t.Context(), nil, 0, ""},
+		"an abort":                       {t.Context(), http.ErrAbortHandler, 1, "panic: " + http.ErrAbortHandler.Error()},
+		"an abort whose caller has left": {cancelled, http.ErrAbortHandler, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBreaker(t, "prices", infuse.Config{FailMax: 1})
+			p, err := b.Acquire(c.ctx)
+			require.NoError(t, err)
+			p.Panicked(c.value)
+			p.Panicked("once more")
+			p.Done(errIll)
+			require.Equal(t, c.failures, b.Failures())
+			if c.cause != "" {
+				require.EqualError(t, requireRejected(t, b).Cause, c.cause)
+			}
+		})
+	}
+}
+
 func TestAPanicWithNilIsAPanic(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{})
 	value, _ := unwind(func() {
@@ -1310,7 +1363,7 @@ func TestHostsWhoseClocksDifferBehaveTheSame(t *testing.T) {
 	between59And60Minutes := func(b *infuse.Breaker) {
 		left := b.Call(context.Background(), succeeds).(*infuse.OpenError).RetryAfter()
 		assert.Greater(t, left, 59*time.Minute)
-		assert.LessOrEqual(t, left, time.Hour)
+		assert.LessOrEqual(t, left, time.Hour+time.Millisecond, "times on record are rounded up")
 	}
 	here := breaker(t, host(t, server))
 	onThisHost := elsewhere(t)

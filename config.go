@@ -53,9 +53,11 @@ type Config struct {
 	// docs/policies.md.
 	MinCalls int
 
-	// SlowCall makes a failure of a call that would count as a success and has
-	// taken longer: of Call, of Do, of a permit, and of a request until its
-	// headers. 0 is off; with it every call reads the clock twice.
+	// SlowCall is the duration above which a successful call, and a call that its
+	// caller cancels, counts as a failure. It applies to Call, Do and permits; for a
+	// request the time until its headers counts, from the end of its body if that
+	// has no GetBody. Default 0, off: a cancelled call is then ignored, however long
+	// it took. With SlowCall every call reads the clock twice.
 	SlowCall time.Duration
 
 	// ResetTimeout is how long the circuit stays open before a trial may run.
@@ -66,9 +68,14 @@ type Config struct {
 	// MaxResetTimeout lets the open time grow: it doubles each time the circuit
 	// opens again, from ResetTimeout up to this, for the whole fleet alike. For
 	// every such time that the circuit stays closed, one doubling is forgotten. 0:
-	// it does not grow. What a service asks for by Retry-After may be longer, and
-	// a move by hand is for ResetTimeout.
+	// it does not grow. A Retry-After may keep the circuit open for longer (see
+	// MaxRetryAfter), and a move by hand is for ResetTimeout.
 	MaxResetTimeout time.Duration
+
+	// MaxRetryAfter is the longest that a Retry-After header keeps the circuit open.
+	// Default 5 minutes. If it is negative, the header is ignored. A circuit that
+	// opens stays open for ResetTimeout in any case.
+	MaxRetryAfter time.Duration
 
 	// Ramp is how long traffic is gradually restored after the circuit closes, in
 	// all processes alike: the share of calls that run grows evenly from 10 % to
@@ -253,6 +260,12 @@ func newSettings(cfg Config) (*settings, error) {
 			*d.value = (*d.value + windowBuckets*time.Millisecond - 1).Truncate(windowBuckets * time.Millisecond)
 		}
 	}
+	switch {
+	case s.MaxRetryAfter == 0:
+		s.MaxRetryAfter = 5 * time.Minute
+	case s.MaxRetryAfter > maxTimeout:
+		reject("MaxRetryAfter is %v: must be at most %v, negative to ignore the header, or 0 for 5m0s", s.MaxRetryAfter, maxTimeout)
+	}
 	if !(s.FailureRate >= 0 && s.FailureRate <= 1) { // NaN, too
 		reject("FailureRate is %v: must be from 0 to 1, where 0.5 is one call in two and 0 is off", s.FailureRate)
 	}
@@ -293,7 +306,7 @@ func (s *settings) derive() {
 	s.local = Limits{
 		FailMax: s.FailMax, ResetTimeout: s.ResetTimeout, SuccessThreshold: s.SuccessThreshold, MaxTrials: s.MaxTrials, TrialTimeout: s.TrialTimeout,
 		FailureRate: s.FailureRate, Window: s.Window, MinCalls: s.MinCalls, MaxResetTimeout: s.MaxResetTimeout,
-		MaxRetryAfter: maxRetryAfter,
+		MaxRetryAfter: max(0, s.MaxRetryAfter),
 	}
 	s.limits = s.local
 	s.limits.Suspicion = s.Suspicion

@@ -39,30 +39,18 @@ func (e *OpenError) RetryAfter() time.Duration {
 	return max(0, time.Until(e.DueAt))
 }
 
-// Error names the circuit, its state, how long it is until a trial or an
-// override's end, and an override's reason. It does not name the cause: retriers
-// match on words of it.
+// Error names the circuit, its state, and the reason of an override. The text is
+// the same for each rejection, so that error trackers group them: RetryAfter
+// returns the time, and Local and Cause are fields. Retriers match on words of a
+// cause.
 func (e *OpenError) Error() string {
-	text := fmt.Sprintf("infuse: circuit %q is ", e.Circuit)
-	if e.Reason != "" {
-		text += "held "
-	}
-	text += e.State.String()
-	if e.Local {
-		text += " in this process alone"
-	}
-	switch left := e.RetryAfter(); {
+	switch {
+	case e.Reason != "":
+		return fmt.Sprintf("infuse: circuit %q is forced %v: %q", e.Circuit, e.State, e.Reason)
 	case e.State == StateClosed:
-		text += fmt.Sprintf(" again, and for %v more it lets only some calls run", left.Round(time.Millisecond))
-	case left > 0 && e.Reason != "":
-		text += fmt.Sprintf(" for %v", left.Round(time.Millisecond))
-	case left > 0:
-		text += fmt.Sprintf(", a trial may run in %v", left.Round(time.Millisecond))
+		return fmt.Sprintf("infuse: circuit %q is on its ramp: it lets only some calls run", e.Circuit)
 	}
-	if e.Reason != "" {
-		text += fmt.Sprintf(": %q", e.Reason)
-	}
-	return text
+	return fmt.Sprintf("infuse: circuit %q is %v", e.Circuit, e.State)
 }
 
 // Is makes errors.Is(err, ErrOpen) true.
@@ -79,14 +67,15 @@ func (e *OpenError) NonRetriable() {}
 func Retryable(err error) bool { return err != nil && !errors.Is(err, ErrOpen) }
 
 // isRejectionBy reports whether err comes from a rejection by the circuit itself.
-func isRejectionBy(circuit string, err error) bool {
+func isRejectionBy(circuit string, err error) (is bool) {
 	switch err.(type) {
 	case *OpenError, interface{ Unwrap() error }, interface{ Unwrap() []error }, interface{ As(any) bool }:
 	default:
 		return false // errors.As would come to the same, at ten times the price
 	}
+	defer func() { _ = recover() }() // the Unwrap of a typed nil may panic
 	var open *OpenError
-	return errors.As(err, &open) && open.Circuit == circuit
+	return errors.As(err, &open) && open != nil && open.Circuit == circuit
 }
 
 // cause is what a rejection may carry around of an error without carrying along
@@ -129,18 +118,65 @@ var errUnreadable = errors.New("an error whose method panicked")
 
 // causeOf returns what may be kept of an error.
 func causeOf(err error) error {
-	root := err
-	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
-		root = next
-	}
-	if root == err && isSentinel(err) {
+	depth, root := rootOf(err)
+	if depth == 0 && isSentinel(err) {
 		return err
 	}
-	c := &cause{text: oneLine(redact.Error(err), maxCauseLength), short: presentable(root.Error(), maxTextLength)}
+	c := &cause{text: oneLine(textOrType(err, redact.Error), maxCauseLength), short: presentable(shortText(err, depth), maxTextLength)}
 	if isSentinel(root) {
 		c.root = root
 	}
 	return c
+}
+
+// rootOf returns how many errors are around the innermost one, and that one. The
+// Unwrap of a typed nil may panic. Errors are not compared: some, as slices,
+// cannot be.
+func rootOf(err error) (depth int, root error) {
+	root = err
+	defer func() { _ = recover() }()
+	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
+		root, depth = next, depth+1
+	}
+	return depth, root
+}
+
+// shortText returns the text of the root, unless only an error around it says
+// that a deadline passed: the root may be "request canceled".
+func shortText(err error, depth int) (short string) {
+	for ; depth > 0; err, depth = errors.Unwrap(err), depth-1 {
+		if text := errorText(err); saysDeadline(text) {
+			short = text
+		}
+	}
+	root := errorText(err)
+	if short == "" || saysDeadline(root) {
+		return root
+	}
+	return short
+}
+
+func saysDeadline(text string) bool {
+	return strings.Contains(text, "deadline exceeded") || strings.Contains(text, "Client.Timeout exceeded")
+}
+
+// errorText returns the text of an error, or its type if Error panics: a typed
+// nil does.
+func errorText(err error) string { return textOrType(err, error.Error) }
+
+func textOrType(err error, of func(error) string) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("%T", err)
+		}
+	}()
+	return of(err)
+}
+
+// isError is errors.Is for an error whose methods may panic.
+func isError(err, target error) (is bool) {
+	defer func() { _ = recover() }()
+	return errors.Is(err, target)
 }
 
 const maxCauseLength = 1024

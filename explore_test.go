@@ -365,6 +365,11 @@ func (s *search) dies(w *world, at int32) {
 		case all && !allReject:
 			allReject = true
 			s.most = max(s.most, len(failures))
+			// No more than with local breakers, and the calls that run already.
+			if k := s.kind; len(failures) > k.processes*(max(k.config.FailMax, k.config.MinCalls)+k.open) {
+				s.violated(violates("I9", "all reject after %d calls", len(failures)), at, nil, names)
+				return
+			}
 		case !all && w.quiet() && allReject && w.forgave():
 			allReject = false // what a process took over when it started was dismissed
 		case !all && w.quiet() && allReject:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,25 +13,36 @@ import (
 // Group keeps breakers by name, made on first use: for a client of many
 // services. All methods are safe for concurrent use.
 //
-// It keeps Config.MaxCircuits breakers. At that bound the one that is missed
-// least makes room: a healthy one, the least recently used, or else one whose
-// trial is due, one with failures, or the one that is due next. The group then
-// forgets the breaker, but does not stop it: where it is still in use, it goes
-// on hearing of its circuit. A later breaker of the same name meets the record
-// that the storage still holds. Without a storage it begins anew.
+// A Group keeps Config.MaxCircuits breakers. Above that it evicts one, whatever
+// its state: the least recently used. Names that a client chooses, such as the
+// hosts of its webhooks, cannot evict the circuits of your own services:
+//
+//   - Circuits with settings of their own (see NewGroupFunc) and circuits under an
+//     override are only evicted by others with settings of their own. If they fill
+//     the Group, it keeps one breaker more, for all other names.
+//   - Among the others, newcomers evict newcomers. Up to three quarters of
+//     MaxCircuits are for established circuits: those that were used again
+//     after a quarter of MaxCircuits other uses. One that is not used during the
+//     next 8 × MaxCircuits uses is a newcomer again.
+//
+// An evicted breaker is not stopped: if it is still in use, it goes on watching
+// its circuit. A later breaker of the same name loads the record that the storage
+// still holds. Without a storage it begins anew.
 //
 // Making a breaker costs what New costs: with a Storage, one read that the call
-// waits for, and a watch. So if more services than MaxCircuits are called in
-// turn, nearly every call costs a read: MaxCircuits should be above the number
-// of services that are in use.
+// waits for, and a watch. So MaxCircuits should be above the number of services
+// that are in use: beyond it many calls cost a read.
 type Group struct {
-	config func(circuit string) Config
-	clock  atomic.Int64 // counts uses
+	config   func(circuit string) Config
+	byName   bool                   // config is that of NewGroupFunc
+	stranger atomic.Pointer[Config] // what config returns for a name that nobody has; nil if it was not asked
+	clock    atomic.Int64           // counts uses
 
 	mu       sync.RWMutex
 	settings *settings // of the group: MaxCircuits, and the Storage where the settings of a circuit have none
 	link     *link     // to that storage
 	breakers map[string]*groupEntry
+	warned   map[string]struct{} // the names whose settings were reported as invalid
 	stopped  bool
 }
 
@@ -40,7 +52,9 @@ type groupEntry struct {
 	portless bool        // as the name of a host: it is the same for every scheme
 	gone     atomic.Bool // the group has forgotten it
 	breaker  atomic.Pointer[Breaker]
+	born     int64 // by Group.clock
 	used     atomic.Int64
+	named    bool          // it has settings of its own; Group.mu
 	made     chan struct{} // closed when it is made, or could not be
 	err      error         // why it could not
 }
@@ -63,17 +77,21 @@ func NewGroup(cfg Config) (*Group, error) {
 }
 
 // NewGroupFunc returns an empty group with settings by name. config is called
-// for each breaker that is made, and must be safe for concurrent use; where
-// what it returns is invalid, that is the error of Group.Breaker. It is called
-// with the empty name first, for what is the group's: MaxCircuits, and the
-// Storage of circuits whose Config has none.
+// for each breaker that is made, and must be safe for concurrent use. If it
+// returns an invalid Config, Group.Breaker returns the error, a Transport sends
+// the request unprotected, and Listener.Warning is called once for that name.
+//
+// config is called with the empty name first, for what is the group's:
+// MaxCircuits, and the Storage of circuits whose Config has none. It is also
+// called with a name that no circuit can have, "\x00": a circuit whose Config
+// differs from that one has settings of its own, and other names cannot evict it.
 func NewGroupFunc(config func(circuit string) Config) (*Group, error) {
 	if config == nil {
 		return nil, errors.New("infuse: NewGroupFunc: the func is nil")
 	}
 	g, err := newGroup(config(""))
 	if err == nil {
-		g.config = config
+		g.config, g.byName = config, true
 	}
 	return g, err
 }
@@ -146,6 +164,9 @@ func (g *Group) make(name string) (*Breaker, error) {
 		<-e.made
 		return e.breaker.Load(), e.err
 	}
+	var invalid *invalidSettings
+	defer func() { g.warn(name, invalid) }() // last, because a listener may use the group
+
 	e.err = fmt.Errorf("infuse: the breaker of %q could not be made", name) // if making it panics
 	defer func() {
 		if e.err != nil {
@@ -155,11 +176,14 @@ func (g *Group) make(name string) (*Breaker, error) {
 		}
 		close(e.made)
 	}()
-	s, l, err := g.settingsOf(name)
+	cfg := g.config(name)
+	s, l, err := g.settingsOf(name, cfg)
 	if err != nil {
+		invalid = &invalidSettings{cfg.Listeners, err}
 		e.err = err
 		return nil, err
 	}
+	g.makeRoom(e, g.isNamed(cfg))
 	b := newBreaker(name, s, l)
 	e.err = nil
 	e.breaker.Store(b)
@@ -177,8 +201,8 @@ func (g *Group) isStopped() bool {
 }
 
 // settingsOf returns the settings of one circuit, and its link.
-func (g *Group) settingsOf(name string) (*settings, *link, error) {
-	s, err := newSettings(g.config(name))
+func (g *Group) settingsOf(name string, cfg Config) (*settings, *link, error) {
+	s, err := newSettings(cfg)
 	if err != nil {
 		return nil, nil, fmt.Errorf("infuse: the settings of circuit %q: %w", name, err)
 	}
@@ -188,6 +212,89 @@ func (g *Group) settingsOf(name string) (*settings, *link, error) {
 		return s, g.link, nil
 	}
 	return s, linkTo(s.Storage), nil
+}
+
+// invalidSettings are settings for which no breaker can be made.
+type invalidSettings struct {
+	listeners []*Listener
+	err       error
+}
+
+// warn reports invalid settings to the listeners of the circuit, or else to
+// those of the group: once for each name, because requests go unprotected then.
+func (g *Group) warn(name string, invalid *invalidSettings) {
+	if invalid == nil {
+		return
+	}
+	g.mu.Lock()
+	_, warned := g.warned[name]
+	if warned = warned || len(g.warned) >= g.settings.MaxCircuits; !warned {
+		if g.warned == nil {
+			g.warned = make(map[string]struct{})
+		}
+		g.warned[name] = struct{}{}
+	}
+	s := *g.settings
+	g.mu.Unlock()
+	if warned {
+		return
+	}
+	listeners := invalid.listeners
+	if len(listeners) == 0 {
+		listeners = s.Listeners
+	}
+	s.Storage = nil
+	b := newBreaker(name, &s, nil) // in place of the one that could not be made
+	for _, l := range listeners {
+		if l != nil && l.Warning != nil {
+			protected(func() { l.Warning(b, invalid.err) })
+		}
+	}
+}
+
+// nobody is a name that no circuit can have.
+const nobody = "\x00"
+
+// isNamed reports whether a circuit has settings of its own: others than those
+// for a name that nobody has.
+func (g *Group) isNamed(cfg Config) bool {
+	if !g.byName {
+		return false
+	}
+	stranger := g.stranger.Load()
+	if stranger == nil {
+		stranger = new(Config)
+		func() {
+			defer func() { _ = recover() }() // a func that refuses unknown names
+			*stranger = g.config(nobody)
+		}()
+		g.stranger.Store(stranger)
+	}
+	cfg.MaxCircuits = stranger.MaxCircuits // the group's
+	return !sameConfig(reflect.ValueOf(cfg), reflect.ValueOf(*stranger))
+}
+
+// sameConfig reports whether two Configs are the same, as far as funcs, listeners
+// and storages can be compared.
+func sameConfig(a, b reflect.Value) bool {
+	for i := range a.NumField() {
+		x, y := a.Field(i), b.Field(i)
+		switch x.Kind() {
+		case reflect.Func:
+			if x.Pointer() != y.Pointer() {
+				return false
+			}
+		case reflect.Slice:
+			if x.Len() != y.Len() {
+				return false
+			}
+		default:
+			if x.Comparable() != y.Comparable() || x.Comparable() && !x.Equal(y) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (g *Group) add(name string) (e *groupEntry, mine bool, err error) {
@@ -202,65 +309,65 @@ func (g *Group) add(name string) (e *groupEntry, mine bool, err error) {
 	if g.stopped {
 		return nil, false, errGroupStopped
 	}
-	for len(g.breakers) >= g.settings.MaxCircuits && g.makeRoom() {
-	}
-	e = &groupEntry{name: name, portless: !strings.Contains(name, ":"), made: make(chan struct{})}
-	e.used.Store(g.clock.Add(1))
+	e = &groupEntry{name: name, portless: !strings.Contains(name, ":"), born: g.clock.Add(1), made: make(chan struct{})}
+	e.used.Store(e.born)
 	g.breakers[name] = e
 	return e, true, nil
 }
 
-// makeRoom evicts the breaker that is missed least. Those that are being made
-// stay. g.mu is held.
-func (g *Group) makeRoom() bool {
-	var victim string
-	var least worth
-	for name, e := range g.breakers {
-		b := e.breaker.Load()
-		if b == nil {
+// makeRoom evicts breakers for a new one. Those that are being made stay.
+func (g *Group) makeRoom(e *groupEntry, named bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e.named = named
+	for len(g.breakers) > g.settings.MaxCircuits {
+		victim := g.victim(named)
+		if victim == nil {
+			return
+		}
+		victim.gone.Store(true)
+		delete(g.breakers, victim.name)
+	}
+}
+
+// victim returns the breaker to evict: nil if there is none. g.mu is held.
+func (g *Group) victim(forNamed bool) *groupEntry {
+	var named, established, newcomer *groupEntry // the least recently used of each kind
+	others := 0                                  // the established ones
+	now, most := g.clock.Load(), g.settings.MaxCircuits
+	for _, e := range g.breakers {
+		oldest := &newcomer
+		switch b := e.breaker.Load(); {
+		case b == nil:
 			continue
+		case e.named, b.view.Load().forced:
+			oldest = &named
+		case e.isEstablished(now, int64(most)):
+			oldest = &established
+			others++
 		}
-		if w := b.worth(e.used.Load()); victim == "" || w.less(least) {
-			victim, least = name, w
+		if *oldest == nil || e.used.Load() < (*oldest).used.Load() {
+			*oldest = e
 		}
 	}
-	if e := g.breakers[victim]; e != nil {
-		e.gone.Store(true)
-		delete(g.breakers, victim)
+	switch {
+	case newcomer != nil && others <= most/4*3:
+		return newcomer
+	case established != nil:
+		return established
+	case newcomer != nil:
+		return newcomer
+	case forNamed:
+		return named
 	}
-	return victim != ""
+	return nil
 }
 
-// worth tells how much a breaker is missed once it is evicted.
-type worth struct {
-	rank int   // 0 healthy, 1 due, 2 failing, 3 open, 4 held by hand
-	due  int64 // of one that is open
-	used int64
-}
-
-func (w worth) less(other worth) bool {
-	if w.rank != other.rank {
-		return w.rank < other.rank
-	}
-	if w.due != other.due {
-		return w.due < other.due
-	}
-	return w.used < other.used
-}
-
-func (b *Breaker) worth(used int64) worth {
-	switch v := b.view.Load(); {
-	case v.forced:
-		return worth{4, 0, used}
-	case v.admits == admitsAll && v.quiet:
-		return worth{0, 0, used}
-	case v.admits == admitsAsker:
-		return worth{1, 0, used}
-	case v.admits == admitsAll:
-		return worth{2, 0, used}
-	default:
-		return worth{3, v.rejection.DueAt.UnixNano(), used}
-	}
+// isEstablished reports whether a breaker was used again after a quarter of most
+// other uses, and is still in use.
+func (e *groupEntry) isEstablished(now, most int64) bool {
+	used := e.used.Load()
+	return used-e.born > most/4 && now-used <= 8*most
 }
 
 // All returns the breakers that the group keeps when it is called, in no order.
@@ -295,17 +402,26 @@ func (g *Group) Configure(cfg Config) error {
 	g.mu.Lock()
 	err = s.keep(g.settings.Storage)
 	if err == nil {
-		g.settings = s
+		g.settings, g.warned = s, nil
 	}
 	g.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	g.stranger.Store(nil)
 	var invalid []error
 	for b := range g.All() {
-		if err := b.Configure(g.config(b.Name())); err != nil {
+		cfg := g.config(b.Name())
+		if err := b.Configure(cfg); err != nil {
 			invalid = append(invalid, fmt.Errorf("infuse: the settings of circuit %q: %w", b.Name(), err))
+			continue
 		}
+		named := g.isNamed(cfg)
+		g.mu.Lock()
+		if e := g.breakers[b.Name()]; e != nil && e.breaker.Load() == b {
+			e.named = named
+		}
+		g.mu.Unlock()
 	}
 	return errors.Join(invalid...)
 }

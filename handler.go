@@ -26,7 +26,7 @@ import (
 func Handler(serve func(http.ResponseWriter, *http.Request) error, onError func(http.ResponseWriter, *http.Request, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &answering{ResponseWriter: w}
-		err := serve(a, r)
+		err := serve(a.writer(), r)
 		var rejected *OpenError
 		switch {
 		case err == nil:
@@ -35,7 +35,7 @@ func Handler(serve func(http.ResponseWriter, *http.Request) error, onError func(
 				RespondUnavailable(w, err)
 			}
 		case onError != nil:
-			onError(a, r, err)
+			onError(a.writer(), r, err)
 		case !a.begun:
 			http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		}
@@ -55,11 +55,37 @@ func RespondUnavailable(w http.ResponseWriter, err error) bool {
 	return true
 }
 
-// answering notes whether an answer has begun. What else the ResponseWriter
-// can do is there through http.ResponseController.
+// answering records whether an answer has begun. It is an http.Flusher and an
+// http.Hijacker only if the original is; http.ResponseController reaches whatever
+// else the original can do.
 type answering struct {
 	http.ResponseWriter
 	begun bool
+}
+
+// writer returns the ResponseWriter for a handler.
+func (a *answering) writer() http.ResponseWriter {
+	_, flushes := a.ResponseWriter.(http.Flusher)
+	_, hijacks := a.ResponseWriter.(http.Hijacker)
+	switch {
+	case flushes && hijacks:
+		return struct {
+			*answering
+			http.Flusher
+			http.Hijacker
+		}{a, flusher{a}, hijacker{a}}
+	case flushes:
+		return struct {
+			*answering
+			http.Flusher
+		}{a, flusher{a}}
+	case hijacks:
+		return struct {
+			*answering
+			http.Hijacker
+		}{a, hijacker{a}}
+	}
+	return a
 }
 
 func (a *answering) WriteHeader(status int) {
@@ -74,25 +100,30 @@ func (a *answering) Write(p []byte) (int, error) {
 	return a.ResponseWriter.Write(p)
 }
 
-// ReadFrom keeps the fast way from a file to the network, where it was there.
+// ReadFrom keeps sendfile, if the original has it.
 func (a *answering) ReadFrom(r io.Reader) (int64, error) {
 	n, err := io.Copy(a.ResponseWriter, r)
 	a.begun = a.begun || n > 0
 	return n, err
 }
 
-// Flush implements http.Flusher, for those who do not use FlushError.
-func (a *answering) Flush() { _ = a.FlushError() }
-
+// FlushError is what http.ResponseController calls.
 func (a *answering) FlushError() error {
-	a.begun = true
-	return http.NewResponseController(a.ResponseWriter).Flush()
-}
-
-func (a *answering) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := http.NewResponseController(a.ResponseWriter).Hijack()
-	a.begun = a.begun || err == nil
-	return conn, rw, err
+	err := http.NewResponseController(a.ResponseWriter).Flush()
+	a.begun = a.begun || !errors.Is(err, http.ErrNotSupported)
+	return err
 }
 
 func (a *answering) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+type flusher struct{ a *answering }
+
+func (f flusher) Flush() { _ = f.a.FlushError() }
+
+type hijacker struct{ a *answering }
+
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.a.ResponseWriter).Hijack()
+	h.a.begun = h.a.begun || err == nil
+	return conn, rw, err
+}

@@ -117,6 +117,13 @@ func (s *webServer) does(h http.HandlerFunc) { s.answer.Store(&h) }
 // circuit is the name of the server's circuit by default.
 func (s *webServer) circuit() string { return s.Listener.Addr().String() }
 
+func (s *webServer) protocol() string {
+	if s.EnableHTTP2 {
+		return "HTTP/2.0"
+	}
+	return "HTTP/1.1"
+}
+
 // stall holds a handler until the client has gone or the test ends.
 func (s *webServer) stall(r *http.Request) {
 	select {

@@ -535,7 +535,7 @@ func TestRejectionsCarryTheErrorOfTheTrip(t *testing.T) {
 	require.NotErrorIs(t, rejection, errIll, "a rejection is not the failure")
 	require.Equal(t, "prices", rejection.Circuit)
 	require.Equal(t, infuse.StateOpen, rejection.State)
-	require.ErrorContains(t, rejection, `circuit "prices" is open, a trial may run in`)
+	require.EqualError(t, rejection, `infuse: circuit "prices" is open`)
 	require.NotContains(t, rejection.Error(), last.Error(), "clients match on words of an error")
 }
 

@@ -30,8 +30,9 @@ import (
 //		return infuse.DefaultClassify(r, resp, err)
 //	}
 //
-// An error of the request's own body is a failure where it cannot be told from
-// the service's. A Classify that knows the error can ignore it.
+// With a Config.SlowCall, a cancelled request that took longer is a failure all the
+// same, also if Classify ignores it: a service that hangs is seen, although its
+// callers give up.
 func DefaultClassify(r *http.Request, response *http.Response, err error) Outcome {
 	return classifyHTTP(r, response, err, isServerError)
 }
@@ -81,6 +82,8 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 	switch {
 	case err != nil && isRejectionBy(e.breaker.Name(), err):
 		return OutcomeIgnored
+	case err != nil && isError(err, http.ErrSkipAltProtocol):
+		return OutcomeIgnored // the http.Transport that Base is registered with sends the request itself
 	case response == nil && e.isCallersFault(err):
 		return OutcomeIgnored
 	case e.transport.Classify != nil:
@@ -93,21 +96,18 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 
 // Retry-After.
 
-// maxRetryAfter is the longest that a Retry-After can keep a circuit open. The
-// value comes from the remote service, so it is bounded.
-const maxRetryAfter = time.Hour
-
-// retryAfter returns for how long a 503 or a 429 asks not to be called: 0 if it
-// does not ask, or if its value is invalid.
-func retryAfter(response *http.Response) time.Duration {
-	if response.StatusCode != http.StatusServiceUnavailable && response.StatusCode != http.StatusTooManyRequests {
+// retryAfter returns for how long a 503 or a 429 asks not to be called, at most
+// most: 0 if it does not ask, or if its value is invalid. The value comes from
+// the remote service, so it is bounded.
+func retryAfter(response *http.Response, most time.Duration) time.Duration {
+	if most < 0 || response.StatusCode != http.StatusServiceUnavailable && response.StatusCode != http.StatusTooManyRequests {
 		return 0
 	}
 	value := strings.TrimSpace(response.Header.Get("Retry-After"))
 	if isDigits(value) {
 		seconds, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || seconds > int64(maxRetryAfter/time.Second) {
-			return maxRetryAfter
+		if err != nil || seconds > int64(most/time.Second) {
+			return most
 		}
 		return time.Duration(seconds) * time.Second
 	}
@@ -115,7 +115,7 @@ func retryAfter(response *http.Response) time.Duration {
 	if err != nil {
 		return 0
 	}
-	return min(max(0, at.Sub(sentAt(response))), maxRetryAfter)
+	return min(max(0, at.Sub(sentAt(response))), most)
 }
 
 // sentAt returns when the service sent the response, by the service's clock: its

@@ -536,7 +536,7 @@ func TestRetryAfterKeepsTheCircuitOpen(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			overBoth(t, func(t *testing.T, s *webServer) {
 				s.does(asksFor(test.status, test.value))
-				c := startWebClient(t, s, infuse.Config{FailMax: 1, ResetTimeout: reset})
+				c := startWebClient(t, s, infuse.Config{FailMax: 1, ResetTimeout: reset, MaxRetryAfter: time.Hour})
 				c.transport.Classify = infuse.FailAlsoOn(http.StatusTooManyRequests)
 				_, err := c.get()
 				require.NoError(t, err)
@@ -545,6 +545,43 @@ func TestRetryAfterKeepsTheCircuitOpen(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A service that asked for an hour was not called for an hour, with a
+// ResetTimeout of a second and a MaxResetTimeout of ten.
+func TestMaxRetryAfterIsTheLongestThatARetryAfterKeepsTheCircuitOpen(t *testing.T) {
+	for _, test := range []struct {
+		name, value string
+		most, want  time.Duration
+	}{
+		{"5 minutes by default", "3600", 0, 5 * time.Minute},
+		{"a date, too", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), 0, 5 * time.Minute},
+		{"less than it", "120", 10 * time.Minute, 2 * time.Minute},
+		{"more than it", "3600", 10 * time.Second, 10 * time.Second},
+		{"less than a second", "3600", 1500 * time.Millisecond, 1500 * time.Millisecond},
+		{"shorter than ResetTimeout", "3600", time.Millisecond, time.Second},
+		{"ignored", "3600", -1, time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			transport := &infuse.Transport{
+				Breakers: groupOf(t, infuse.Config{FailMax: 1, ResetTimeout: time.Second, MaxResetTimeout: 10 * time.Second, MaxRetryAfter: test.most}),
+				Base: baseFunc(func(r *http.Request) (*http.Response, error) {
+					response, _ := always(http.StatusServiceUnavailable, "")(r)
+					response.Header.Set("Retry-After", test.value)
+					return response, nil
+				}),
+			}
+			r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
+			_, err := transport.RoundTrip(r)
+			require.NoError(t, err)
+			_, err = transport.RoundTrip(r)
+			var rejection *infuse.OpenError
+			require.ErrorAs(t, err, &rejection)
+			require.InDelta(t, test.want, rejection.RetryAfter(), float64(test.want/2))
+		})
+	}
+	_, err := infuse.New("x", infuse.Config{MaxRetryAfter: 367 * 24 * time.Hour})
+	require.ErrorContains(t, err, "Config.MaxRetryAfter is 8808h0m0s: must be at most")
 }
 
 // A host's clock may be wrong by hours. The date counts from when the service
@@ -557,7 +594,7 @@ func TestRetryAfterGoesByTheServicesClock(t *testing.T) {
 			w.Header().Set("Retry-After", theirNow.Add(20*time.Minute).Format(http.TimeFormat))
 			w.WriteHeader(http.StatusServiceUnavailable)
 		})
-		c := startWebClient(t, s, infuse.Config{FailMax: 1})
+		c := startWebClient(t, s, infuse.Config{FailMax: 1, MaxRetryAfter: time.Hour})
 		_, err := c.get()
 		require.NoError(t, err)
 		_, err = c.get()
@@ -579,7 +616,7 @@ func TestRetryAfterGoesByTheServicesClock(t *testing.T) {
 func TestRetryAfterOfATrialKeepsTheCircuitOpen(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(asksFor(http.StatusServiceUnavailable, "1200"))
-		c := startWebClient(t, s, infuse.Config{})
+		c := startWebClient(t, s, infuse.Config{MaxRetryAfter: time.Hour})
 		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
 		_, err := c.get()
 		require.NoError(t, err)
@@ -591,7 +628,7 @@ func TestRetryAfterOfATrialKeepsTheCircuitOpen(t *testing.T) {
 func TestServiceUnavailableTellsWhatTheServiceAskedFor(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(asksFor(http.StatusServiceUnavailable, "1200"))
-		c := startWebClient(t, s, infuse.Config{FailMax: 1})
+		c := startWebClient(t, s, infuse.Config{FailMax: 1, MaxRetryAfter: time.Hour})
 		c.transport.OnRejected = infuse.ServiceUnavailable
 		_, err := c.get()
 		require.NoError(t, err)
@@ -614,7 +651,7 @@ func TestRetryAfterHoldsForTheFleet(t *testing.T) {
 			response.Header.Set("Retry-After", "1200")
 			return response, nil
 		})
-		cfg := infuse.Config{FailMax: 2, Storage: infuse.NewMemoryStorage()}
+		cfg := infuse.Config{FailMax: 2, MaxRetryAfter: time.Hour, Storage: infuse.NewMemoryStorage()}
 		first := &infuse.Transport{Base: sick, Breakers: groupOf(t, cfg)}
 		second := &infuse.Transport{Base: sick, Breakers: groupOf(t, cfg)}
 		breakerOf(t, second.Breakers, "inventory.test")
@@ -646,7 +683,7 @@ func TestRetryAfterHoldsForTheFleetOnRedis(t *testing.T) {
 	server := redistest.Start(t)
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(asksFor(http.StatusServiceUnavailable, "1200"))
-		cfg := patiently(infuse.Config{FailMax: 2, Storage: host(t, server)})
+		cfg := patiently(infuse.Config{FailMax: 2, MaxRetryAfter: time.Hour, Storage: host(t, server)})
 		first := startWebClient(t, s, cfg)
 		cfg.Storage = host(t, server)
 		second := startWebClient(t, s, cfg)
@@ -676,7 +713,7 @@ func TestRetryAfterIsOverWhenItIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		status := http.StatusServiceUnavailable
 		transport := &infuse.Transport{
-			Breakers: groupOf(t, infuse.Config{FailMax: 1, ResetTimeout: time.Millisecond}),
+			Breakers: groupOf(t, infuse.Config{FailMax: 1, ResetTimeout: time.Millisecond, MaxRetryAfter: time.Hour}),
 			Base: baseFunc(func(r *http.Request) (*http.Response, error) {
 				response, _ := always(status, "")(r)
 				response.Header.Set("Retry-After", "1200")
@@ -705,7 +742,7 @@ func FuzzRetryAfter(f *testing.F) {
 	f.Fuzz(func(t *testing.T, value, date string) {
 		const reset = 5 * time.Minute
 		transport := &infuse.Transport{
-			Breakers: groupOf(t, infuse.Config{FailMax: 1, ResetTimeout: reset}),
+			Breakers: groupOf(t, infuse.Config{FailMax: 1, ResetTimeout: reset, MaxRetryAfter: time.Hour}),
 			Base: baseFunc(func(r *http.Request) (*http.Response, error) {
 				response, _ := always(http.StatusServiceUnavailable, "")(r)
 				response.Header.Set("Retry-After", value)

@@ -838,6 +838,9 @@ func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 			*t = now
 		}
 	}
+	if early := r.SuspectAt.Sub(now); early > 0 && r.openedManually() {
+		r.DueAt = r.DueAt.Add(-early) // it lasts no longer than its sender set
+	}
 	past(&r.SuspectAt)
 	past(&r.ClosedAt)
 	past(&r.DismissedAt)

@@ -34,7 +34,9 @@ import (
 // counts for nothing: a proxy that restarts cuts streams, too. It has proved itself
 // if data still comes two seconds after it began. A stream of events has with
 // its first data: by its type (text/event-stream, application/x-ndjson,
-// application/json-seq, multipart/x-mixed-replace), or as a Kubernetes watch. So
+// application/jsonl, application/json-seq, application/stream+json,
+// application/vnd.amazon.eventstream, multipart/mixed,
+// multipart/x-mixed-replace), or as a Kubernetes watch. So
 // what breaks off before is a failure, unless it may be a stream that was silent:
 // one of events, of gRPC or of Connect, or a response without a length that has
 // been running for two seconds and was not ended by somebody's timeout. That
@@ -42,14 +44,20 @@ import (
 // a success with its headers.
 //
 // If such a failure is a 503 or a 429 with a Retry-After, and opens the
-// circuit, it stays open at least so long, for all processes: an hour at most.
+// circuit, it stays open at least so long, for all processes, and at most for
+// Config.MaxRetryAfter.
 //
 // A request goes past the breakers when its circuit has no valid name (see
 // CheckName), when the Group is stopped, or when the Group's settings for that
-// name are invalid.
+// name are invalid, which Listener.Warning reports once.
 type Transport struct {
-	// Base sends the requests: http.DefaultTransport if nil. It gets the very
-	// request that the Transport was given.
+	// Base sends the requests: http.DefaultTransport if nil, or net/http's own if
+	// http.DefaultTransport leads back to a Transport.
+	//
+	// Base receives the very request that the Transport was given, unless that has
+	// a body that cannot be sent twice: one without GetBody. Of such a request it
+	// receives a shallow copy, whose body records how its own Read ended. Base also
+	// receives a copy if it is an http.DefaultTransport of the program's own.
 	Base http.RoundTripper
 
 	// Breakers has the circuits: with nil, a Group of the Transport's own with
@@ -83,10 +91,11 @@ type Transport struct {
 	// a stream, nor about a request that could not be sent through a fault of its
 	// own: these are ignored. Such a fault is what is malformed; a context whose
 	// deadline had passed before; a body of another length than ContentLength
-	// says; headers that an HTTP/2 peer would not take; and an error of the
-	// request's own body. The last is known where Base is an *http.Transport, the
-	// body cannot be had again (GetBody), and the error is not one of the network
-	// or of a protocol, nor of a proxy.
+	// says; headers that an HTTP/2 peer would not take; a graceful shutdown before
+	// an HTTP/2 server processed the request (RFC 9113, 6.8);
+	// http.ErrSkipAltProtocol; and the request's own body, if that has no GetBody:
+	// its Read returned an error before Base closed it, or was pending when the
+	// deadline passed. A body with a GetBody is in memory, and cannot fail.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected answers a rejected request, whose body has been closed. By
@@ -104,7 +113,7 @@ type Transport struct {
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	b := t.breaker(r)
 	if b == nil {
-		return t.base().RoundTrip(r)
+		return t.sender().RoundTrip(r)
 	}
 	e := exchange{transport: t, breaker: b, request: r}
 	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
@@ -193,17 +202,80 @@ func unavailable(r *http.Request, contentType, text string) *http.Response {
 // unavailableText says nothing of the circuit: it may be shown to anybody.
 const unavailableText = "Service Unavailable: the circuit is open\n"
 
+// netTransport is net/http's own http.DefaultTransport, whatever that is set to
+// later.
+var netTransport = http.DefaultTransport
+
+// base returns the RoundTripper that sends the requests.
 func (t *Transport) base() http.RoundTripper {
+	switch {
+	case t.Base != nil:
+		return t.Base
+	case leadsBack(http.DefaultTransport):
+		return netTransport
+	}
+	return http.DefaultTransport
+}
+
+// leadsBack reports whether rt is, or unwraps to, a Transport that would send by
+// http.DefaultTransport in turn.
+func leadsBack(rt http.RoundTripper) bool {
+	for rt != netTransport {
+		if t, ok := rt.(*Transport); ok && t.Base == nil {
+			return true
+		}
+		wrapper, ok := rt.(interface{ Unwrap() http.RoundTripper })
+		if !ok {
+			return false
+		}
+		rt = wrapper.Unwrap()
+	}
+	return false
+}
+
+// sentByKey is the key of the Transport that has sent a request.
+type sentByKey struct{}
+
+// sender returns the Base, or what takes its place.
+func (t *Transport) sender() http.RoundTripper {
 	if t.Base == nil {
-		return http.DefaultTransport
+		return (*withoutBase)(t)
 	}
 	return t.Base
+}
+
+// withoutBase sends the requests of a Transport that has no Base. An
+// http.DefaultTransport of the program's own may lead back to this Transport
+// without an Unwrap: the request's context then shows it.
+type withoutBase Transport
+
+func (w *withoutBase) RoundTrip(r *http.Request) (*http.Response, error) {
+	t := (*Transport)(w)
+	base := t.base()
+	switch {
+	case base == netTransport:
+		return base.RoundTrip(r)
+	case t.isSent(r):
+		return netTransport.RoundTrip(r)
+	}
+	marked := r.WithContext(context.WithValue(r.Context(), sentByKey{}, t))
+	response, err := base.RoundTrip(marked)
+	if response != nil && response.Request == marked {
+		response.Request = r
+	}
+	return response, err
+}
+
+// isSent reports whether the Transport, which has no Base, has sent the request
+// already.
+func (t *Transport) isSent(r *http.Request) bool {
+	return http.DefaultTransport != netTransport && r.Context().Value(sentByKey{}) == t
 }
 
 // breaker returns the breaker of the request's circuit; nil if the request
 // goes past it.
 func (t *Transport) breaker(r *http.Request) *Breaker {
-	if r.URL == nil || r.Context().Value(skipKey{}) != nil {
+	if r.URL == nil || r.Context().Value(skipKey{}) != nil || t.Base == nil && t.isSent(r) {
 		return nil
 	}
 	b, err := t.breakers().again(&t.last, t.circuit(r))
@@ -254,6 +326,7 @@ type exchange struct {
 	breaker   *Breaker
 	admission admission
 	request   *http.Request
+	upload    *upload // the body of the request that was sent, if it cannot be sent twice; nil otherwise
 }
 
 func (e *exchange) run() (*http.Response, error) {
@@ -268,12 +341,22 @@ func (e *exchange) run() (*http.Response, error) {
 		}
 	}()
 	var err error
-	response, err = eitherOr(e.transport.base().RoundTrip(e.request))
+	sent := e.request
+	if isUpload(sent) {
+		sent = e.asUpload()
+	}
+	response, err = eitherOr(e.transport.sender().RoundTrip(sent))
+	if e.upload != nil {
+		e.upload.returned(response, &e.admission)
+	}
 	outcome := e.classify(response, err)
 	returned = true
 	switch {
+	case outcome == OutcomeIgnored && err != nil && isCalledOff(e.request) && e.admission.isSlow():
+		e.settle(e.admission.slowResult()) // Breaker.settle does not know Request.Cancel
+		return response, err
 	case outcome != OutcomeSuccess || err != nil:
-		e.settle(headersResult(outcome, response, err))
+		e.settle(e.headersResult(outcome, response, err))
 		return response, err
 	case e.admission.isSlow():
 		e.settle(e.admission.slowResult())
@@ -291,14 +374,33 @@ func (e *exchange) run() (*http.Response, error) {
 
 // headersResult is the result of an exchange that ended with its headers, or
 // without any.
-func headersResult(outcome Outcome, response *http.Response, err error) result {
-	r := result{outcome: outcome, err: err}
+func (e *exchange) headersResult(outcome Outcome, response *http.Response, err error) result {
 	if outcome == OutcomeFailure && err == nil {
-		r.err = failureOf(response)
-		r.openFor = retryAfter(response)
+		return result{outcome: outcome, err: failureOf(response), openFor: retryAfter(response, e.admission.view.settings.MaxRetryAfter)}
 	}
-	return r
+	return result{outcome: outcome, err: e.named(err)}
 }
+
+// named returns the error with the deadline in its text, if the deadline that
+// passed is all that is behind it. An http.Transport reports an
+// http.Client.Timeout as "request canceled", and a deadline with a cause of its
+// own as that cause.
+func (e *exchange) named(err error) error {
+	if err == nil || !isPastDeadline(e.request) {
+		return err
+	}
+	text := errorText(err)
+	if saysDeadline(text) || !strings.Contains(text, "request canceled") && !isError(err, context.Cause(e.request.Context())) {
+		return err
+	}
+	return deadlineError{err}
+}
+
+// deadlineError is the error of a request whose deadline passed.
+type deadlineError struct{ error }
+
+func (e deadlineError) Error() string { return "context deadline exceeded: " + errorText(e.error) }
+func (e deadlineError) Unwrap() error { return e.error }
 
 func (e *exchange) settle(r result) {
 	e.breaker.settle(e.request.Context(), &e.admission, r)

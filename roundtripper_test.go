@@ -937,7 +937,7 @@ func (s *watchedStorage) Watch(circuit string, fn func(infuse.Record)) (stop fun
 }
 
 // A crawler meets ten thousand hosts. What is kept of them is bounded, and the
-// circuits that are open are kept, however long ago they were used.
+// circuits that are open are kept while they are in use.
 func TestTenThousandHostsStayBounded(t *testing.T) {
 	const bound, sick, hosts = 100, 20, 10_000
 	storage := &watchedStorage{Storage: infuse.NewMemoryStorage()}
@@ -969,6 +969,7 @@ func TestTenThousandHostsStayBounded(t *testing.T) {
 		crawlers.Go(func() {
 			for i := worker; i < hosts; i += 4 {
 				assert.NoError(t, get("well", i))
+				assert.ErrorIs(t, get("sick", i/4%sick), infuse.ErrOpen)
 			}
 		})
 	}
@@ -1115,6 +1116,13 @@ type cheapRequest struct {
 	transport   *infuse.Transport
 }
 
+// cheapBody is a request whose body can be sent twice: it goes through untouched.
+func cheapBody(tb testing.TB) *http.Request {
+	r := newRequest(tb, http.MethodPost, "https://inventory.test/items", endless{})
+	r.GetBody = func() (io.ReadCloser, error) { return endless{}, nil }
+	return r
+}
+
 func (c *cheapRequest) send(r *http.Request, buffer []byte) {
 	response, err := c.transport.RoundTrip(r)
 	if err == nil {
@@ -1130,15 +1138,21 @@ func (c *cheapRequest) send(r *http.Request, buffer []byte) {
 func TestWhatTheTransportAllocates(t *testing.T) {
 	buffer := make([]byte, 64)
 	for _, c := range cheapRequests(t) {
-		r := newRequest(t, http.MethodPost, "https://inventory.test/items", endless{})
+		r := cheapBody(t)
 		require.Equal(t, c.allocations, allocations(func() { c.send(r, buffer) }), c.name)
+		r = newRequest(t, http.MethodGet, "https://inventory.test/items", nil)
+		require.Equal(t, c.allocations, allocations(func() { c.send(r, buffer) }), c.name+", without a body")
+		if c.name != "rejection" {
+			r = newRequest(t, http.MethodPost, "https://inventory.test/items", endless{})
+			require.Equal(t, c.allocations+1, allocations(func() { c.send(r, buffer) }), c.name+", with a copy for a body that cannot be sent twice")
+		}
 	}
 }
 
 // BenchmarkTransport is what the Transport adds: its Base costs nothing.
 func BenchmarkTransport(b *testing.B) {
 	for _, c := range cheapRequests(b) {
-		r := newRequest(b, http.MethodPost, "https://inventory.test/items", endless{})
+		r := cheapBody(b)
 		b.Run(c.name, func(b *testing.B) {
 			buffer := make([]byte, 64)
 			b.ReportAllocs()
@@ -1192,9 +1206,9 @@ func BenchmarkTransportAdds(b *testing.B) {
 				Header: header, Body: kind.body(), ContentLength: kind.length, Request: r,
 			}, nil
 		})
-		run := func(name string, transport http.RoundTripper) {
+		send := func(name string, transport http.RoundTripper, body io.Reader) {
 			b.Run(kind.name+"/"+name, func(b *testing.B) {
-				r := newRequest(b, http.MethodGet, "https://inventory.test/items", nil)
+				r := newRequest(b, http.MethodPost, "https://inventory.test/items", body) // with GetBody, if there is a body
 				b.ReportAllocs()
 				for b.Loop() {
 					response, err := transport.RoundTrip(r)
@@ -1206,7 +1220,9 @@ func BenchmarkTransportAdds(b *testing.B) {
 				}
 			})
 		}
-		run("bare", base)
-		run("a Transport", &infuse.Transport{Base: base, Breakers: groupOf(b, infuse.Config{})})
+		transport := &infuse.Transport{Base: base, Breakers: groupOf(b, infuse.Config{})}
+		send("bare", base, nil)
+		send("a Transport", transport, nil)
+		send("a Transport, GetBody", transport, strings.NewReader("a body"))
 	}
 }

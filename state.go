@@ -133,7 +133,7 @@ type Limits struct {
 	MaxRetryAfter    time.Duration // the longest open duration that a service may ask for
 }
 
-// longestOpen bounds how long a record may make the sender wait.
+// longestOpen bounds how long a record that calls opened may make the sender wait.
 func (l *Limits) longestOpen() time.Duration {
 	return max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)
 }
@@ -700,13 +700,19 @@ func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
 	return VerdictMoved
 }
 
-// dueAt is when a trial may run, for a process with these limits: a record never
-// makes it wait for longer than its own settings would.
+// dueAt is when a trial may run, for a process with these limits: a record that
+// calls opened never makes it wait longer than its own settings would.
 func (r *Record) dueAt(l *Limits) time.Time {
-	if latest := r.SuspectAt.Add(l.longestOpen()); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) {
+	if latest := r.SuspectAt.Add(l.longestOpen()); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) && !r.openedManually() {
 		return latest
 	}
 	return r.DueAt
+}
+
+// openedManually reports whether the record is open by a manual change, which lasts
+// as long as its sender set.
+func (r *Record) openedManually() bool {
+	return r.State == StateOpen && !r.hasEvidence() && r.Moved > 0 && r.Moved >= r.Since
 }
 
 // running is the number of trials that occupy a slot for a process with these

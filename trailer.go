@@ -19,10 +19,11 @@ import (
 
 // GRPCStatus is a Transport's Classify for gRPC, gRPC-Web and Connect, whose
 // failures may come as a 200. These codes are failures: DeadlineExceeded,
-// ResourceExhausted, Unimplemented, Internal, Unavailable and DataLoss.
-// Canceled is ignored. Any other code is a success, also Unknown: it is what an
-// application's own error becomes. A response without a code, as that of a
-// Connect unary call, and an error are classified as by DefaultClassify.
+// ResourceExhausted, Internal, Unavailable and DataLoss. Canceled is ignored. Any
+// other code is a success: Unknown, because an application's own errors have that
+// code, and Unimplemented, because one missing method is no reason to reject calls
+// of the others. A response without a code, as that of a Connect unary call, and an
+// error are classified as by DefaultClassify.
 //
 // For other lists of codes, a Classify of your own finds the code in the Trailer
 // or the Header of the response, as Grpc-Status, in all three protocols.
@@ -56,7 +57,7 @@ func (s grpcStatus) outcome() Outcome {
 	switch s {
 	case 1:
 		return OutcomeIgnored
-	case 4, 8, 12, 13, 14, 15:
+	case 4, 8, 13, 14, 15:
 		return OutcomeFailure
 	}
 	return OutcomeSuccess
@@ -137,7 +138,7 @@ const maxLastFrame = 16 << 10
 
 // framed returns the body of a response, as frames if its status is in it.
 func framed(from io.ReadCloser, response *http.Response) io.ReadCloser {
-	media, _, _ := strings.Cut(response.Header.Get("Content-Type"), ";")
+	media := mediaType(response.Header.Get("Content-Type"))
 	switch {
 	case media == "application/grpc-web" || strings.HasPrefix(media, "application/grpc-web+"):
 		return &frames{ReadCloser: from, lastFlag: 0x80, gzip: response.Header.Get("Grpc-Encoding") == "gzip"}

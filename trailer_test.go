@@ -76,6 +76,7 @@ func TestAStatusBehindThe200Counts(t *testing.T) {
 		"trailer: canceled":             {answersInTrailer(1, true), 1, ""},
 		"trailer: not found":            {answersInTrailer(5, true), 0, ""},
 		"trailer: unknown":              {answersInTrailer(2, true), 0, ""},
+		"trailer: unimplemented":        {answersInTrailer(12, true), 0, ""},
 		"trailer, not announced":        {answersInTrailer(14, false), 2, "grpc-status 14 (unavailable)"},
 		"no body, status in the header": {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Grpc-Status", "14") }, 2, "grpc-status 14 (unavailable)"},
 		"HTTP speaks for itself":        {answers(http.StatusBadGateway, "ill"), 2, "502 Bad Gateway"},

@@ -6,8 +6,9 @@
 //	cd bench && go run ./agree -o AGREE.md
 //
 // It takes 13 minutes. It fails if a healthy call is rejected, if a circuit opens
-// without an outage, or if an outage costs more calls than promised. Fleets of a
-// thousand are simulated, by the tests of the root module.
+// without an outage, if an outage of 100 % costs more calls than promised, or if
+// one costs more than local breakers by more than a call or burst of each process.
+// Fleets of a thousand are simulated, by the tests of the root module.
 package main
 
 import (

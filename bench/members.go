@@ -9,6 +9,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/bench/gobreakerstore"
 )
 
 // The members of fleets: one breaker each, as a process has, over what the
@@ -93,9 +94,9 @@ func infuseMember(storage infuse.Storage, s fleetSettings) (member, error) {
 }
 
 func joinGobreaker(client *redis.Client, s fleetSettings) (member, error) {
-	store := newSharedStore(client)
+	store := gobreakerstore.New(client)
 	m, err := gobreakerMember(store, s)
-	m.failures = func() (int, error) { return store.failures(s.circuit) }
+	m.failures = func() (int, error) { return store.Failures(s.circuit) }
 	return m, err
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -110,7 +109,7 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 	found, working := make([][]tally, processes), make(chan error, 1)
 	begin := time.Now().Add(100 * time.Millisecond)
 	go func() {
-		working <- inParallel(processes, processes, func(i int) error { return all[i].Work(begin, &found[i]) })
+		working <- worker.InParallel(processes, processes, func(i int) error { return all[i].Work(begin, &found[i]) })
 	}()
 	time.Sleep(time.Until(begin.Add(w.For)))
 	told := bystander[0].tally()
@@ -132,7 +131,7 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 // startProcesses starts them, some at a time.
 func startProcesses(plan callerPlan, processes int) ([]*worker.Worker, error) {
 	all := make([]*worker.Worker, processes)
-	err := inParallel(processes, 8, func(i int) (err error) {
+	err := worker.InParallel(processes, 8, func(i int) (err error) {
 		own := plan
 		own.Process = uint64(i)
 		all[i], err = worker.Start(callerJob, own)
@@ -142,23 +141,8 @@ func startProcesses(plan callerPlan, processes int) ([]*worker.Worker, error) {
 }
 
 func endAll(all []*worker.Worker) {
-	_ = inParallel(len(all), len(all), func(i int) error {
+	_ = worker.InParallel(len(all), len(all), func(i int) error {
 		all[i].End()
 		return nil
 	})
-}
-
-// inParallel does all of n things, so many at a time.
-func inParallel(n, most int, do func(i int) error) error {
-	errs, places := make([]error, n), make(chan struct{}, most)
-	var doing sync.WaitGroup
-	for i := range n {
-		places <- struct{}{}
-		doing.Go(func() {
-			defer func() { <-places }()
-			errs[i] = do(i)
-		})
-	}
-	doing.Wait()
-	return errors.Join(errs...)
 }

@@ -189,7 +189,7 @@ func (d *distant) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 // in a process of its own: the load of the machine does not matter to them.
 func simulateAll(all []simulation) ([]tally, error) {
 	tallies := make([]tally, len(all))
-	err := inParallel(len(all), runtime.NumCPU(), func(i int) error {
+	err := worker.InParallel(len(all), runtime.NumCPU(), func(i int) error {
 		progress("4. simulated: %d processes of %s, %v", all[i].Members, all[i].Kind, all[i].Weather)
 		w, err := worker.Start(simulationJob, all[i])
 		if err != nil {

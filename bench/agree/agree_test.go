@@ -2,13 +2,11 @@ package main
 
 import (
 	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
@@ -16,143 +14,76 @@ import (
 // TestMain makes the test's own program a process of a fleet, too.
 func TestMain(m *testing.M) {
 	worker.Serve(jobs)
+	healthyFor, settles = 500*time.Millisecond, 2*time.Second
 	os.Exit(m.Run())
 }
 
-// The fleets in small: what is counted is what was done.
+// The tables in small: they count what happens.
 
-func TestAFleetOfProcessesCallsAndStaysClosed(t *testing.T) {
+func TestHealthyProcessesAreCountedBesideAnUnhealthyOne(t *testing.T) {
 	redistest.Require(t)
-	s := steady{size: 4, rate: 50, errors: 0.05, processes: 2}
-	o, err := s.run(time.Second, 0, 1)
-	require.NoError(t, err)
-	require.Zero(t, o.openings)
-	require.InDelta(t, 200, o.calls(), 100)
-	require.Equal(t, o.Healthy.Calls, o.Healthy.Ran+o.Healthy.Local+o.Healthy.Fleet)
-	require.Len(t, s.row(o), len(steadyHead))
-}
-
-func TestOneThatIsCutOffStopsByItself(t *testing.T) {
-	redistest.Require(t)
-	s := steady{size: 4, rate: 50, sick: 1}
-	o, err := s.run(time.Second, 0, 1)
-	require.NoError(t, err)
-	require.Equal(t, []int64{failMax}, o.SickRan)
-	require.Positive(t, o.Sick.Local)
-	require.Zero(t, o.Healthy.Local+o.Healthy.Fleet)
-	require.Equal(t, "pass", verdict(nil))
-}
-
-// A harness that could not tell an opening from none would prove nothing.
-func TestAnOpeningOfTheFleetIsSeen(t *testing.T) {
-	redistest.Require(t)
-	s := steady{size: 4, rate: 50, errors: 1}
-	o, err := s.run(time.Second, 0, 1)
-	require.NoError(t, err)
-	require.Equal(t, 1, o.openings)
-	require.NotEmpty(t, o.suspicions)
-	require.True(t, strings.HasPrefix(s.misses(o), "**FAIL**: 1 openings"))
-}
-
-func TestEveryRoundOfAnOutageIsMeasured(t *testing.T) {
-	redistest.Require(t)
-	for _, o := range []outage{{size: 4, rate: 50, errors: 1}} {
-		rounds, c, err := o.run(2, 1)
-		require.NoError(t, err)
-		require.Len(t, rounds, 2)
-		for _, r := range rounds {
-			require.Len(t, r.members, o.size)
-			require.Greater(t, r.fleet, suspicion/2)
-			require.Positive(t, r.asked)
-		}
-		require.Len(t, o.row(rounds, c), len(outageHead))
+	t.Parallel()
+	b := beside{size: 2, rates: []float64{20}}
+	require.NoError(t, b.run(2*time.Second, 1))
+	require.Len(t, b.byKind, len(unhealthies))
+	for i, f := range b.byKind {
+		require.InDelta(t, 2*2*20*len(errorRates), f.calls, 100, unhealthies[i].name)
+		require.Positive(t, f.suspicions, unhealthies[i].name)
+		require.Zero(t, f.rejected, unhealthies[i].name)
+		require.Zero(t, f.openings, unhealthies[i].name)
 	}
 }
 
-// quick is a rate that decides within a second, also by time alone.
-var quick = rule{FailureRate: 0.5, Window: time.Second}
-
-func TestAFleetUnderItsRateIsCountedBesideLocalBreakers(t *testing.T) {
+// A program that could not tell an opening from none would prove nothing.
+func TestRejectionsAndOpeningsAreSeen(t *testing.T) {
 	redistest.Require(t)
-	s := steady{size: 4, rate: 50, errors: 0.2, processes: 2, rule: half}
-	o, err := s.run(time.Second, 0, 1)
-	require.NoError(t, err)
-	require.Zero(t, o.openings)
-	require.Equal(t, o.Healthy.Calls, o.Healthy.Ran+o.Healthy.Local+o.Healthy.Fleet)
-	require.Positive(t, o.Healthy.Failed)
-	require.Positive(t, o.sent)
-	require.Zero(t, o.Healthy.Peer.Rejected)
-	require.Len(t, s.rateRow(o), len(rateHead))
-}
-
-func TestOneThatIsCutOffOpensAtMinCallsAsALocalBreakerDoes(t *testing.T) {
-	redistest.Require(t)
-	s := steady{size: 4, rate: 50, sick: 1, rule: half}
-	o, err := s.run(1500*time.Millisecond, 0, 1)
-	require.NoError(t, err)
-	require.Equal(t, []int64{minCalls}, o.SickRan)
-	require.Equal(t, int64(1), o.Sick.Peer.Opened)
-	require.Zero(t, o.Healthy.Local+o.Healthy.Fleet)
-}
-
-func TestAnOnsetIsMeasuredFromTheChangeOn(t *testing.T) {
-	redistest.Require(t)
-	s := onsetOf(steady{size: 8, rate: 50, errors: 1, processes: 2})
-	s.rule = quick
-	r, err := s.once(1)
-	require.NoError(t, err)
-	require.Greater(t, r.fleet, suspicion)
-	require.Less(t, r.fleet, never)
-	require.Less(t, r.all, never)
-	require.Positive(t, r.ran)
-	require.Positive(t, r.sent)
-	require.Len(t, s.onsetRow([]onsetRound{r}), len(onsetHead))
-}
-
-func TestAnOnsetThatNobodyNoticesIsAMiss(t *testing.T) {
-	s := onsetOf(steady{size: 8, rate: 50, errors: 1})
-	row := s.onsetRow([]onsetRound{{fleet: never, all: 300 * time.Millisecond}})
-	require.Equal(t, "**FAIL**: the fleet opens never", row[len(row)-1])
-}
-
-func TestARampIsSeen(t *testing.T) {
-	redistest.Require(t)
-	o := outage{size: 4, rate: 50, errors: 1, takes: 20 * time.Millisecond,
-		rule: rule{FailMax: failMax, ResetTimeout: 300 * time.Millisecond, Ramp: time.Second}}
-	all, err := o.recoveries(1, 1)
-	require.NoError(t, err)
-	require.Len(t, all, 1)
-	r := all[0]
-	require.True(t, r.opened.Before(r.closed))
-	require.Positive(t, r.trials())
-	offered, ran := 0, 0
-	for _, s := range r.slots() {
-		if s.from >= 0 && s.from < o.rule.Ramp {
-			offered, ran = offered+s.offered, ran+s.ran
-		}
+	t.Parallel()
+	plans := make([]plan, 3)
+	for i := range plans {
+		plans[i] = plan{For: 2 * time.Second, Seed: uint64(i), Calls: []calls{{Circuit: "service", Rate: 50, Before: 1}}}
 	}
-	require.Positive(t, ran)
-	require.Less(t, ran, offered)
-	require.Len(t, r.row("1"), len(rampHead))
+	err := onServer(plans, func(f *fleet, tallies [][]tally) {
+		suspicions, openings := f.seen("service")
+		require.Equal(t, []int{1, 1}, []int{suspicions, openings})
+		for _, found := range tallies {
+			require.Positive(t, found[0].Rejected)
+			require.Less(t, found[0].Rejected, found[0].Calls)
+		}
+	})
+	require.NoError(t, err)
 }
 
-// A check that could not fail would prove nothing.
-func TestMoreThanTheShareIsAMiss(t *testing.T) {
-	closed := time.Now()
-	at := func(d time.Duration, n int) (all []entry) {
-		for range n {
-			all = append(all, entry{closed.Add(d), true})
-		}
-		return all
+func TestAnOutageIsCountedForEachKind(t *testing.T) {
+	redistest.Require(t)
+	t.Parallel()
+	costs := map[costKey][]cost{}
+	o := outage{size: 3, rate: 10, length: 3 * time.Second}
+	require.NoError(t, measure(costs, []outage{o}, kinds, 1, 1))
+	for _, kind := range kinds {
+		found := costs[costKey{0, 1, kind}]
+		require.Len(t, found, 1)
+		require.True(t, found[0].all, kind)
 	}
-	r := recovery{outage: ramp, opened: closed.Add(-time.Second), closed: closed, moves: []move{{closed, infuse.StateClosed}}}
-	r.journal = append(at(-200*time.Millisecond, 1), at(0, 9)...) // of 9 calls 1.17 are allowed, and 8 beside
-	require.Empty(t, r.misses())
-	r.journal = append(r.journal, at(0, 1)...)
-	require.Equal(t, []string{"10 calls after 0s in place of 1 and 8"}, r.misses())
-	r.journal = append(at(-200*time.Millisecond, 2), at(ramp.rule.Ramp, 50)...)
-	require.Equal(t, []string{"2 trials"}, r.misses())
-	var b strings.Builder
-	r.picture(&b)
-	require.Contains(t, b.String(), "\n    3000       closed           50     50.0   50  #########################|\n")
+	require.Equal(t, int64(3*failMax), costs[costKey{0, 1, local}][0].calls)
+	require.Positive(t, costs[costKey{0, 1, gobreakers}][0].calls)
+	require.LessOrEqual(t, costs[costKey{0, 1, shared}][0].calls, int64(3*failMax))
+}
+
+func TestAFaultHappensInASuspicion(t *testing.T) {
+	redistest.Require(t)
+	t.Parallel()
+	e, err := faults[0].run(6*time.Second, 12*time.Second, 1)
+	require.NoError(t, err)
+	require.Positive(t, e.faults)
+	require.Positive(t, e.suspicions)
+	require.Positive(t, e.calls)
+	require.Zero(t, e.rejected)
+	require.Zero(t, e.openings)
+	require.Zero(t, e.never, "the outage opens")
+	require.Positive(t, e.until)
+}
+
+func TestACountOfNoneHasABound(t *testing.T) {
+	require.Equal(t, "0 (< 0.3 %)", atMost(0, 1000./100, "%.2g %%"))
+	require.Equal(t, "**2** (0.2 %)", atMost(2, 1000./100, "%.2g %%"))
 }

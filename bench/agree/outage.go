@@ -1,322 +1,184 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"math"
-	"math/rand/v2"
+	"io"
+	"os"
 	"slices"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"github.com/redis/go-redis/v9"
-
-	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/bench/waiting"
-	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// An outage is a fleet whose service falls ill for all, again and again. The
-// fleet's circuit is to open in each round.
+// outage is a fleet whose service fails for all.
 type outage struct {
 	size   int
-	rate   float64 // of each; 0: nobody calls but for the five failures that bring the row to its limit
-	errors float64
-	rule   rule
-	takes  time.Duration // how long a call of the service takes that succeeds
-}
-
-var outages = []outage{
-	{size: 20, rate: 100, errors: 1}, {size: 100, rate: 20, errors: 1},
-	{size: 20, rate: 100, errors: 0.9}, {size: 100, rate: 20, errors: 0.9},
-	{size: 20, rate: 100, errors: 0.8}, {size: 100, rate: 20, errors: 0.8},
+	rate   float64 // bursts a second, of each process
+	burst  int
+	rule   settings
+	length time.Duration // from the onset on
+	apart  time.Duration // from one onset to the next: two at a time would delay each other's reports
 }
 
 func (o outage) name() string {
-	if o.rate == 0 {
-		return fmt.Sprintf("%d breakers, 5 failures", o.size)
+	name := fmt.Sprintf("%d x %g/s", o.size, o.rate)
+	if o.burst > 1 {
+		name += fmt.Sprintf(", bursts of %d", o.burst)
 	}
-	return fmt.Sprintf("%d x %g/s, %g %% errors", o.size, o.rate, 100*o.errors)
-}
-
-// round is how one outage went, in times since the limit was reached.
-type round struct {
-	onset   time.Duration   // before: when the service fell ill
-	fleet   time.Duration   // until a member that makes no calls, and so has no reason of its own, rejects
-	members []time.Duration // until each of the others does, be it alone
-	asked   int             // suspicions until then
-}
-
-func (r round) last() time.Duration { return slices.Max(r.members) }
-
-// scene is a fleet with its service.
-type scene struct {
-	outage
-	server    *redistest.Server
-	bystander *redis.Client
-	members   []*member
-	watcher   *watcher
-	ill       atomic.Bool
-	ended     chan struct{}
-
-	mu      sync.Mutex
-	row     int       // failures in a row, as the service sees it
-	limit   time.Time // when it came to the limit in this round
-	opened  []time.Time
-	waiting int // for so many members
-	counted []time.Duration
-	keeps   bool    // a journal
-	journal []entry // of all calls
-}
-
-// conditions are what the machine allows, in the median, while a fleet runs.
-type conditions struct {
-	ping    time.Duration // a round trip of one that takes no part
-	counted time.Duration // what a failing call waits until it is counted: one round trip, as the fleet has it
-	late    time.Duration // that a timer fires
-}
-
-// run returns the rounds, and the conditions.
-func (o outage) run(rounds int, seed uint64) ([]round, conditions, error) {
-	s, err := o.stage()
-	if err != nil {
-		return nil, conditions{}, err
+	if o.rule.FailureRate > 0 {
+		name += fmt.Sprintf(", FailureRate %g", o.rule.FailureRate)
 	}
-	defer s.close()
-	var callers sync.WaitGroup
-	if o.rate > 0 {
-		for i, m := range s.members[:s.size] {
-			random := rand.New(rand.NewPCG(seed, uint64(i)))
-			callers.Go(func() { s.calls(m, random) })
+	return name
+}
+
+// promised is at most how many calls run until all processes reject. lag is how
+// long a report takes.
+func (o outage) promised() float64 {
+	burst := float64(max(1, o.burst))
+	return 2.5*failMax + float64(o.size)*burst + float64(o.size)*o.rate*burst*(suspicion+lag).Seconds()
+}
+
+const lag = 5 * time.Millisecond
+
+// long is how long an outage of one call a second and process is measured: local
+// breakers need up to 40 calls at 90 %. It is shorter than the open duration, so
+// no trial runs.
+const long = 45 * time.Second
+
+// outages run in turn; those of one element run at a time.
+var outages = [][]outage{
+	{
+		{size: 1, rate: 1, length: long, apart: time.Second}, {size: 2, rate: 1, length: long, apart: time.Second}, {size: 3, rate: 1, length: long, apart: time.Second},
+		{size: 5, rate: 1, length: long, apart: time.Second}, {size: 20, rate: 1, length: long, apart: time.Second},
+	},
+	{{size: 100, rate: 1, length: long, apart: 5 * time.Second}},
+	{{size: 3, rate: 100, length: 10 * time.Second, apart: time.Second}, {size: 20, rate: 20, length: 10 * time.Second, apart: time.Second}, {size: 20, rate: 1, burst: 5, length: 30 * time.Second, apart: 5 * time.Second}},
+	{{size: 5, rate: 20, rule: settings{FailureRate: 0.5}, length: 15 * time.Second, apart: 3 * time.Second}, {size: 20, rate: 20, rule: settings{FailureRate: 0.5}, length: 15 * time.Second, apart: 3 * time.Second}},
+}
+
+// healthyFor is how long the service is healthy first.
+var healthyFor = 5 * time.Second
+
+var (
+	outageShares = []float64{1, 0.9}
+	kinds        = []kind{shared, local, gobreakers}
+)
+
+// cost is what one outage cost with one kind of breaker.
+type cost struct {
+	calls int64 // that ran until all processes rejected
+	all   bool  // all rejected
+}
+
+// costKey is an outage of a group, the share of failing calls, and the kind.
+type costKey struct {
+	outage int
+	share  float64
+	kind   kind
+}
+
+// measure adds the costs of an outage for each round. All of them are circuits
+// of the same processes.
+func measure(costs map[costKey][]cost, group []outage, kinds []kind, rounds int, seed uint64) error {
+	var plans []plan
+	first := make([]int, len(group)) // process of each outage
+	for g, o := range group {
+		first[g] = len(plans)
+		for range o.size {
+			p := plan{Seed: seed + uint64(len(plans))}
+			for s, share := range outageShares {
+				for r := range rounds {
+					onset := healthyFor + time.Duration(s*rounds+r)*o.apart
+					p.For = onset + o.length
+					for _, kind := range kinds {
+						p.Calls = append(p.Calls, calls{
+							Circuit: fmt.Sprintf("%s, %g %s %d", o.name(), share, kind, r), Kind: kind, Settings: o.rule,
+							Rate: o.rate, Burst: o.burst, Before: 0.01, Onset: onset, After: share, End: onset + o.length, Seed: uint64(s*rounds + r),
+						})
+					}
+				}
+			}
+			plans = append(plans, p)
 		}
 	}
-	meanwhile := make(chan conditions, 1)
-	go func() { meanwhile <- s.conditions() }()
-	var all []round
-	for range rounds {
-		r, err := s.play()
-		if err != nil {
-			return nil, conditions{}, err
+	return onServer(plans, func(_ *fleet, tallies [][]tally) {
+		for g, o := range group {
+			for c, call := range plans[first[g]].Calls {
+				one := cost{all: true}
+				for _, t := range tallies[first[g] : first[g]+o.size] {
+					one.calls += t[c].Ran
+					one.all = one.all && t[c].RejectedAt > 0
+				}
+				key := costKey{g, call.After, call.Kind}
+				costs[key] = append(costs[key], one)
+			}
 		}
-		all = append(all, r)
-	}
-	close(s.ended)
-	callers.Wait()
-	return all, <-meanwhile, nil
-}
-
-func (o outage) stage() (*scene, error) {
-	server, err := redistest.Launch()
-	if err != nil {
-		return nil, err
-	}
-	s := &scene{outage: o, server: server, bystander: server.Client(), ended: make(chan struct{}), opened: make([]time.Time, o.size+1)}
-	for i := range o.size + 1 {
-		m, err := join(server.Addr(), "service", o.rule, func(infuse.Transition) { s.opens(i) })
-		if err != nil {
-			s.close()
-			return nil, err
-		}
-		s.members = append(s.members, m)
-	}
-	s.watcher = watch(server.Client(), "service")
-	if err := waiting.ForSubscribers(server, o.size+2); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
-}
-
-func (s *scene) close() {
-	for _, m := range s.members {
-		m.leave()
-	}
-	if s.watcher != nil {
-		s.watcher.end()
-	}
-	s.server.Close()
-}
-
-// calls has a member call until the end.
-func (s *scene) calls(m *member, random *rand.Rand) {
-	var calls sync.WaitGroup
-	defer calls.Wait()
-	for next := time.Now(); ; {
-		next = next.Add(time.Duration(random.ExpFloat64() / s.rate * float64(time.Second)))
-		select {
-		case <-s.ended:
-			return
-		case <-time.After(time.Until(next)):
-		}
-		roll := random.Float64()
-		calls.Go(func() { s.call(m, roll) })
-	}
-}
-
-func (s *scene) call(m *member, roll float64) {
-	var failed time.Time
-	var ran time.Time
-	defer func() { s.note(ran) }()
-	_ = m.breaker.Call(context.Background(), func(context.Context) error {
-		ran = time.Now()
-		if fails := s.ill.Load() && roll < s.errors; !fails {
-			s.served(false)
-			time.Sleep(s.takes)
-			return nil
-		}
-		s.served(true)
-		failed = time.Now()
-		return errService
 	})
-	if !failed.IsZero() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.counted = append(s.counted, time.Since(failed))
-	}
 }
 
-// served counts the row as the service sees it.
-func (s *scene) served(failed bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.row++; !failed {
-		s.row = 0
-	}
-	if s.row == failMax && s.limit.IsZero() {
-		s.limit = time.Now()
-	}
-}
+// gobreaker's shared mode is measured by itself and where few calls are made: the
+// waiting for its lock takes most of a machine.
+const sharedRounds = 3
 
-// opens notes that a member rejects, be it alone.
-func (s *scene) opens(i int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.opened[i].IsZero() {
-		s.opened[i] = time.Now()
-		s.waiting--
-	}
-}
+func (o outage) hasShared() bool { return o.length == long }
 
-// play has the service fall ill, until every member rejects, and be well again.
-func (s *scene) play() (round, error) {
-	r, err := s.fall()
-	if err != nil {
-		return r, err
+// summary prints the median and the most, and in how many rounds some process
+// never rejected.
+func summary(costs []cost) string {
+	if len(costs) == 0 {
+		return ""
 	}
-	return r, s.recover()
-}
-
-func (s *scene) fall() (r round, err error) {
-	s.mu.Lock()
-	clear(s.opened)
-	s.row, s.limit, s.waiting = 0, time.Time{}, len(s.members)
-	s.mu.Unlock()
-	began := time.Now()
-	s.ill.Store(true)
-	if s.rate == 0 {
-		for i := range failMax {
-			s.call(s.members[i], 0)
+	var counts []int64
+	open := 0
+	for _, c := range costs {
+		counts = append(counts, c.calls)
+		if !c.all {
+			open++
 		}
 	}
-	err = waiting.For(func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.waiting == 0
-	})
-	s.ill.Store(false)
-	if err != nil {
-		return r, fmt.Errorf("%s: the fleet does not open: %w", s.name(), err)
+	slices.Sort(counts)
+	text := fmt.Sprintf("%d [%d]", counts[len(counts)/2], counts[len(counts)-1])
+	if open > 0 {
+		text += fmt.Sprintf(", not all reject in %d of %d", open, len(costs))
 	}
-	s.mu.Lock()
-	limit := s.limit
-	suspicions := s.watcher.since(began)
-	if len(suspicions) > 0 && (limit.IsZero() || suspicions[0].Before(limit)) {
-		limit = suspicions[0] // in the row of the storage, which does not see all successes
-	}
-	r.onset, r.asked = limit.Sub(began), len(suspicions)
-	for _, t := range s.opened[:s.size] {
-		r.members = append(r.members, t.Sub(limit))
-	}
-	r.fleet = s.opened[s.size].Sub(limit)
-	s.mu.Unlock()
-	return r, nil
+	return text
 }
 
-// recover closes all circuits by hand, and waits out what they remember.
-func (s *scene) recover() error {
-	time.Sleep(100 * time.Millisecond) // what is under way
-	err := waiting.For(func() bool {   // a machine that stands still for 100 ms has the storage away
-		return s.members[0].breaker.Move(context.Background(), infuse.StateClosed) == nil
-	})
-	if err != nil {
-		return err
-	}
-	err = waiting.For(func() bool {
-		return !slices.ContainsFunc(s.members, func(m *member) bool { return m.breaker.State() != infuse.StateClosed })
-	})
-	time.Sleep(300 * time.Millisecond)
-	return err
-}
-
-// conditions measures while the fleet runs, as one that takes no part.
-func (s *scene) conditions() conditions {
-	const pause = 10 * time.Millisecond
-	var trips, late []time.Duration
-	for {
-		began := time.Now()
-		if s.bystander.Ping(context.Background()).Err() == nil {
-			trips = append(trips, time.Since(began))
+// outageTable returns in how many rounds the promise was broken.
+func outageTable(w io.Writer, rounds int, seed uint64) (wrong int, err error) {
+	var rows [][]string
+	for _, group := range outages {
+		for _, o := range group {
+			fmt.Fprintln(os.Stderr, "outage of", o.name())
 		}
-		began = time.Now()
-		select {
-		case <-s.ended:
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return conditions{percentile(trips, 50), percentile(s.counted, 50), percentile(late, 50)}
-		case <-time.After(pause):
-			late = append(late, time.Since(began)-pause)
+		costs := map[costKey][]cost{}
+		if err := measure(costs, group, kinds[:2], rounds, seed); err != nil {
+			return 0, err
+		}
+		if group[0].hasShared() {
+			if err := measure(costs, group, kinds[2:], sharedRounds, seed); err != nil {
+				return 0, err
+			}
+		}
+		for g, o := range group {
+			row := []string{o.name(), fmt.Sprintf("%.0f", o.promised())}
+			if o.rule.FailureRate > 0 {
+				row[1] = ""
+			}
+			for _, share := range outageShares {
+				for _, kind := range kinds {
+					row = append(row, summary(costs[costKey{g, share, kind}]))
+				}
+				locals := costs[costKey{g, share, local}]
+				for r, c := range costs[costKey{g, share, shared}] {
+					if !c.all || o.rule.FailureRate == 0 && share == 1 && float64(c.calls) > o.promised() || c.calls > locals[r].calls+int64(o.size*max(1, o.burst)) {
+						wrong++
+						fmt.Fprintf(os.Stderr, "%s, %g, round %d: %+v, local breakers %+v\n", o.name(), share, r, c, locals[r])
+					}
+				}
+			}
+			rows = append(rows, row)
 		}
 	}
+	fmt.Fprintf(w, "\n## Outages\n\nThe service is healthy for %v or more (1 %% of the calls fail), then fails 100 %% or 90 %% of the calls for all processes. The columns are calls of the whole fleet that run from then on until every process rejects: median [most] of %d rounds, of %d with gobreaker's shared mode. Local breakers are offered the same calls at the same times. Promised are 2.5 x FailMax, one call or burst a process, and the calls of %v.\n\n", healthyFor, rounds, min(rounds, sharedRounds), suspicion+lag)
+	table(w, []string{"fleet", "promised", "100 %: Infuse", "local breakers", "gobreaker shared", "90 %: Infuse", "local breakers", "gobreaker shared"}, rows)
+	return wrong, nil
 }
-
-var outageHead = []string{"fleet", "rounds", "a PING ms", "a failing call ms", "a timer is late by ms", "limit reached after ms (median)", "the fleet opens after ms: p50", "max", "a member rejects after ms: p50", "p90", "p99", "max", "the last of the fleet rejects after ms: p50", "suspicions a round", "bound ms", "by PINGs", "verdict"}
-
-func (o outage) row(rounds []round, c conditions) []string {
-	var onsets, fleets, members, lasts []time.Duration
-	asked := 0
-	for _, r := range rounds {
-		onsets, lasts = append(onsets, r.onset), append(lasts, r.last())
-		members, fleets = append(members, r.members...), append(fleets, r.fleet)
-		asked += r.asked
-	}
-	bound, byPings, found := suspicion+3*c.counted, ms(suspicion+3*c.ping), percentile(fleets, 50)
-	switch {
-	case o.rate == 0:
-		bound, byPings, found = 100*time.Millisecond, "", percentile(lasts, 50)
-	case o.errors < 0.9:
-		bound, byPings = 500*time.Millisecond, ""
-	}
-	var misses []string
-	if found > bound {
-		misses = []string{fmt.Sprintf("%s ms", ms(found))}
-	}
-	return []string{
-		o.name(), fmt.Sprint(len(rounds)), ms(c.ping), ms(c.counted), ms(c.late), ms(percentile(onsets, 50)),
-		ms(percentile(fleets, 50)), ms(slices.Max(fleets)),
-		ms(percentile(members, 50)), ms(percentile(members, 90)), ms(percentile(members, 99)), ms(slices.Max(members)),
-		ms(percentile(lasts, 50)), strings.TrimSuffix(fmt.Sprintf("%.1f", float64(asked)/float64(len(rounds))), ".0"),
-		ms(bound), byPings, verdict(misses),
-	}
-}
-
-func percentile(times []time.Duration, percent float64) time.Duration {
-	sorted := slices.Sorted(slices.Values(times))
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[int(math.Ceil(float64(len(sorted)-1)*percent/100))]
-}
-
-func ms(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()*1000) }

@@ -7,11 +7,13 @@ package worker
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -130,9 +132,33 @@ func (w *Worker) Work(begin time.Time, result any) error {
 	return json.Unmarshal(line, result)
 }
 
+// Signal sends the worker a signal.
+func (w *Worker) Signal(signal os.Signal) error { return w.cmd.Process.Signal(signal) }
+
+// Kill ends the worker as a crash would, and returns once it is gone.
+func (w *Worker) Kill() {
+	_ = w.cmd.Process.Kill()
+	w.End()
+}
+
 // End has the worker end, and waits until it has. One that has not worked does
 // not any more.
 func (w *Worker) End() {
 	_ = w.in.Close()
 	_ = w.cmd.Wait()
+}
+
+// InParallel does n things, at most so many at a time.
+func InParallel(n, most int, do func(i int) error) error {
+	errs, slots := make([]error, n), make(chan struct{}, most)
+	var all sync.WaitGroup
+	for i := range n {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			errs[i] = do(i)
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }

@@ -1,4 +1,5 @@
-package main
+// Package gobreakerstore keeps the state of gobreaker's shared mode in Redis.
+package gobreakerstore
 
 import (
 	"context"
@@ -14,10 +15,10 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// sharedStore keeps gobreaker's shared state in Redis: the four methods of
-// gobreaker.SharedDataStore over go-redis and redsync, with a lock of 5 s. A
-// store has one breaker, which locks before it unlocks.
-type sharedStore struct {
+// A Store has the four methods of gobreaker.SharedDataStore, over go-redis and
+// redsync, with a lock of 5 s. Each breaker needs its own Store: it locks before
+// it unlocks.
+type Store struct {
 	client *redis.Client
 	locks  *redsync.Redsync
 
@@ -25,11 +26,12 @@ type sharedStore struct {
 	held map[string]*redsync.Mutex
 }
 
-func newSharedStore(client *redis.Client) *sharedStore {
-	return &sharedStore{client: client, locks: redsync.New(goredis.NewPool(client)), held: make(map[string]*redsync.Mutex)}
+// New returns a Store that uses the client.
+func New(client *redis.Client) *Store {
+	return &Store{client: client, locks: redsync.New(goredis.NewPool(client)), held: make(map[string]*redsync.Mutex)}
 }
 
-func (s *sharedStore) Lock(name string) error {
+func (s *Store) Lock(name string) error {
 	lock := s.locks.NewMutex(name, redsync.WithExpiry(5*time.Second))
 	if err := lock.Lock(); err != nil {
 		return err
@@ -40,7 +42,7 @@ func (s *sharedStore) Lock(name string) error {
 	return nil
 }
 
-func (s *sharedStore) Unlock(name string) error {
+func (s *Store) Unlock(name string) error {
 	s.mu.Lock()
 	lock := s.held[name]
 	delete(s.held, name)
@@ -52,7 +54,7 @@ func (s *sharedStore) Unlock(name string) error {
 	return err
 }
 
-func (s *sharedStore) GetData(name string) ([]byte, error) {
+func (s *Store) GetData(name string) ([]byte, error) {
 	data, err := s.client.Get(context.Background(), name).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return nil, nil
@@ -60,12 +62,12 @@ func (s *sharedStore) GetData(name string) ([]byte, error) {
 	return data, err
 }
 
-func (s *sharedStore) SetData(name string, data []byte) error {
+func (s *Store) SetData(name string, data []byte) error {
 	return s.client.Set(context.Background(), name, data, 0).Err()
 }
 
-// failures is the count that the state of the named breaker has come to.
-func (s *sharedStore) failures(name string) (int, error) {
+// Failures returns the consecutive failures that Redis has for the named breaker.
+func (s *Store) Failures(name string) (int, error) {
 	data, err := s.GetData("gobreaker:state:" + name)
 	if err != nil {
 		return 0, err

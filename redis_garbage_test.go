@@ -81,7 +81,7 @@ func spoil(ctx context.Context, client *redis.Client, roll dice, key string) (wh
 		what = "nothing but "
 	}
 	for range 1 + roll(3) {
-		field := []string{"v", "g", "t", "n", "b", "w", "r", "s:one", "s:newcomer", "name"}[roll(10)]
+		field := []string{"v", "g", "t", "n", "w", "r", "s:one", "s:newcomer", "name"}[roll(9)]
 		if roll.oneIn(6) {
 			what += fmt.Sprintf("no %s, ", field)
 			err = errors.Join(err, client.HDel(ctx, key, field).Err())

@@ -77,7 +77,6 @@ type RedisStorage struct {
 //	r          the bytes of AppendRecord; none for a zero Record
 //	t          when these were written, in milliseconds of Redis's clock
 //	n          the record's count, in place of the one in r
-//	b          when the row of failures began, or 0
 //	w          the record's window, in place of the one in r
 //	s:<source> the highest number of that source, and when it was used last
 var (
@@ -91,7 +90,7 @@ var (
 	swapSource string
 
 	readScript = redis.NewScript(readSource + `
-return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], old[6], old[7])`)
+return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], old[6])`)
 	countScript = redis.NewScript(readSource + writeSource + countSource)
 	swapScript  = redis.NewScript(readSource + writeSource + swapSource)
 )
@@ -305,7 +304,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
 	}
-	args := []any{a.next.Generation, a.next.level(), 0, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
+	args := []any{a.next.Generation, a.next.level(), formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
 		// What is done by hand is not to wait until failures pause.
@@ -314,7 +313,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 			field, seen = "g", a.generation()
 		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.suspect() == base.suspect():
 			field, seen = "g", a.generation()
-			args[1], args[2], args[3] = "", "", ""
+			args[1], args[2] = "", ""
 		}
 	}
 	for _, e := range a.known.record.events(&a.next, &a.Change, a.now) {

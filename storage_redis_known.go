@@ -89,10 +89,10 @@ const (
 	forever    = 1 << 52
 	maxKnown   = 10_000
 	maxWindow  = 600 // bytes of a width and ten buckets
-	replyParts = 8
+	replyParts = 7
 )
 
-// parseKnown reads the fields of a reply: v, g, now, t, n, b, w, r. All but now
+// parseKnown reads the fields of a reply: v, g, now, t, n, w, r. All but now
 // may be a stranger's.
 func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	k := knownRecord{version: fields[0], at: at, told: at}
@@ -113,11 +113,11 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 		numbers[i] = int64(n)
 	}
 	generation, now, written, count := numbers[1], numbers[2], numbers[3], numbers[4]
-	if fields[7] != "" {
+	if fields[6] != "" {
 		// A clock that was set back makes no wait longer than when it began.
-		k.record, k.problem = ParseRecord([]byte(fields[7]), time.UnixMilli(min(written, now)))
+		k.record, k.problem = ParseRecord([]byte(fields[6]), time.UnixMilli(min(written, now)))
 	}
-	window, err := parseWindow(fields[6])
+	window, err := parseWindow(fields[5])
 	k.problem = cmp.Or(k.problem, err)
 	if k.problem == nil && generation != k.record.Generation { // no script that compares it would ever agree
 		k.problem = fmt.Errorf("has the generation %d beside a record of %d", generation, k.record.Generation)

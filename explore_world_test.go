@@ -381,7 +381,7 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 		return violates("I4", "%s counts twice: %s, not %s", w.showChange(c), w.show(next), w.show(base))
 	case again && !w.lost && next.State == StateOpen && base.State == StateHalfOpen:
 		return violates("I4", "%s ends a trial twice", w.showChange(c))
-	case next.running(&w.kind.settings.limits, now) > w.kind.config.MaxTrials:
+	case len(liveTrials(next.Trials, now)) > w.kind.config.MaxTrials:
 		return violates("I3", "the record has %d trials", len(next.Trials))
 	case !again && !restored && verdict == VerdictApplied && c.counts() && !c.acts() && base.State == StateClosed && !base.hasEvidence() && !next.hasEvidence() &&
 		c.Seen.Generation >= base.Since && c.Calls.Successes == 0 && next.Failures != base.Failures+c.Calls.Failures:

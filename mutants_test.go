@@ -28,7 +28,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"a number counts once", "state.go", "if !r.hasHeard(c) {", "if true {"},
 	{"an older change of a source is a duplicate, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
 	{"outcomes of an older state are not counted", "state.go", "|| t.generation < r.Since", ""},
-	{"MaxTrials trials run at a time", "state.go", "r.running(t.limits, now) >= t.limits.MaxTrials", "r.running(t.limits, now) > t.limits.MaxTrials"},
+	{"MaxTrials trials run at a time", "state.go", "over := len(taken) - l.MaxTrials; over >= 0", "over := len(taken) - l.MaxTrials - 1; over >= 0"},
 	{"trials keep their slots across states", "state.go", "		Trials: staleTrials(r.Trials), OpenTime", "		OpenTime"},
 	{"a trial frees its slot when it ends", "state.go", "r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])", "r.Trials = slices.Clone(r.Trials)"},
 	{"a generation stands for one record", "state.go", "	r.Generation = r.nextGeneration(t, now)\n	r.Trials = append", "	r.Trials = append"},

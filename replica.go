@@ -147,21 +147,19 @@ func (r *replica) rejectsBy(rec *Record) bool {
 func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
-		return r.witnessed(rec)
+		return rec.Witness == r.sourceIn(rec)
 	case rec.scored():
 		return r.share >= min(rec.Threshold, r.settings.FailMax)
 	}
 	return r.share >= r.settings.FailMax
 }
 
-// witnessed reports whether the record's witness is this process.
-func (r *replica) witnessed(rec *Record) bool {
-	return rec.Witness != "" && (rec.Witness == r.source || rec.Witness == r.former)
-}
-
-// excluded reports whether the next trial goes to another process.
-func (r *replica) excluded(rec *Record, now time.Time) bool {
-	return r.witnessed(rec) && rec.excludes(rec.Witness, now)
+// sourceIn is the source by which the record knows this process.
+func (r *replica) sourceIn(rec *Record) string {
+	if rec.Witness != "" && rec.Witness == r.former {
+		return r.former
+	}
+	return r.source
 }
 
 // Inputs: calls.
@@ -391,13 +389,10 @@ func (r *replica) blocking(now time.Time) blocking {
 	local, fleet := r.local.at(now), r.fleet(now)
 	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
 	if b.shared {
-		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, now)
-		if r.excluded(fleet, now) && fleet.RetryAt.After(b.until) {
-			b.until = fleet.RetryAt
-		}
+		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.sourceIn(fleet), now)
 	}
 	if b.local {
-		until := local.blockedUntil(&r.settings.local, now)
+		until := local.blockedUntil(&r.settings.local, r.source, now)
 		if !b.shared || until.After(b.until) {
 			b.record, b.until = local, until
 		}
@@ -779,7 +774,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	if b := r.blocking(now); !b.until.IsZero() {
 		earliest(b.until.Add(-armedEarly))
 	}
-	if fleet := r.fleet(now); r.excluded(fleet, now.Add(armedEarly)) { // the state that calls meet
+	if fleet := r.fleet(now); fleet.excludes(r.sourceIn(fleet), now.Add(armedEarly)) { // the state that calls meet
 		earliest(fleet.RetryAt.Add(-armedEarly))
 	}
 	if o := r.override(now); o != nil {
@@ -803,31 +798,6 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		earliest(r.retryAt)
 	}
 	return at
-}
-
-// blockedUntil is when another trial may run, as far as is known: zero if it may
-// run now.
-func (r *Record) blockedUntil(l *Limits, now time.Time) time.Time {
-	var until time.Time
-	if r.State == StateOpen {
-		until = r.dueAt(l)
-	}
-	var deadlines []time.Time
-	for i := range r.Trials {
-		if end := r.Trials[i].deadline(l); now.Before(end) {
-			deadlines = append(deadlines, end)
-		}
-	}
-	if over := len(deadlines) - l.MaxTrials; over >= 0 {
-		slices.SortFunc(deadlines, time.Time.Compare)
-		if slot := deadlines[over]; slot.After(until) {
-			until = slot
-		}
-	}
-	if !until.After(now) {
-		return time.Time{}
-	}
-	return until
 }
 
 // bounded bounds what a record from outside can make calls wait for by this

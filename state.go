@@ -685,11 +685,11 @@ func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
 }
 
 func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
-	due := (r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()) && !now.Before(r.dueAt(t.limits))
+	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()
 	switch {
 	case r.trial(id) >= 0:
 		return VerdictApplied
-	case r.Override != nil, !due && r.State != StateHalfOpen, r.running(t.limits, now) >= t.limits.MaxTrials, r.excludes(t.source, now):
+	case r.Override != nil, !due && r.State != StateHalfOpen, !r.blockedUntil(t.limits, t.source, now).IsZero():
 		return VerdictRefused
 	case due:
 		r.By = t.by
@@ -709,17 +709,35 @@ func (r *Record) dueAt(l *Limits) time.Time {
 	return r.DueAt
 }
 
-// running is the number of trials that occupy a slot for a process with these
-// limits: no lease is longer than its own would be.
-func (r *Record) running(l *Limits, now time.Time) (n int) {
-	for _, t := range r.Trials {
-		if now.Before(t.deadline(l)) {
-			n++
+// blockedUntil is when a process with these limits may run another trial; zero if
+// it may now.
+func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
+	var until time.Time
+	if r.State != StateHalfOpen {
+		until = r.dueAt(l)
+	} else if r.excludes(source, now) {
+		until = r.RetryAt
+	}
+	var taken []time.Time
+	for i := range r.Trials {
+		if end := r.Trials[i].deadline(l); now.Before(end) {
+			taken = append(taken, end)
 		}
 	}
-	return n
+	if over := len(taken) - l.MaxTrials; over >= 0 {
+		slices.SortFunc(taken, time.Time.Compare)
+		if slot := taken[over]; slot.After(until) {
+			until = slot
+		}
+	}
+	if !until.After(now) {
+		return time.Time{}
+	}
+	return until
 }
 
+// deadline is when the trial's slot is free for a process with these limits: no
+// lease is longer than its own would be.
 func (t *Trial) deadline(l *Limits) time.Time {
 	if latest := t.Started.Add(l.TrialTimeout); !t.Started.IsZero() && latest.Before(t.Deadline) {
 		return latest

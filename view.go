@@ -81,7 +81,7 @@ func (v *view) reject(e *OpenError, c keptCause) {
 func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
 	fleet := r.fleet(now)
-	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || r.excluded(fleet, now.Add(armedEarly))) {
+	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.sourceIn(fleet), now.Add(armedEarly))) {
 		e.State = StateOpen
 	}
 	due := b.until.Sub(now) <= armedEarly

@@ -295,7 +295,7 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 // applyLocal makes a change of the local record.
 func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 	c.Limits = r.settings.local
-	return r.local.apply(c, now)
+	return r.local.apply(c, false, now)
 }
 
 // clearLocal forgets what the local circuit has counted.
@@ -354,7 +354,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	switch {
 	case !r.attached():
-		if b.shared && r.standIn.ask(a.trial, r.terms(), now) == VerdictRefused {
+		if b.shared && !r.standIn.ask(a.trial, r.terms(), now) {
 			return a, rejects
 		}
 		return a, admits

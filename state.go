@@ -174,13 +174,8 @@ type Change struct {
 	Override *Override // replaces the one on record; one that is over removes it
 	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
 
-	manual  bool   // it was, and is made already
-	applied found  // in Calls and Counted, which are on record already
-	news    uint64 // the sender's: how many records it had received when it sent this
+	news uint64 // the sender's: how many records it had received when it sent this
 }
-
-// found is what the reported calls of a change contain.
-type found struct{ failed, succeeded bool }
 
 // Move is a part of a Change, for authors of a Storage: a manual change of the
 // state. A user calls Breaker.Move.
@@ -226,35 +221,40 @@ var evidence = struct {
 // It is pure: now is the storage's present time, on the clock that the
 // record's times are on. docs/semantics.md has the rules.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
+	return r.applied(&c, r.hasHeard(&c), now)
+}
+
+// applied is Apply. What a change reports that was made before is on record.
+func (r Record) applied(c *Change, before bool, now time.Time) (Record, Verdict) {
 	next := r
-	verdict := next.apply(&c, now)
+	verdict := next.apply(c, before, now)
 	if verdict == VerdictRefused {
 		return r.At(now), verdict
 	}
 	return next, verdict
 }
 
-// apply is Apply in place.
-func (r *Record) apply(c *Change, now time.Time) Verdict {
+// apply is applied in place.
+func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 	t := termsOf(c)
-	before := r.Generation
+	generation := r.Generation
 	r.expire(now)
 	r.restore(&c.Seen, now)
 	// A manual change does not evaluate: an operator's program has other settings.
-	evaluates := !c.isManual()
+	evaluates := c.counts() || c.Move == nil && c.Override == nil
 	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
 		past := t
-		past.found = found{}
+		past.failed, past.succeeded = false, false
 		r.evaluate(&past, rate{}, now)
 	}
-	verdict, reported := VerdictRefused, false
-	step := func(v Verdict) {
+	applied, reported := false, false
+	step := func(ok bool) {
 		if evaluates {
 			r.evaluate(&t, r.Window.rate(t.limits, now), now)
 		}
-		verdict, reported = max(verdict, v), true
+		applied, reported = applied || ok, true
 	}
-	if !r.hasHeard(c) {
+	if !before {
 		for _, s := range c.Settled {
 			step(r.settle(s, &t, now))
 		}
@@ -263,25 +263,30 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
 		if c.Move != nil {
-			step(r.move(c.Move.To, &t, now))
+			r.move(c.Move.To, &t, now)
+			step(true)
 		}
 		if c.Override != nil {
-			step(r.override(*c.Override, &t, now))
+			r.override(*c.Override, &t, now)
+			step(true)
 		}
 		if c.Ask != "" {
 			step(r.ask(c.Ask, &t, now))
 		}
 	}
 	if !reported {
-		step(VerdictApplied)
+		step(true)
 	}
+	verdict := VerdictApplied
 	switch {
-	case r.Generation != before:
+	case r.Generation != generation:
 		verdict = VerdictMoved
-	case verdict == VerdictRefused:
-		return verdict
+	case !applied:
+		return VerdictRefused
 	}
-	r.remember(c)
+	if !before {
+		r.remember(c)
+	}
 	return verdict
 }
 
@@ -295,27 +300,12 @@ func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	}
 }
 
-// isManual reports whether the change is an operator's alone.
-func (c *Change) isManual() bool {
-	return c.manual || !c.counts() && (c.Move != nil || c.Override != nil)
-}
-
 // counts reports whether the change has outcomes of calls.
 func (c *Change) counts() bool { return c.Calls != (Calls{}) || len(c.Counted) > 0 }
 
 // acts reports whether the change has more than outcomes of calls.
 func (c *Change) acts() bool {
 	return len(c.Settled) > 0 || c.Move != nil || c.Override != nil || c.Ask != ""
-}
-
-// made returns what is left of a change whose reports are on record: the record
-// is to be evaluated.
-func (c *Change) made() Change {
-	t := termsOf(c)
-	return Change{
-		Source: c.Source, Seen: c.Seen, Limits: c.Limits, By: c.By, Cause: c.Cause, OpenFor: c.OpenFor,
-		manual: c.isManual(), applied: t.found,
-	}
 }
 
 // terms are what the steps of a change are evaluated by.
@@ -325,12 +315,12 @@ type terms struct {
 	by, cause  string
 	openFor    time.Duration
 	generation int64 // that the sender has seen
-	found
+	failed     bool  // at least one of the reported calls
+	succeeded  bool  // at least one
 }
 
 func termsOf(c *Change) terms {
-	t := terms{&c.Limits, c.Source, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, c.applied}
-	t.failed, t.succeeded = t.failed || c.Calls.Failures > 0, t.succeeded || c.Calls.Successes > 0
+	t := terms{&c.Limits, c.Source, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, c.Calls.Failures > 0, c.Calls.Successes > 0}
 	for _, b := range c.Counted {
 		t.failed, t.succeeded = t.failed || b.Failures > 0, t.succeeded || b.Calls > b.Failures
 	}
@@ -434,9 +424,9 @@ func (r *Record) clampTo(seen *Record) {
 }
 
 // count adds the outcomes of calls; evaluate draws the conclusions.
-func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verdict {
+func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
 	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
-		return VerdictRefused
+		return false
 	}
 	if len(counted) > 0 {
 		r.Window.add(counted, t.limits.width(), now)
@@ -446,7 +436,7 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verd
 	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
 		r.DueAt, r.Generation = due, r.nextGeneration(t, now)
 	}
-	return VerdictApplied
+	return true
 }
 
 // A step is what a change does to the one count of a record: the consecutive
@@ -606,10 +596,10 @@ func (r *Record) dropEvidence() {
 }
 
 // settle ends a trial. A stale one frees its slot, and no more.
-func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
+func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 	i := r.trial(s.ID)
 	if i < 0 {
-		return VerdictRefused
+		return false
 	}
 	stale := r.Trials[i].Stale
 	r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])
@@ -626,7 +616,7 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 		r.By, r.Cause = t.by, t.cause
 		r.trialFailed(min(s.OpenFor, maxTimeout), t, now)
 	}
-	return VerdictMoved
+	return true
 }
 
 // trialFailed has another process confirm a failed trial: the one that ran it
@@ -653,7 +643,7 @@ func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.Trials, r.Witness, r.RetryAt = staleTrials(r.Trials), "", time.Time{}
 }
 
-func (r *Record) move(to State, t *terms, now time.Time) Verdict {
+func (r *Record) move(to State, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, ""
 	again := r.State == StateHalfOpen && to == StateHalfOpen
 	switch {
@@ -669,35 +659,33 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 		r.transition(to, t, now)
 	}
 	r.Moved = r.Generation
-	return VerdictMoved
 }
 
-func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
+func (r *Record) override(o Override, t *terms, now time.Time) {
 	if r.Override == nil && !o.holds(now) {
-		return VerdictApplied // there is none to remove
+		return // there is none to remove
 	}
 	r.Generation = r.nextGeneration(t, now)
 	r.Moved, r.Override = r.Generation, nil
 	if o.holds(now) {
 		r.Override = &o
 	}
-	return VerdictMoved
 }
 
-func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
+func (r *Record) ask(id string, t *terms, now time.Time) (granted bool) {
 	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()
 	switch {
 	case r.trial(id) >= 0:
-		return VerdictApplied
+		return true
 	case r.Override != nil, !due && r.State != StateHalfOpen, !r.blockedUntil(t.limits, t.source, now).IsZero():
-		return VerdictRefused
+		return false
 	case due:
 		r.By = t.by
 		r.State, r.Successes, r.Witness, r.RetryAt = StateHalfOpen, 0, "", time.Time{}
 	}
 	r.Generation = r.nextGeneration(t, now)
 	r.Trials = append(slices.Clip(r.Trials), Trial{ID: id, Started: now, Deadline: now.Add(t.limits.TrialTimeout)})
-	return VerdictMoved
+	return true
 }
 
 // dueAt is when a trial may run, for a process with these limits: a record never
@@ -816,7 +804,7 @@ func (r *Record) hasHeard(c *Change) bool {
 // remember notes that the change was applied. The sources that have sent nothing
 // for longest are forgotten.
 func (r *Record) remember(c *Change) {
-	if c.Number == 0 || r.hasHeard(c) {
+	if c.Number == 0 {
 		return
 	}
 	all := make([]heard, 0, len(r.heard)+1)

@@ -146,7 +146,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	if err != nil {
 		return Record{}, VerdictRefused, err
 	}
-	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c}
+	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c, whole: c}
 	a.known = s.known.get(a.key)
 	for ; a.round < maxRounds; a.round++ {
 		done, err := a.try(ctx)
@@ -210,7 +210,9 @@ func (s *RedisStorage) key(circuit string) string {
 // redisChange is a change on its way. It is tried on the record that is known
 // until Redis agrees that this was the present one.
 type redisChange struct {
-	Change
+	Change         // what is yet to be written of it
+	whole   Change // as it was sent
+	made    bool   // all that it reports is on record: the record is to be evaluated
 	s       *RedisStorage
 	circuit string
 	key     string
@@ -237,7 +239,7 @@ const (
 func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	a.here = time.Now()
 	a.now = a.known.now(a.here)
-	c := a.Change
+	c := a.whole
 	c.Seen = c.Seen.translated(a.here, a.now)
 	c.Counted = translated(c.Counted, a.here, a.now)
 	c.Override = c.Override.translated(a.here, a.now)
@@ -245,7 +247,7 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	base.restore(&c.Seen, a.now)
 	step := base.step(&c.Calls, &c.Limits, a.now)
 	a.holds = step.until
-	a.next, a.verdict = a.known.record.Apply(c, a.now)
+	a.next, a.verdict = a.known.record.applied(&c, a.made, a.now)
 	switch {
 	case a.verdict == VerdictRefused || a.nothingToWrite(base):
 		if a.fresh {
@@ -359,7 +361,7 @@ func (a *redisChange) replied(k knownRecord, err error) error {
 		return err
 	}
 	if k.status != statusRefused {
-		a.Change = a.Change.made()
+		a.Change, a.made = Change{Source: a.Source, Limits: a.Limits}, true
 	}
 	a.known, a.fresh = k, true
 	a.s.known.put(a.key, k)

@@ -34,9 +34,7 @@ type circuit struct {
 	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
-	waiting waiters   // for reports
-	manuals waiters   // for manual changes, which a record that cannot be read does not end
-	asking  chan struct{}
+	waiting waiters
 	states  states // as the listeners were notified
 	away    bool   // as the listeners were notified
 	started bool   // listeners are notified
@@ -150,7 +148,7 @@ func (c *circuit) follow(now time.Time) *Change {
 	change := r.outgoing(now)
 	c.publish(now)
 	c.arm(now)
-	c.release()
+	c.waiting.release(r.acknowledged())
 	if c.link != nil {
 		if away := r.trouble != nil; away != c.away && !r.stopped {
 			c.away = away
@@ -162,21 +160,6 @@ func (c *circuit) follow(now time.Time) *Change {
 		}
 	}
 	return change
-}
-
-// release lets those go on who have waited for what has happened. c.mu is held.
-func (c *circuit) release() {
-	r := &c.replica
-	if c.asking != nil && (!r.asking() || r.trouble != nil) {
-		close(c.asking)
-		c.asking = nil
-	}
-	c.waiting.release(r.acknowledged())
-	if isTrouble(r.trouble) {
-		c.manuals.release(r.noted)
-	} else {
-		c.manuals.release(r.landed)
-	}
 }
 
 // publish stores what calls meet from now on, if that has changed.
@@ -343,20 +326,19 @@ func (c *circuit) observed(rec Record) {
 // storage until ctx is done at most.
 func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
 	var d decision
-	var wait chan struct{}
+	var answered <-chan struct{}
 	gone := ctx.Err() != nil // such a caller takes no trial from another
 	c.step(func(r *replica, now time.Time) {
 		switch a, d = r.asked(now); {
 		case d == waits && gone:
 			a, d = r.goesOn(a, now)
 		case d == waits:
-			wait = make(chan struct{})
-			c.asking = wait
+			answered = c.waiting.add(r.noted)
 		}
 	})
 	if d == waits {
 		select {
-		case <-wait:
+		case <-answered:
 		case <-ctx.Done():
 		}
 		c.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
@@ -428,7 +410,7 @@ func (c *circuit) manual(ctx context.Context, change Change, what string) error 
 	c.step(func(r *replica, now time.Time) {
 		why = r.trouble
 		if number = r.manual(change, now); number > 0 {
-			done = c.manuals.add(number)
+			done = c.waiting.add(number)
 		}
 	})
 	if number == 0 {

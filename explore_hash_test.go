@@ -228,6 +228,9 @@ func (e *encoder) process(pr *process) {
 			e.byte(0)
 		}
 		e.time(c.until, now, 1)
+		if c.waits && !c.decided {
+			e.uint(r.noted - c.number)
+		}
 		e.bool(c.spell == pr.reference.spell)
 	}
 	e.byte(254)
@@ -395,7 +398,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt OpenFor DismissedAt " +
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
-		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask manual applied news",
+		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask news",
 		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
 			"credit cause ids noted landed news random",
 		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",

@@ -299,6 +299,7 @@ type simProcess struct {
 	stream  int // counts how often the calls were drawn anew
 	tally   int
 	waiting func() // a call that waits for a trial
+	awaited uint64 // until this sequence number is acknowledged
 	busy    int    // calls that run
 
 	down   bool // the link
@@ -481,7 +482,7 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 			}
 		})
 	}
-	if p.waiting != nil && (!p.replica.asking() || p.replica.trouble != nil) {
+	if p.waiting != nil && p.awaited <= p.replica.acknowledged() {
 		next := p.waiting
 		p.waiting = nil
 		p.after(0, next)
@@ -597,7 +598,7 @@ func (p *simProcess) call(fails bool) {
 		p.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
 		p.run(a, d, fails)
 	}
-	p.waiting = goesOn
+	p.waiting, p.awaited = goesOn, p.replica.noted
 	if p.storage.pausesAt > 0 {
 		p.after(0.1, goesOn)
 	}

@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"math"
 	"time"
 )
@@ -181,10 +182,18 @@ func (r *replica) nextHold(now time.Time) time.Time {
 // acknowledged is the sequence number up to which nobody has to wait any more:
 // the storage has received it, or will not for now.
 func (r *replica) acknowledged() uint64 {
-	if r.trouble != nil || r.idle() {
+	_, manual := r.out.manual()
+	if replaces := manual && !isTrouble(r.trouble); r.trouble != nil && !replaces || r.idle() {
 		return r.noted
 	}
 	return r.landed
+}
+
+// manual returns the manual changes that the storage has not acknowledged. One of
+// them replaces a record that cannot be read.
+func (o *outbox) manual() (c Change, some bool) {
+	c.Move, c.Override = cmp.Or(o.next.Move, o.sent.Move), cmp.Or(o.next.Override, o.sent.Override)
+	return c, c.Move != nil || c.Override != nil
 }
 
 // pressing reports whether there is something beside outcomes of calls that is to

@@ -42,7 +42,7 @@ type replica struct {
 	credit float64   // of a call that a ramp lets run: it runs at 1
 	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
 	ids    uint64    // so many were made
-	noted  uint64    // the sequence number of the last outcome that is to be reported
+	noted  uint64    // the sequence number of the last outcome, manual change or request for a trial that is to be reported
 	landed uint64    // and of the last one that the storage has acknowledged
 	news   uint64    // so many records were received
 	random uint64    // the state of a generator of random numbers
@@ -327,8 +327,8 @@ const (
 	waits // for the storage's answer about a trial
 )
 
-// asked is an input: a call wants to run. If it must wait, it may go on when no
-// trial is asked for any more, or the circuit is detached.
+// asked is an input: a call wants to run. If it must wait, it may go on when the
+// sequence number that is now the last one is acknowledged.
 func (r *replica) asked(now time.Time) (admission, decision) {
 	a := r.admission("")
 	if o := r.override(now); o != nil {
@@ -363,6 +363,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
+	r.noted++
 	return a, waits
 }
 
@@ -739,8 +740,7 @@ func (r *replica) detach(why error, now time.Time) {
 		return
 	}
 	r.trouble, r.since, r.failed = why, now, 0
-	manual := Change{Move: cmp.Or(r.out.next.Move, r.out.sent.Move), Override: cmp.Or(r.out.next.Override, r.out.sent.Override)}
-	if manual.Move != nil || manual.Override != nil { // it applies to this process at least
+	if manual, some := r.out.manual(); some { // it applies to this process at least
 		r.out.next.Move, r.out.next.Override = nil, nil
 		r.changeLocally(manual, now)
 		return

@@ -25,6 +25,7 @@ type shell struct {
 type shellCall struct {
 	admission admission
 	waits     bool // for the storage's answer about its trial
+	number    uint64
 	decided   bool // it need not wait any longer
 	until     time.Time
 	spell     int // of the reference that admitted it
@@ -91,10 +92,9 @@ func (h *shell) step(now time.Time, input func(r *replica)) *Change {
 	change := r.outgoing(now)
 	h.publish(now)
 	h.armed = r.wakeAt(now)
-	if !r.asking() || r.trouble != nil {
-		for i := range h.calls {
-			h.calls[i].decided = h.calls[i].decided || h.calls[i].waits
-		}
+	for i := range h.calls {
+		c := &h.calls[i]
+		c.decided = c.decided || c.waits && c.number <= r.acknowledged()
 	}
 	h.waits = slices.DeleteFunc(h.waits, func(w shellWait) bool { return w.number <= r.acknowledged() })
 	return change
@@ -139,7 +139,7 @@ func (h *shell) call(now time.Time) (runs bool, change *Change) {
 	var d decision
 	asks := func(r *replica) {
 		if c.admission, d = r.asked(now); d == waits {
-			c.waits, c.until = true, now.Add(shellStorageTimeout)
+			c.waits, c.number, c.until = true, r.noted, now.Add(shellStorageTimeout)
 		}
 		if d != rejects {
 			h.calls = append(h.calls, c)

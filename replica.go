@@ -216,17 +216,9 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
 		// The half-open circuit was for all; now it applies to the processes whose
 		// last call failed, each as far as its local circuit does.
-		r.openLocally(&res, now)
+		r.local.trialFailed(res.openFor, &terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short}, now)
 	}
 	return number
-}
-
-// openLocally opens the local circuit after a failed trial that was not its own.
-func (r *replica) openLocally(res *result, now time.Time) {
-	t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, openFor: res.openFor}
-	t.openFor = t.openTime(0)
-	r.local.By, r.local.Cause = t.by, t.cause
-	r.local.open(&t, now.Add(t.openFor), 0, now)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and

@@ -613,7 +613,6 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 			r.transition(StateClosed, t, now)
 		}
 	case s.Outcome == OutcomeFailure:
-		r.By, r.Cause = t.by, t.cause
 		r.trialFailed(min(s.OpenFor, maxTimeout), t, now)
 	}
 	return true
@@ -623,6 +622,7 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 // waits for another open duration, and the next trial goes to any other. If that
 // fails, too, the circuit is open for all. A local circuit opens at once.
 func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
+	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
 		grown := r.grown(t.limits, now)
 		r.open(t, now.Add(max(t.limits.ResetTimeout, openFor, grown)), grown, now)
@@ -738,13 +738,17 @@ func (r *Record) excludes(source string, now time.Time) bool {
 	return r.State == StateHalfOpen && source != "" && r.Witness == source && now.Before(r.RetryAt)
 }
 
-// transition begins another state, or the same one anew.
+// transition begins another state, or the same one anew. It has the one list of
+// what outlives a state; the trials that run keep their slots.
 func (r *Record) transition(to State, t *terms, now time.Time) {
-	before, failures := r.State, r.Failures
-	r.begin(to, r.nextGeneration(t, now))
+	before, generation := *r, r.nextGeneration(t, now)
+	*r = Record{
+		State: to, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
+		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
+	}
 	if to != StateClosed {
-		r.Failures, r.SuspectAt = failures, now
-	} else if before != StateClosed {
+		r.Failures, r.SuspectAt = before.Failures, now
+	} else if before.State != StateClosed {
 		r.ClosedAt = now
 	}
 }
@@ -754,15 +758,6 @@ func (r *Record) transition(to State, t *terms, now time.Time) {
 func (r *Record) open(t *terms, due time.Time, grown time.Duration, now time.Time) {
 	r.transition(StateOpen, t, now)
 	r.Opened, r.DueAt, r.OpenTime = r.Generation, due, cmp.Or(grown, r.OpenTime)
-}
-
-// begin is where a state begins. It has the one list of what outlives a state; the
-// trials that run keep their slots.
-func (r *Record) begin(state State, generation int64) {
-	*r = Record{
-		State: state, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
-		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
-	}
 }
 
 // nextGeneration returns the generation of the next write. It follows the

@@ -238,7 +238,7 @@ func (r *replica) tallied(n int, now time.Time) {
 // the local window.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
-	return l.FailureRate > 0 && r.decides() && r.local.Window.failing(l.Window, now)
+	return l.FailureRate > 0 && r.decides() && failed(r.local.Window.last(l.Window, now)) > 0
 }
 
 // evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
@@ -401,15 +401,11 @@ func (r *replica) blocking(now time.Time) blocking {
 // do not run at once.
 const aloneAfter = 250 * time.Millisecond
 
-// ramping is the shared record as far as a ramp goes by it: while it is detached,
-// too.
-func (r *replica) ramping(now time.Time) *Record { return r.shared.at(now) }
-
 // rampLets decides on a call in a closed circuit: of those that come during a
 // ramp, it admits as many as their shares add up to.
 func (r *replica) rampLets(now time.Time) decision {
 	ramp := r.settings.Ramp
-	share := min(r.local.share(ramp, now), r.ramping(now).share(ramp, now))
+	share := min(r.local.share(ramp, now), r.shared.share(ramp, now))
 	if share < 1 {
 		if r.credit += share; r.credit < 1 {
 			return rejects
@@ -774,7 +770,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	}
 	if r.settings.Ramp > 0 {
 		earliest(r.local.rampEnds(r.settings.Ramp))
-		earliest(r.ramping(now).rampEnds(r.settings.Ramp))
+		earliest(r.shared.rampEnds(r.settings.Ramp))
 	}
 	if r.counting(now) { // for what was tallied meanwhile
 		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one

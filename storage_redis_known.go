@@ -186,7 +186,7 @@ func (k knownRecord) order() int64 {
 
 // quiet reports whether the record is not expected to change soon.
 func (k knownRecord) quiet() bool {
-	return k.record.State == StateClosed && !k.record.suspect() && k.record.Override == nil
+	return !k.record.matters()
 }
 
 // urgent reports whether the record rejects calls or forces them to run, or may

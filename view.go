@@ -95,7 +95,7 @@ func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 
 // onRamp is derive in a closed circuit that does not yet let every call run.
 func (v *view) onRamp(r *replica, circuit string, now time.Time) {
-	local, shared := r.local.rampEnds(r.settings.Ramp), r.ramping(now).rampEnds(r.settings.Ramp)
+	local, shared := r.local.rampEnds(r.settings.Ramp), r.shared.rampEnds(r.settings.Ramp)
 	until := local
 	if shared.After(until) {
 		until = shared

@@ -193,7 +193,6 @@ func (e *encoder) process(pr *process) {
 	e.byte(byte(r.share))
 	e.source(r.former)
 	e.window(&o.counted, now)
-	e.int(int64(o.openFor))
 	e.time(o.hold, now, 1)
 	e.time(o.checkAt, now, 1)
 	e.uint(r.noted - o.through)
@@ -401,7 +400,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask news",
 		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
 			"credit cause ids noted landed news random",
-		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",
+		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted hold checkAt",
 		reflect.TypeFor[lease]():  "id phase outcome endedAt",
 	} {
 		var names []string

@@ -645,9 +645,9 @@ func (r *replica) receive(rec Record, now time.Time) {
 			r.adopt(now)
 		}
 	}
-	next := &r.out.next.Calls
-	if rec.Since > before.Since || !rec.hasEvidence() && before.hasEvidence() && next.Failures == 0 {
-		*next, r.out.openFor = Calls{}, 0 // of an older state, or successes that are superfluous
+	next := &r.out.next
+	if rec.Since > before.Since || !rec.hasEvidence() && before.hasEvidence() && next.Calls.Failures == 0 {
+		next.Calls, next.OpenFor = Calls{}, 0 // of an older state, or successes that are superfluous
 	}
 	if rec.Since > before.Since {
 		r.out.counted = Window{}

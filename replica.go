@@ -113,6 +113,11 @@ func (r *replica) terms() *terms {
 	return &terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: r.cause.short}
 }
 
+// localTerms are those for the local record.
+func (r *replica) localTerms() *terms {
+	return &terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short}
+}
+
 // effective returns the shared record as it will be when the storage has received
 // the ends of this process's trials: the caller of a trial meets its result.
 func (r *replica) effective(now time.Time) *Record {
@@ -216,7 +221,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
 		// The half-open circuit was for all; now it applies to the processes whose
 		// last call failed, each as far as its local circuit does.
-		r.local.trialFailed(res.openFor, &terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short}, now)
+		r.local.trialFailed(res.openFor, r.localTerms(), now)
 	}
 	return number
 }
@@ -230,8 +235,22 @@ func (r *replica) tallied(n int, now time.Time) {
 	if r.reports() {
 		r.keep(one(OutcomeSuccess, n, now))
 	}
-	t := terms{limits: &r.settings.local, generation: r.local.Generation}
-	r.local.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
+	r.tallyLocal(OutcomeSuccess, n, r.local.Generation, 0, now)
+}
+
+// tallyLocal counts calls of a generation in the closed local circuit.
+func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Duration, now time.Time) {
+	c := Calls{Successes: n}
+	if o == OutcomeFailure {
+		c = Calls{Failures: n, Lead: n, Streak: n}
+	}
+	var counted []Bucket
+	if r.settings.FailureRate > 0 {
+		counted = []Bucket{one(o, n, now)}
+	}
+	t := r.localTerms()
+	t.generation, t.openFor = generation, max(t.limits.ResetTimeout, openFor)
+	r.local.tally(&c, counted, t, now)
 }
 
 // counting reports whether successes are tallied: while there are failures in
@@ -270,17 +289,7 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.local.Failures == 0 && r.local.Window.Buckets == nil:
 	default:
-		c := Calls{Successes: 1}
-		if res.outcome == OutcomeFailure {
-			c = Calls{Failures: 1, Lead: 1, Streak: 1}
-		}
-		var counted []Bucket
-		if r.settings.FailureRate > 0 {
-			counted = []Bucket{one(res.outcome, 1, now)}
-		}
-		t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, generation: a.local}
-		t.openFor = max(t.limits.ResetTimeout, res.openFor)
-		r.local.tally(&c, counted, &t, now)
+		r.tallyLocal(res.outcome, 1, a.local, res.openFor, now)
 	}
 }
 

@@ -189,17 +189,11 @@ func (k knownRecord) quiet() bool {
 	return !k.record.matters()
 }
 
-// urgent reports whether the record rejects calls or forces them to run, or may
-// soon: if Redis loses it, that has to be noticed. An open circuit that is ready
-// for a trial does not reject the next call.
+// urgent reports whether the record is restored if Redis loses it: that has to be
+// noticed.
 func (k knownRecord) urgent() bool {
-	r, now := &k.record, k.now(time.Now())
-	for _, t := range r.Trials {
-		if r.State != StateClosed && now.Before(t.Deadline) {
-			return true
-		}
-	}
-	return r.suspect() || r.Override.holds(now) || r.State == StateOpen && now.Before(r.DueAt)
+	now := k.now(time.Now())
+	return k.record.at(now).stillBlocks(now)
 }
 
 func (k knownRecord) err(circuit string) error {

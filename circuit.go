@@ -137,7 +137,7 @@ func (b *Breaker) takeTally(now time.Time) {
 // follow brings everything in line with the replica: the view, the timer, those
 // who wait, and the events. It returns what is to be sent, if anything is. b.mu
 // is held.
-func (b *Breaker) follow(now time.Time) *Change {
+func (b *Breaker) follow(now time.Time) *request {
 	r := &b.replica
 	change := r.outgoing(now)
 	b.publish(now)
@@ -274,12 +274,12 @@ func (b *Breaker) arm(now time.Time) {
 
 // Inputs from below.
 
-func (b *Breaker) answered(q *Change, rec Record) {
+func (b *Breaker) answered(q *request, rec Record) {
 	b.step(func(r *replica, now time.Time) { r.answered(q, rec, now) })
 	b.tellAside()
 }
 
-func (b *Breaker) unanswered(q *Change, why error) {
+func (b *Breaker) unanswered(q *request, why error) {
 	b.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
 	b.tellAside()
 }

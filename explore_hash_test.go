@@ -351,7 +351,7 @@ func (e *encoder) key(order []int) uint64 {
 		if !m.timedOut {
 			e.time(m.late, w.now, 1)
 		}
-		if e.change(m.change, w.now); m.kind == answered {
+		if e.change(&m.change.Change, w.now); m.kind == answered {
 			e.record(m.record, w.now)
 		}
 	}
@@ -397,7 +397,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt OpenFor DismissedAt " +
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
-		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask news",
+		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",
 		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
 			"credit cause ids noted landed news random",
 		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted hold checkAt",

@@ -403,7 +403,7 @@ func (p *simProcess) request(c *Change, answered func(Record), late func()) {
 }
 
 // send is link.send.
-func (p *simProcess) send(c *Change) {
+func (p *simProcess) send(c *request) {
 	late := func() {
 		if p.replica.attached() && p.replica.awaits(c.Number) {
 			p.linkDown()
@@ -411,7 +411,7 @@ func (p *simProcess) send(c *Change) {
 		p.step(func(r *replica, now time.Time) { r.unanswered(c.Number, simTrouble, now) })
 	}
 	p.messages++
-	p.request(c, func(rec Record) {
+	p.request(&c.Change, func(rec Record) {
 		p.step(func(r *replica, now time.Time) { r.answered(c, rec, now) })
 	}, late)
 }

@@ -141,7 +141,7 @@ func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 
 // send makes a request of the circuit, and brings the result to the circuit: an
 // answer, also a late one, or an error if there is none in time.
-func (l *link) send(c *Breaker, q *Change) {
+func (l *link) send(c *Breaker, q *request) {
 	failed := func(err error) {
 		l.failed(c, err, func(r *replica) bool { return r.awaits(q.Number) })
 		c.unanswered(q, err)
@@ -154,7 +154,7 @@ func (l *link) send(c *Breaker, q *Change) {
 		return
 	}
 	doubted := l.doubted.Load()
-	go l.request(c, q, down, func() bool { return true }, failed, func(a answer) {
+	go l.request(c, &q.Change, down, func() bool { return true }, failed, func(a answer) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {

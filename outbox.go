@@ -9,6 +9,12 @@ import (
 // This file is what a replica has yet to report to the storage, when that is sent,
 // and whether it was acknowledged. Like replica.go it is pure.
 
+// request is a change that is sent, or a read if it has no number.
+type request struct {
+	Change
+	news uint64 // records that were received before
+}
+
 // outbox is what the storage has yet to receive.
 type outbox struct {
 	sent     Change // in flight, or timed out: it is sent again under its number until it is answered
@@ -115,9 +121,9 @@ func (c *Calls) add(o Outcome) {
 	}
 }
 
-// outgoing returns what is to be sent now, and takes it to be in flight: a
-// change, or a read if it has no number; nil if nothing is to be sent.
-func (r *replica) outgoing(now time.Time) *Change {
+// outgoing returns what is to be sent now, and takes it to be in flight; nil if
+// nothing is to be sent.
+func (r *replica) outgoing(now time.Time) *request {
 	if r.out.counted.Buckets != nil && failed(r.out.counted.Buckets) == 0 && !r.counting(now) && !r.evaluatesRate() {
 		r.out.counted = Window{}
 	}
@@ -131,9 +137,7 @@ func (r *replica) outgoing(now time.Time) *Change {
 		return nil
 	}
 	r.out.inFlight = true
-	sent := r.out.sent
-	sent.news = r.news
-	return &sent
+	return &request{r.out.sent, r.news}
 }
 
 // fill makes what is to be reported the next change, if it may be sent yet.

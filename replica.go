@@ -598,14 +598,14 @@ func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 }
 
 // answered is an input: the storage has answered a request, in time or late.
-func (r *replica) answered(c *Change, rec Record, now time.Time) {
-	mine := c.Number == r.out.sent.Number
+func (r *replica) answered(q *request, rec Record, now time.Time) {
+	mine := q.Number == r.out.sent.Number
 	switch {
-	case c.Number == 0:
-		r.hasRead(rec, c.news, now)
+	case q.Number == 0:
+		r.hasRead(rec, q.news, now)
 	case rec.Generation > r.shared.Generation, mine && rec.Generation == r.shared.Generation,
 		// The storage has lost what the change carried, and for that it was too old.
-		mine && c.news == r.news:
+		mine && q.news == r.news:
 		r.receive(rec, now)
 	}
 	if !mine {

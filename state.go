@@ -173,8 +173,6 @@ type Change struct {
 	Move     *Move
 	Override *Override // replaces the one on record; one that is over removes it
 	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
-
-	news uint64 // the sender's: how many records it had received when it sent this
 }
 
 // Move is a part of a Change, for authors of a Storage: a manual change of the

@@ -118,7 +118,6 @@ func (e *encoder) record(r *Record, now time.Time) {
 	}
 	if s.MaxResetTimeout > 0 || s.Ramp > 0 {
 		e.int(int64(r.OpenTime))
-		e.int(int64(r.OpenFor))
 		e.time(r.ClosedAt, now, time.Hour)
 	}
 	for _, t := range r.Trials {
@@ -394,7 +393,7 @@ func (e *encoder) ranks() {
 // in it alone would count as one.
 func TestTheExplorerEncodesEveryField(t *testing.T) {
 	for of, known := range map[reflect.Type]string{
-		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt OpenFor DismissedAt " +
+		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt DismissedAt " +
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",

@@ -63,8 +63,7 @@ type phase uint8
 
 const (
 	phaseAsked   phase = iota // no answer yet
-	phaseGranted              // the storage has granted it; the call is about to run
-	phaseRunning              // the call runs
+	phaseGranted              // the storage has granted it: the call runs
 	phaseEnded                // the call has ended, or will not run
 )
 
@@ -435,7 +434,6 @@ func (r *replica) asking() bool {
 func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
 		if l.phase == phaseGranted {
-			l.phase = phaseRunning
 			return r.admission(a.trial), admits
 		}
 		l.end(result{outcome: OutcomeIgnored}, now)

@@ -79,14 +79,13 @@ type Record struct {
 	DueAt      time.Time // while open or suspect: when a trial may run
 	Trials     []Trial   // the trials that run now, in the order in which they started
 
-	SuspectAt   time.Time     // while suspect, open or half-open: when it became suspect, or was opened without evidence
-	Threshold   int           // the FailMax of the process that made it suspect; 0: not because of consecutive failures
-	Score       int           // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
-	Rated       bool          // the evidence is the failure rate, not consecutive failures
-	Witness     string        // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
-	RetryAt     time.Time     // half-open: when the Witness may run another trial
-	OpenFor     time.Duration // while suspect: what OpenTime will be
-	DismissedAt time.Time     // when the last suspicion was dismissed: none begins for Limits.Suspicion
+	SuspectAt   time.Time // while suspect, open or half-open: when it became suspect, or was opened without evidence
+	Threshold   int       // the FailMax of the process that made it suspect; 0: not because of consecutive failures
+	Score       int       // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
+	Rated       bool      // the evidence is the failure rate, not consecutive failures
+	Witness     string    // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
+	RetryAt     time.Time // half-open: when the Witness may run another trial
+	DismissedAt time.Time // when the last suspicion was dismissed: none begins for Limits.Suspicion
 
 	Window   Window        // of the calls that FailureRate counts
 	OpenTime time.Duration // the last open duration, without a Retry-After; 0: no exponential backoff
@@ -429,8 +428,7 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool
 	if len(counted) > 0 {
 		r.Window.add(counted, t.limits.width(), now)
 	}
-	level, _ := r.step(c, t.limits, now).to(r.level())
-	r.setLevel(level)
+	r.setLevel(r.step(c, t.limits, now).to(r.level()))
 	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
 		r.DueAt, r.Generation = due, r.nextGeneration(t, now)
 	}
@@ -479,12 +477,12 @@ func (s *step) atLimit(upper int, from, now time.Time) {
 func (r *Record) opensAt() int { return int(min(int64(evidence.opens)*int64(r.Threshold), unlimited)) }
 
 // to returns the count after the step.
-func (s step) to(level int) (next int, restarted bool) {
-	next = int(max(min(int64(level)+int64(s.add), unlimited), 0))
+func (s step) to(level int) int {
+	next := int(max(min(int64(level)+int64(s.add), unlimited), 0))
 	if s.restarts && (s.add == 0 || next < s.upper) {
-		return min(s.after, unlimited), true
+		return min(s.after, unlimited)
 	}
-	return next, false
+	return next
 }
 
 func (s step) reached(level int) bool { return level <= s.lower || level >= s.upper }
@@ -521,11 +519,12 @@ func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 		r.dismiss(t, now)
 	case r.suspect():
 		if r.confirmed(&rate, t, now) {
+			grown := r.grown(t.limits, r.SuspectAt)
 			r.State, r.Generation = StateOpen, r.nextGeneration(t, now)
 			if !now.Before(r.DueAt) { // nobody called for so long
-				r.SuspectAt, r.DueAt = now, now.Add(t.openTime(r.OpenFor))
+				r.SuspectAt, r.DueAt = now, now.Add(t.openTime(grown))
 			}
-			r.Opened, r.OpenTime, r.OpenFor = r.Generation, cmp.Or(r.OpenFor, r.OpenTime), 0
+			r.Opened, r.OpenTime = r.Generation, cmp.Or(grown, r.OpenTime)
 		}
 	case r.State != StateClosed || now.Before(r.calmUntil(t.limits)):
 	case r.Failures >= t.limits.FailMax:
@@ -558,7 +557,7 @@ func (r *Record) suspected(rated bool, t *terms, now time.Time) {
 		return
 	}
 	r.Generation = r.nextGeneration(t, now)
-	r.SuspectAt, r.DueAt, r.OpenFor = now, due, grown
+	r.SuspectAt, r.DueAt = now, due
 	if r.Rated = rated; rated {
 		r.Witness = t.source
 	} else {
@@ -590,7 +589,7 @@ func (r *Record) dismiss(t *terms, now time.Time) {
 }
 
 func (r *Record) dropEvidence() {
-	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.OpenFor = time.Time{}, 0, 0, false, "", time.Time{}, 0
+	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt = time.Time{}, 0, 0, false, "", time.Time{}
 }
 
 // settle ends a trial. A stale one frees its slot, and no more.

@@ -727,7 +727,7 @@ func (w *twin) remembers(c Change) bool {
 func (w *twin) agrees(got Record, here, now time.Time) error {
 	got, want := got.At(here), w.model.At(now).translated(now, here)
 	text := func(r Record) string {
-		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Threshold, r.Score, r.Rated, r.Witness, r.OpenFor, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
+		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Threshold, r.Score, r.Rated, r.Witness, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
 	}
 	if text(got) != text(want) {
 		return fmt.Errorf("%s is\n%s, not\n%s", w.circuit, text(got), text(want))

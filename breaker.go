@@ -169,7 +169,7 @@ type Stats struct {
 // Stats returns the last known state of the circuit. It does no I/O.
 func (b *Breaker) Stats() Stats {
 	v := b.view.Load()
-	s := Stats{State: v.state, Local: v.local}
+	s := Stats{State: v.state, Local: v.state != StateClosed && v.rejection.Local}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()

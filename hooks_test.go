@@ -232,19 +232,38 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 	if call == nil {
 		call = overTransport(g)
 	}
+	deed := does
+	does = func(b *infuse.Breaker) {
+		defer func() { _ = b.Configure(cfg) }() // the hook is in use again
+		deed(b)
+	}
 	h.set(b, does)
-	for range 4 { // opens the circuit, and is rejected
+	for range 4 { // opens the circuit, unless the hook prevents it, and is rejected
 		apart(func() { call(b, fails) })
 	}
-	time.Sleep(time.Second)
+	h.set(b, nil)
+	opens := func() {
+		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		time.Sleep(time.Second)
+	}
+	opens()
+	h.set(b, does)
 	apart(func() { call(b, fails) }) // a trial
 	apart(func() { call(b, nil) })
 	apart(func() { b.Stats() })
 	h.set(b, nil)
 	time.Sleep(2 * time.Second)
 	synctest.Wait()
+	require.NoError(t, b.Call(t.Context(), succeeds), "the slot of the trial is free")
+	require.Equal(t, infuse.StateClosed, b.State())
 
-	apart(func() { _ = b.Move(context.Background(), infuse.StateClosed) })
+	opens()
+	h.set(b, does)
+	apart(func() { call(b, nil) }) // a trial without an error
+	h.set(b, nil)
+	time.Sleep(2 * time.Second)
+	synctest.Wait()
+	require.NoError(t, b.Call(t.Context(), succeeds), "the slot of the trial is free")
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
 		require.Error(t, b.Call(t.Context(), func(context.Context) error { return errIll }))

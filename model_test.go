@@ -194,8 +194,8 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 				call.cancel()
 				result = context.Canceled
 			}
+			m.settle(call.model, outcome) // before: Done may wait for the storage
 			call.permit.Done(result)
-			m.settle(call.model, outcome)
 			call.cancel()
 		case n < 18:
 			pause := []time.Duration{time.Millisecond, 249 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second}[r.IntN(5)]

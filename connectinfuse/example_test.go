@@ -43,7 +43,7 @@ func Example() {
 func ExampleWithCircuit() {
 	interceptor := connectinfuse.New(nil, connectinfuse.WithCircuit(func(_ context.Context, target, procedure string) string {
 		if procedure == "/grpc.health.v1.Health/Check" {
-			return "" // goes past the breakers
+			return "" // bypasses the breakers
 		}
 		return target
 	}))

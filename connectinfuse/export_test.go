@@ -1,12 +1,18 @@
 package connectinfuse
 
-import "time"
+import (
+	"time"
 
-// ProvedAfter has a stream prove itself sooner or later.
-func ProvedAfter(d time.Duration) Option { return func(i *Interceptor) { i.proof = d } }
+	"github.com/infuse-go/infuse/internal/rpc"
+)
+
+// EstablishedAfter has a stream be established sooner or later.
+func EstablishedAfter(d time.Duration) Option {
+	return func(i *Interceptor) { i.establishedAfter = d }
+}
 
 // HostName is the name of a host.
 func HostName(addr string) string { return hostName(addr) }
 
-// TypicalProof is how long a stream must live by default.
-const TypicalProof = provedAfter
+// DefaultEstablishedAfter is how long a stream must live by default.
+const DefaultEstablishedAfter = rpc.EstablishedAfter

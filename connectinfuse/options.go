@@ -11,32 +11,30 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Option changes what an Interceptor does by default.
+// Option changes a default.
 type Option func(*Interceptor)
 
-// WithCircuit has name give a call's circuit in place of its target. It is
-// given the name that the target has by default, and the full procedure:
-// "/package.Service/Method". An empty name has the call go past the breakers.
-// Keep names low-cardinality and out of a client's control. name must be safe
-// for concurrent use.
+// WithCircuit names the circuit of a call. name gets the default name, which is
+// that of the host, and the full procedure: "/package.Service/Method". If it
+// returns an empty name, the call bypasses the breakers. Keep names
+// low-cardinality and out of a client's control. name must be safe for concurrent
+// use.
 //
-// By default a host has one circuit. Its name is the host of the client's URL,
-// in lower case and without a dot at its end, and the port unless that is 80 or
-// 443.
+// By default a host has one circuit. Its name is the host of the client's URL in
+// lower case, without a dot at its end, and the port unless that is 80 or 443.
 func WithCircuit(name func(ctx context.Context, target, procedure string) string) Option {
 	return func(i *Interceptor) { i.circuit = name }
 }
 
-// ByMethod is for WithCircuit: each procedure of a target has a circuit of its
-// own, named "target/package.Service/Method". A method that fails then does not
-// shut out the others, but each must find out by itself that all of them are
-// away.
+// ByMethod is for WithCircuit: each procedure of a host has a circuit of its own,
+// named "host/package.Service/Method". A failing method then does not close off
+// the others, but each circuit must detect an outage of the whole host by itself.
 func ByMethod(_ context.Context, target, procedure string) string { return target + procedure }
 
 func byTarget(_ context.Context, target, _ string) string { return target }
 
-// WithFailures has these codes, in place of those of Classify, be failures.
-// Canceled can be none.
+// WithFailures replaces the codes that Classify takes for failures. Canceled is
+// ignored even if it is one of them.
 func WithFailures(failures ...connect.Code) Option {
 	failures = slices.Clone(failures)
 	return WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
@@ -44,30 +42,30 @@ func WithFailures(failures ...connect.Code) Option {
 	})
 }
 
-// WithClassify has classify decide what the end of a call says of the service,
-// in place of Classify. It is called with a nil error, too, and must be safe for
-// concurrent use.
+// WithClassify replaces Classify. classify is called with a nil error, too, and
+// must be safe for concurrent use.
 func WithClassify(classify func(ctx context.Context, procedure string, err error) infuse.Outcome) Option {
 	return func(i *Interceptor) { i.classify = classify }
 }
 
-// Classify is what the error of a call says by default. The codes are those of
-// infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
-// Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
-// other code is a success, also Unknown: it is what an application's own error
-// becomes. But whatever its code, a response that broke off or is none of the
-// protocol is a failure, and so is a 5xx without a code, as a proxy sends it.
+// Classify returns the default outcome of a call that ended with err.
+// DeadlineExceeded, ResourceExhausted, Internal, Unavailable and DataLoss are
+// failures. Canceled is ignored. Any other code is a success: also Unknown, which
+// is what an application's own error becomes, and Unimplemented, because one
+// method that a server does not have would close off all the others. Whatever its
+// code, a response that is truncated or is none of the protocol is a failure, and
+// so is an HTTP 5xx without a code, which a proxy sends.
 //
-// It also ignores a message that cannot be marshalled, compressed or unmarshalled,
-// one that is larger than a limit of the client's own, and a call whose headers
-// net/http does not send.
+// Classify ignores a message that cannot be marshalled, compressed or
+// unmarshalled, one that is larger than a limit of the client's own, and a call
+// whose headers net/http does not send.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
 
 func isFailure(c connect.Code) bool {
 	switch c {
-	case connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeUnimplemented, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss:
+	case connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss:
 		return true
 	}
 	return false
@@ -89,7 +87,7 @@ func classify(err error, fails func(connect.Code) bool) infuse.Outcome {
 	return infuse.OutcomeSuccess
 }
 
-// codeOf is connect.CodeOf that knows the error of a context, too, which an
+// codeOf is connect.CodeOf, and the code of a context's error, which an
 // interceptor may return.
 func codeOf(err error) connect.Code {
 	if code := connect.CodeOf(err); code != connect.CodeUnknown {
@@ -104,13 +102,18 @@ func codeOf(err error) connect.Code {
 	return connect.CodeUnknown
 }
 
-// local returns the text of an error that the client has made, and not the
-// service. These errors have no names, but their texts are stable.
+// local returns the text of an error that comes from the client and not from the
+// service. Connect exports no values for these errors, but their texts are stable.
 func local(err error) (text string, ok bool) {
 	var e *connect.Error
 	if !errors.As(err, &e) || connect.IsWireError(err) {
 		return "", false
 	}
+	defer func() {
+		if recover() != nil { // Error of the error in e, such as a typed nil
+			text, ok = "", false
+		}
+	}()
 	return e.Message(), true
 }
 
@@ -133,9 +136,9 @@ func isOfMessage(err error) bool {
 	return false
 }
 
-// isBroken reports whether the response was none: it broke off, is no response of
-// the protocol, or is a 5xx that says nothing more. These have codes that stand
-// for something else otherwise.
+// isBroken reports whether there was no response of the protocol: it was
+// truncated, or is an HTTP 5xx or a page. Connect gives these a code that has
+// another meaning otherwise.
 func isBroken(err error) bool {
 	text, ok := local(err)
 	if !ok {

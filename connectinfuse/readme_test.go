@@ -16,7 +16,8 @@ import (
 
 // pingv1connect is what the generated code of a service looks like.
 var pingv1connect struct {
-	NewPingServiceClient func(client connect.HTTPClient, url string, options ...connect.ClientOption) any
+	NewPingServiceClient  func(client connect.HTTPClient, url string, options ...connect.ClientOption) any
+	NewPingServiceHandler func(service any, options ...connect.HandlerOption) (string, http.Handler)
 }
 
 func readme(url string, storage infuse.Storage) error {
@@ -31,7 +32,13 @@ func readme(url string, storage infuse.Storage) error {
 	return nil
 }
 
-var _ = readme
+func readmeHandler(service any) {
+	path, handler := pingv1connect.NewPingServiceHandler(service,
+		connect.WithInterceptors(connectinfuse.HandlerInterceptor()))
+	_, _ = path, handler
+}
+
+var _, _ = readme, readmeHandler
 
 // TestReadmeCompiles finds the README's Go in this very file.
 func TestReadmeCompiles(t *testing.T) {

@@ -40,20 +40,20 @@ type service struct {
 	bidi   func(context.Context, *connect.BidiStream[bytes, bytes]) error
 }
 
-func (s *service) handler() http.Handler {
+func (s *service) handler(options ...connect.HandlerOption) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/test.Test/Unary", connect.NewUnaryHandler("/test.Test/Unary", func(ctx context.Context, _ *connect.Request[bytes]) (*connect.Response[bytes], error) {
 		return connect.NewResponse(&bytes{Value: make([]byte, 100)}), s.unary(ctx)
-	}))
+	}, options...))
 	mux.Handle("/test.Test/Server", connect.NewServerStreamHandler("/test.Test/Server", func(ctx context.Context, _ *connect.Request[bytes], to *connect.ServerStream[bytes]) error {
 		return s.server(ctx, to)
-	}))
+	}, options...))
 	mux.Handle("/test.Test/Client", connect.NewClientStreamHandler("/test.Test/Client", func(ctx context.Context, from *connect.ClientStream[bytes]) (*connect.Response[empty], error) {
 		return connect.NewResponse(new(empty)), s.client(ctx, from)
-	}))
+	}, options...))
 	mux.Handle("/test.Test/Bidi", connect.NewBidiStreamHandler("/test.Test/Bidi", func(ctx context.Context, both *connect.BidiStream[bytes, bytes]) error {
 		return s.bidi(ctx, both)
-	}))
+	}, options...))
 	return mux
 }
 
@@ -243,10 +243,16 @@ func (f *fixture) requireCounts(success, failure, ignored int) {
 	require.Equal(f.t, [3]int{success, failure, ignored}, f.counts(), "successes, failures and ignored calls")
 }
 
+// setState moves the circuit by hand.
+func (f *fixture) setState(to infuse.State) {
+	f.t.Helper()
+	require.NoError(f.t, f.breaker.Move(f.ctx, to))
+}
+
 // halfOpen has the next call be a trial.
 func (f *fixture) halfOpen() {
 	f.t.Helper()
-	require.NoError(f.t, f.breaker.Move(f.ctx, infuse.StateHalfOpen))
+	f.setState(infuse.StateHalfOpen)
 }
 
 func (f *fixture) requireState(state infuse.State) {
@@ -265,4 +271,4 @@ func requireRejected(t *testing.T, err error) *infuse.OpenError {
 }
 
 // says returns a handler's error.
-func says(c connect.Code) error { return connect.NewError(c, errors.New("ill")) }
+func says(c connect.Code) error { return connect.NewError(c, errors.New("unhealthy")) }

@@ -1,7 +1,6 @@
 package connectinfuse
 
 import (
-	"context"
 	"errors"
 	"io"
 	"time"
@@ -9,83 +8,107 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// stream is a StreamingClientConn that tells its life how it goes.
+// stream is a StreamingClientConn that reports to its tracker how it goes.
 type stream struct {
 	connect.StreamingClientConn
-	life
-	classify func(error) infuse.Outcome
-	trial    bool
-	unwatch  func() bool // ends the watching of the context of a trial
-}
-
-// watch has a trial end when its caller cancels it, and may ask for nothing more.
-func (s *stream) watch() {
-	s.unwatch = context.AfterFunc(s.ctx, func() {
-		if err := s.ctx.Err(); err == context.Canceled {
-			s.end(s.classify(err), err, func() bool { return false })
-		}
-	})
+	tracker          rpc.Tracker
+	classify         func(error) infuse.Outcome
+	establishedAfter time.Duration
+	trial            bool
+	unwatch          func() bool // ends the watching of a trial's context
 }
 
 func (s *stream) Receive(m any) error {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
 	err := s.StreamingClientConn.Receive(m)
 	if err != nil && s.trial {
 		s.unwatch()
 	}
 	switch {
 	case err == nil:
-		s.message(s.trial)
+		s.tracker.Message()
 	case isEnd(err):
-		s.end(infuse.OutcomeSuccess, nil, nil)
+		s.tracker.End(infuse.OutcomeSuccess, nil, nil)
 	default:
-		s.end(s.classify(err), err, func() bool { return !connect.IsWireError(err) && s.hasHeaders() })
+		s.tracker.End(s.classify(err), err, func() bool { return !connect.IsWireError(err) && s.hasHeaders() })
 	}
+	returned = true
 	return err
 }
 
-// isEnd reports whether a stream has ended well. Any other error that has an
-// io.EOF in it has a code.
+// isEnd reports whether a stream has ended without an error. An io.EOF inside of
+// an error with a code is none.
 func isEnd(err error) bool {
 	return errors.Is(err, io.EOF) && connect.CodeOf(err) == connect.CodeUnknown
 }
 
-// Send says io.EOF where Receive will say more. Any other error is the end.
+// Send returns io.EOF if Receive has the error. Any other error is the end.
 func (s *stream) Send(m any) error {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
 	err := s.StreamingClientConn.Send(m)
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
-		s.doubt()
+		s.tracker.Failing()
 	default:
-		s.end(s.classify(err), err, func() bool { return false })
+		s.tracker.End(s.classify(err), err, func() bool { return false })
 	}
+	returned = true
+	return err
+}
+
+func (s *stream) CloseRequest() error {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
+	err := s.StreamingClientConn.CloseRequest()
+	returned = true
 	return err
 }
 
 func (s *stream) CloseResponse() error {
-	s.leave()
+	s.tracker.Close()
 	if s.trial {
 		s.unwatch()
 	}
 	return s.StreamingClientConn.CloseResponse()
 }
 
-// hasHeaders waits for the headers, or for the end of a stream without any. The
-// headers of gRPC that have a status are all that there was.
+// hasHeaders waits for the headers, or for the end of a stream without any. If the
+// headers of gRPC have a status, they are the whole response.
 func (s *stream) hasHeaders() bool {
 	headers := s.ResponseHeader()
 	return len(headers) > 0 && headers.Get("Grpc-Status") == ""
 }
 
-// gotHeaders ends a trial without a message. What has come may be a hint (a 103)
-// before the headers, or the end.
+// gotHeaders ends a trial without a message. It is called for an informational
+// response (103), too, and for a response without a body.
 func (s *stream) gotHeaders() {
 	if s.trial {
-		time.AfterFunc(s.proof, func() {
+		time.AfterFunc(s.establishedAfter, func() {
+			defer func() {
+				if recover() != nil { // of an interceptor below
+					s.tracker.Panicked()
+				}
+			}()
 			if s.hasHeaders() {
-				s.stood()
+				s.tracker.HeadersStand()
 			}
 		})
 	}

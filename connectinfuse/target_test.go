@@ -26,7 +26,7 @@ func TestHostHasOneName(t *testing.T) {
 }
 
 func TestCircuitByMethod(t *testing.T) {
-	f := start(t, &service{unary: ill, server: brings(1, nil)}, connectinfuse.WithCircuit(connectinfuse.ByMethod))
+	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, connectinfuse.WithCircuit(connectinfuse.ByMethod))
 	require.Error(t, f.call())
 	require.Error(t, f.call())
 	require.Equal(t, f.address+"/test.Test/Unary", requireRejected(t, f.call()).Circuit)
@@ -35,8 +35,8 @@ func TestCircuitByMethod(t *testing.T) {
 
 func TestCallPastTheBreakers(t *testing.T) {
 	nameless := func(context.Context, string, string) string { return "" }
-	f := start(t, &service{unary: ill, server: brings(1, nil)}, connectinfuse.WithCircuit(nameless))
-	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, connectinfuse.WithCircuit(nameless))
+	f.setState(infuse.StateOpen)
 	for range 5 {
 		require.NotErrorIs(t, f.call(), infuse.ErrOpen)
 	}
@@ -46,7 +46,7 @@ func TestCallPastTheBreakers(t *testing.T) {
 
 func TestTwoProcessesShareACircuit(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	f := startWith(t, &service{unary: ill}, infuse.Config{Storage: storage})
+	f := startWith(t, &service{unary: unhealthy}, infuse.Config{Storage: storage})
 	other, err := infuse.NewGroup(infuse.Config{Storage: storage})
 	require.NoError(t, err)
 	defer other.Stop()
@@ -60,7 +60,7 @@ func TestTwoProcessesShareACircuit(t *testing.T) {
 }
 
 func TestWithoutAGroup(t *testing.T) {
-	f := start(t, &service{unary: ill})
+	f := start(t, &service{unary: unhealthy})
 	f.interceptor = connectinfuse.New(nil)
 	for range 5 {
 		require.NotErrorIs(t, f.call(), infuse.ErrOpen)

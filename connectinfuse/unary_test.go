@@ -18,12 +18,12 @@ import (
 	"github.com/infuse-go/infuse/connectinfuse"
 )
 
-func healthy(context.Context) error { return nil }
-func ill(context.Context) error     { return says(connect.CodeUnavailable) }
+func healthy(context.Context) error   { return nil }
+func unhealthy(context.Context) error { return says(connect.CodeUnavailable) }
 
-func TestUnaryServiceFallsIll(t *testing.T) {
+func TestUnaryServiceBecomesUnhealthy(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
-		f := start(t, &service{unary: ill})
+		f := start(t, &service{unary: unhealthy})
 		f.protocol = protocol
 		for range 2 {
 			err := f.call()
@@ -32,7 +32,7 @@ func TestUnaryServiceFallsIll(t *testing.T) {
 		}
 		open := requireRejected(t, f.call())
 		require.Equal(t, f.address, open.Circuit)
-		require.ErrorContains(t, open.Cause, "unavailable: ill")
+		require.ErrorContains(t, open.Cause, "unavailable: unhealthy")
 		f.requireCounts(0, 2, 0)
 
 		f.halfOpen()
@@ -46,7 +46,7 @@ func TestUnaryServiceFallsIll(t *testing.T) {
 	})
 }
 
-func TestServerThatIsAwayAndReturns(t *testing.T) {
+func TestServerThatIsUnavailableAndReturns(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	require.NoError(t, f.call())
 	require.NoError(t, f.server.Close())
@@ -72,8 +72,8 @@ func retryDelay(t *testing.T, err error) time.Duration {
 }
 
 func TestRejectionHasRetryInfo(t *testing.T) {
-	f := start(t, &service{unary: ill})
-	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: unhealthy})
+	f.setState(infuse.StateOpen)
 	err := f.call()
 	requireRejected(t, err)
 	require.False(t, infuse.Retryable(err))
@@ -101,8 +101,8 @@ func TestRejectionDuringATrialAsksForASecond(t *testing.T) {
 	f.requireState(infuse.StateClosed)
 }
 
-func TestRejectionIsHandedOnByAServer(t *testing.T) {
-	away := start(t, &service{unary: ill})
+func TestServerForwardsARejection(t *testing.T) {
+	away := start(t, &service{unary: unhealthy})
 	require.NoError(t, away.breaker.Move(away.ctx, infuse.StateOpen))
 	f := start(t, &service{unary: func(context.Context) error { return away.call() }})
 	err := f.call()
@@ -113,15 +113,14 @@ func TestRejectionIsHandedOnByAServer(t *testing.T) {
 
 func TestCodes(t *testing.T) {
 	failures := map[connect.Code]bool{
-		connect.CodeDeadlineExceeded: true, connect.CodeResourceExhausted: true, connect.CodeUnimplemented: true,
-		connect.CodeInternal: true, connect.CodeUnavailable: true, connect.CodeDataLoss: true,
+		connect.CodeDeadlineExceeded: true, connect.CodeResourceExhausted: true, connect.CodeInternal: true, connect.CodeUnavailable: true, connect.CodeDataLoss: true,
 	}
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		var code connect.Code
 		f := start(t, &service{unary: func(context.Context) error { return says(code) }})
 		f.protocol = protocol
 		for code = connect.CodeCanceled; code <= connect.CodeUnauthenticated; code++ {
-			require.NoError(t, f.breaker.Move(f.ctx, infuse.StateClosed))
+			f.setState(infuse.StateClosed)
 			want := f.counts()
 			switch {
 			case code == connect.CodeCanceled:
@@ -137,9 +136,31 @@ func TestCodes(t *testing.T) {
 	})
 }
 
+// TestUnimplementedMethodDoesNotCloseOffTheOthers: a method that the server does not
+// have opened the circuit of all its methods.
+func TestUnimplementedMethodDoesNotCloseOffTheOthers(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
+		f := start(t, &service{unary: healthy})
+		f.protocol = protocol
+		for range 3 {
+			_, err := client[bytes, bytes](f, "Missing").CallUnary(f.ctx, connect.NewRequest(new(bytes)))
+			require.Equal(t, connect.CodeUnimplemented, connect.CodeOf(err))
+			from, err := client[bytes, bytes](f, "Missing").CallServerStream(f.ctx, connect.NewRequest(new(bytes)))
+			require.NoError(t, err)
+			require.False(t, from.Receive())
+			require.Equal(t, connect.CodeUnimplemented, connect.CodeOf(from.Err()))
+			require.NoError(t, from.Close())
+		}
+		require.NoError(t, f.call())
+		f.requireCounts(7, 0, 0)
+	})
+}
+
 func TestResponseWithoutACode(t *testing.T) {
 	eachKind(t, func(t *testing.T, protocol []connect.ClientOption, call func(*fixture) error) {
-		proxy := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sick", http.StatusInternalServerError) })
+		proxy := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "unhealthy", http.StatusInternalServerError)
+		})
 		f := startOn(t, nil, proxy, infuse.Config{})
 		f.protocol = protocol
 		require.Equal(t, connect.CodeUnknown, connect.CodeOf(f.call()))
@@ -248,19 +269,8 @@ func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
-func TestPanicBelowFreesTheTrial(t *testing.T) {
-	f := start(t, &service{unary: healthy})
-	panics := connect.UnaryInterceptorFunc(func(connect.UnaryFunc) connect.UnaryFunc {
-		return func(context.Context, connect.AnyRequest) (connect.AnyResponse, error) { panic("below") }
-	})
-	f.halfOpen()
-	require.Panics(t, func() { _ = f.callWith(f.ctx, connect.WithInterceptors(panics)) })
-	require.NoError(t, f.call())
-	f.requireState(infuse.StateClosed)
-}
-
 func TestConfigMayExclude(t *testing.T) {
-	f := startWith(t, &service{unary: ill}, infuse.Config{Exclude: []func(error) bool{
+	f := startWith(t, &service{unary: unhealthy}, infuse.Config{Exclude: []func(error) bool{
 		func(err error) bool { return connect.CodeOf(err) == connect.CodeUnavailable },
 	}})
 	require.Error(t, f.call())
@@ -268,7 +278,7 @@ func TestConfigMayExclude(t *testing.T) {
 }
 
 func TestOtherCodes(t *testing.T) {
-	f := start(t, &service{unary: ill}, connectinfuse.WithFailures(connect.CodeUnknown, connect.CodeCanceled))
+	f := start(t, &service{unary: unhealthy}, connectinfuse.WithFailures(connect.CodeUnknown, connect.CodeCanceled))
 	require.Error(t, f.call())
 	f.requireCounts(1, 0, 0)
 	f.service.unary = func(context.Context) error { return errors.New("bug") }

@@ -51,7 +51,7 @@ func Example() {
 func ExampleWithCircuit() {
 	calls := grpcinfuse.New(nil, grpcinfuse.WithCircuit(func(_ context.Context, target, method string) string {
 		if method == grpc_health_v1.Health_Check_FullMethodName {
-			return "" // goes past the breakers
+			return "" // bypasses the breakers
 		}
 		return target
 	}))

@@ -12,33 +12,33 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Option changes what an Interceptor does by default.
-type Option func(*Interceptor)
+// Option changes a default.
+type Option func(*settings)
 
-// WithCircuit has name give a call's circuit in place of its target. It is
-// given the name that the target has by default, and the full method:
-// "/package.Service/Method". An empty name has the call go past the breakers.
-// Keep names low-cardinality and out of a client's control. name must be safe
-// for concurrent use.
+// WithCircuit names the circuit of a call. name gets the default name, which is
+// that of the target, and the full method: "/package.Service/Method". If it
+// returns an empty name, the call bypasses the breakers. Keep names
+// low-cardinality and out of a client's control. name must be safe for concurrent
+// use.
 //
-// By default a connection has one circuit. Its name is the host of a target that
-// a DNS name or an address stands for, in lower case and without a dot at its
-// end, and the port unless that is 443, which gRPC takes where there is none. Of
-// any other target (unix, xds) it is all of it.
+// By default a target has one circuit. If the target is a DNS name or an address,
+// the circuit's name is the host in lower case, without a dot at its end, and the
+// port unless that is 443, which gRPC takes by default. Any other target (unix,
+// xds) is the name as it is.
 func WithCircuit(name func(ctx context.Context, target, method string) string) Option {
-	return func(i *Interceptor) { i.circuit = name }
+	return func(s *settings) { s.circuit = name }
 }
 
-// ByMethod is for WithCircuit: each method of a target has a circuit of its
-// own, named "target/package.Service/Method". A method that fails then does not
-// shut out the others, but each must find out by itself that all of them are
-// away.
+// ByMethod is for WithCircuit: each method of a target has a circuit of its own,
+// named "target/package.Service/Method". A failing method then does not close off
+// the others, but each circuit must detect an outage of the whole target by
+// itself.
 func ByMethod(_ context.Context, target, method string) string { return target + method }
 
 func byTarget(_ context.Context, target, _ string) string { return target }
 
-// WithFailures has these codes, in place of those of Classify, be failures.
-// Canceled can be none.
+// WithFailures replaces the codes that Classify takes for failures. Canceled is
+// ignored even if it is one of them.
 func WithFailures(failures ...codes.Code) Option {
 	failures = slices.Clone(failures)
 	return WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
@@ -46,31 +46,31 @@ func WithFailures(failures ...codes.Code) Option {
 	})
 }
 
-// WithClassify has classify decide what the end of a call says of the service,
-// in place of Classify. It is called with a nil error, too, and must be safe for
-// concurrent use.
+// WithClassify replaces Classify. classify is called with a nil error, too, and
+// must be safe for concurrent use.
 func WithClassify(classify func(ctx context.Context, method string, err error) infuse.Outcome) Option {
-	return func(i *Interceptor) { i.classify = classify }
+	return func(s *settings) { s.classify = classify }
 }
 
-// Classify is what the error of a call says by default. The codes are those of
-// infuse.GRPCStatus: DeadlineExceeded, ResourceExhausted, Unimplemented,
-// Internal, Unavailable and DataLoss are failures. Canceled is ignored. Any
-// other code is a success, also Unknown: it is what an application's own error
-// becomes. But whatever its code, a stream that the service has reset without a
-// status is a failure, and so is a 5xx or a page without a code, as a proxy sends it.
+// Classify returns the default outcome of a call that ended with err.
+// DeadlineExceeded, ResourceExhausted, Internal, Unavailable and DataLoss are
+// failures. Canceled is ignored. Any other code is a success: also Unknown, which
+// is what an application's own error becomes, and Unimplemented, because one
+// method that a server does not have would close off all the others. Whatever its
+// code, a stream that the service has reset without a status is a failure, and so
+// is an HTTP 5xx or a page without a code, which a proxy sends.
 //
-// It also ignores a call or a message that gRPC did not send, because it cannot
-// be marshalled or compressed, came after CloseSend, has metadata that cannot be, or
-// its per-RPC credentials had no token; a message that cannot be unmarshalled; and
-// one that is larger than a limit of either side.
+// Classify ignores a call or a message that gRPC did not send: it cannot be
+// marshalled or compressed, it came after CloseSend, its metadata is invalid, or
+// its per-RPC credentials had no token. It also ignores a message that cannot be
+// unmarshalled, and one that is larger than a limit of either side.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
 
 func isFailure(c codes.Code) bool {
 	switch c {
-	case codes.DeadlineExceeded, codes.ResourceExhausted, codes.Unimplemented, codes.Internal, codes.Unavailable, codes.DataLoss:
+	case codes.DeadlineExceeded, codes.ResourceExhausted, codes.Internal, codes.Unavailable, codes.DataLoss:
 		return true
 	}
 	return false
@@ -80,11 +80,7 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 	if err == nil {
 		return infuse.OutcomeSuccess
 	}
-	s := status.FromContextError(err) // of an interceptor that returns ctx.Err()
-	var coded interface{ GRPCStatus() *status.Status }
-	if errors.As(err, &coded) { // status.FromError would have the text of what wraps it
-		s = coded.GRPCStatus()
-	}
+	s := statusOf(err)
 	switch {
 	case isBroken(s):
 		return infuse.OutcomeFailure
@@ -96,12 +92,28 @@ func classify(err error, fails func(codes.Code) bool) infuse.Outcome {
 	return infuse.OutcomeSuccess
 }
 
-// These errors of gRPC have no names, but their texts are stable.
+// statusOf is status.FromError, and the code of a context's error, which an
+// interceptor may return. It needs no text of an error without a status, and so
+// calls no Error, which panics on a typed nil.
+func statusOf(err error) *status.Status {
+	var coded interface{ GRPCStatus() *status.Status }
+	switch {
+	case errors.As(err, &coded): // status.FromError would have the text of what wraps it
+		return coded.GRPCStatus()
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.New(codes.DeadlineExceeded, "")
+	case errors.Is(err, context.Canceled):
+		return status.New(codes.Canceled, "")
+	}
+	return status.New(codes.Unknown, "")
+}
+
+// gRPC exports no values for these errors, but their texts are stable.
 
 const notOfGRPC = "unexpected HTTP status code received from server: "
 
-// isBroken reports whether the response was none: the service reset the stream
-// without a status, or it was a 5xx or a page that says nothing more.
+// isBroken reports whether there was no response of gRPC: the service reset the
+// stream without a status, or the response was an HTTP 5xx or a page.
 func isBroken(s *status.Status) bool {
 	switch text := s.Message(); s.Code() {
 	case codes.Canceled:
@@ -112,8 +124,8 @@ func isBroken(s *status.Status) bool {
 	return false
 }
 
-// isCallersFault reports whether a message is at fault, or how it was to be sent,
-// and not the service.
+// isCallersFault reports whether the message or the metadata is at fault, and not
+// the service.
 func isCallersFault(s *status.Status) bool {
 	text := s.Message()
 	switch s.Code() {

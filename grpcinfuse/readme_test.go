@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/infuse-go/infuse"
@@ -28,7 +29,24 @@ func readme(target string, credentials credentials.TransportCredentials, storage
 	return err
 }
 
-var _ = readme
+func readmeServer() {
+	server := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(grpcinfuse.UnaryServer),
+		grpc.ChainStreamInterceptor(grpcinfuse.StreamServer))
+	_ = server
+}
+
+func readmeBackends(target string, credentials credentials.TransportCredentials, breakers *infuse.Group) {
+	backends := grpcinfuse.NewBackends("infuse", breakers)
+	balancer.Register(backends) // once, at the beginning of main
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(credentials),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"infuse": {}}]}`),
+		grpc.WithChainUnaryInterceptor(backends.Unary),
+		grpc.WithChainStreamInterceptor(backends.Stream))
+	_, _ = conn, err
+}
+
+var _, _, _ = readme, readmeServer, readmeBackends
 
 // TestReadmeCompiles finds the README's Go in this very file.
 func TestReadmeCompiles(t *testing.T) {

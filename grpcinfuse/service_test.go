@@ -60,11 +60,11 @@ func (s *service) FullDuplexCall(both grpc.BidiStreamingServer[question, output]
 }
 
 // serve runs a service on the address, or on any.
-func serve(t *testing.T, s *service, address string) (*grpc.Server, string) {
+func serve(t *testing.T, s *service, address string, options ...grpc.ServerOption) (*grpc.Server, string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	require.NoError(t, err)
-	server := grpc.NewServer()
+	server := grpc.NewServer(options...)
 	testpb.RegisterTestServiceServer(server, s)
 	done := make(chan struct{})
 	go func() {
@@ -81,6 +81,7 @@ func serve(t *testing.T, s *service, address string) (*grpc.Server, string) {
 // fixture is a client with one circuit, and the service that it calls.
 type fixture struct {
 	testpb.TestServiceClient
+	conn    *grpc.ClientConn
 	t       *testing.T
 	service *service
 	server  *grpc.Server
@@ -119,7 +120,8 @@ func startWith(t *testing.T, s *service, cfg infuse.Config, options ...grpcinfus
 // connect gives the fixture a new connection.
 func (f *fixture) connect(options ...grpc.DialOption) {
 	f.t.Helper()
-	f.TestServiceClient = testpb.NewTestServiceClient(dial(f.t, f.address, f.calls, options...))
+	f.conn = dial(f.t, f.address, f.calls, options...)
+	f.TestServiceClient = testpb.NewTestServiceClient(f.conn)
 }
 
 func dial(t *testing.T, target string, calls *grpcinfuse.Interceptor, options ...grpc.DialOption) *grpc.ClientConn {
@@ -149,10 +151,16 @@ func (f *fixture) requireCounts(success, failure, ignored int) {
 	require.Equal(f.t, [3]int{success, failure, ignored}, f.counts(), "successes, failures and ignored calls")
 }
 
+// setState moves the circuit by hand.
+func (f *fixture) setState(to infuse.State) {
+	f.t.Helper()
+	require.NoError(f.t, f.breaker.Move(f.ctx, to))
+}
+
 // halfOpen has the next call be a trial.
 func (f *fixture) halfOpen() {
 	f.t.Helper()
-	require.NoError(f.t, f.breaker.Move(f.ctx, infuse.StateHalfOpen))
+	f.setState(infuse.StateHalfOpen)
 }
 
 func (f *fixture) requireState(state infuse.State) {
@@ -176,4 +184,4 @@ func requireRejected(t *testing.T, err error) *infuse.OpenError {
 }
 
 // says returns a handler's error.
-func says(c codes.Code) error { return status.Error(c, "ill") }
+func says(c codes.Code) error { return status.Error(c, "unhealthy") }

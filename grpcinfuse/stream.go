@@ -9,48 +9,99 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// stream is a ClientStream that tells its life how it goes.
+// stream is a ClientStream that reports to its tracker how it goes.
 type stream struct {
 	grpc.ClientStream
-	life
-	classify  func(error) infuse.Outcome
-	trial     bool
-	oneAnswer bool // a message is all there is, and RecvMsg has waited for the end
+	ctx              context.Context
+	tracker          rpc.Tracker
+	classify         func(error) infuse.Outcome
+	errorOf          func(error) error // what the end counts as; nil: its own error
+	establishedAfter time.Duration
+	oneAnswer        bool // one message is the whole answer, and RecvMsg has waited for the end
+}
+
+func (s *settings) track(ctx context.Context, desc *grpc.StreamDesc, method string, from grpc.ClientStream, attempt func() rpc.Attempt) *stream {
+	t := &stream{ClientStream: from, ctx: ctx, establishedAfter: s.establishedAfter, oneAnswer: !desc.ServerStreams}
+	t.classify = func(err error) infuse.Outcome { return s.classify(ctx, method, err) }
+	t.tracker.Start(ctx, s.establishedAfter, attempt)
+	if t.tracker.IsTrial() {
+		go t.endTrial()
+	}
+	return t
 }
 
 func (s *stream) RecvMsg(m any) error {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
 	err := s.ClientStream.RecvMsg(m)
 	switch {
 	case err == io.EOF || err == nil && s.oneAnswer:
-		s.ends(nil)
+		s.end(nil)
 	case err != nil:
-		s.ends(err)
+		s.end(err)
 	default:
-		s.message(s.trial)
+		s.tracker.Message()
 	}
+	returned = true
 	return err
 }
 
-// SendMsg says io.EOF where RecvMsg will say more. Any other error is the end.
+// SendMsg returns io.EOF if RecvMsg has the error. Any other error is the end.
 func (s *stream) SendMsg(m any) error {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
 	err := s.ClientStream.SendMsg(m)
 	if err != nil && err != io.EOF {
-		s.ends(err)
+		s.end(err)
 	}
+	returned = true
 	return err
 }
 
 func (s *stream) Header() (metadata.MD, error) {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
 	header, err := s.ClientStream.Header()
 	if err != nil {
-		s.ends(err)
+		s.end(err)
 	}
+	returned = true
 	return header, err
 }
 
-func (s *stream) ends(err error) { s.end(s.classify(err), err, s.hasHeaders) }
+func (s *stream) CloseSend() error {
+	returned := false
+	defer func() {
+		if !returned {
+			s.tracker.Unwound(recover())
+		}
+	}()
+	err := s.ClientStream.CloseSend()
+	returned = true
+	return err
+}
+
+func (s *stream) end(err error) {
+	if s.errorOf != nil {
+		err = s.errorOf(err)
+	}
+	s.tracker.End(s.classify(err), err, s.hasHeaders)
+}
 
 // hasHeaders waits for the headers, or for the end of a stream without any.
 func (s *stream) hasHeaders() bool {
@@ -58,13 +109,18 @@ func (s *stream) hasHeaders() bool {
 	return err == nil && header != nil
 }
 
-// try ends a trial without a message. It runs as long as the stream has no
-// headers, and no longer than the stream.
-func (s *stream) try() {
+// endTrial ends a trial without a message. It runs until the stream has headers,
+// and no longer than the stream.
+func (s *stream) endTrial() {
+	defer func() {
+		if recover() != nil { // of an interceptor below
+			s.tracker.Panicked()
+		}
+	}()
 	switch {
 	case s.hasHeaders():
-		time.AfterFunc(s.proof, s.stood)
-	case s.ctx.Err() == context.Canceled: // the caller may not ask for the end any more
-		s.ends(s.ctx.Err())
+		time.AfterFunc(s.establishedAfter, s.tracker.HeadersStand)
+	case s.ctx.Err() == context.Canceled: // the caller may not receive the end
+		s.tracker.Cancelled()
 	}
 }

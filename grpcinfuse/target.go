@@ -1,26 +1,21 @@
 package grpcinfuse
 
 import (
-	"net"
 	"net/url"
 	"strings"
 
 	"google.golang.org/grpc"
+
+	"github.com/infuse-go/infuse/internal/rpc"
 )
 
 // target returns the name of a connection's target.
 func (i *Interceptor) target(cc *grpc.ClientConn) string {
-	target := cc.Target()
-	if last := i.last.Load(); last != nil && last.target == target {
-		return last.name
-	}
-	name := nameOf(cc.CanonicalTarget())
-	i.last.Store(&targetName{target, name})
-	return name
+	return i.names.Of(cc.Target(), func() string { return nameOf(cc.CanonicalTarget()) })
 }
 
-// nameOf returns the name of a target in its canonical form. Who resolves a name
-// (the authority in dns://8.8.8.8/host) is no part of it.
+// nameOf returns the name of a target in its canonical form. The name
+// server (the authority in dns://8.8.8.8/host) is no part of it.
 func nameOf(target string) string {
 	u, err := url.Parse(target)
 	if err != nil || u.Scheme != "dns" && u.Scheme != "passthrough" {
@@ -30,24 +25,8 @@ func nameOf(target string) string {
 	if endpoint == "" {
 		endpoint = strings.TrimPrefix(u.Path, "/")
 	}
-	if name := hostName(endpoint); name != "" {
+	if name := rpc.HostName(endpoint, "443"); name != "" {
 		return name
 	}
 	return target
-}
-
-// hostName gives a host with a port or without one name, however it is written.
-func hostName(endpoint string) string {
-	host, port, err := net.SplitHostPort(endpoint)
-	if err != nil {
-		host, port = strings.Trim(endpoint, "[]"), ""
-	}
-	host = strings.TrimSuffix(strings.ToLower(host), ".")
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	if port == "" || port == "443" {
-		return host
-	}
-	return host + ":" + port
 }

@@ -32,7 +32,7 @@ func TestTargetHasOneName(t *testing.T) {
 }
 
 func TestSpellingsShareACircuit(t *testing.T) {
-	f := start(t, &service{unary: ill})
+	f := start(t, &service{unary: unhealthy})
 	for _, target := range []string{"dns:///" + f.address, "passthrough:///" + f.address} {
 		client := testpb.NewTestServiceClient(dial(t, target, grpcinfuse.New(f.group)))
 		_, err := client.EmptyCall(f.ctx, new(testpb.Empty))
@@ -43,31 +43,25 @@ func TestSpellingsShareACircuit(t *testing.T) {
 
 func TestTwoProcessesShareACircuit(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	f := startWith(t, &service{unary: ill}, infuse.Config{Storage: storage})
+	f := startWith(t, &service{unary: healthy}, infuse.Config{Storage: storage})
 	other, err := infuse.NewGroup(infuse.Config{Storage: storage})
 	require.NoError(t, err)
 	defer other.Stop()
 	client := testpb.NewTestServiceClient(dial(t, f.address, grpcinfuse.New(other)))
-	b, err := other.Breaker(f.address)
-	require.NoError(t, err)
-	for f.breaker.State() == infuse.StateClosed {
-		require.Error(t, f.call())
+	call := func() error {
+		_, err := client.EmptyCall(f.ctx, new(testpb.Empty))
+		return err
 	}
-	require.Equal(t, infuse.StateClosed, b.State(), "one process alone opens nothing")
-	time.Sleep(60 * time.Millisecond)
-	for b.State() == infuse.StateClosed {
-		_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
-		require.Error(t, err)
-	}
-	r, err := b.Record(f.ctx)
-	require.NoError(t, err)
-	require.Equal(t, infuse.StateOpen, r.State)
-	_, err = client.EmptyCall(f.ctx, new(testpb.Empty))
-	requireRejected(t, err)
+	require.NoError(t, call())
+	f.setState(infuse.StateOpen)
+	require.Eventually(t, func() bool { return call() != nil }, patience, time.Millisecond)
+	requireRejected(t, call())
+	f.setState(infuse.StateClosed)
+	require.Eventually(t, func() bool { return call() == nil }, patience, time.Millisecond)
 }
 
 func TestCircuitByMethod(t *testing.T) {
-	f := start(t, &service{unary: ill}, grpcinfuse.WithCircuit(grpcinfuse.ByMethod))
+	f := start(t, &service{unary: unhealthy}, grpcinfuse.WithCircuit(grpcinfuse.ByMethod))
 	require.Error(t, f.call())
 	require.Error(t, f.call())
 	require.Equal(t, f.address+testpb.TestService_EmptyCall_FullMethodName, requireRejected(t, f.call()).Circuit)
@@ -77,8 +71,8 @@ func TestCircuitByMethod(t *testing.T) {
 
 func TestCallPastTheBreakers(t *testing.T) {
 	nameless := func(context.Context, string, string) string { return "" }
-	f := start(t, &service{unary: ill, server: brings(1, nil)}, grpcinfuse.WithCircuit(nameless))
-	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, grpcinfuse.WithCircuit(nameless))
+	f.setState(infuse.StateOpen)
 	for range 5 {
 		require.NotErrorIs(t, f.call(), infuse.ErrOpen)
 	}
@@ -89,7 +83,7 @@ func TestCallPastTheBreakers(t *testing.T) {
 }
 
 func TestWithoutAGroup(t *testing.T) {
-	_, address := serve(t, &service{unary: ill}, "127.0.0.1:0")
+	_, address := serve(t, &service{unary: unhealthy}, "127.0.0.1:0")
 	client := testpb.NewTestServiceClient(dial(t, address, grpcinfuse.New(nil)))
 	for range 5 {
 		_, err := client.EmptyCall(context.Background(), new(testpb.Empty))

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -23,11 +22,11 @@ import (
 	"github.com/infuse-go/infuse/grpcinfuse"
 )
 
-func healthy(context.Context) error { return nil }
-func ill(context.Context) error     { return says(codes.Unavailable) }
+func healthy(context.Context) error   { return nil }
+func unhealthy(context.Context) error { return says(codes.Unavailable) }
 
-func TestUnaryServiceFallsIll(t *testing.T) {
-	f := start(t, &service{unary: ill})
+func TestUnaryServiceBecomesUnhealthy(t *testing.T) {
+	f := start(t, &service{unary: unhealthy})
 	for range 2 {
 		err := f.call()
 		require.Equal(t, codes.Unavailable, status.Code(err))
@@ -35,7 +34,7 @@ func TestUnaryServiceFallsIll(t *testing.T) {
 	}
 	open := requireRejected(t, f.call())
 	require.Equal(t, f.address, open.Circuit)
-	require.ErrorContains(t, open.Cause, "code = Unavailable desc = ill")
+	require.ErrorContains(t, open.Cause, "code = Unavailable desc = unhealthy")
 	f.requireCounts(0, 2, 0)
 
 	f.halfOpen()
@@ -48,7 +47,7 @@ func TestUnaryServiceFallsIll(t *testing.T) {
 	f.requireState(infuse.StateClosed)
 }
 
-func TestServerThatIsAwayAndReturns(t *testing.T) {
+func TestServerThatIsUnavailableAndReturns(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	require.NoError(t, f.call())
 	f.server.Stop()
@@ -65,8 +64,8 @@ func TestServerThatIsAwayAndReturns(t *testing.T) {
 }
 
 func TestRejectionIsAStatusWithRetryInfo(t *testing.T) {
-	f := start(t, &service{unary: ill})
-	require.NoError(t, f.breaker.Move(f.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: unhealthy})
+	f.setState(infuse.StateOpen)
 	err := f.call()
 	requireRejected(t, err)
 	require.False(t, infuse.Retryable(err))
@@ -103,8 +102,8 @@ func TestRejectionDuringATrialAsksForASecond(t *testing.T) {
 	f.requireState(infuse.StateClosed)
 }
 
-func TestRejectionIsHandedOnByAServer(t *testing.T) {
-	away := start(t, &service{unary: ill})
+func TestServerForwardsARejection(t *testing.T) {
+	away := start(t, &service{unary: unhealthy})
 	require.NoError(t, away.breaker.Move(away.ctx, infuse.StateOpen))
 	f := start(t, &service{unary: func(context.Context) error { return away.call() }})
 	err := f.call()
@@ -116,13 +115,12 @@ func TestRejectionIsHandedOnByAServer(t *testing.T) {
 
 func TestCodes(t *testing.T) {
 	failures := map[codes.Code]bool{
-		codes.DeadlineExceeded: true, codes.ResourceExhausted: true, codes.Unimplemented: true,
-		codes.Internal: true, codes.Unavailable: true, codes.DataLoss: true,
+		codes.DeadlineExceeded: true, codes.ResourceExhausted: true, codes.Internal: true, codes.Unavailable: true, codes.DataLoss: true,
 	}
 	var code codes.Code
 	f := start(t, &service{unary: func(context.Context) error { return status.Error(code, "") }})
 	for code = codes.OK; code <= codes.Unauthenticated; code++ {
-		require.NoError(t, f.breaker.Move(f.ctx, infuse.StateClosed))
+		f.setState(infuse.StateClosed)
 		want := f.counts()
 		switch {
 		case code == codes.Canceled:
@@ -135,6 +133,22 @@ func TestCodes(t *testing.T) {
 		require.Equal(t, code, status.Code(f.call()))
 		require.Equal(t, want, f.counts(), code)
 	}
+}
+
+// TestUnimplementedMethodDoesNotCloseOffTheOthers: a method that the server does not
+// have opened the circuit of all its methods.
+func TestUnimplementedMethodDoesNotCloseOffTheOthers(t *testing.T) {
+	f := start(t, &service{unary: healthy})
+	for range 3 {
+		_, err := f.UnimplementedCall(f.ctx, new(testpb.Empty))
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+		s, err := f.HalfDuplexCall(f.ctx)
+		require.NoError(t, err)
+		_, err = s.Recv()
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+	}
+	require.NoError(t, f.call())
+	f.requireCounts(7, 0, 0)
 }
 
 func TestClassifyOfOtherErrors(t *testing.T) {
@@ -257,32 +271,16 @@ func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
-func TestPanicBelowFreesTheTrial(t *testing.T) {
-	f := start(t, &service{unary: healthy})
-	panics := func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
-		panic("below")
-	}
-	calls := grpcinfuse.New(f.group)
-	conn, err := grpc.NewClient(f.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithChainUnaryInterceptor(calls.Unary, panics))
-	require.NoError(t, err)
-	defer conn.Close()
-	f.halfOpen()
-	require.Panics(t, func() { _, _ = testpb.NewTestServiceClient(conn).EmptyCall(f.ctx, new(testpb.Empty)) })
-	require.NoError(t, f.call())
-	f.requireState(infuse.StateClosed)
-}
-
 func TestConfigMayExclude(t *testing.T) {
-	f := startWith(t, &service{unary: ill}, infuse.Config{Exclude: []func(error) bool{
-		func(err error) bool { return status.Convert(err).Message() == "ill" },
+	f := startWith(t, &service{unary: unhealthy}, infuse.Config{Exclude: []func(error) bool{
+		func(err error) bool { return status.Convert(err).Message() == "unhealthy" },
 	}})
 	require.Error(t, f.call())
 	f.requireCounts(1, 0, 0)
 }
 
 func TestOtherCodes(t *testing.T) {
-	f := start(t, &service{unary: ill}, grpcinfuse.WithFailures(codes.Unknown, codes.Canceled))
+	f := start(t, &service{unary: unhealthy}, grpcinfuse.WithFailures(codes.Unknown, codes.Canceled))
 	require.Error(t, f.call())
 	f.requireCounts(1, 0, 0)
 	f.service.unary = func(context.Context) error { return errors.New("bug") }
@@ -339,7 +337,7 @@ func TestResponseWithoutACode(t *testing.T) {
 	protocols.SetUnencryptedHTTP2(true)
 	answer := http.StatusInternalServerError
 	proxy := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "sick", answer)
+		http.Error(w, "unhealthy", answer)
 		answer = http.StatusOK
 	})}
 	done := make(chan struct{})

@@ -51,7 +51,7 @@ func WithAttributes(attributes ...attribute.KeyValue) Option {
 	return func(m *metrics) { m.common = slices.Concat(m.common, attributes) }
 }
 
-// WithMaxCircuits bounds how many circuits are shown: 400 if it is not used, or
+// WithMaxCircuits bounds how many circuits are shown: 300 if it is not used, or
 // if n is not positive. Where there are more, those that are held or not closed
 // come first, then those with failures, and then the order is that of the names;
 // infuse.circuit.count still counts all. An SDK has a bound of its own, in data
@@ -65,8 +65,8 @@ func WithMaxCircuits(n int) Option {
 }
 
 // defaultMaxCircuits keeps below the 2000 data points that the SDK allows an
-// instrument: the calls of a circuit are four.
-const defaultMaxCircuits = 400
+// instrument: the transitions of a circuit are six.
+const defaultMaxCircuits = 300
 
 // Register shows the circuits until unregister is called. They are read at each
 // collection: a circuit that a Group has evicted has no metrics any more.
@@ -125,7 +125,7 @@ func (m *metrics) register(meter metric.Meter) (metric.Registration, error) {
 	m.calls = counter("infuse.circuit.calls", "{call}", "Calls by what became of them. Needs Config.CountCalls.")
 	all := []metric.Observable{m.count, m.state, m.local, m.overridden, m.storageAway, m.calls}
 	if m.transitions != nil {
-		m.moves = counter("infuse.circuit.transitions", "{transition}", "Transitions by the state that began.")
+		m.moves = counter("infuse.circuit.transitions", "{transition}", "Transitions of the local and of the shared circuit, by the state that began.")
 		all = append(all, m.moves)
 	}
 	var err error
@@ -165,8 +165,10 @@ func (m *metrics) observeCircuit(o metric.Observer, c circuit) {
 		o.ObserveInt64(m.state, one(int(c.stats.State) == i), with(StateKey.String(name)))
 	}
 	if m.transitions != nil {
-		for i, n := range m.transitions.of(c.breaker) {
-			o.ObserveInt64(m.moves, int64(n), with(StateKey.String(states[i])))
+		n := m.transitions.counted.Of(c.breaker)
+		for i, name := range states {
+			o.ObserveInt64(m.moves, int64(n.Local[i]), with(LocalKey.Bool(true), StateKey.String(name)))
+			o.ObserveInt64(m.moves, int64(n.Shared[i]), with(LocalKey.Bool(false), StateKey.String(name)))
 		}
 	}
 	// Where nothing is counted, 0 calls would be wrong.

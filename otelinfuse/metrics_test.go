@@ -85,20 +85,23 @@ func TestRegister(t *testing.T) {
 	delete(got, age)
 	require.Equal(t, map[string]float64{
 		"infuse.circuit.count{}": 1,
-		"infuse.circuit.calls{infuse.call.outcome=success,infuse.circuit.name=prices}":          3,
-		"infuse.circuit.calls{infuse.call.outcome=failure,infuse.circuit.name=prices}":          2,
-		"infuse.circuit.calls{infuse.call.outcome=ignored,infuse.circuit.name=prices}":          0,
-		"infuse.circuit.calls{infuse.call.outcome=rejected,infuse.circuit.name=prices}":         1,
-		"infuse.circuit.consecutive_failures{infuse.circuit.name=prices}":                       2,
-		"infuse.circuit.local{infuse.circuit.name=prices}":                                      0,
-		"infuse.circuit.overridden{infuse.circuit.name=prices}":                                 0,
-		"infuse.circuit.storage_away{infuse.circuit.name=prices}":                               0,
-		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=closed}":          0,
-		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=half_open}":       0,
-		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=open}":            1,
-		"infuse.circuit.transitions{infuse.circuit.name=prices,infuse.circuit.state=closed}":    0,
-		"infuse.circuit.transitions{infuse.circuit.name=prices,infuse.circuit.state=half_open}": 0,
-		"infuse.circuit.transitions{infuse.circuit.name=prices,infuse.circuit.state=open}":      1,
+		"infuse.circuit.calls{infuse.call.outcome=success,infuse.circuit.name=prices}":                                     3,
+		"infuse.circuit.calls{infuse.call.outcome=failure,infuse.circuit.name=prices}":                                     2,
+		"infuse.circuit.calls{infuse.call.outcome=ignored,infuse.circuit.name=prices}":                                     0,
+		"infuse.circuit.calls{infuse.call.outcome=rejected,infuse.circuit.name=prices}":                                    1,
+		"infuse.circuit.consecutive_failures{infuse.circuit.name=prices}":                                                  2,
+		"infuse.circuit.local{infuse.circuit.name=prices}":                                                                 0,
+		"infuse.circuit.overridden{infuse.circuit.name=prices}":                                                            0,
+		"infuse.circuit.storage_away{infuse.circuit.name=prices}":                                                          0,
+		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=closed}":                                     0,
+		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=half_open}":                                  0,
+		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=open}":                                       1,
+		"infuse.circuit.transitions{infuse.circuit.local=false,infuse.circuit.name=prices,infuse.circuit.state=closed}":    0,
+		"infuse.circuit.transitions{infuse.circuit.local=false,infuse.circuit.name=prices,infuse.circuit.state=half_open}": 0,
+		"infuse.circuit.transitions{infuse.circuit.local=false,infuse.circuit.name=prices,infuse.circuit.state=open}":      0,
+		"infuse.circuit.transitions{infuse.circuit.local=true,infuse.circuit.name=prices,infuse.circuit.state=closed}":     0,
+		"infuse.circuit.transitions{infuse.circuit.local=true,infuse.circuit.name=prices,infuse.circuit.state=half_open}":  0,
+		"infuse.circuit.transitions{infuse.circuit.local=true,infuse.circuit.name=prices,infuse.circuit.state=open}":       1,
 	}, got)
 }
 
@@ -142,10 +145,10 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
 		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
-		require.LessOrEqual(t, len(values(t, reader)), 1+2*(5+3+4+3))
+		require.LessOrEqual(t, len(values(t, reader)), 1+2*(5+3+4+6))
 	}
 	got := values(t, reader)
-	require.Len(t, got, 1+2*(5+3+4+3))
+	require.Len(t, got, 1+2*(5+3+4+6))
 	require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name=service-49}")
 }
 
@@ -178,13 +181,13 @@ func TestManyCircuits(t *testing.T) {
 	}
 	trip(t, breakerOf(t, group, "998"))
 	_ = breakerOf(t, group, "997").Call(t.Context(), fails)
-	got := values(t, start(t, group))
-	require.Len(t, got, 1+400*(5+3+4))
+	got := values(t, start(t, group, otelinfuse.WithTransitions(new(otelinfuse.Transitions))))
+	require.Len(t, got, 1+300*(5+3+4+6))
 	require.Equal(t, 1000.0, got["infuse.circuit.count{}"])
-	for _, name := range []string{"998", "997", "000", "397"} {
+	for _, name := range []string{"998", "997", "000", "297"} {
 		require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name="+name+"}")
 	}
-	require.NotContains(t, got, "infuse.circuit.local{infuse.circuit.name=398}")
+	require.NotContains(t, got, "infuse.circuit.local{infuse.circuit.name=298}")
 
 	got = values(t, start(t, group, otelinfuse.WithMaxCircuits(1)))
 	require.Len(t, got, 1+(5+3+4))

@@ -62,7 +62,7 @@ var (
 	overridden  = describe("overridden", "1 if an override holds the circuit open or closed.")
 	storageAway = describe("storage_away", "1 if the storage is away, so that the circuit is not shared.")
 	calls       = describe("calls_total", "Calls by what became of them. Needs Config.CountCalls.", "outcome")
-	transitions = describe("transitions_total", "Transitions by the state that began.", "to")
+	transitions = describe("transitions_total", "Transitions of the local and of the shared circuit, by the state that began.", "local", "to")
 )
 
 // states are the values of the labels state and to.
@@ -116,8 +116,10 @@ func (c *Collector) collect(s sink, b *infuse.Breaker) {
 		s.counter(calls, n.Rejected, "rejected")
 	}
 	if c.transitions != nil {
-		for i, n := range c.transitions.of(b) {
-			s.counter(transitions, n, states[i])
+		n := c.transitions.counted.Of(b)
+		for i, name := range states {
+			s.counter(transitions, n.Local[i], "true", name)
+			s.counter(transitions, n.Shared[i], "false", name)
 		}
 	}
 }

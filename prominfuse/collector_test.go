@@ -51,11 +51,14 @@ infuse_circuit_state{circuit="prices",state="open"} 1
 # HELP infuse_circuit_storage_away 1 if the storage is away, so that the circuit is not shared.
 # TYPE infuse_circuit_storage_away gauge
 infuse_circuit_storage_away{circuit="prices"} 0
-# HELP infuse_circuit_transitions_total Transitions by the state that began.
+# HELP infuse_circuit_transitions_total Transitions of the local and of the shared circuit, by the state that began.
 # TYPE infuse_circuit_transitions_total counter
-infuse_circuit_transitions_total{circuit="prices",to="closed"} 0
-infuse_circuit_transitions_total{circuit="prices",to="half_open"} 0
-infuse_circuit_transitions_total{circuit="prices",to="open"} 1
+infuse_circuit_transitions_total{circuit="prices",local="false",to="closed"} 0
+infuse_circuit_transitions_total{circuit="prices",local="false",to="half_open"} 0
+infuse_circuit_transitions_total{circuit="prices",local="false",to="open"} 0
+infuse_circuit_transitions_total{circuit="prices",local="true",to="closed"} 0
+infuse_circuit_transitions_total{circuit="prices",local="true",to="half_open"} 0
+infuse_circuit_transitions_total{circuit="prices",local="true",to="open"} 1
 # HELP infuse_circuits Circuits that this process keeps.
 # TYPE infuse_circuits gauge
 infuse_circuits 1
@@ -78,7 +81,7 @@ func TestMetricsAreLintedAndConsistent(t *testing.T) {
 	require.NoError(t, pedantic.Register(c))
 	n, err := testutil.GatherAndCount(pedantic)
 	require.NoError(t, err)
-	require.Equal(t, 1+3+1+1+1+1+1+4+3, n)
+	require.Equal(t, 1+3+1+1+1+1+1+4+6, n)
 }
 
 func TestOverrideAndStorageAway(t *testing.T) {
@@ -116,7 +119,7 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 	}
 	require.Equal(t, 2, testutil.CollectAndCount(c, "infuse_circuit_overridden"))
 	require.Equal(t, 2*4, testutil.CollectAndCount(c, "infuse_circuit_calls_total"))
-	require.Equal(t, 2*3, testutil.CollectAndCount(c, "infuse_circuit_transitions_total"))
+	require.Equal(t, 2*6, testutil.CollectAndCount(c, "infuse_circuit_transitions_total"))
 	require.Zero(t, value(t, c, "infuse_circuit_overridden", "service-99"))
 }
 

@@ -171,7 +171,8 @@ func (r *replica) fill(now time.Time) bool {
 }
 
 // nextHold is until when what was counted is held back while the failure rate is
-// evaluated: shortly at first, and later for a bucket. Zero while it is not.
+// evaluated: shortly at first, and later for a bucket. Zero while it is not. In a
+// large fleet a few reports are enough, and the others receive the result first.
 func (r *replica) nextHold(now time.Time) time.Time {
 	if !r.isRated() {
 		return time.Time{}

@@ -660,13 +660,8 @@ func (r *replica) receive(rec Record, now time.Time) {
 		r.out.counted = Window{}
 	}
 	r.limitEvidence(first)
-	switch {
-	case rec.Rated && r.settings.FailureRate > 0:
-		if !before.Rated { // in a large fleet a few are enough, and the others hear of them first
-			r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 2))
-		}
-	case !rec.hasEvidence():
-		r.out.hold = time.Time{}
+	if !rec.hasEvidence() || rec.Rated && !before.Rated {
+		r.out.hold = r.nextHold(now)
 	}
 	r.settleLeases(now)
 }

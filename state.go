@@ -504,12 +504,7 @@ func (r *Record) setLevel(n int) {
 
 // calmUntil is until when no suspicion begins, by the settings of the process
 // that evaluates.
-func (r *Record) calmUntil(l *Limits) time.Time {
-	if r.DismissedAt.IsZero() {
-		return time.Time{}
-	}
-	return r.DismissedAt.Add(l.Suspicion)
-}
+func (r *Record) calmUntil(l *Limits) time.Time { return r.DismissedAt.Add(l.Suspicion) }
 
 // evaluate draws the conclusions from the evidence: a closed record becomes
 // suspect, a suspect one opens, and what is refuted is dismissed.

@@ -57,7 +57,7 @@ func New(name string, cfg Config) (*Breaker, error) {
 // newBreaker returns a breaker whose listeners are not called until it is started.
 func newBreaker(name string, s *settings, l *link) *Breaker {
 	b := new(Breaker)
-	b.circuit.init(b, name, s, l)
+	b.init(name, s, l)
 	b.cleanup = runtime.AddCleanup(b, func(unwatch func()) { go unwatch() }, b.unwatch)
 	return b
 }
@@ -170,7 +170,7 @@ type Stats struct {
 // Stats returns the last known state of the circuit. It does no I/O.
 func (b *Breaker) Stats() Stats {
 	v := b.view.Load()
-	s := Stats{State: v.state, Local: v.local}
+	s := Stats{State: v.state, Local: v.state != StateClosed && v.rejection.Local}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
@@ -203,7 +203,7 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	}
 	ctx, cancel := b.bounded(ctx)
 	defer cancel()
-	r, err := b.link.read(ctx, &b.circuit)
+	r, err := b.link.read(ctx, b)
 	if err != nil {
 		return Record{}, fmt.Errorf("infuse: reading circuit %q: %w", b.Name(), err)
 	}

@@ -11,17 +11,16 @@ import (
 	"weak"
 )
 
-// circuit is the shell around a replica, and has the only lock of a circuit. An
-// input goes in under the lock, by step; its effects are carried out after it.
-// All decisions are the replica's. No user code runs under the lock: texts of
-// errors are made before, listeners are called after.
+// circuit is the part of a Breaker that is the shell around a replica: the only lock
+// of a circuit. An input goes in under the lock, by step; its effects are carried out
+// after it. All decisions are the replica's. No user code runs under the lock: texts
+// of errors are made before, listeners are called after.
 //
-// It is part of its Breaker. What notifies it holds it weakly, so that a breaker
-// that becomes unreachable is garbage.
+// What notifies a Breaker holds it weakly, so that one that becomes unreachable is
+// garbage.
 type circuit struct {
 	name    string
-	breaker *Breaker // of which this is a part
-	link    *link    // nil: there is no storage
+	link    *link // nil: there is no storage
 	events  queue[event]
 	unwatch func() // does not refer to the circuit
 
@@ -34,9 +33,7 @@ type circuit struct {
 	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
-	waiting waiters   // for reports
-	manuals waiters   // for manual changes, which a record that cannot be read does not end
-	asking  chan struct{}
+	waiting waiters
 	states  states // as the listeners were notified
 	away    bool   // as the listeners were notified
 	started bool   // listeners are notified
@@ -71,40 +68,40 @@ func (w *waiters) release(acknowledged uint64) {
 
 // init has the circuit read its record, if the storage answers in time.
 // Listeners are not notified until start.
-func (c *circuit) init(b *Breaker, name string, s *settings, l *link) {
-	c.breaker, c.name, c.link = b, name, l
-	c.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
-	c.unwatch = func() {}
-	c.events.hold()
-	c.step(func(*replica, time.Time) {}) // a link needs the view of all that have joined it
+func (b *Breaker) init(name string, s *settings, l *link) {
+	b.name, b.link = name, l
+	b.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
+	b.unwatch = func() {}
+	b.events.hold()
+	b.step(func(*replica, time.Time) {}) // a link needs the view of all that have joined it
 	if l == nil {
 		return
 	}
-	weakly := weak.Make(c)
+	weakly := weak.Make(b)
 	var down error
-	c.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
-		if c.link, down = l.join(weakly); down != nil {
+	b.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
+		if b.link, down = l.join(weakly); down != nil {
 			r.lost(down, now)
 		}
 	})
-	c.unwatch = c.link.watch(weakly, name)
+	b.unwatch = b.link.watch(weakly, name)
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
-		c.events.add(warning(errLoopback))
+		b.events.add(warning(errLoopback))
 	}
 	if down == nil { // nobody waits for a storage that is known to be unavailable
-		ctx, cancel := c.patience(context.Background(), time.Now())
+		ctx, cancel := b.patience(context.Background(), time.Now())
 		defer cancel()
-		c.read(ctx)
+		b.read(ctx)
 	}
 }
 
 // start lets listeners be notified.
-func (c *circuit) start() {
-	c.events.release()
-	c.mu.Lock()
-	c.states, c.started = c.replica.states(time.Now()), true
-	c.mu.Unlock()
-	c.tell()
+func (b *Breaker) start() {
+	b.events.release()
+	b.mu.Lock()
+	b.states, b.started = b.replica.states(time.Now()), true
+	b.mu.Unlock()
+	b.tell()
 }
 
 // newSource returns a name that no other circuit has, in any process.
@@ -114,105 +111,85 @@ func base36(n uint64) string { return strconv.FormatUint(n, 36) }
 
 // step is the one way in: it takes the lock, gives the replica an input, and
 // carries out what follows from that.
-func (c *circuit) step(input func(r *replica, now time.Time)) {
-	c.mu.Lock()
+func (b *Breaker) step(input func(r *replica, now time.Time)) {
+	b.mu.Lock()
 	now := time.Now()
-	c.takeTally(now)
-	input(&c.replica, now)
-	c.finish(now)
+	b.takeTally(now)
+	input(&b.replica, now)
+	change := b.follow(now)
+	b.mu.Unlock()
+	if change != nil {
+		b.link.send(b, change)
+	}
 }
 
 // takeTally gives the replica the successes that were tallied since the last
-// step. c.mu is held.
-func (c *circuit) takeTally(now time.Time) {
-	if c.tally == nil {
+// step. b.mu is held.
+func (b *Breaker) takeTally(now time.Time) {
+	if b.tally == nil {
 		return
 	}
-	if n := c.tally.take(); n > 0 {
-		c.replica.tallied(int(min(n, unlimited)), now)
-	}
-}
-
-// finish ends a step: it gives the lock back, and carries out what follows.
-func (c *circuit) finish(now time.Time) {
-	change := c.follow(now)
-	c.mu.Unlock()
-	if change != nil {
-		c.link.send(c, change)
+	if n := b.tally.take(); n > 0 {
+		b.replica.tallied(int(min(n, unlimited)), now)
 	}
 }
 
 // follow brings everything in line with the replica: the view, the timer, those
-// who wait, and the events. It returns what is to be sent, if anything is. c.mu
+// who wait, and the events. It returns what is to be sent, if anything is. b.mu
 // is held.
-func (c *circuit) follow(now time.Time) *Change {
-	r := &c.replica
+func (b *Breaker) follow(now time.Time) *request {
+	r := &b.replica
 	change := r.outgoing(now)
-	c.publish(now)
-	c.arm(now)
-	c.release()
-	if c.link != nil {
-		if away := r.trouble != nil; away != c.away && !r.stopped {
-			c.away = away
+	b.publish(now)
+	b.arm(now)
+	b.waiting.release(r.acknowledged())
+	if b.link != nil {
+		if away := r.trouble != nil; away != b.away && !r.stopped {
+			b.away = away
 			if away {
-				c.events.add(storageAway(r.trouble))
+				b.events.add(storageAway(r.trouble))
 			} else {
-				c.events.add(storageBack(now.Sub(r.since)))
+				b.events.add(storageBack(now.Sub(r.since)))
 			}
 		}
 	}
 	return change
 }
 
-// release lets those go on who have waited for what has happened. c.mu is held.
-func (c *circuit) release() {
-	r := &c.replica
-	if c.asking != nil && (!r.asking() || r.trouble != nil) {
-		close(c.asking)
-		c.asking = nil
-	}
-	c.waiting.release(r.acknowledged())
-	if isTrouble(r.trouble) {
-		c.manuals.release(r.noted)
-	} else {
-		c.manuals.release(r.landed)
-	}
-}
-
 // publish stores what calls meet from now on, if that has changed.
-func (c *circuit) publish(now time.Time) {
-	old := c.breaker.view.Load()
+func (b *Breaker) publish(now time.Time) {
+	old := b.view.Load()
 	var fresh view
-	fresh.derive(&c.replica, c.name, now)
+	fresh.derive(&b.replica, b.name, now)
 	if old != nil && fresh.same(old) {
-		c.setQuiet(old, fresh.quiet)
+		b.setQuiet(old, fresh.quiet)
 	} else {
 		v := fresh
-		if v.tallies && c.tally == nil {
-			c.tally = new(striped)
+		if v.tallies && b.tally == nil {
+			b.tally = new(striped)
 		}
-		if v.settings.CountCalls && c.counts == nil {
-			c.counts = new(callCounts)
+		if v.settings.CountCalls && b.counts == nil {
+			b.counts = new(callCounts)
 		}
-		if v.tally = c.tally; v.settings.CountCalls {
-			v.counts = c.counts
+		if v.tally = b.tally; v.settings.CountCalls {
+			v.counts = b.counts
 		}
 		if v.admits == admitsNone && !v.settings.Strict && !v.settings.rejects {
 			if v.onlyCounts = v.settings.CountCalls; !v.onlyCounts {
 				v.rejects = v.rejection
 			}
 		}
-		c.breaker.view.Store(&v)
+		b.view.Store(&v)
 		if old == nil || old.state != fresh.state {
-			c.since = now
+			b.since = now
 		}
 	}
-	c.notify(now)
+	b.notify(now)
 }
 
 // setQuiet stores the view, or its twin. A failure between two successes
-// allocates none. c.mu is held.
-func (c *circuit) setQuiet(v *view, quiet bool) {
+// allocates none. b.mu is held.
+func (b *Breaker) setQuiet(v *view, quiet bool) {
 	if v.quiet == quiet {
 		return
 	}
@@ -221,7 +198,7 @@ func (c *circuit) setQuiet(v *view, quiet bool) {
 		w.quiet, w.fast, w.twin = quiet, w.plain && quiet, v
 		v.twin = &w
 	}
-	c.breaker.view.Store(v.twin)
+	b.view.Store(v.twin)
 }
 
 // states are those of the two circuits, as listeners are notified of them.
@@ -244,17 +221,17 @@ func (r *replica) states(now time.Time) states {
 	return s
 }
 
-// notify adds an event for each circuit whose state has changed. c.mu is held.
-func (c *circuit) notify(now time.Time) {
-	if !c.started {
+// notify adds an event for each circuit whose state has changed. b.mu is held.
+func (b *Breaker) notify(now time.Time) {
+	if !b.started {
 		return
 	}
-	r := &c.replica
-	before, after := c.states, r.states(now)
+	r := &b.replica
+	before, after := b.states, r.states(now)
 	if before == after {
 		return
 	}
-	c.states = after
+	b.states = after
 	o := r.override(now)
 	add := func(local bool, from, to State, rec *Record, origin string) {
 		if from == to {
@@ -267,150 +244,146 @@ func (c *circuit) notify(now time.Time) {
 		if o != nil && o == rec.Override {
 			t.Origin, t.Cause = o.By, o.Reason
 		}
-		c.events.add(stateChanged(t))
+		b.events.add(stateChanged(t))
 	}
 	add(false, before.shared, after.shared, &r.shared, r.shared.By)
 	add(true, before.local, after.local, &r.local, r.settings.Instance)
 }
 
 // arm has the circuit wake when time alone changes something.
-func (c *circuit) arm(now time.Time) {
-	at := c.replica.wakeAt(now)
-	if at.Equal(c.armed) {
+func (b *Breaker) arm(now time.Time) {
+	at := b.replica.wakeAt(now)
+	if at.Equal(b.armed) {
 		return
 	}
-	c.armed = at
-	if c.timer != nil {
-		c.timer.Stop()
+	b.armed = at
+	if b.timer != nil {
+		b.timer.Stop()
 	}
 	if at.IsZero() {
 		return
 	}
-	weakly := weak.Make(c) // a timer is no reason to keep a breaker
-	c.timer = time.AfterFunc(at.Sub(now), func() {
-		if c := weakly.Value(); c != nil {
-			c.step(func(*replica, time.Time) { c.armed = time.Time{} })
-			c.tell()
+	weakly := weak.Make(b) // a timer is no reason to keep a breaker
+	b.timer = time.AfterFunc(at.Sub(now), func() {
+		if b := weakly.Value(); b != nil {
+			b.step(func(*replica, time.Time) { b.armed = time.Time{} })
+			b.tell()
 		}
 	})
 }
 
 // Inputs from below.
 
-func (c *circuit) answered(q *Change, rec Record) {
-	c.step(func(r *replica, now time.Time) { r.answered(q, rec, now) })
-	c.tellAside()
+func (b *Breaker) answered(q *request, rec Record) {
+	b.step(func(r *replica, now time.Time) { r.answered(q, rec, now) })
+	b.tellAside()
 }
 
-func (c *circuit) unanswered(q *Change, why error) {
-	c.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
-	c.tellAside()
+func (b *Breaker) unanswered(q *request, why error) {
+	b.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
+	b.tellAside()
 }
 
 // unread is for a caller whose read failed: of all callers of one read, the first
 // detaches the circuit.
-func (c *circuit) unread(err error) {
-	c.step(func(r *replica, now time.Time) {
+func (b *Breaker) unread(err error) {
+	b.step(func(r *replica, now time.Time) {
 		if r.attached() {
 			r.unread(err, now)
 		}
 	})
-	c.tellAside()
+	b.tellAside()
 }
 
-func (c *circuit) lost(why error) {
-	c.step(func(r *replica, now time.Time) { r.lost(why, now) })
-	c.tellAside()
+func (b *Breaker) lost(why error) {
+	b.step(func(r *replica, now time.Time) { r.lost(why, now) })
+	b.tellAside()
 }
 
-func (c *circuit) back() {
-	c.step(func(r *replica, _ time.Time) { r.back() })
+func (b *Breaker) back() {
+	b.step(func(r *replica, _ time.Time) { r.back() })
 }
 
 // observed is what Storage.Watch calls.
-func (c *circuit) observed(rec Record) {
-	c.step(func(r *replica, now time.Time) {
-		if !c.replica.stopped {
+func (b *Breaker) observed(rec Record) {
+	b.step(func(r *replica, now time.Time) {
+		if !b.replica.stopped {
 			r.observed(rec, now)
 		}
 	})
-	c.tellAside()
+	b.tellAside()
 }
 
 // Inputs from above.
 
 // asks admits a call that the view alone does not admit. It waits for the
 // storage until ctx is done at most.
-func (c *circuit) asks(ctx context.Context) (a admission, admitted bool) {
+func (b *Breaker) asks(ctx context.Context) (a admission, admitted bool) {
 	var d decision
-	var wait chan struct{}
+	var answered <-chan struct{}
 	gone := ctx.Err() != nil // such a caller takes no trial from another
-	c.step(func(r *replica, now time.Time) {
+	b.step(func(r *replica, now time.Time) {
 		switch a, d = r.asked(now); {
 		case d == waits && gone:
 			a, d = r.goesOn(a, now)
 		case d == waits:
-			wait = make(chan struct{})
-			c.asking = wait
+			answered = b.waiting.add(r.noted)
 		}
 	})
 	if d == waits {
 		select {
-		case <-wait:
+		case <-answered:
 		case <-ctx.Done():
 		}
-		c.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
+		b.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
 	}
-	a.view = c.breaker.view.Load()
+	a.view = b.view.Load()
 	return a, d == admits
 }
 
 // ended counts the outcome of an admitted call. After a failure, and after a
 // trial, it waits until the storage has acknowledged it, or for as long as the call
 // may.
-func (c *circuit) ended(a *admission, res *result) {
-	if c.link == nil && c.countAlone(a, res.outcome) {
+func (b *Breaker) ended(a *admission, res *result) {
+	if b.link == nil && b.countAlone(a, res.outcome) {
 		return
 	}
 	if res.outcome == OutcomeFailure {
-		defer c.count(a, res) // also if a method of the error ends the goroutine
+		defer b.countWaiting(a, res) // also if a method of the error ends the goroutine
 		res.cause = keptCause{errUnreadable, errUnreadable.Error()}
 		res.cause = keepCause(res.err)
 		return
 	}
-	c.count(a, res)
+	b.countWaiting(a, res)
 }
 
 // countAlone counts an outcome from which nothing follows but the count: without
 // a storage, such as an isolated failure between successes.
-func (c *circuit) countAlone(a *admission, o Outcome) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.replica.countsAlone(a, o) {
+func (b *Breaker) countAlone(a *admission, o Outcome) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.replica.countsAlone(a, o) {
 		return false
 	}
-	c.setQuiet(c.breaker.view.Load(), c.replica.local.Failures == 0)
+	b.setQuiet(b.view.Load(), b.replica.local.Failures == 0)
 	return true
 }
 
-func (c *circuit) count(a *admission, res *result) {
-	c.mu.Lock()
-	now := time.Now()
-	c.takeTally(now)
-	r := &c.replica
-	number := r.ended(a, *res, now)
+func (b *Breaker) countWaiting(a *admission, res *result) {
 	var done <-chan struct{}
-	if number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || r.settings.Strict || r.stopped) {
-		done = c.waiting.add(number)
-	}
-	c.finish(now)
+	b.step(func(r *replica, now time.Time) {
+		number := r.ended(a, *res, now)
+		if number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || r.settings.Strict || r.stopped) {
+			done = b.waiting.add(number)
+		}
+	})
 	if done != nil {
-		c.await(done, c.storageTimeout()-a.waited)
+		b.await(done, b.storageTimeout()-a.waited)
 	}
 }
 
 // await waits until done is closed, for so long at most.
-func (c *circuit) await(done <-chan struct{}, most time.Duration) {
+func (b *Breaker) await(done <-chan struct{}, most time.Duration) {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
@@ -421,19 +394,19 @@ func (c *circuit) await(done <-chan struct{}, most time.Duration) {
 
 // manual changes the state or the override, and waits until the storage has
 // confirmed it or ctx is done. what describes what was done.
-func (c *circuit) manual(ctx context.Context, change Change, what string) error {
+func (b *Breaker) manual(ctx context.Context, change Change, what string) error {
 	var number uint64
 	var done <-chan struct{}
 	var why error
-	c.step(func(r *replica, now time.Time) {
+	b.step(func(r *replica, now time.Time) {
 		why = r.trouble
 		if number = r.manual(change, now); number > 0 {
-			done = c.manuals.add(number)
+			done = b.waiting.add(number)
 		}
 	})
 	if number == 0 {
 		if why != nil {
-			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is unavailable: %w", c.name, what, why)
+			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is unavailable: %w", b.name, what, why)
 		}
 		return nil
 	}
@@ -443,103 +416,103 @@ func (c *circuit) manual(ctx context.Context, change Change, what string) error 
 		why = context.Cause(ctx)
 	}
 	confirmed := false
-	c.look(func(r *replica) {
+	b.look(func(r *replica) {
 		confirmed = number <= r.landed
 		why = cmp.Or(r.trouble, why)
 	})
 	if confirmed {
 		return nil
 	}
-	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still receive it: %w", c.name, what, why)
+	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still receive it: %w", b.name, what, why)
 }
 
 // look has f see the replica.
-func (c *circuit) look(f func(*replica)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	f(&c.replica)
+func (b *Breaker) look(f func(*replica)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(&b.replica)
 }
 
-func (c *circuit) attached() (yes bool) {
-	c.look(func(r *replica) { yes = r.attached() })
+func (b *Breaker) attached() (yes bool) {
+	b.look(func(r *replica) { yes = r.attached() })
 	return yes
 }
 
 // read brings the circuit up to date from the storage. If there is no answer in
 // time, the circuit is detached. A caller whose own context ends leaves it as it is.
-func (c *circuit) read(ctx context.Context) {
+func (b *Breaker) read(ctx context.Context) {
 	var news uint64
-	c.look(func(r *replica) { news = r.news })
-	rec, err := c.link.read(ctx, c)
+	b.look(func(r *replica) { news = r.news })
+	rec, err := b.link.read(ctx, b)
 	switch {
 	case err == nil:
-		c.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
+		b.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
 	case err == errStorageTimeout: // the caller may have waited for a place
-		c.unread(err)
+		b.unread(err)
 	}
 }
 
-func (c *circuit) configured(s *settings) {
-	c.step(func(r *replica, _ time.Time) { r.configured(s) })
-	c.tell()
+func (b *Breaker) configured(s *settings) {
+	b.step(func(r *replica, _ time.Time) { r.configured(s) })
+	b.tell()
 }
 
 // stop ends the watching. It waits until the storage has received everything, for
 // StorageTimeout at most.
-func (c *circuit) stop() {
+func (b *Breaker) stop() {
 	var done <-chan struct{}
-	c.step(func(r *replica, _ time.Time) {
+	b.step(func(r *replica, _ time.Time) {
 		if !r.stopped {
 			r.stopped = true
-			done = c.waiting.add(r.noted)
+			done = b.waiting.add(r.noted)
 		}
 	})
 	if done == nil {
 		return
 	}
-	c.unwatch()
+	b.unwatch()
 	received := make(chan struct{})
 	go func() {
 		<-done
-		c.background.Wait()
+		b.background.Wait()
 		close(received)
 	}()
-	c.await(received, c.storageTimeout())
-	c.tell()
+	b.await(received, b.storageTimeout())
+	b.tell()
 }
 
-func (c *circuit) storageTimeout() time.Duration {
-	return c.breaker.view.Load().settings.StorageTimeout
+func (b *Breaker) storageTimeout() time.Duration {
+	return b.view.Load().settings.StorageTimeout
 }
 
 // linkTimeout is how long a request may take: a little less than a call waits,
 // so that a call which waited in vain meets a detached circuit.
-func (c *circuit) linkTimeout() time.Duration { return c.storageTimeout() * 19 / 20 }
+func (b *Breaker) linkTimeout() time.Duration { return b.storageTimeout() * 19 / 20 }
 
 // patience returns a context for all that one call waits for: it ends with the
 // call's own context, or with errStorageTimeout when StorageTimeout is over.
-func (c *circuit) patience(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
-	return context.WithDeadlineCause(ctx, began.Add(c.storageTimeout()), errStorageTimeout)
+func (b *Breaker) patience(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
+	return context.WithDeadlineCause(ctx, began.Add(b.storageTimeout()), errStorageTimeout)
 }
 
 // tell notifies the listeners of what they do not know yet. No lock is held.
-func (c *circuit) tell() {
-	c.events.drain(func(ev event) {
-		for _, l := range c.breaker.view.Load().settings.Listeners {
-			protected(func() { ev(l, c.breaker) })
+func (b *Breaker) tell() {
+	b.events.drain(func(ev event) {
+		for _, l := range b.view.Load().settings.Listeners {
+			protected(func() { ev(l, b) })
 		}
 	})
 }
 
 // tellAside is tell where a slow listener would hold back the storage's
 // notifications. After stop nothing runs aside: the next call notifies.
-func (c *circuit) tellAside() {
-	if c.events.empty() {
+func (b *Breaker) tellAside() {
+	if b.events.empty() {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.replica.stopped {
-		c.background.Go(c.tell)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.replica.stopped {
+		b.background.Go(b.tell)
 	}
 }

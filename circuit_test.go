@@ -20,7 +20,7 @@ func TestACircuitIsReadyWhenItJoinsItsLink(t *testing.T) {
 	l.mu.Lock() // it cannot join meanwhile
 	go func() {
 		defer close(ready)
-		b.circuit.init(b, "prices", s, l)
+		b.init("prices", s, l)
 	}()
 	t.Cleanup(func() {
 		l.mu.Unlock()
@@ -30,8 +30,8 @@ func TestACircuitIsReadyWhenItJoinsItsLink(t *testing.T) {
 	require.Eventually(t, func() bool { return b.view.Load() != nil }, patience, pace, "it has a view")
 	require.Eventually(t, func() bool {
 		for range 20 {
-			if b.circuit.mu.TryLock() {
-				b.circuit.mu.Unlock()
+			if b.mu.TryLock() {
+				b.mu.Unlock()
 				return false
 			}
 			time.Sleep(pace)

@@ -48,7 +48,6 @@ type encodedRecord struct {
 	Rated       bool   `json:"rated,omitempty"`
 	Witness     string `json:"witness,omitempty"`
 	RetryAt     *int64 `json:"retry,omitempty"`
-	OpenFor     int64  `json:"openfor,omitempty"`
 	DismissedAt *int64 `json:"dismissed,omitempty"` // ago
 
 	Width    int64      `json:"width,omitempty"`  // of the buckets
@@ -124,7 +123,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
 		SuspectAt: ago(r.SuspectAt), Threshold: r.Threshold, Score: r.Score, Rated: r.Rated, Witness: r.Witness,
 		RetryAt: left(r.RetryAt), DismissedAt: ago(r.DismissedAt),
-		OpenFor: milliseconds(r.OpenFor), OpenTime: milliseconds(r.OpenTime), ClosedAt: ago(r.ClosedAt),
+		OpenTime: milliseconds(r.OpenTime), ClosedAt: ago(r.ClosedAt),
 		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
 	}
 	if o := r.Override; o != nil {
@@ -186,7 +185,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
 		SuspectAt: before(e.SuspectAt), Threshold: e.Threshold, Score: e.Score, Rated: e.Rated, Witness: e.Witness,
 		RetryAt: after(e.RetryAt), DismissedAt: before(e.DismissedAt),
-		OpenFor: boundedWait(e.OpenFor), OpenTime: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
+		OpenTime: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
 		By: e.By, Cause: e.Cause,
 	}
 	if e.Schema < evidenceSchema {
@@ -213,7 +212,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 // that opened by time, and openings that applied to everybody: those of calls
 // apply only to the processes whose last call failed.
 func (r *Record) fromBeforeEvidence() {
-	r.SuspectAt, r.Rated, r.OpenFor = time.Time{}, false, 0
+	r.SuspectAt, r.Rated = time.Time{}, false
 	if r.State != StateClosed && r.Moved < r.Since {
 		r.addEvidence(&Limits{FailMax: max(1, r.Failures)})
 	}
@@ -236,7 +235,7 @@ func (e *encodedRecord) check(now time.Time) error {
 		return errors.New("has counts beyond any limit")
 	case e.Override != nil && !e.Override.until(time.Time{}).canBe():
 		return errors.New("has an override that cannot be")
-	case min(e.OpenFor, e.OpenTime) < 0:
+	case e.OpenTime < 0:
 		return errors.New("has an open time below zero")
 	case len(e.Window) > windowBuckets || e.Window != nil && e.Width < 1:
 		return errors.New("has a window that cannot be")

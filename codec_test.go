@@ -15,7 +15,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 		"streak": {Generation: 7, Since: 5, Opened: 3, Moved: 4, Failures: 2, By: "a", heard: []heard{{"s", 1<<64 - 1}}},
 		"suspect": {
 			Generation: 7, Failures: 5, Threshold: 5, Score: 6, By: "a", Cause: "b",
-			SuspectAt: now.Add(-time.Second), DueAt: now.Add(time.Minute), OpenFor: time.Minute,
+			SuspectAt: now.Add(-time.Second), DueAt: now.Add(time.Minute),
 		},
 		"suspect by its rate": {Generation: 7, Rated: true, Witness: "s.1", SuspectAt: now.Add(-time.Second), DueAt: now.Add(time.Minute)},
 		"dismissed":           {Generation: 9, DismissedAt: now.Add(-time.Second)},

@@ -1,6 +1,6 @@
--- Adds to the count of a record, and to its window: step.to and the row's
--- beginning in state.go, Window.add in window.go. A count that has reached a
--- limit is to be judged before it counts on.
+-- Adds to the count of a record, and to its window: step.to in state.go,
+-- Window.add in window.go. A count that has reached a limit is to be evaluated
+-- before it counts on.
 --
 -- ARGV     7 add, 8 restarts (0 or 1), 9 after, 10 lower, 11 upper
 --          12 width of a bucket, 13 buckets of calls: ;start,calls,failures each
@@ -8,18 +8,14 @@
 local UNLIMITED = 2147483647
 local add, after = tonumber(ARGV[7]), tonumber(ARGV[9])
 local lower, upper = tonumber(ARGV[10]), tonumber(ARGV[11])
-local before, b, w = whole(old[4]), old[5] or '0', old[6] or ''
+local before, w = whole(old[4]), old[5] or ''
 
 if before <= lower or before >= upper then
-  return reply('0', version(), old[2], old[3], old[4], b, w, old[7])
+  return reply('0', version(), old[2], old[3], old[4], w, old[6])
 end
 local n = math.max(math.min(before + add, UNLIMITED), 0)
-local restarted = ARGV[8] == '1' and (add == 0 or n < upper)
-if restarted then
+if ARGV[8] == '1' and (add == 0 or n < upper) then
   n = math.min(after, UNLIMITED)
-end
-if n > 0 and (before == 0 or restarted) then
-  b = int(now)
 end
 n = int(n)
 
@@ -69,8 +65,8 @@ local function added(w, width, counted)
 end
 w = added(w, tonumber(ARGV[12]), ARGV[13])
 
-write('v', v, 'n', n, 'b', b, 'w', w)
+write('v', v, 'n', n, 'w', w)
 if redis.call('PTTL', key) < life then
   redis.call('PEXPIRE', key, int(life))
 end
-return reply('1', v, old[2], old[3], n, b, w, old[7])
+return reply('1', v, old[2], old[3], n, w, old[6])

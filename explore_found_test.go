@@ -14,7 +14,7 @@ func TestPathsThatTheExplorerFound(t *testing.T) {
 		{"a detached process rejects on, though its last call succeeded", "two-211-cut", "time; time; a wakes; time; b failure; time; b request; b push; b answer late; b link down; b unanswered; a push; b answer; a success; b success"},
 		{"also if the shared circuit was dismissed meanwhile", "two-211-cut", "time; time; a success; time; time; a call; b failure; time; b request; b push; a request late; a link down; a goes on; a unanswered; b answer late; b link down; b unanswered; a push; a request; a push; b push; a answer; b answer; b success"},
 		{"a process that was detached forgets that its local circuit is half-open", "open-211-cut", "time; a wakes; time; time; a call; b wakes; time; a request late; a request; a push; a unanswered; a answer; a goes on; a failure"},
-		{"a process that restarts and succeeds once confirms its own failure rate", "rate-mixed", "a crash; a start; a call; a success; a call; a failure; a call; a failure; a request; a answer; @350ms"},
+		{"a process that restarts and succeeds once confirms its own failure rate", "rate-mixed", "a crash; a start; a call; a success; a call; a failure; a call; a failure; time; a wakes; a request; a answer; @350ms"},
 	} {
 		t.Run(found.what, func(t *testing.T) {
 			for _, k := range kinds() {

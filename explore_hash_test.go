@@ -118,7 +118,6 @@ func (e *encoder) record(r *Record, now time.Time) {
 	}
 	if s.MaxResetTimeout > 0 || s.Ramp > 0 {
 		e.int(int64(r.OpenTime))
-		e.int(int64(r.OpenFor))
 		e.time(r.ClosedAt, now, time.Hour)
 	}
 	for _, t := range r.Trials {
@@ -193,7 +192,6 @@ func (e *encoder) process(pr *process) {
 	e.byte(byte(r.share))
 	e.source(r.former)
 	e.window(&o.counted, now)
-	e.int(int64(o.openFor))
 	e.time(o.hold, now, 1)
 	e.time(o.checkAt, now, 1)
 	e.uint(r.noted - o.through)
@@ -228,6 +226,9 @@ func (e *encoder) process(pr *process) {
 			e.byte(0)
 		}
 		e.time(c.until, now, 1)
+		if c.waits && !c.decided {
+			e.uint(r.noted - c.number)
+		}
 		e.bool(c.spell == pr.reference.spell)
 	}
 	e.byte(254)
@@ -349,7 +350,7 @@ func (e *encoder) key(order []int) uint64 {
 		if !m.timedOut {
 			e.time(m.late, w.now, 1)
 		}
-		if e.change(m.change, w.now); m.kind == answered {
+		if e.change(&m.change.Change, w.now); m.kind == answered {
 			e.record(m.record, w.now)
 		}
 	}
@@ -392,13 +393,13 @@ func (e *encoder) ranks() {
 // in it alone would count as one.
 func TestTheExplorerEncodesEveryField(t *testing.T) {
 	for of, known := range map[reflect.Type]string{
-		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt OpenFor DismissedAt " +
+		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt DismissedAt " +
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
-		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask manual applied news",
+		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",
 		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
 			"credit cause ids noted landed news random",
-		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted openFor hold checkAt",
+		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted hold checkAt",
 		reflect.TypeFor[lease]():  "id phase outcome endedAt",
 	} {
 		var names []string

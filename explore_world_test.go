@@ -63,7 +63,7 @@ type message struct {
 	kind        messageKind
 	process     int
 	incarnation int
-	change      *Change
+	change      *request
 	record      *Record
 	late        time.Time // when it counts as unanswered
 	timedOut    bool      // it does
@@ -72,7 +72,7 @@ type message struct {
 type messageKind uint8
 
 const (
-	request messageKind = iota
+	onItsWay messageKind = iota
 	answered
 	vanished // the timeout is still to come
 )
@@ -139,7 +139,7 @@ func (w *world) change(p int) *process {
 // must keep.
 func (w *world) step(p int, input func(r *replica)) *violation {
 	pr := w.change(p)
-	return w.follow(p, pr.replica.shared, func() *Change {
+	return w.follow(p, pr.replica.shared, func() *request {
 		return pr.step(w.now, func(r *replica) {
 			pending := r.out.next.Calls.Failures
 			since := r.shared.Since
@@ -152,7 +152,7 @@ func (w *world) step(p int, input func(r *replica)) *violation {
 }
 
 // follow carries out what do returns.
-func (w *world) follow(p int, before Record, do func() *Change) (problem *violation) {
+func (w *world) follow(p int, before Record, do func() *request) (problem *violation) {
 	defer func() {
 		if v := recover(); v != nil {
 			problem = v.(*violation)
@@ -207,7 +207,7 @@ func (w *world) onTime(p int) *violation {
 	try := func(at time.Time) *violation {
 		copied := r.clone()
 		if change := copied.outgoing(at); change != nil {
-			return violates("I7", "%c would send %s at %s, and wakes at %s", 'a'+p, w.showChange(change), w.at(at), w.at(pr.armed))
+			return violates("I7", "%c would send %s at %s, and wakes at %s", 'a'+p, w.showChange(&change.Change), w.at(at), w.at(pr.armed))
 		}
 		var v view
 		v.derive(&copied, "x", at)
@@ -248,7 +248,7 @@ func (w *world) onTime(p int) *violation {
 
 // The network and the storage.
 
-func (w *world) send(p int, c *Change) {
+func (w *world) send(p int, c *request) {
 	pr := w.procs[p]
 	if pr.down {
 		pr.unanswered = append(pr.unanswered, c.Number)
@@ -284,7 +284,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 		rec := w.load()
 		return &rec, nil
 	}
-	now, base, c := w.storageNow(), w.kept(), *m.change
+	now, base, c := w.storageNow(), w.kept(), m.change.Change
 	if w.skew != 0 {
 		c.Seen = c.Seen.translated(w.now, now)
 		c.Counted = translated(c.Counted, w.now, now)
@@ -381,7 +381,7 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 		return violates("I4", "%s counts twice: %s, not %s", w.showChange(c), w.show(next), w.show(base))
 	case again && !w.lost && next.State == StateOpen && base.State == StateHalfOpen:
 		return violates("I4", "%s ends a trial twice", w.showChange(c))
-	case next.running(&w.kind.settings.limits, now) > w.kind.config.MaxTrials:
+	case len(liveTrials(next.Trials, now)) > w.kind.config.MaxTrials:
 		return violates("I3", "the record has %d trials", len(next.Trials))
 	case !again && !restored && verdict == VerdictApplied && c.counts() && !c.acts() && base.State == StateClosed && !base.hasEvidence() && !next.hasEvidence() &&
 		c.Seen.Generation >= base.Since && c.Calls.Successes == 0 && next.Failures != base.Failures+c.Calls.Failures:
@@ -517,7 +517,7 @@ func (w *world) actions(all []action) []action {
 			urgent = true
 		}
 		switch m.kind {
-		case request:
+		case onItsWay:
 			add(actDeliver, 0, i, 0)
 			if m.change.Number > 0 && fault(l.repeat) {
 				add(actRepeat, 0, i, 0)
@@ -633,16 +633,16 @@ func (w *world) do(a action) (*world, *violation) {
 
 func (w *world) act(a action, p, i int) *violation {
 	spend := func(n *int8) { *n--; w.left.all-- }
-	shelled := func(do func(pr *process) *Change) *violation {
+	shelled := func(do func(pr *process) *request) *violation {
 		pr := w.change(p)
-		return w.follow(p, pr.replica.shared, func() *Change { return do(pr) })
+		return w.follow(p, pr.replica.shared, func() *request { return do(pr) })
 	}
 	switch a.kind {
 	case actCall:
 		if !w.calm {
 			w.left.calls--
 		}
-		return shelled(func(pr *process) *Change {
+		return shelled(func(pr *process) *request {
 			pr.calledAt = w.now
 			n := len(pr.calls)
 			_, change := pr.call(w.now)
@@ -656,7 +656,7 @@ func (w *world) act(a action, p, i int) *violation {
 			return change
 		})
 	case actEnd:
-		return shelled(func(pr *process) *Change {
+		return shelled(func(pr *process) *request {
 			c, r := pr.calls[i], &pr.replica
 			outcome, late := a.outcome, c.admission.shared < r.shared.Since
 			if r.lease(c.admission.trial) != nil && r.attached() {
@@ -679,7 +679,7 @@ func (w *world) act(a action, p, i int) *violation {
 			return change
 		})
 	case actGoOn:
-		return shelled(func(pr *process) *Change {
+		return shelled(func(pr *process) *request {
 			c := pr.calls[i]
 			if !c.decided && !due(c.until, w.now) {
 				w.left.leave--
@@ -699,7 +699,7 @@ func (w *world) act(a action, p, i int) *violation {
 		pr := w.change(p)
 		pr.waits = slices.Delete(pr.waits, i, i+1)
 	case actWake:
-		return shelled(func(pr *process) *Change { return pr.wake(w.now) })
+		return shelled(func(pr *process) *request { return pr.wake(w.now) })
 	case actPush, actSwapPush, actLosePush:
 		pr, at := w.change(p), 0
 		if a.kind == actSwapPush {
@@ -745,7 +745,7 @@ func (w *world) act(a action, p, i int) *violation {
 		spend(&w.left.crash)
 		w.change(p).dead = true
 		w.procs[p].incarnation++
-		w.messages = slices.DeleteFunc(w.messages, func(m message) bool { return m.process == p && m.kind != request })
+		w.messages = slices.DeleteFunc(w.messages, func(m message) bool { return m.process == p && m.kind != onItsWay })
 	case actStart:
 		if !w.kind.lateCrash { // what its predecessor has sent arrives before it has read the record, or never
 			w.messages = slices.DeleteFunc(w.messages, func(m message) bool { return m.process == p })
@@ -786,7 +786,7 @@ func (w *world) act(a action, p, i int) *violation {
 		}
 	case actLose:
 		m := &w.messages[i]
-		if m.kind == request {
+		if m.kind == onItsWay {
 			spend(&w.left.loseRequest)
 		} else {
 			spend(&w.left.loseAnswer)

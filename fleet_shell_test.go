@@ -299,6 +299,7 @@ type simProcess struct {
 	stream  int // counts how often the calls were drawn anew
 	tally   int
 	waiting func() // a call that waits for a trial
+	awaited uint64 // until this sequence number is acknowledged
 	busy    int    // calls that run
 
 	down   bool // the link
@@ -402,7 +403,7 @@ func (p *simProcess) request(c *Change, answered func(Record), late func()) {
 }
 
 // send is link.send.
-func (p *simProcess) send(c *Change) {
+func (p *simProcess) send(c *request) {
 	late := func() {
 		if p.replica.attached() && p.replica.awaits(c.Number) {
 			p.linkDown()
@@ -410,7 +411,7 @@ func (p *simProcess) send(c *Change) {
 		p.step(func(r *replica, now time.Time) { r.unanswered(c.Number, simTrouble, now) })
 	}
 	p.messages++
-	p.request(c, func(rec Record) {
+	p.request(&c.Change, func(rec Record) {
 		p.step(func(r *replica, now time.Time) { r.answered(c, rec, now) })
 	}, late)
 }
@@ -481,7 +482,7 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 			}
 		})
 	}
-	if p.waiting != nil && (!p.replica.asking() || p.replica.trouble != nil) {
+	if p.waiting != nil && p.awaited <= p.replica.acknowledged() {
 		next := p.waiting
 		p.waiting = nil
 		p.after(0, next)
@@ -597,7 +598,7 @@ func (p *simProcess) call(fails bool) {
 		p.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
 		p.run(a, d, fails)
 	}
-	p.waiting = goesOn
+	p.waiting, p.awaited = goesOn, p.replica.noted
 	if p.storage.pausesAt > 0 {
 		p.after(0.1, goesOn)
 	}

@@ -26,8 +26,8 @@ type link struct {
 	news    queue[func()] // changes of availability, for all circuits, in order
 
 	mu       sync.Mutex
-	circuits map[weak.Pointer[circuit]]struct{}
-	reads    map[*circuit]*sharedRead // the last read of each circuit, until it ends
+	circuits map[weak.Pointer[Breaker]]struct{}
+	reads    map[*Breaker]*sharedRead // the last read of each circuit, until it ends
 
 	why      error         // the storage is unavailable because of this error; nil while it is available
 	down     chan struct{} // closed when the storage becomes unavailable; nil without circuits
@@ -66,7 +66,7 @@ func linkTo(s Storage) *link {
 	}
 	return &link{
 		storage: s, places: make(chan struct{}, linkPlaces),
-		circuits: make(map[weak.Pointer[circuit]]struct{}), reads: make(map[*circuit]*sharedRead),
+		circuits: make(map[weak.Pointer[Breaker]]struct{}), reads: make(map[*Breaker]*sharedRead),
 	}
 }
 
@@ -80,7 +80,7 @@ func isComparable(s Storage) bool {
 // join adds c to the circuits of the link, or of the link that circuits use for
 // the same storage already. It returns that link, and why its storage is
 // unavailable, or nil.
-func (l *link) join(c weak.Pointer[circuit]) (*link, error) {
+func (l *link) join(c weak.Pointer[Breaker]) (*link, error) {
 	if isComparable(l.storage) {
 		links.Lock()
 		defer links.Unlock()
@@ -100,7 +100,7 @@ func (l *link) join(c weak.Pointer[circuit]) (*link, error) {
 }
 
 // leave undoes join. The last circuit to leave ends the outage and the probes.
-func (l *link) leave(c weak.Pointer[circuit]) {
+func (l *link) leave(c weak.Pointer[Breaker]) {
 	links.Lock()
 	defer links.Unlock()
 	l.mu.Lock()
@@ -118,7 +118,7 @@ func (l *link) leave(c weak.Pointer[circuit]) {
 // watch has the storage report changes of the circuit's record. unwatch ends
 // that, and leaves the link; it does not refer to the circuit. A panic of Watch
 // goes on to the caller of New.
-func (l *link) watch(c weak.Pointer[circuit], name string) (unwatch func()) {
+func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 	watches := false
 	defer func() {
 		if !watches {
@@ -141,7 +141,7 @@ func (l *link) watch(c weak.Pointer[circuit], name string) (unwatch func()) {
 
 // send makes a request of the circuit, and brings the result to the circuit: an
 // answer, also a late one, or an error if there is none in time.
-func (l *link) send(c *circuit, q *Change) {
+func (l *link) send(c *Breaker, q *request) {
 	failed := func(err error) {
 		l.failed(c, err, func(r *replica) bool { return r.awaits(q.Number) })
 		c.unanswered(q, err)
@@ -154,7 +154,7 @@ func (l *link) send(c *circuit, q *Change) {
 		return
 	}
 	doubted := l.doubted.Load()
-	go l.request(c, q, down, func() bool { return true }, failed, func(a answer) {
+	go l.request(c, &q.Change, down, func() bool { return true }, failed, func(a answer) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {
@@ -172,7 +172,7 @@ func (l *link) send(c *circuit, q *Change) {
 // request asks the storage when there is a place and begins agrees. late is
 // called if the storage becomes unavailable before, or if no answer comes in
 // time, which counts from then. done is called with the answer, also a late one.
-func (l *link) request(c *circuit, q *Change, down <-chan struct{}, begins func() bool, late func(error), done func(answer)) {
+func (l *link) request(c *Breaker, q *Change, down <-chan struct{}, begins func() bool, late func(error), done func(answer)) {
 	select {
 	case l.places <- struct{}{}:
 	case <-down:
@@ -211,7 +211,7 @@ const readsAtOnce = 10
 
 // read reads the record for a caller that waits, until ctx is done. The callers
 // that ask before a read starts share it. A read without callers does not start.
-func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
+func (l *link) read(ctx context.Context, c *Breaker) (Record, error) {
 	l.mu.Lock()
 	if why := l.why; why != nil {
 		l.mu.Unlock()
@@ -247,7 +247,7 @@ func (l *link) read(ctx context.Context, c *circuit) (Record, error) {
 }
 
 // readAfter makes the read r of a circuit after the read before it.
-func (l *link) readAfter(c *circuit, r, before *sharedRead, down <-chan struct{}) {
+func (l *link) readAfter(c *Breaker, r, before *sharedRead, down <-chan struct{}) {
 	if before != nil {
 		pause := time.NewTimer(c.linkTimeout() / readsAtOnce)
 		defer pause.Stop()
@@ -279,7 +279,7 @@ func (l *link) readAfter(c *circuit, r, before *sharedRead, down <-chan struct{}
 }
 
 // endRead gives the answer of a read to its callers. l.mu is held.
-func (l *link) endRead(c *circuit, r *sharedRead, a answer) {
+func (l *link) endRead(c *Breaker, r *sharedRead, a answer) {
 	if r.over {
 		return // the answer is late
 	}
@@ -292,7 +292,7 @@ func (l *link) endRead(c *circuit, r *sharedRead, a answer) {
 
 // tryRead reads the circuit's record, and waits no longer than a call would.
 // done is called with the answer, late or not.
-func (l *link) tryRead(c *circuit, done func(answer)) error {
+func (l *link) tryRead(c *Breaker, done func(answer)) error {
 	answered := make(chan error, 1)
 	go ask(l.storage, c.name, &Change{}, func(a answer) {
 		done(a)
@@ -313,7 +313,7 @@ func (l *link) tryRead(c *circuit, done func(answer)) error {
 // failed makes the storage unavailable after a failure of an attached circuit,
 // unless the circuit's record is the reason. A late failure may still explain
 // why the storage is unavailable.
-func (l *link) failed(c *circuit, err error, matters func(*replica) bool) {
+func (l *link) failed(c *Breaker, err error, matters func(*replica) bool) {
 	counts := false
 	c.look(func(r *replica) { counts = r.attached() && matters(r) })
 	l.mu.Lock()
@@ -339,7 +339,7 @@ func (l *link) lose(err error) {
 	clear(l.reads) // their callers wait for down, too
 	l.failures++
 	l.probeIn(l.pause())
-	l.tell(func(c *circuit) { c.lost(err) })
+	l.tell(func(c *Breaker) { c.lost(err) })
 }
 
 // explain takes an error for the reason of an outage if it is a better one: a
@@ -366,7 +366,7 @@ func (l *link) reason(trouble error) error {
 }
 
 // tell reports to all circuits, in the background. l.mu is held.
-func (l *link) tell(news func(*circuit)) {
+func (l *link) tell(news func(*Breaker)) {
 	all := slices.Collect(maps.Keys(l.circuits))
 	l.news.add(func() {
 		for _, weakly := range all {
@@ -451,13 +451,13 @@ func (l *link) probed(err error) {
 		l.probeIn(l.pause())
 	default:
 		l.why, l.down, l.upSince = nil, make(chan struct{}), time.Now()
-		l.tell((*circuit).back)
+		l.tell((*Breaker).back)
 	}
 }
 
 // anyCircuit returns a circuit at random, whose record is read next: one that
 // has a problem of its own does not keep the others waiting. l.mu is held.
-func (l *link) anyCircuit() *circuit {
+func (l *link) anyCircuit() *Breaker {
 	for weakly := range l.circuits {
 		if c := weakly.Value(); c != nil {
 			return c

@@ -1,12 +1,19 @@
 package infuse
 
 import (
+	"cmp"
 	"math"
 	"time"
 )
 
 // This file is what a replica has yet to report to the storage, when that is sent,
 // and whether it was acknowledged. Like replica.go it is pure.
+
+// request is a change that is sent, or a read if it has no number.
+type request struct {
+	Change
+	news uint64 // records that were received before
+}
 
 // outbox is what the storage has yet to receive.
 type outbox struct {
@@ -15,11 +22,10 @@ type outbox struct {
 	through  uint64 // the sequence number of the last outcome that is in sent, or was before
 	numbers  uint64 // of changes, so far
 
-	next    Change        // being filled
-	counted Window        // for the failure rate: goes with next, but not before hold while that is evaluated
-	openFor time.Duration // the longest that the failures in next ask for
-	hold    time.Time     // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
-	checkAt time.Time     // when the storage is to be asked whether it has lost the shared record; zero if not
+	next    Change    // being filled; its OpenFor is the longest that its failures ask for
+	counted Window    // for the failure rate: goes with next, but not before hold while that is evaluated
+	hold    time.Time // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
+	checkAt time.Time // when the storage is to be asked whether it has lost the shared record; zero if not
 }
 
 // reports reports whether outcomes are evidence for the fleet.
@@ -49,7 +55,7 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 			return 0
 		}
 		r.keep(one(res.outcome, 1, now))
-		r.out.openFor = max(r.out.openFor, res.openFor)
+		r.out.next.OpenFor = max(r.out.next.OpenFor, res.openFor)
 		if sent = r.shared.scored() || r.settings.streakCounts(); sent {
 			r.share++
 		}
@@ -115,9 +121,9 @@ func (c *Calls) add(o Outcome) {
 	}
 }
 
-// outgoing returns what is to be sent now, and takes it to be in flight: a
-// change, or a read if it has no number; nil if nothing is to be sent.
-func (r *replica) outgoing(now time.Time) *Change {
+// outgoing returns what is to be sent now, and takes it to be in flight; nil if
+// nothing is to be sent.
+func (r *replica) outgoing(now time.Time) *request {
 	if r.out.counted.Buckets != nil && failed(r.out.counted.Buckets) == 0 && !r.counting(now) && !r.evaluatesRate() {
 		r.out.counted = Window{}
 	}
@@ -131,45 +137,42 @@ func (r *replica) outgoing(now time.Time) *Change {
 		return nil
 	}
 	r.out.inFlight = true
-	sent := r.out.sent
-	sent.news = r.news
-	return &sent
+	return &request{r.out.sent, r.news}
 }
 
 // fill makes what is to be reported the next change, if it may be sent yet.
 func (r *replica) fill(now time.Time) bool {
-	next, held := &r.out.next, now.Before(r.out.hold) && !(r.settings.Strict && r.reportsRate())
-	asked := r.isRated()
-	urgent := next.Calls.Failures > 0 || r.pressing() || r.checks(now)
-	if !urgent && (held || next.Calls.Successes == 0 && !(asked && r.out.counted.Buckets != nil)) {
+	next, held, rated := &r.out.next, now.Before(r.out.hold) && !r.reportsRate(), r.isRated()
+	urgent := next.Calls.Failures > 0 || next.acts() || r.reportsRate() || r.checks(now)
+	if !urgent && (held || next.Calls.Successes == 0 && !(rated && r.out.counted.Buckets != nil)) {
 		return false
 	}
-	r.out.numbers++
 	c, through := *next, r.noted
-	alone := next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil)
-	if alone { // so that it need not wait until failures pause: the rest follows
+	switch {
+	case next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil):
+		// So that it need not wait until failures pause: the rest follows.
 		c, through = Change{Override: next.Override}, r.out.through
+		next.Override = nil
+	case rated && held:
+		*next = Change{}
+	default:
+		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
+		*next = Change{}
 	}
+	r.out.numbers++
 	c.Source, c.Number = r.source, r.out.numbers
 	c.Seen, c.Limits = r.shared, r.settings.limits
 	c.By, c.Cause = r.settings.Instance, r.cause.short
-	if r.out.openFor > 0 {
-		c.OpenFor = max(r.settings.ResetTimeout, r.out.openFor)
-	}
-	if !alone && (!asked || !held) {
-		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
+	if c.OpenFor > 0 {
+		c.OpenFor = max(r.settings.ResetTimeout, c.OpenFor)
 	}
 	r.out.sent, r.out.through = c, through
-	if alone {
-		next.Override = nil
-		return true
-	}
-	r.out.next, r.out.openFor = Change{}, 0
 	return true
 }
 
 // nextHold is until when what was counted is held back while the failure rate is
-// evaluated: shortly at first, and later for a bucket. Zero while it is not.
+// evaluated: shortly at first, and later for a bucket. Zero while it is not. In a
+// large fleet a few reports are enough, and the others receive the result first.
 func (r *replica) nextHold(now time.Time) time.Time {
 	if !r.isRated() {
 		return time.Time{}
@@ -181,20 +184,18 @@ func (r *replica) nextHold(now time.Time) time.Time {
 // acknowledged is the sequence number up to which nobody has to wait any more:
 // the storage has received it, or will not for now.
 func (r *replica) acknowledged() uint64 {
-	if r.trouble != nil || r.idle() {
+	next := &r.out.next
+	idle := r.out.sent.Number == 0 && !next.counts() && !next.acts() && !r.reportsRate()
+	_, manual := r.out.manual()
+	if replaces := manual && !isTrouble(r.trouble); r.trouble != nil && !replaces || idle {
 		return r.noted
 	}
 	return r.landed
 }
 
-// pressing reports whether there is something beside outcomes of calls that is to
-// be sent at once.
-func (r *replica) pressing() bool {
-	n := &r.out.next
-	return r.reportsRate() || len(n.Settled) > 0 || n.Move != nil || n.Override != nil || n.Ask != ""
-}
-
-// idle reports whether the storage has received everything.
-func (r *replica) idle() bool {
-	return r.out.next.Calls == (Calls{}) && !r.pressing() && r.out.sent.Number == 0
+// manual returns the manual changes that the storage has not acknowledged. One of
+// them replaces a record that cannot be read.
+func (o *outbox) manual() (c Change, some bool) {
+	c.Move, c.Override = cmp.Or(o.next.Move, o.sent.Move), cmp.Or(o.next.Override, o.sent.Override)
+	return c, c.Move != nil || c.Override != nil
 }

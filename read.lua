@@ -3,7 +3,7 @@
 --
 -- KEYS[1]  the hash that storage_redis.go describes
 -- ARGV     1 source, 2 sequence number (20 digits, or none)
--- Reply    status (0 read or not as seen, 1 done, 2 duplicate), v, g, now, t, n, b, w, r
+-- Reply    status (0 read or not as seen, 1 done, 2 duplicate), v, g, now, t, n, w, r
 --
 -- Anybody may have written the hash: a value is used as a number only after it
 -- was found to be one. Times are whole milliseconds. Numbers are only ever
@@ -19,7 +19,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local source = 's:' .. ARGV[1]
-local old = redis.pcall('HMGET', key, 'v', 'g', 't', 'n', 'b', 'w', 'r', source)
+local old = redis.pcall('HMGET', key, 'v', 'g', 't', 'n', 'w', 'r', source)
 local problem = old.err and string.match(old.err, '^%u+')
 if problem and problem ~= 'WRONGTYPE' then return old end
 
@@ -29,12 +29,12 @@ local function short(s) return string.sub(s or '0', 1, 20) end
 -- a key that is not a hash.
 local function version() return short(problem or old[1] or (redis.call('HLEN', key) == 0 and '0' or 'none')) end
 
-local function reply(status, v, g, t, n, b, w, r)
-  return { status, v, short(g), int(now), short(t), short(n), short(b), string.sub(w or '', 1, 601), string.sub(r or '', 1, 262145) }
+local function reply(status, v, g, t, n, w, r)
+  return { status, v, short(g), int(now), short(t), short(n), string.sub(w or '', 1, 601), string.sub(r or '', 1, 262145) }
 end
 
 -- duplicate reports that the source's change of that number was made before.
 local function duplicate()
-  local last = string.match(old[8] or '', '^(%d+)')
+  local last = string.match(old[7] or '', '^(%d+)')
   return number ~= '' and last and #last == 20 and last >= number
 end

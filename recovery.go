@@ -37,12 +37,7 @@ func (r *Record) remembered(l *Limits, now time.Time) time.Duration {
 }
 
 // remembersUntil is when the last open time plays no part any more.
-func (r *Record) remembersUntil() time.Time {
-	if r.OpenTime == 0 {
-		return time.Time{}
-	}
-	return r.ClosedAt.Add(2 * r.OpenTime)
-}
+func (r *Record) remembersUntil() time.Time { return r.ClosedAt.Add(2 * r.OpenTime) }
 
 // firstShare is the share of calls that runs when a ramp begins.
 const firstShare = 0.1

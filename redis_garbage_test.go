@@ -40,7 +40,7 @@ func garbage(roll dice) string {
 		numbers := []int64{0, 1, -1, 5, 1 << 31, 1 << 52, 1<<63 - 1, time.Now().UnixMilli(), time.Now().AddDate(100, 0, 0).UnixMilli()}
 		var b strings.Builder
 		fmt.Fprintf(&b, `{"v":3,"readable":2,"state":%d`, roll(3))
-		for _, field := range []string{"gen", "since", "opened", "moved", "failures", "row", "successes", "due", "suspect", "opens", "balance", "openfor", "calm", "width", "opentime", "closed"} {
+		for _, field := range []string{"gen", "since", "opened", "moved", "failures", "row", "successes", "due", "suspect", "opens", "balance", "calm", "width", "opentime", "closed"} {
 			if roll.oneIn(3) {
 				fmt.Fprintf(&b, `,"%s":%d`, field, numbers[roll(len(numbers))])
 			}
@@ -81,7 +81,7 @@ func spoil(ctx context.Context, client *redis.Client, roll dice, key string) (wh
 		what = "nothing but "
 	}
 	for range 1 + roll(3) {
-		field := []string{"v", "g", "t", "n", "b", "w", "r", "s:one", "s:newcomer", "name"}[roll(10)]
+		field := []string{"v", "g", "t", "n", "w", "r", "s:one", "s:newcomer", "name"}[roll(9)]
 		if roll.oneIn(6) {
 			what += fmt.Sprintf("no %s, ", field)
 			err = errors.Join(err, client.HDel(ctx, key, field).Err())

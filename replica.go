@@ -42,7 +42,7 @@ type replica struct {
 	credit float64   // of a call that a ramp lets run: it runs at 1
 	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
 	ids    uint64    // so many were made
-	noted  uint64    // the sequence number of the last outcome that is to be reported
+	noted  uint64    // the sequence number of the last outcome, manual change or request for a trial that is to be reported
 	landed uint64    // and of the last one that the storage has acknowledged
 	news   uint64    // so many records were received
 	random uint64    // the state of a generator of random numbers
@@ -63,8 +63,7 @@ type phase uint8
 
 const (
 	phaseAsked   phase = iota // no answer yet
-	phaseGranted              // the storage has granted it; the call is about to run
-	phaseRunning              // the call runs
+	phaseGranted              // the storage has granted it: the call runs
 	phaseEnded                // the call has ended, or will not run
 )
 
@@ -113,6 +112,11 @@ func (r *replica) terms() *terms {
 	return &terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: r.cause.short}
 }
 
+// localTerms are those for the local record.
+func (r *replica) localTerms() *terms {
+	return &terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short}
+}
+
 // effective returns the shared record as it will be when the storage has received
 // the ends of this process's trials: the caller of a trial meets its result.
 func (r *replica) effective(now time.Time) *Record {
@@ -147,21 +151,19 @@ func (r *replica) rejectsBy(rec *Record) bool {
 func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
-		return r.witnessed(rec)
+		return rec.Witness == r.sourceIn(rec)
 	case rec.scored():
 		return r.share >= min(rec.Threshold, r.settings.FailMax)
 	}
 	return r.share >= r.settings.FailMax
 }
 
-// witnessed reports whether the record's witness is this process.
-func (r *replica) witnessed(rec *Record) bool {
-	return rec.Witness != "" && (rec.Witness == r.source || rec.Witness == r.former)
-}
-
-// excluded reports whether the next trial goes to another process.
-func (r *replica) excluded(rec *Record, now time.Time) bool {
-	return r.witnessed(rec) && rec.excludes(rec.Witness, now)
+// sourceIn is the source by which the record knows this process.
+func (r *replica) sourceIn(rec *Record) string {
+	if rec.Witness != "" && rec.Witness == r.former {
+		return r.former
+	}
+	return r.source
 }
 
 // Inputs: calls.
@@ -218,17 +220,9 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
 		// The half-open circuit was for all; now it applies to the processes whose
 		// last call failed, each as far as its local circuit does.
-		r.openLocally(&res, now)
+		r.local.trialFailed(res.openFor, r.localTerms(), now)
 	}
 	return number
-}
-
-// openLocally opens the local circuit after a failed trial that was not its own.
-func (r *replica) openLocally(res *result, now time.Time) {
-	t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, openFor: res.openFor}
-	t.openFor = t.openTime(0)
-	r.local.By, r.local.Cause = t.by, t.cause
-	r.local.open(&t, now.Add(t.openFor), 0, now)
 }
 
 // tallied is an input: so many calls have succeeded since the last input, and
@@ -240,15 +234,29 @@ func (r *replica) tallied(n int, now time.Time) {
 	if r.reports() {
 		r.keep(one(OutcomeSuccess, n, now))
 	}
-	t := terms{limits: &r.settings.local, generation: r.local.Generation}
-	r.local.tally(&Calls{Successes: n}, []Bucket{one(OutcomeSuccess, n, now)}, &t, now)
+	r.tallyLocal(OutcomeSuccess, n, r.local.Generation, 0, now)
+}
+
+// tallyLocal counts calls of a generation in the closed local circuit.
+func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Duration, now time.Time) {
+	c := Calls{Successes: n}
+	if o == OutcomeFailure {
+		c = Calls{Failures: n, Lead: n, Streak: n}
+	}
+	var counted []Bucket
+	if r.settings.FailureRate > 0 {
+		counted = []Bucket{one(o, n, now)}
+	}
+	t := r.localTerms()
+	t.generation, t.openFor = generation, max(t.limits.ResetTimeout, openFor)
+	r.local.tally(&c, counted, t, now)
 }
 
 // counting reports whether successes are tallied: while there are failures in
 // the local window.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
-	return l.FailureRate > 0 && r.decides() && r.local.Window.failing(l.Window, now)
+	return l.FailureRate > 0 && r.decides() && failed(r.local.Window.last(l.Window, now)) > 0
 }
 
 // evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
@@ -280,24 +288,14 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	case res.outcome == OutcomeIgnored || !r.decides():
 	case res.outcome == OutcomeSuccess && r.local.Failures == 0 && r.local.Window.Buckets == nil:
 	default:
-		c := Calls{Successes: 1}
-		if res.outcome == OutcomeFailure {
-			c = Calls{Failures: 1, Lead: 1, Streak: 1}
-		}
-		var counted []Bucket
-		if r.settings.FailureRate > 0 {
-			counted = []Bucket{one(res.outcome, 1, now)}
-		}
-		t := terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short, generation: a.local}
-		t.openFor = max(t.limits.ResetTimeout, res.openFor)
-		r.local.tally(&c, counted, &t, now)
+		r.tallyLocal(res.outcome, 1, a.local, res.openFor, now)
 	}
 }
 
 // applyLocal makes a change of the local record.
 func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 	c.Limits = r.settings.local
-	return r.local.apply(c, now)
+	return r.local.apply(c, false, now)
 }
 
 // clearLocal forgets what the local circuit has counted.
@@ -329,8 +327,8 @@ const (
 	waits // for the storage's answer about a trial
 )
 
-// asked is an input: a call wants to run. If it must wait, it may go on when no
-// trial is asked for any more, or the circuit is detached.
+// asked is an input: a call wants to run. If it must wait, it may go on when the
+// sequence number that is now the last one is acknowledged.
 func (r *replica) asked(now time.Time) (admission, decision) {
 	a := r.admission("")
 	if o := r.override(now); o != nil {
@@ -356,7 +354,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	switch {
 	case !r.attached():
-		if b.shared && r.standIn.ask(a.trial, r.terms(), now) == VerdictRefused {
+		if b.shared && !r.standIn.ask(a.trial, r.terms(), now) {
 			return a, rejects
 		}
 		return a, admits
@@ -365,6 +363,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.Ask = a.trial
+	r.noted++
 	return a, waits
 }
 
@@ -391,13 +390,10 @@ func (r *replica) blocking(now time.Time) blocking {
 	local, fleet := r.local.at(now), r.fleet(now)
 	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
 	if b.shared {
-		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, now)
-		if r.excluded(fleet, now) && fleet.RetryAt.After(b.until) {
-			b.until = fleet.RetryAt
-		}
+		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.sourceIn(fleet), now)
 	}
 	if b.local {
-		until := local.blockedUntil(&r.settings.local, now)
+		until := local.blockedUntil(&r.settings.local, r.source, now)
 		if !b.shared || until.After(b.until) {
 			b.record, b.until = local, until
 		}
@@ -413,15 +409,11 @@ func (r *replica) blocking(now time.Time) blocking {
 // do not run at once.
 const aloneAfter = 250 * time.Millisecond
 
-// ramping is the shared record as far as a ramp goes by it: while it is detached,
-// too.
-func (r *replica) ramping(now time.Time) *Record { return r.shared.at(now) }
-
 // rampLets decides on a call in a closed circuit: of those that come during a
 // ramp, it admits as many as their shares add up to.
 func (r *replica) rampLets(now time.Time) decision {
 	ramp := r.settings.Ramp
-	share := min(r.local.share(ramp, now), r.ramping(now).share(ramp, now))
+	share := min(r.local.share(ramp, now), r.shared.share(ramp, now))
 	if share < 1 {
 		if r.credit += share; r.credit < 1 {
 			return rejects
@@ -442,7 +434,6 @@ func (r *replica) asking() bool {
 func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
 		if l.phase == phaseGranted {
-			l.phase = phaseRunning
 			return r.admission(a.trial), admits
 		}
 		l.end(result{outcome: OutcomeIgnored}, now)
@@ -605,14 +596,14 @@ func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 }
 
 // answered is an input: the storage has answered a request, in time or late.
-func (r *replica) answered(c *Change, rec Record, now time.Time) {
-	mine := c.Number == r.out.sent.Number
+func (r *replica) answered(q *request, rec Record, now time.Time) {
+	mine := q.Number == r.out.sent.Number
 	switch {
-	case c.Number == 0:
-		r.hasRead(rec, c.news, now)
+	case q.Number == 0:
+		r.hasRead(rec, q.news, now)
 	case rec.Generation > r.shared.Generation, mine && rec.Generation == r.shared.Generation,
 		// The storage has lost what the change carried, and for that it was too old.
-		mine && c.news == r.news:
+		mine && q.news == r.news:
 		r.receive(rec, now)
 	}
 	if !mine {
@@ -661,21 +652,16 @@ func (r *replica) receive(rec Record, now time.Time) {
 			r.adopt(now)
 		}
 	}
-	next := &r.out.next.Calls
-	if rec.Since > before.Since || !rec.hasEvidence() && before.hasEvidence() && next.Failures == 0 {
-		*next, r.out.openFor = Calls{}, 0 // of an older state, or successes that are superfluous
+	next := &r.out.next
+	if rec.Since > before.Since || !rec.hasEvidence() && before.hasEvidence() && next.Calls.Failures == 0 {
+		next.Calls, next.OpenFor = Calls{}, 0 // of an older state, or successes that are superfluous
 	}
 	if rec.Since > before.Since {
 		r.out.counted = Window{}
 	}
 	r.limitEvidence(first)
-	switch {
-	case rec.Rated && r.settings.FailureRate > 0:
-		if !before.Rated { // in a large fleet a few are enough, and the others hear of them first
-			r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 2))
-		}
-	case !rec.hasEvidence():
-		r.out.hold = time.Time{}
+	if !rec.hasEvidence() || rec.Rated && !before.Rated {
+		r.out.hold = r.nextHold(now)
 	}
 	r.settleLeases(now)
 }
@@ -744,8 +730,7 @@ func (r *replica) detach(why error, now time.Time) {
 		return
 	}
 	r.trouble, r.since, r.failed = why, now, 0
-	manual := Change{Move: cmp.Or(r.out.next.Move, r.out.sent.Move), Override: cmp.Or(r.out.next.Override, r.out.sent.Override)}
-	if manual.Move != nil || manual.Override != nil { // it applies to this process at least
+	if manual, some := r.out.manual(); some { // it applies to this process at least
 		r.out.next.Move, r.out.next.Override = nil, nil
 		r.changeLocally(manual, now)
 		return
@@ -779,7 +764,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	if b := r.blocking(now); !b.until.IsZero() {
 		earliest(b.until.Add(-armedEarly))
 	}
-	if fleet := r.fleet(now); r.excluded(fleet, now.Add(armedEarly)) { // the state that calls meet
+	if fleet := r.fleet(now); fleet.excludes(r.sourceIn(fleet), now.Add(armedEarly)) { // the state that calls meet
 		earliest(fleet.RetryAt.Add(-armedEarly))
 	}
 	if o := r.override(now); o != nil {
@@ -787,7 +772,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	}
 	if r.settings.Ramp > 0 {
 		earliest(r.local.rampEnds(r.settings.Ramp))
-		earliest(r.ramping(now).rampEnds(r.settings.Ramp))
+		earliest(r.shared.rampEnds(r.settings.Ramp))
 	}
 	if r.counting(now) { // for what was tallied meanwhile
 		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
@@ -803,31 +788,6 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		earliest(r.retryAt)
 	}
 	return at
-}
-
-// blockedUntil is when another trial may run, as far as is known: zero if it may
-// run now.
-func (r *Record) blockedUntil(l *Limits, now time.Time) time.Time {
-	var until time.Time
-	if r.State == StateOpen {
-		until = r.dueAt(l)
-	}
-	var deadlines []time.Time
-	for i := range r.Trials {
-		if end := r.Trials[i].deadline(l); now.Before(end) {
-			deadlines = append(deadlines, end)
-		}
-	}
-	if over := len(deadlines) - l.MaxTrials; over >= 0 {
-		slices.SortFunc(deadlines, time.Time.Compare)
-		if slot := deadlines[over]; slot.After(until) {
-			until = slot
-		}
-	}
-	if !until.After(now) {
-		return time.Time{}
-	}
-	return until
 }
 
 // bounded bounds what a record from outside can make calls wait for by this

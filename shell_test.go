@@ -25,6 +25,7 @@ type shell struct {
 type shellCall struct {
 	admission admission
 	waits     bool // for the storage's answer about its trial
+	number    uint64
 	decided   bool // it need not wait any longer
 	until     time.Time
 	spell     int // of the reference that admitted it
@@ -78,7 +79,7 @@ func (r *replica) clone() replica {
 }
 
 // step gives the replica an input, and returns what is to be sent: nil if nothing.
-func (h *shell) step(now time.Time, input func(r *replica)) *Change {
+func (h *shell) step(now time.Time, input func(r *replica)) *request {
 	r := &h.replica
 	if h.random != 0 {
 		r.random = h.random
@@ -91,10 +92,9 @@ func (h *shell) step(now time.Time, input func(r *replica)) *Change {
 	change := r.outgoing(now)
 	h.publish(now)
 	h.armed = r.wakeAt(now)
-	if !r.asking() || r.trouble != nil {
-		for i := range h.calls {
-			h.calls[i].decided = h.calls[i].decided || h.calls[i].waits
-		}
+	for i := range h.calls {
+		c := &h.calls[i]
+		c.decided = c.decided || c.waits && c.number <= r.acknowledged()
 	}
 	h.waits = slices.DeleteFunc(h.waits, func(w shellWait) bool { return w.number <= r.acknowledged() })
 	return change
@@ -123,11 +123,11 @@ func (h *shell) setQuiet(quiet bool) {
 }
 
 // wake is the timer.
-func (h *shell) wake(now time.Time) *Change { return h.step(now, func(*replica) {}) }
+func (h *shell) wake(now time.Time) *request { return h.step(now, func(*replica) {}) }
 
 // call begins a call. It returns whether it was admitted or waits: then it is the
 // last of calls.
-func (h *shell) call(now time.Time) (runs bool, change *Change) {
+func (h *shell) call(now time.Time) (runs bool, change *request) {
 	switch h.view.admits {
 	case admitsNone:
 		return false, nil
@@ -139,7 +139,7 @@ func (h *shell) call(now time.Time) (runs bool, change *Change) {
 	var d decision
 	asks := func(r *replica) {
 		if c.admission, d = r.asked(now); d == waits {
-			c.waits, c.until = true, now.Add(shellStorageTimeout)
+			c.waits, c.number, c.until = true, r.noted, now.Add(shellStorageTimeout)
 		}
 		if d != rejects {
 			h.calls = append(h.calls, c)
@@ -153,7 +153,7 @@ func (h *shell) call(now time.Time) (runs bool, change *Change) {
 }
 
 // goesOn lets the call of that index go on, which has waited for its trial.
-func (h *shell) goesOn(i int, now time.Time) (runs bool, change *Change) {
+func (h *shell) goesOn(i int, now time.Time) (runs bool, change *request) {
 	c := h.calls[i]
 	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
 	var d decision
@@ -166,7 +166,7 @@ func (h *shell) goesOn(i int, now time.Time) (runs bool, change *Change) {
 }
 
 // end ends the call of that index.
-func (h *shell) end(i int, o Outcome, now time.Time) (change *Change) {
+func (h *shell) end(i int, o Outcome, now time.Time) (change *request) {
 	c := h.calls[i]
 	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
 	a := &c.admission

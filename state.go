@@ -79,14 +79,13 @@ type Record struct {
 	DueAt      time.Time // while open or suspect: when a trial may run
 	Trials     []Trial   // the trials that run now, in the order in which they started
 
-	SuspectAt   time.Time     // while suspect, open or half-open: when it became suspect, or was opened without evidence
-	Threshold   int           // the FailMax of the process that made it suspect; 0: not because of consecutive failures
-	Score       int           // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
-	Rated       bool          // the evidence is the failure rate, not consecutive failures
-	Witness     string        // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
-	RetryAt     time.Time     // half-open: when the Witness may run another trial
-	OpenFor     time.Duration // while suspect: what OpenTime will be
-	DismissedAt time.Time     // when the last suspicion was dismissed: none begins for Limits.Suspicion
+	SuspectAt   time.Time // while suspect, open or half-open: when it became suspect, or was opened without evidence
+	Threshold   int       // the FailMax of the process that made it suspect; 0: not because of consecutive failures
+	Score       int       // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
+	Rated       bool      // the evidence is the failure rate, not consecutive failures
+	Witness     string    // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
+	RetryAt     time.Time // half-open: when the Witness may run another trial
+	DismissedAt time.Time // when the last suspicion was dismissed: none begins for Limits.Suspicion
 
 	Window   Window        // of the calls that FailureRate counts
 	OpenTime time.Duration // the last open duration, without a Retry-After; 0: no exponential backoff
@@ -173,14 +172,7 @@ type Change struct {
 	Move     *Move
 	Override *Override // replaces the one on record; one that is over removes it
 	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
-
-	manual  bool   // it was, and is made already
-	applied found  // in Calls and Counted, which are on record already
-	news    uint64 // the sender's: how many records it had received when it sent this
 }
-
-// found is what the reported calls of a change contain.
-type found struct{ failed, succeeded bool }
 
 // Move is a part of a Change, for authors of a Storage: a manual change of the
 // state. A user calls Breaker.Move.
@@ -226,35 +218,40 @@ var evidence = struct {
 // It is pure: now is the storage's present time, on the clock that the
 // record's times are on. docs/semantics.md has the rules.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
+	return r.applied(&c, r.hasHeard(&c), now)
+}
+
+// applied is Apply. What a change reports that was made before is on record.
+func (r Record) applied(c *Change, before bool, now time.Time) (Record, Verdict) {
 	next := r
-	verdict := next.apply(&c, now)
+	verdict := next.apply(c, before, now)
 	if verdict == VerdictRefused {
 		return r.At(now), verdict
 	}
 	return next, verdict
 }
 
-// apply is Apply in place.
-func (r *Record) apply(c *Change, now time.Time) Verdict {
+// apply is applied in place.
+func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 	t := termsOf(c)
-	before := r.Generation
+	generation := r.Generation
 	r.expire(now)
 	r.restore(&c.Seen, now)
 	// A manual change does not evaluate: an operator's program has other settings.
-	evaluates := !c.isManual()
+	evaluates := c.counts() || c.Move == nil && c.Override == nil
 	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
 		past := t
-		past.found = found{}
+		past.failed, past.succeeded = false, false
 		r.evaluate(&past, rate{}, now)
 	}
-	verdict, reported := VerdictRefused, false
-	step := func(v Verdict) {
+	applied, reported := false, false
+	step := func(ok bool) {
 		if evaluates {
 			r.evaluate(&t, r.Window.rate(t.limits, now), now)
 		}
-		verdict, reported = max(verdict, v), true
+		applied, reported = applied || ok, true
 	}
-	if !r.hasHeard(c) {
+	if !before {
 		for _, s := range c.Settled {
 			step(r.settle(s, &t, now))
 		}
@@ -263,25 +260,30 @@ func (r *Record) apply(c *Change, now time.Time) Verdict {
 			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
 		if c.Move != nil {
-			step(r.move(c.Move.To, &t, now))
+			r.move(c.Move.To, &t, now)
+			step(true)
 		}
 		if c.Override != nil {
-			step(r.override(*c.Override, &t, now))
+			r.override(*c.Override, &t, now)
+			step(true)
 		}
 		if c.Ask != "" {
 			step(r.ask(c.Ask, &t, now))
 		}
 	}
 	if !reported {
-		step(VerdictApplied)
+		step(true)
 	}
+	verdict := VerdictApplied
 	switch {
-	case r.Generation != before:
+	case r.Generation != generation:
 		verdict = VerdictMoved
-	case verdict == VerdictRefused:
-		return verdict
+	case !applied:
+		return VerdictRefused
 	}
-	r.remember(c)
+	if !before {
+		r.remember(c)
+	}
 	return verdict
 }
 
@@ -295,27 +297,12 @@ func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	}
 }
 
-// isManual reports whether the change is an operator's alone.
-func (c *Change) isManual() bool {
-	return c.manual || !c.counts() && (c.Move != nil || c.Override != nil)
-}
-
 // counts reports whether the change has outcomes of calls.
 func (c *Change) counts() bool { return c.Calls != (Calls{}) || len(c.Counted) > 0 }
 
 // acts reports whether the change has more than outcomes of calls.
 func (c *Change) acts() bool {
 	return len(c.Settled) > 0 || c.Move != nil || c.Override != nil || c.Ask != ""
-}
-
-// made returns what is left of a change whose reports are on record: the record
-// is to be evaluated.
-func (c *Change) made() Change {
-	t := termsOf(c)
-	return Change{
-		Source: c.Source, Seen: c.Seen, Limits: c.Limits, By: c.By, Cause: c.Cause, OpenFor: c.OpenFor,
-		manual: c.isManual(), applied: t.found,
-	}
 }
 
 // terms are what the steps of a change are evaluated by.
@@ -325,12 +312,12 @@ type terms struct {
 	by, cause  string
 	openFor    time.Duration
 	generation int64 // that the sender has seen
-	found
+	failed     bool  // at least one of the reported calls
+	succeeded  bool  // at least one
 }
 
 func termsOf(c *Change) terms {
-	t := terms{&c.Limits, c.Source, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, c.applied}
-	t.failed, t.succeeded = t.failed || c.Calls.Failures > 0, t.succeeded || c.Calls.Successes > 0
+	t := terms{&c.Limits, c.Source, c.By, c.Cause, min(c.OpenFor, maxTimeout), c.Seen.Generation, c.Calls.Failures > 0, c.Calls.Successes > 0}
 	for _, b := range c.Counted {
 		t.failed, t.succeeded = t.failed || b.Failures > 0, t.succeeded || b.Calls > b.Failures
 	}
@@ -434,19 +421,18 @@ func (r *Record) clampTo(seen *Record) {
 }
 
 // count adds the outcomes of calls; evaluate draws the conclusions.
-func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) Verdict {
+func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
 	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
-		return VerdictRefused
+		return false
 	}
 	if len(counted) > 0 {
 		r.Window.add(counted, t.limits.width(), now)
 	}
-	level, _ := r.step(c, t.limits, now).to(r.level())
-	r.setLevel(level)
+	r.setLevel(r.step(c, t.limits, now).to(r.level()))
 	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
 		r.DueAt, r.Generation = due, r.nextGeneration(t, now)
 	}
-	return VerdictApplied
+	return true
 }
 
 // A step is what a change does to the one count of a record: the consecutive
@@ -491,12 +477,12 @@ func (s *step) atLimit(upper int, from, now time.Time) {
 func (r *Record) opensAt() int { return int(min(int64(evidence.opens)*int64(r.Threshold), unlimited)) }
 
 // to returns the count after the step.
-func (s step) to(level int) (next int, restarted bool) {
-	next = int(max(min(int64(level)+int64(s.add), unlimited), 0))
+func (s step) to(level int) int {
+	next := int(max(min(int64(level)+int64(s.add), unlimited), 0))
 	if s.restarts && (s.add == 0 || next < s.upper) {
-		return min(s.after, unlimited), true
+		return min(s.after, unlimited)
 	}
-	return next, false
+	return next
 }
 
 func (s step) reached(level int) bool { return level <= s.lower || level >= s.upper }
@@ -518,12 +504,7 @@ func (r *Record) setLevel(n int) {
 
 // calmUntil is until when no suspicion begins, by the settings of the process
 // that evaluates.
-func (r *Record) calmUntil(l *Limits) time.Time {
-	if r.DismissedAt.IsZero() {
-		return time.Time{}
-	}
-	return r.DismissedAt.Add(l.Suspicion)
-}
+func (r *Record) calmUntil(l *Limits) time.Time { return r.DismissedAt.Add(l.Suspicion) }
 
 // evaluate draws the conclusions from the evidence: a closed record becomes
 // suspect, a suspect one opens, and what is refuted is dismissed.
@@ -533,11 +514,12 @@ func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 		r.dismiss(t, now)
 	case r.suspect():
 		if r.confirmed(&rate, t, now) {
+			grown := r.grown(t.limits, r.SuspectAt)
 			r.State, r.Generation = StateOpen, r.nextGeneration(t, now)
 			if !now.Before(r.DueAt) { // nobody called for so long
-				r.SuspectAt, r.DueAt = now, now.Add(t.openTime(r.OpenFor))
+				r.SuspectAt, r.DueAt = now, now.Add(t.openTime(grown))
 			}
-			r.Opened, r.OpenTime, r.OpenFor = r.Generation, cmp.Or(r.OpenFor, r.OpenTime), 0
+			r.Opened, r.OpenTime = r.Generation, cmp.Or(grown, r.OpenTime)
 		}
 	case r.State != StateClosed || now.Before(r.calmUntil(t.limits)):
 	case r.Failures >= t.limits.FailMax:
@@ -570,7 +552,7 @@ func (r *Record) suspected(rated bool, t *terms, now time.Time) {
 		return
 	}
 	r.Generation = r.nextGeneration(t, now)
-	r.SuspectAt, r.DueAt, r.OpenFor = now, due, grown
+	r.SuspectAt, r.DueAt = now, due
 	if r.Rated = rated; rated {
 		r.Witness = t.source
 	} else {
@@ -602,14 +584,14 @@ func (r *Record) dismiss(t *terms, now time.Time) {
 }
 
 func (r *Record) dropEvidence() {
-	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.OpenFor = time.Time{}, 0, 0, false, "", time.Time{}, 0
+	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt = time.Time{}, 0, 0, false, "", time.Time{}
 }
 
 // settle ends a trial. A stale one frees its slot, and no more.
-func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
+func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 	i := r.trial(s.ID)
 	if i < 0 {
-		return VerdictRefused
+		return false
 	}
 	stale := r.Trials[i].Stale
 	r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])
@@ -623,16 +605,16 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) Verdict {
 			r.transition(StateClosed, t, now)
 		}
 	case s.Outcome == OutcomeFailure:
-		r.By, r.Cause = t.by, t.cause
 		r.trialFailed(min(s.OpenFor, maxTimeout), t, now)
 	}
-	return VerdictMoved
+	return true
 }
 
 // trialFailed has another process confirm a failed trial: the one that ran it
 // waits for another open duration, and the next trial goes to any other. If that
 // fails, too, the circuit is open for all. A local circuit opens at once.
 func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
+	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
 		grown := r.grown(t.limits, now)
 		r.open(t, now.Add(max(t.limits.ResetTimeout, openFor, grown)), grown, now)
@@ -653,7 +635,7 @@ func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.Trials, r.Witness, r.RetryAt = staleTrials(r.Trials), "", time.Time{}
 }
 
-func (r *Record) move(to State, t *terms, now time.Time) Verdict {
+func (r *Record) move(to State, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, ""
 	again := r.State == StateHalfOpen && to == StateHalfOpen
 	switch {
@@ -669,35 +651,33 @@ func (r *Record) move(to State, t *terms, now time.Time) Verdict {
 		r.transition(to, t, now)
 	}
 	r.Moved = r.Generation
-	return VerdictMoved
 }
 
-func (r *Record) override(o Override, t *terms, now time.Time) Verdict {
+func (r *Record) override(o Override, t *terms, now time.Time) {
 	if r.Override == nil && !o.holds(now) {
-		return VerdictApplied // there is none to remove
+		return // there is none to remove
 	}
 	r.Generation = r.nextGeneration(t, now)
 	r.Moved, r.Override = r.Generation, nil
 	if o.holds(now) {
 		r.Override = &o
 	}
-	return VerdictMoved
 }
 
-func (r *Record) ask(id string, t *terms, now time.Time) Verdict {
-	due := (r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()) && !now.Before(r.dueAt(t.limits))
+func (r *Record) ask(id string, t *terms, now time.Time) (granted bool) {
+	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()
 	switch {
 	case r.trial(id) >= 0:
-		return VerdictApplied
-	case r.Override != nil, !due && r.State != StateHalfOpen, r.running(t.limits, now) >= t.limits.MaxTrials, r.excludes(t.source, now):
-		return VerdictRefused
+		return true
+	case r.Override != nil, !due && r.State != StateHalfOpen, !r.blockedUntil(t.limits, t.source, now).IsZero():
+		return false
 	case due:
 		r.By = t.by
 		r.State, r.Successes, r.Witness, r.RetryAt = StateHalfOpen, 0, "", time.Time{}
 	}
 	r.Generation = r.nextGeneration(t, now)
 	r.Trials = append(slices.Clip(r.Trials), Trial{ID: id, Started: now, Deadline: now.Add(t.limits.TrialTimeout)})
-	return VerdictMoved
+	return true
 }
 
 // dueAt is when a trial may run, for a process with these limits: a record that
@@ -715,17 +695,35 @@ func (r *Record) openedManually() bool {
 	return r.State == StateOpen && !r.hasEvidence() && r.Moved > 0 && r.Moved >= r.Since
 }
 
-// running is the number of trials that occupy a slot for a process with these
-// limits: no lease is longer than its own would be.
-func (r *Record) running(l *Limits, now time.Time) (n int) {
-	for _, t := range r.Trials {
-		if now.Before(t.deadline(l)) {
-			n++
+// blockedUntil is when a process with these limits may run another trial; zero if
+// it may now.
+func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
+	var until time.Time
+	if r.State != StateHalfOpen {
+		until = r.dueAt(l)
+	} else if r.excludes(source, now) {
+		until = r.RetryAt
+	}
+	var taken []time.Time
+	for i := range r.Trials {
+		if end := r.Trials[i].deadline(l); now.Before(end) {
+			taken = append(taken, end)
 		}
 	}
-	return n
+	if over := len(taken) - l.MaxTrials; over >= 0 {
+		slices.SortFunc(taken, time.Time.Compare)
+		if slot := taken[over]; slot.After(until) {
+			until = slot
+		}
+	}
+	if !until.After(now) {
+		return time.Time{}
+	}
+	return until
 }
 
+// deadline is when the trial's slot is free for a process with these limits: no
+// lease is longer than its own would be.
 func (t *Trial) deadline(l *Limits) time.Time {
 	if latest := t.Started.Add(l.TrialTimeout); !t.Started.IsZero() && latest.Before(t.Deadline) {
 		return latest
@@ -738,13 +736,17 @@ func (r *Record) excludes(source string, now time.Time) bool {
 	return r.State == StateHalfOpen && source != "" && r.Witness == source && now.Before(r.RetryAt)
 }
 
-// transition begins another state, or the same one anew.
+// transition begins another state, or the same one anew. It has the one list of
+// what outlives a state; the trials that run keep their slots.
 func (r *Record) transition(to State, t *terms, now time.Time) {
-	before, failures := r.State, r.Failures
-	r.begin(to, r.nextGeneration(t, now))
+	before, generation := *r, r.nextGeneration(t, now)
+	*r = Record{
+		State: to, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
+		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
+	}
 	if to != StateClosed {
-		r.Failures, r.SuspectAt = failures, now
-	} else if before != StateClosed {
+		r.Failures, r.SuspectAt = before.Failures, now
+	} else if before.State != StateClosed {
 		r.ClosedAt = now
 	}
 }
@@ -754,15 +756,6 @@ func (r *Record) transition(to State, t *terms, now time.Time) {
 func (r *Record) open(t *terms, due time.Time, grown time.Duration, now time.Time) {
 	r.transition(StateOpen, t, now)
 	r.Opened, r.DueAt, r.OpenTime = r.Generation, due, cmp.Or(grown, r.OpenTime)
-}
-
-// begin is where a state begins. It has the one list of what outlives a state; the
-// trials that run keep their slots.
-func (r *Record) begin(state State, generation int64) {
-	*r = Record{
-		State: state, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
-		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
-	}
 }
 
 // nextGeneration returns the generation of the next write. It follows the
@@ -804,7 +797,7 @@ func (r *Record) hasHeard(c *Change) bool {
 // remember notes that the change was applied. The sources that have sent nothing
 // for longest are forgotten.
 func (r *Record) remember(c *Change) {
-	if c.Number == 0 || r.hasHeard(c) {
+	if c.Number == 0 {
 		return
 	}
 	all := make([]heard, 0, len(r.heard)+1)

@@ -149,11 +149,8 @@ func (s *script) run(t *testing.T, line string) []string {
 		return []string{s.text()}
 	case "waits":
 		l := s.limitsOf(who)
-		until, waits := s.record.blockedUntil(&l, s.now), "for nothing"
-		if s.record.excludes(who, s.now) && s.record.RetryAt.After(until) {
-			until = s.record.RetryAt
-		}
-		if !until.IsZero() {
+		until, waits := s.record.blockedUntil(&l, who, s.now), "for nothing"
+		if s.record.State != StateClosed && !until.IsZero() {
 			waits = "until " + s.at(until)
 		}
 		return []string{waits}

@@ -77,7 +77,6 @@ type RedisStorage struct {
 //	r          the bytes of AppendRecord; none for a zero Record
 //	t          when these were written, in milliseconds of Redis's clock
 //	n          the record's count, in place of the one in r
-//	b          when the row of failures began, or 0
 //	w          the record's window, in place of the one in r
 //	s:<source> the highest number of that source, and when it was used last
 var (
@@ -91,7 +90,7 @@ var (
 	swapSource string
 
 	readScript = redis.NewScript(readSource + `
-return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], old[6], old[7])`)
+return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], old[6])`)
 	countScript = redis.NewScript(readSource + writeSource + countSource)
 	swapScript  = redis.NewScript(readSource + writeSource + swapSource)
 )
@@ -147,7 +146,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	if err != nil {
 		return Record{}, VerdictRefused, err
 	}
-	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c}
+	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c, whole: c}
 	a.known = s.known.get(a.key)
 	for ; a.round < maxRounds; a.round++ {
 		done, err := a.try(ctx)
@@ -211,7 +210,9 @@ func (s *RedisStorage) key(circuit string) string {
 // redisChange is a change on its way. It is tried on the record that is known
 // until Redis agrees that this was the present one.
 type redisChange struct {
-	Change
+	Change         // what is yet to be written of it
+	whole   Change // as it was sent
+	made    bool   // all that it reports is on record: the record is to be evaluated
 	s       *RedisStorage
 	circuit string
 	key     string
@@ -238,7 +239,7 @@ const (
 func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	a.here = time.Now()
 	a.now = a.known.now(a.here)
-	c := a.Change
+	c := a.whole
 	c.Seen = c.Seen.translated(a.here, a.now)
 	c.Counted = translated(c.Counted, a.here, a.now)
 	c.Override = c.Override.translated(a.here, a.now)
@@ -246,7 +247,7 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	base.restore(&c.Seen, a.now)
 	step := base.step(&c.Calls, &c.Limits, a.now)
 	a.holds = step.until
-	a.next, a.verdict = a.known.record.Apply(c, a.now)
+	a.next, a.verdict = a.known.record.applied(&c, a.made, a.now)
 	switch {
 	case a.verdict == VerdictRefused || a.nothingToWrite(base):
 		if a.fresh {
@@ -305,7 +306,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
 	}
-	args := []any{a.next.Generation, a.next.level(), 0, formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
+	args := []any{a.next.Generation, a.next.level(), formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
 		// What is done by hand is not to wait until failures pause.
@@ -314,7 +315,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 			field, seen = "g", a.generation()
 		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.suspect() == base.suspect():
 			field, seen = "g", a.generation()
-			args[1], args[2], args[3] = "", "", ""
+			args[1], args[2] = "", ""
 		}
 	}
 	for _, e := range a.known.record.events(&a.next, &a.Change, a.now) {
@@ -360,7 +361,7 @@ func (a *redisChange) replied(k knownRecord, err error) error {
 		return err
 	}
 	if k.status != statusRefused {
-		a.Change = a.Change.made()
+		a.Change, a.made = Change{Source: a.Source, Limits: a.Limits}, true
 	}
 	a.known, a.fresh = k, true
 	a.s.known.put(a.key, k)

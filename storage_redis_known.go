@@ -89,10 +89,10 @@ const (
 	forever    = 1 << 52
 	maxKnown   = 10_000
 	maxWindow  = 600 // bytes of a width and ten buckets
-	replyParts = 8
+	replyParts = 7
 )
 
-// parseKnown reads the fields of a reply: v, g, now, t, n, b, w, r. All but now
+// parseKnown reads the fields of a reply: v, g, now, t, n, w, r. All but now
 // may be a stranger's.
 func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	k := knownRecord{version: fields[0], at: at, told: at}
@@ -113,11 +113,11 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 		numbers[i] = int64(n)
 	}
 	generation, now, written, count := numbers[1], numbers[2], numbers[3], numbers[4]
-	if fields[7] != "" {
+	if fields[6] != "" {
 		// A clock that was set back makes no wait longer than when it began.
-		k.record, k.problem = ParseRecord([]byte(fields[7]), time.UnixMilli(min(written, now)))
+		k.record, k.problem = ParseRecord([]byte(fields[6]), time.UnixMilli(min(written, now)))
 	}
-	window, err := parseWindow(fields[6])
+	window, err := parseWindow(fields[5])
 	k.problem = cmp.Or(k.problem, err)
 	if k.problem == nil && generation != k.record.Generation { // no script that compares it would ever agree
 		k.problem = fmt.Errorf("has the generation %d beside a record of %d", generation, k.record.Generation)
@@ -186,20 +186,14 @@ func (k knownRecord) order() int64 {
 
 // quiet reports whether the record is not expected to change soon.
 func (k knownRecord) quiet() bool {
-	return k.record.State == StateClosed && !k.record.suspect() && k.record.Override == nil
+	return !k.record.matters()
 }
 
-// urgent reports whether the record rejects calls or forces them to run, or may
-// soon: if Redis loses it, that has to be noticed. An open circuit that is ready
-// for a trial does not reject the next call.
+// urgent reports whether the record is restored if Redis loses it: that has to be
+// noticed.
 func (k knownRecord) urgent() bool {
-	r, now := &k.record, k.now(time.Now())
-	for _, t := range r.Trials {
-		if r.State != StateClosed && now.Before(t.Deadline) {
-			return true
-		}
-	}
-	return r.suspect() || r.Override.holds(now) || r.State == StateOpen && now.Before(r.DueAt)
+	now := k.now(time.Now())
+	return k.record.at(now).stillBlocks(now)
 }
 
 func (k knownRecord) err(circuit string) error {

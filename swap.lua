@@ -2,25 +2,25 @@
 -- Replaces a record.
 --
 -- KEYS[2]  the list of the circuit's history, where there are events
--- ARGV     7 g, 8 n (none: with b and w as it is), 9 b, 10 w, 11 r, 12 whether to publish (0 or 1)
---          13… events for the history
+-- ARGV     7 g, 8 n (none: with w as it is), 9 w, 10 r, 11 whether to publish (0 or 1)
+--          12… events for the history
 
-local g, n, b, w, r = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local g, n, w, r = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 if n == '' then -- what is counted stays as it is
-  n, b, w = old[4] or '0', old[5] or '0', old[6] or ''
+  n, w = old[4] or '0', old[5] or ''
 end
 local t = int(now)
 
-write('v', v, 'g', g, 't', t, 'n', n, 'b', b, 'w', w, 'r', r)
+write('v', v, 'g', g, 't', t, 'n', n, 'w', w, 'r', r)
 redis.call('PEXPIRE', key, int(life))
 -- The rest in pcall: nothing may depend on whether it is permitted. A message is
 -- a hint to read the record: other databases of the server receive it, too.
-for i = 13, #ARGV do
+for i = 12, #ARGV do
   redis.pcall('LPUSH', KEYS[2], ARGV[i])
   redis.pcall('LTRIM', KEYS[2], 0, 49)
   redis.pcall('EXPIRE', KEYS[2], 604800)
 end
-if ARGV[12] == '1' then
+if ARGV[11] == '1' then
   redis.pcall('PUBLISH', key, v)
 end
-return reply('1', v, g, t, n, b, w, r)
+return reply('1', v, g, t, n, w, r)

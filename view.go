@@ -19,7 +19,6 @@ type view struct {
 	sharedSince int64
 	settings    *settings
 	state       State
-	local       bool       // only the local circuit rejects
 	rejection   *OpenError // nil if every call runs
 	cause       string     // of the rejection
 	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu
@@ -74,14 +73,14 @@ func (r *replica) isQuiet() bool {
 func (v *view) reject(e *OpenError, c keptCause) {
 	e.Cause = c.err
 	v.admits, v.rejection, v.cause = admitsNone, e, c.short
-	v.state, v.local = e.State, e.Local
+	v.state = e.State
 }
 
 // block is derive in a circuit that rejects all calls but trials.
 func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
 	fleet := r.fleet(now)
-	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || r.excluded(fleet, now.Add(armedEarly))) {
+	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.sourceIn(fleet), now.Add(armedEarly))) {
 		e.State = StateOpen
 	}
 	due := b.until.Sub(now) <= armedEarly
@@ -95,7 +94,7 @@ func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 
 // onRamp is derive in a closed circuit that does not yet let every call run.
 func (v *view) onRamp(r *replica, circuit string, now time.Time) {
-	local, shared := r.local.rampEnds(r.settings.Ramp), r.ramping(now).rampEnds(r.settings.Ramp)
+	local, shared := r.local.rampEnds(r.settings.Ramp), r.shared.rampEnds(r.settings.Ramp)
 	until := local
 	if shared.After(until) {
 		until = shared
@@ -132,7 +131,7 @@ func (v *view) succeeded() {
 func (v *view) same(w *view) bool {
 	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&
-		v.settings == w.settings && v.state == w.state && v.local == w.local && v.cause == w.cause &&
+		v.settings == w.settings && v.state == w.state && v.cause == w.cause &&
 		v.rejection.same(w.rejection)
 }
 

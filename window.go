@@ -144,15 +144,7 @@ func (w *Window) prune(now time.Time) {
 	for end > first && w.Buckets[end-1].Start.After(newest) {
 		end--
 	}
-	w.Buckets = w.Buckets[:end]
-	w.drop(first)
-}
-
-// drop drops the first n buckets, and keeps their room.
-func (w *Window) drop(n int) {
-	if n > 0 {
-		w.Buckets = w.Buckets[:copy(w.Buckets, w.Buckets[n:])]
-	}
+	w.Buckets = slices.Delete(w.Buckets[:end], 0, first) // and keeps their room
 }
 
 // last returns the buckets that began in the last so long.
@@ -164,11 +156,6 @@ func (w *Window) last(length time.Duration, now time.Time) []Bucket {
 		}
 	}
 	return nil
-}
-
-// failing reports whether there was a failure in the last so long.
-func (w *Window) failing(length time.Duration, now time.Time) bool {
-	return slices.ContainsFunc(w.last(length, now), func(b Bucket) bool { return b.Failures > 0 })
 }
 
 // nextBucket is when the calls of now on belong to another bucket of that width.

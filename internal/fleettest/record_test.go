@@ -185,7 +185,7 @@ func TestAnUnreadableRecordIsOnlyAnErrorOfRecord(t *testing.T) {
 	with := func(field string, value any) func(context.Context, *redis.Client) error {
 		return func(ctx context.Context, c *redis.Client) error {
 			record := infuse.AppendRecord(nil, infuse.Record{Generation: 1}, time.Now())
-			whole := map[string]any{"v": 1, "g": 1, "t": 1, "n": 1, "b": 0, "r": record}
+			whole := map[string]any{"v": 1, "g": 1, "t": 1, "n": 1, "r": record}
 			whole[field] = value
 			return c.HSet(ctx, pricesKey, whole).Err()
 		}

@@ -48,6 +48,7 @@ type encodedRecord struct {
 	Rated       bool   `json:"rated,omitempty"`
 	Witness     string `json:"witness,omitempty"`
 	RetryAt     *int64 `json:"retry,omitempty"`
+	Asked       bool   `json:"asked,omitempty"`
 	DismissedAt *int64 `json:"dismissed,omitempty"` // ago
 
 	Width    int64      `json:"width,omitempty"`  // of the buckets
@@ -122,7 +123,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
 		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
 		SuspectAt: ago(r.SuspectAt), Threshold: r.Threshold, Score: r.Score, Rated: r.Rated, Witness: r.Witness,
-		RetryAt: left(r.RetryAt), DismissedAt: ago(r.DismissedAt),
+		RetryAt: left(r.RetryAt), Asked: r.Asked, DismissedAt: ago(r.DismissedAt),
 		OpenTime: milliseconds(r.OpenTime), ClosedAt: ago(r.ClosedAt),
 		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
 	}
@@ -184,7 +185,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Moved: e.Moved,
 		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
 		SuspectAt: before(e.SuspectAt), Threshold: e.Threshold, Score: e.Score, Rated: e.Rated, Witness: e.Witness,
-		RetryAt: after(e.RetryAt), DismissedAt: before(e.DismissedAt),
+		RetryAt: after(e.RetryAt), Asked: e.Asked, DismissedAt: before(e.DismissedAt),
 		OpenTime: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
 		By: e.By, Cause: e.Cause,
 	}

@@ -109,7 +109,7 @@ func (e *encoder) record(r *Record, now time.Time) {
 	s := e.w.kind.settings
 	e.generations(r.Generation, r.Since, r.Opened, r.Moved)
 	e.bytes = append(e.bytes, byte(r.State), byte(r.Failures), byte(r.Successes), byte(r.Threshold), byte(r.Score))
-	e.bool(r.Rated, r.Override != nil)
+	e.bool(r.Rated, r.Asked, r.Override != nil)
 	e.time(r.DueAt, now, 1)
 	e.time(r.SuspectAt, now, e.past)
 	e.time(r.DismissedAt, now, s.Suspicion+1)
@@ -250,7 +250,7 @@ var hashSeed = maphash.MakeSeed()
 
 // key is the world's, up to the order of alike processes.
 func (w *world) key(e *encoder) uint64 {
-	e.w, e.past = w, max(w.kind.settings.limits.longestOpen(), w.kind.settings.Window)+1
+	e.w, e.past = w, max(w.kind.settings.limits.longestOpen(true), w.kind.settings.Window)+1
 	n := len(w.procs)
 	var order [3]int
 	for p := range n {
@@ -393,7 +393,7 @@ func (e *encoder) ranks() {
 // in it alone would count as one.
 func TestTheExplorerEncodesEveryField(t *testing.T) {
 	for of, known := range map[reflect.Type]string{
-		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Rated Witness RetryAt DismissedAt " +
+		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Asked Trials SuspectAt Threshold Score Rated Witness RetryAt DismissedAt " +
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",

@@ -97,6 +97,7 @@ func kinds() (all []*kind) {
 		add(fmt.Sprintf("fleet-of-one-%d", n), 1, c, "", faults{calls: 8, crash: 1, slow: 1}, outcomes(anything), open(2))
 		add(fmt.Sprintf("no-storage-%d", n), 1, c, "", faults{calls: 10}, outcomes(anything), open(3), func(k *kind) { k.alone, k.heals, k.dies = true, 0, 0 })
 	}
+	add("unhealthy-reads-late", 2, exploreConfig(2, 1, 1), beginAlone+"; @60ms; a crash; a start; a call; a failure", faults{calls: 8, crash: 2}, outcomes(failOnly, succeed), unhealthy, func(k *kind) { k.readsLate = true })
 	c := exploreConfig(3, 1, 1)
 	add("repeats", 2, c, "", faults{calls: 4, repeat: 1}, outcomes(failOnly, failOnly))
 	add("witness-is-closed", 3, c, beginClosedWitness, faults{calls: 3})

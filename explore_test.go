@@ -28,6 +28,7 @@ type kind struct {
 	dies      uint64        // from one of so many states on, every call fails
 	unhealthy bool          // only the first process has failures
 	lateCrash bool          // what a process has sent may arrive after its successor has read the record
+	readsLate bool          // a process that has crashed may call before it has read the record
 	alone     bool          // there is no storage
 	roll      float64
 
@@ -316,7 +317,7 @@ func (s *search) heals(w *world, at int32) {
 	for _, m := range marks {
 		s.healed[m.key] = began.Add(total).Sub(m.now)
 	}
-	if limit := 2*s.kind.settings.TrialTimeout + s.kind.settings.limits.longestOpen() + 500*time.Millisecond; total > limit && total < 30*time.Second && !w.overridden() {
+	if limit := 2*s.kind.settings.TrialTimeout + s.kind.settings.limits.longestOpen(true) + 500*time.Millisecond; total > limit && total < 30*time.Second && !w.overridden() {
 		problem(violates("I8", "it heals in %v", total))
 	}
 	if total < 30*time.Second {
@@ -337,7 +338,7 @@ func (s *search) dies(w *world, at int32) {
 	if w = w.calmDown(); w.overridden() || w.manually {
 		return
 	}
-	reset, began := s.kind.settings.limits.longestOpen(), w.now
+	reset, began := s.kind.settings.limits.longestOpen(true), w.now
 	var failures []time.Time
 	var names []string
 	allReject := false

@@ -102,7 +102,7 @@ func (w *world) source(p int) string {
 	return fmt.Sprintf("%c%d", 'a'+p, w.procs[p].incarnation)
 }
 
-// start has a process begin, with a storage that answers at once.
+// start has a process begin. The storage answers at once, or late to a successor.
 func (w *world) start(p int) *violation {
 	old := w.procs[p]
 	pr := &process{index: p, incarnation: old.incarnation, reference: reference{limits: &w.kind.settings.local}}
@@ -111,12 +111,11 @@ func (w *world) start(p int) *violation {
 	if w.kind.alone {
 		return nil
 	}
+	if w.kind.readsLate && pr.incarnation > 0 {
+		return w.step(p, func(r *replica) { r.unread(shellTrouble, w.now) })
+	}
 	rec := w.load()
-	problem := w.step(p, func(r *replica) { r.hasRead(rec, 0, w.now) })
-	// It goes on from what it may have reported before it crashed.
-	pr = w.procs[p]
-	pr.reference.failures = min(pr.replica.local.Failures, w.kind.settings.FailMax-1)
-	return problem
+	return w.step(p, func(r *replica) { r.hasRead(rec, 0, w.now) })
 }
 
 func (w *world) clone() *world {
@@ -142,9 +141,13 @@ func (w *world) step(p int, input func(r *replica)) *violation {
 	return w.follow(p, pr.replica.shared, func() *request {
 		return pr.step(w.now, func(r *replica) {
 			pending := r.out.next.Calls.Failures
-			since := r.shared.Since
+			since, first := r.shared.Since, r.news == 0
 			input(r)
-			if r.out.next.Calls.Failures < pending && r.shared.Since == since && !w.manually {
+			if first && r.news > 0 && r.local.State == StateClosed {
+				// It goes on from what it may have reported before it crashed.
+				pr.reference.failures = min(r.local.Failures, w.kind.settings.FailMax-1)
+			}
+			if !first && r.out.next.Calls.Failures < pending && r.shared.Since == since && !w.manually {
 				panic(violates("I4", "%c drops a failure that it has not reported", 'a'+p))
 			}
 		})
@@ -224,7 +227,7 @@ func (w *world) onTime(p int) *violation {
 	}
 	times := [...]time.Time{r.out.hold, r.out.checkAt, r.retryAt}
 	turns := append(make([]time.Time, 0, 16), r.local.DueAt, r.shared.DueAt, r.shared.RetryAt, r.local.RetryAt, r.since.Add(aloneAfter),
-		r.shared.SuspectAt.Add(w.kind.settings.limits.longestOpen()), w.now.Add(time.Hour))
+		r.shared.SuspectAt.Add(w.kind.settings.limits.longestOpen(true)), w.now.Add(time.Hour))
 	for _, trials := range [...][]Trial{r.local.Trials, r.shared.Trials} {
 		for _, t := range trials {
 			turns = append(turns, t.Deadline)

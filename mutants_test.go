@@ -41,8 +41,16 @@ var mutantsOfTheExplorer = []mutant{
 	{"a success drops an adopted record", "replica.go", "case !r.failing && r.standIn.hasEvidence():", "case false:"},
 	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},
 	{"a detached process wakes up to try again", "replica.go", "		earliest(r.retryAt)\n", ""},
-	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},
+	{"a process that restarts reads the record before it reports", "outbox.go", "if r.news == 0 && r.trouble != nil", "if false && r.trouble != nil"},
+	{"and does not report once more what may be on record", "replica.go", "if first && joined {", "if first && joined && false {"},
 	{"a failure rate is confirmed later", "state.go", "}{4, 2, 4}", "}{4, 2, 0}"},
+}
+
+// The scripts of the state machine notice these: no process sends what they let pass.
+var mutantsOfTheScripts = []mutant{
+	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},
+	{"a low FailMax of one process does not decide for another", "state.go", "threshold = max(threshold, l.FailMax)", "_ = l"},
+	{"only a Retry-After makes a process wait beyond its own open duration", "state.go", "	if asked {", "	if asked || true {"},
 }
 
 // TestMutants needs INFUSE_MUTANTS=1: "make mutants". INFUSE_MUTANT selects some by
@@ -51,9 +59,11 @@ func TestMutants(t *testing.T) {
 	if os.Getenv("INFUSE_MUTANTS") == "" {
 		t.Skip("compiles the package many times: set INFUSE_MUTANTS=1")
 	}
-	for _, m := range mutantsOfTheExplorer {
-		if strings.HasPrefix(m.rule, os.Getenv("INFUSE_MUTANT")) {
-			t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, "TestExplore$") })
+	for tests, mutants := range map[string][]mutant{"TestExplore$": mutantsOfTheExplorer, "TestState$": mutantsOfTheScripts} {
+		for _, m := range mutants {
+			if strings.HasPrefix(m.rule, os.Getenv("INFUSE_MUTANT")) {
+				t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, tests) })
+			}
 		}
 	}
 }
@@ -71,7 +81,7 @@ func (m mutant) isNoticedBy(t *testing.T, tests string) {
 	replace, err := json.Marshal(map[string]map[string]string{"Replace": {here: changed}})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(overlay, replace, 0o600))
-	run := exec.Command("go", "test", "-vet=off", "-failfast", "-overlay", overlay, "-run", tests, ".")
+	run := exec.Command("go", "test", "-vet=off", "-failfast", "-timeout", "3m", "-overlay", overlay, "-run", tests, ".")
 	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
 	out, err := run.CombinedOutput()
 	require.NotContains(t, string(out), "[build failed]")

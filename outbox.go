@@ -140,8 +140,12 @@ func (r *replica) outgoing(now time.Time) *request {
 	return &request{r.out.sent, r.news}
 }
 
-// fill makes what is to be reported the next change, if it may be sent yet.
+// fill makes what is to be reported the next change, if it may be sent yet. A process
+// that has received no record yet reads it first: see limitEvidence.
 func (r *replica) fill(now time.Time) bool {
+	if r.news == 0 && r.trouble != nil && r.out.next.Move == nil && r.out.next.Override == nil {
+		return false
+	}
 	next, held, rated := &r.out.next, now.Before(r.out.hold) && !r.reportsRate(), r.isRated()
 	urgent := next.Calls.Failures > 0 || next.acts() || r.reportsRate() || r.checks(now)
 	if !urgent && (held || next.Calls.Successes == 0 && !(rated && r.out.counted.Buckets != nil)) {

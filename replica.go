@@ -152,8 +152,8 @@ func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
 		return rec.Witness == r.sourceIn(rec)
-	case rec.scored():
-		return r.share >= min(rec.Threshold, r.settings.FailMax)
+	case rec.scored() && !r.settings.streakCounts():
+		return r.share >= rec.Threshold
 	}
 	return r.share >= r.settings.FailMax
 }
@@ -667,15 +667,19 @@ func (r *replica) receive(rec Record, now time.Time) {
 }
 
 // limitEvidence keeps account of the evidence that this process has supplied. A
-// process that starts takes what is on record for its own, also in its local circuit:
-// it may have reported these failures before it restarted. Once the others have
+// process that starts takes what is on record for its own, also in its local circuit,
+// and reports no failures of before it received the record: it may have reported
+// these failures before it restarted. Once the others have
 // dismissed them, they are not held against it.
 func (r *replica) limitEvidence(first bool) {
+	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
+	if first && joined { // of which its own failures may be a repetition
+		r.out.next.Calls = Calls{Successes: r.out.next.Calls.Successes}
+	}
 	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
 		r.share = level
 	}
-	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
 	switch {
 	case first:
 		r.former = r.shared.Witness
@@ -815,7 +819,7 @@ func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 		r.clampTo(before)
 	}
 	r.DueAt = r.dueAt(l)
-	if latest := now.Add(l.longestOpen()); r.RetryAt.After(latest) {
+	if latest := now.Add(l.longestOpen(r.Asked)); r.RetryAt.After(latest) {
 		r.RetryAt = latest
 	}
 	for i := range r.Trials {

@@ -77,6 +77,7 @@ type Record struct {
 	Failures   int       // consecutive failures; after an opening, as many as it took
 	Successes  int       // consecutive successful trials, while half-open
 	DueAt      time.Time // while open or suspect: when a trial may run
+	Asked      bool      // the service asked for that DueAt, or RetryAt (Retry-After)
 	Trials     []Trial   // the trials that run now, in the order in which they started
 
 	SuspectAt   time.Time // while suspect, open or half-open: when it became suspect, or was opened without evidence
@@ -133,8 +134,12 @@ type Limits struct {
 }
 
 // longestOpen bounds how long a record that calls opened may make the sender wait.
-func (l *Limits) longestOpen() time.Duration {
-	return max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)
+// asked says that the service asked for it.
+func (l *Limits) longestOpen(asked bool) time.Duration {
+	if asked {
+		return max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)
+	}
+	return max(l.ResetTimeout, l.MaxResetTimeout)
 }
 
 // Calls are a part of a Change, for authors of a Storage: outcomes of calls
@@ -324,9 +329,10 @@ func termsOf(c *Change) terms {
 	return t
 }
 
-// openTime is how long the circuit stays open if calls open it.
-func (t *terms) openTime(grown time.Duration) time.Duration {
-	return max(cmp.Or(t.openFor, t.limits.ResetTimeout), grown)
+// openTime is how long the circuit stays open if calls open it, and whether the
+// service asked for that.
+func (t *terms) openTime(grown time.Duration) (d time.Duration, asked bool) {
+	return max(cmp.Or(t.openFor, t.limits.ResetTimeout), grown), t.openFor > max(t.limits.ResetTimeout, grown)
 }
 
 // At returns the record as it is at the given time: without the leases and the
@@ -430,7 +436,7 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool
 	}
 	r.setLevel(r.step(c, t.limits, now).to(r.level()))
 	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
-		r.DueAt, r.Generation = due, r.nextGeneration(t, now)
+		r.DueAt, r.Asked, r.Generation = due, t.openFor > t.limits.ResetTimeout, r.nextGeneration(t, now)
 	}
 	return true
 }
@@ -453,7 +459,7 @@ func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 	if r.scored() {
 		s := step{add: c.Failures - evidence.success*c.Successes, upper: unlimited}
 		if r.State == StateClosed {
-			s.atLimit(r.opensAt(), r.SuspectAt.Add(l.Suspicion), now)
+			s.atLimit(r.opensAt(l), r.SuspectAt.Add(l.Suspicion), now)
 		}
 		return s
 	}
@@ -473,8 +479,16 @@ func (s *step) atLimit(upper int, from, now time.Time) {
 	}
 }
 
-// opensAt is the score that opens the circuit.
-func (r *Record) opensAt() int { return int(min(int64(evidence.opens)*int64(r.Threshold), unlimited)) }
+// opensAt is the score that opens the circuit for a process with these limits. A
+// process with a lower FailMax that made the circuit suspect does not decide for one
+// with a higher.
+func (r *Record) opensAt(l *Limits) int {
+	threshold := r.Threshold
+	if l.FailMax < unlimited {
+		threshold = max(threshold, l.FailMax)
+	}
+	return int(min(int64(evidence.opens)*int64(threshold), unlimited))
+}
 
 // to returns the count after the step.
 func (s step) to(level int) int {
@@ -517,7 +531,8 @@ func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 			grown := r.grown(t.limits, r.SuspectAt)
 			r.State, r.Generation = StateOpen, r.nextGeneration(t, now)
 			if !now.Before(r.DueAt) { // nobody called for so long
-				r.SuspectAt, r.DueAt = now, now.Add(t.openTime(grown))
+				open, asked := t.openTime(grown)
+				r.SuspectAt, r.DueAt, r.Asked = now, now.Add(open), asked
 			}
 			r.Opened, r.OpenTime = r.Generation, cmp.Or(grown, r.OpenTime)
 		}
@@ -538,21 +553,22 @@ func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	case r.Rated:
 		return rate.sure && t.source != r.Witness && !now.Before(r.SuspectAt.Add(time.Duration(evidence.rated)*t.limits.Suspicion))
 	}
-	return r.Score >= r.opensAt() && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
+	return r.Score >= r.opensAt(t.limits) && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
 }
 
 // suspected begins to collect evidence. The state does not begin anew: calls that
 // run now are counted. A local record opens at once.
 func (r *Record) suspected(rated bool, t *terms, now time.Time) {
 	grown := r.grown(t.limits, now)
-	due := now.Add(t.openTime(grown))
+	open, asked := t.openTime(grown)
+	due := now.Add(open)
 	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
-		r.open(t, due, grown, now)
+		r.open(t, due, asked, grown, now)
 		return
 	}
 	r.Generation = r.nextGeneration(t, now)
-	r.SuspectAt, r.DueAt = now, due
+	r.SuspectAt, r.DueAt, r.Asked = now, due, asked
 	if r.Rated = rated; rated {
 		r.Witness = t.source
 	} else {
@@ -584,7 +600,7 @@ func (r *Record) dismiss(t *terms, now time.Time) {
 }
 
 func (r *Record) dropEvidence() {
-	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt = time.Time{}, 0, 0, false, "", time.Time{}
+	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.Asked = time.Time{}, 0, 0, false, "", time.Time{}, false
 }
 
 // settle ends a trial. A stale one frees its slot, and no more.
@@ -617,15 +633,17 @@ func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
 		grown := r.grown(t.limits, now)
-		r.open(t, now.Add(max(t.limits.ResetTimeout, openFor, grown)), grown, now)
+		usual := max(t.limits.ResetTimeout, grown)
+		r.open(t, now.Add(max(usual, openFor)), openFor > usual, grown, now)
 		return
 	}
 	second := r.State == StateHalfOpen && r.Witness != "" && r.Witness != t.source && now.Before(r.RetryAt)
 	if !second {
 		r.OpenTime = cmp.Or(r.grown(t.limits, now), r.OpenTime)
 	}
-	due := now.Add(max(t.limits.ResetTimeout, openFor, min(r.OpenTime, t.limits.MaxResetTimeout)))
-	r.Successes = 0
+	usual := max(t.limits.ResetTimeout, min(r.OpenTime, t.limits.MaxResetTimeout))
+	due := now.Add(max(usual, openFor))
+	r.Successes, r.Asked = 0, openFor > usual
 	r.addEvidence(t.limits)
 	if !second {
 		r.Witness, r.RetryAt = t.source, due
@@ -646,7 +664,7 @@ func (r *Record) move(to State, t *terms, now time.Time) {
 		if t.limits.MaxResetTimeout > 0 {
 			r.OpenTime = r.remembered(t.limits, now)
 		}
-		r.open(t, now.Add(t.limits.ResetTimeout), 0, now)
+		r.open(t, now.Add(t.limits.ResetTimeout), false, 0, now)
 	default:
 		r.transition(to, t, now)
 	}
@@ -665,7 +683,7 @@ func (r *Record) override(o Override, t *terms, now time.Time) {
 }
 
 func (r *Record) ask(id string, t *terms, now time.Time) (granted bool) {
-	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt()
+	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt(t.limits)
 	switch {
 	case r.trial(id) >= 0:
 		return true
@@ -683,7 +701,7 @@ func (r *Record) ask(id string, t *terms, now time.Time) (granted bool) {
 // dueAt is when a trial may run, for a process with these limits: a record that
 // calls opened never makes it wait longer than its own settings would.
 func (r *Record) dueAt(l *Limits) time.Time {
-	if latest := r.SuspectAt.Add(l.longestOpen()); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) && !r.openedManually() {
+	if latest := r.SuspectAt.Add(l.longestOpen(r.Asked)); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) && !r.openedManually() {
 		return latest
 	}
 	return r.DueAt
@@ -753,9 +771,9 @@ func (r *Record) transition(to State, t *terms, now time.Time) {
 
 // open opens the record for all, without evidence. grown is its new OpenTime; 0
 // leaves that as it is.
-func (r *Record) open(t *terms, due time.Time, grown time.Duration, now time.Time) {
+func (r *Record) open(t *terms, due time.Time, asked bool, grown time.Duration, now time.Time) {
 	r.transition(StateOpen, t, now)
-	r.Opened, r.DueAt, r.OpenTime = r.Generation, due, cmp.Or(grown, r.OpenTime)
+	r.Opened, r.DueAt, r.Asked, r.OpenTime = r.Generation, due, asked, cmp.Or(grown, r.OpenTime)
 }
 
 // nextGeneration returns the generation of the next write. It follows the

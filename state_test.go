@@ -215,7 +215,7 @@ func (s *script) text() string {
 		parts[0] = "suspect"
 	}
 	add(r.Failures > 0 && !r.scored(), "failures %d", r.Failures)
-	add(r.scored(), "score %d of %d", r.Score, r.opensAt())
+	add(r.scored(), "score %d of %d", r.Score, 2*r.Threshold)
 	add(r.Rated, "rated")
 	calls := r.Window.sum()
 	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)

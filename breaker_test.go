@@ -1696,7 +1696,7 @@ func TestAMillionSuccessfulCallsSendNothing(t *testing.T) {
 
 func TestAHundredThousandRejectionsSendNothing(t *testing.T) {
 	server := redistest.Start(t)
-	b := startQuietBreaker(t, server, infuse.Config{ResetTimeout: time.Hour})
+	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{ResetTimeout: time.Hour})
 	trip(t, b)
 	ctx := t.Context()
 	require.Empty(t, costOf(t, server, func() {
@@ -1765,7 +1765,7 @@ func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 // However many calls meet a circuit that is due, a process asks for one trial.
 func TestOneCallOfAProcessAsksForATrialAtATime(t *testing.T) {
 	server := redistest.Start(t)
-	b := startQuietBreaker(t, server, infuse.Config{})
+	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{})
 	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
 	cost := costOf(t, server, func() {
 		server.Pause()
@@ -1785,7 +1785,7 @@ func TestOneCallOfAProcessAsksForATrialAtATime(t *testing.T) {
 
 func TestStrictReadsTheRecordBeforeEveryCall(t *testing.T) {
 	server := redistest.Start(t)
-	b := startQuietBreaker(t, server, infuse.Config{Strict: true, ResetTimeout: time.Hour})
+	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{Strict: true, ResetTimeout: time.Hour})
 	cost := costOf(t, server, func() {
 		for range 10 {
 			require.NoError(t, b.Call(t.Context(), succeeds))

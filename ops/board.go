@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/tally"
 )
 
 // This file is what the handler knows of the circuits, for all viewers: what it
@@ -427,7 +428,7 @@ func (b *board) snapshot() *snapshot {
 	}
 	for name, breaker := range own {
 		e := b.entry(name, breaker, now)
-		s.away = cmp.Or(s.away, e.stats.Away)
+		s.away = cmp.Or(s.away, e.stats.StorageErr)
 		s.entries = append(s.entries, e)
 	}
 	for name := range b.known {
@@ -474,7 +475,7 @@ func (e *entry) judge() {
 	e.state = e.stats.State
 	// While the storage is away, what was read is old, and the process goes by
 	// what it knows itself.
-	if e.record != nil && (e.breaker == nil || e.stats.Away == nil) {
+	if e.record != nil && (e.breaker == nil || e.stats.StorageErr == nil) {
 		e.state = worse(e.state, effective(e.record))
 	}
 	switch {
@@ -488,7 +489,7 @@ func (e *entry) judge() {
 		e.rank = 3
 	case e.record != nil && e.record.Suspect():
 		e.rank = 4
-	case e.stats.Failures > 0 || e.record != nil && e.record.Failures > 0:
+	case tally.Failures(e.stats) > 0 || e.record != nil && e.record.Failures > 0:
 		e.rank = 5
 	default:
 		e.rank = 6

@@ -164,7 +164,7 @@ func (h *handler) do(ctx context.Context, c *change) error {
 	case d.Clears:
 		return breaker.ClearOverride(ctx, c.signed())
 	default:
-		return breaker.Move(ctx, d.to)
+		return breaker.SetState(ctx, d.to)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/tally"
 )
 
 // This file is what a page says of the circuits, as JSON and as words.
@@ -63,6 +64,8 @@ type calls struct {
 	Failure  uint64 `json:"failure"`
 	Ignored  uint64 `json:"ignored"`
 	Rejected uint64 `json:"rejected"`
+
+	WouldReject uint64 `json:"wouldReject"`
 }
 
 // fleet is what is on record; without a storage, of this process.
@@ -140,9 +143,9 @@ func (e *entry) describe() circuit {
 	}
 	if e.breaker != nil {
 		s := e.stats
-		c.Here = &here{State: s.State.String(), Local: s.Local, Since: at(s.Since), Failures: s.Failures, Calls: calls(s.Calls)}
-		if s.Away != nil {
-			c.Here.Away = clip(s.Away.Error(), maxError)
+		c.Here = &here{State: s.State.String(), Local: tally.OnlyLocal(s), Since: at(tally.Since(s)), Failures: tally.Failures(s), Calls: calls(s.Calls)}
+		if s.StorageErr != nil {
+			c.Here.Away = clip(s.StorageErr.Error(), maxError)
 		}
 	}
 	if e.record != nil && e.problem == nil {
@@ -157,7 +160,7 @@ func (e *entry) status() string {
 	switch {
 	case o != nil && o.State == e.state:
 		return "held " + e.state.String()
-	case e.state == infuse.StateOpen && e.stats.Local:
+	case e.state == infuse.StateOpen && tally.OnlyLocal(e.stats):
 		return "open here"
 	case e.state != infuse.StateClosed:
 		return e.state.String()

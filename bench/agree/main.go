@@ -7,7 +7,8 @@
 //
 // It takes 15 minutes. It fails if a healthy call is rejected, if a circuit opens
 // without an outage, if an outage of 100 % costs more calls than promised, or if
-// one costs more than local breakers by more than a call or burst of each process.
+// one costs more than local breakers by more than a call or burst of each process
+// (with a FailureRate, also the calls of a bucket).
 // Fleets of a thousand are simulated, by the tests of the root module.
 package main
 

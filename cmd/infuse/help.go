@@ -215,6 +215,6 @@ Flags:
 
 Examples:
   infuse plan -calls 100 -processes 20 -errors 0.01
-  infuse plan -calls 100 -processes 20 -errors 0.1 -fail-max 10 -failure-rate 0.5 -min-calls 50
+  infuse plan -errors 0.1 -fail-max 10 -failure-rate 0.5 -min-calls 50
   infuse plan -calls 1 -processes 300 -circuits 10 -json
 `

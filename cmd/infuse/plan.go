@@ -119,7 +119,7 @@ func (p *planInput) estimate() *estimate {
 	streaks, rates := p.sharedStreaks(), p.sharedRates(0)
 	suspicions := 0.0 // a second
 	if streaks > 0 {
-		suspicions = 1 / (1/streaks + p.suspicion.Seconds())
+		suspicions = 1 / (1/streaks + p.suspects())
 	}
 	opens := p.opensOfSuspect()
 	e.SuspectPerHour = 3600 * (suspicions + rates)
@@ -170,7 +170,10 @@ func (p *planInput) rates(calls, errors, process, more float64) float64 {
 		return calls / m
 	}
 	k := math.Ceil(f*n + more - 1e-9)
-	full := calls * errors * (1 - errors) * binomial(n-1, k-1, errors)
+	// Near the threshold, one more failure comes so many times as often as one less:
+	// so often the threshold is reached more than once by the same failures.
+	again := errors * (n - k) / ((1 - errors) * k)
+	full := calls * errors * (1 - errors) * binomial(n-1, k-1, errors) * max(1-again, 1/math.Sqrt(n))
 	begins := process * errors * math.Pow(1-errors, n)
 	return full + begins*atLeast(m-1, math.Ceil(f*m+more-1e-9)-1, errors)
 }
@@ -194,35 +197,75 @@ func (p *planInput) sharedRates(more float64) float64 {
 }
 
 // sharedStreaks returns how often a second the reported failures reach FailMax. A
-// failure adds 1; a success resets the streak if its process's last call failed.
-// x[m] is the fraction of calls before which m processes are such, and the streak is
-// so long.
+// failure adds 1; a success resets the streak if its process's last call failed. The
+// streaks follow one another, from a dismissal on, when no process has failed last.
 func (p *planInput) sharedStreaks() float64 {
 	if p.failMax == 0 || p.errors == 0 {
 		return 0
 	}
 	e, n := p.errors, float64(p.processes)
-	spread := 12*math.Sqrt(n*e*(1-e)) + 20
-	low, high := int(max(0, n*e-spread)), int(min(n, n*e+spread+float64(min(p.failMax, 100))))
-	x := make([]float64, high+2)
-	leaves := func(m int) float64 { return 1 - (1-float64(m)/n)*(1-e) }
-	for m := low; m <= high; m++ {
-		x[m] = binomial(n, float64(m), e) * (1 - float64(m)/n) * e / leaves(m)
+	high := int(min(n, n*e+12*math.Sqrt(n*e*(1-e))+20+float64(min(p.failMax, 100))))
+	start := make([]float64, high+2) // of a streak: the chance that so many processes have failed last
+	start[0] = 1
+	calls, alive, last := 0.0, 1.0, 0.0 // calls until FailMax; the chance that it is not reached yet
+	for rounds := 50_000_000/(high+1)/p.failMax + 50; rounds > 0; rounds-- {
+		length, reached, next := p.streak(start, high)
+		calls += length
+		alive -= reached
+		share := reached / (alive + reached)
+		if start = next; alive < 1e-9 {
+			break
+		}
+		if math.Abs(share-last) < 1e-6*share || rounds == 1 { // it goes on so
+			calls += alive * (length / (alive + reached)) / share
+			break
+		}
+		last = share
 	}
-	for range p.failMax - 1 {
-		for m := high; m >= low; m-- {
-			next := float64(m) / n * e * x[m]
-			if m > low {
-				next += (1 - float64(m-1)/n) * e * x[m-1]
+	return p.calls * n / calls
+}
+
+// streak follows a streak that begins with so many failed processes, until it is
+// reset or reaches FailMax: its mean length in calls, the chance that it reaches it,
+// and the beginnings of the next.
+func (p *planInput) streak(start []float64, high int) (length, reached float64, next []float64) {
+	e, n := p.errors, float64(p.processes)
+	x := make([]float64, high+2) // the calls that are made while so many processes have failed last
+	next = make([]float64, high+2)
+	failed := func(m int) float64 { return float64(m) / n }
+	leaves := func(m int) float64 { return 1 - (1-failed(m))*(1-e) }
+	for k := range p.failMax {
+		for m := high; m >= 0; m-- {
+			if k == 0 {
+				x[m] = start[m] / leaves(m)
+				continue
 			}
-			x[m] = next / leaves(m)
+			in := failed(m) * e * x[m]
+			if m > 0 {
+				in += (1 - failed(m-1)) * e * x[m-1]
+			}
+			x[m] = in / leaves(m)
+		}
+		reached = 0
+		for m := 0; m <= high; m++ {
+			length += x[m]
+			reached += e * x[m]
+			if m > 0 {
+				next[m-1] += x[m] * failed(m) * (1 - e)
+			}
+		}
+		if reached == 0 {
+			break
 		}
 	}
-	sum := 0.0
-	for _, share := range x {
-		sum += share
-	}
-	return p.calls * n * sum * e
+	return length, reached, next
+}
+
+// suspects returns how many seconds a suspicion lasts that is dismissed, and the
+// pause after it.
+func (p *planInput) suspects() float64 {
+	falls := max(4-5*p.errors, 0.1) // of the score, a call
+	return float64(p.failMax)/falls/p.calls/float64(p.processes) + p.suspicion.Seconds()
 }
 
 // opensOfSuspect returns the probability that a circuit that is suspect of a streak
@@ -233,16 +276,20 @@ func (p *planInput) opensOfSuspect() float64 {
 		return 0
 	}
 	e, opens := p.errors, 2*p.failMax
-	first := int(math.Round(min(p.calls*float64(p.processes)*p.suspicion.Seconds(), 5000)))
-	score := make([]float64, p.failMax+first+1)
+	mean := min(p.calls*float64(p.processes)*p.suspicion.Seconds(), 5000)
+	first := int(mean + 10*math.Sqrt(mean) + 10) // calls before Suspicion, at most
+	reach := p.reach(opens, p.failMax+first+1)
+	score := make([]float64, p.failMax+first+1) // its chance
 	score[p.failMax] = 1
-	for range first { // nothing opens yet
+	sum := 0.0
+	for call := 0; call <= first; call++ {
 		next := make([]float64, len(score))
-		alive := 0.0
+		alive, opened := 0.0, 0.0
 		for s, chance := range score {
 			if chance == 0 {
 				continue
 			}
+			opened += chance * reach[s]
 			if s+1 < len(next) {
 				next[s+1] += chance * e
 			}
@@ -251,12 +298,19 @@ func (p *planInput) opensOfSuspect() float64 {
 			}
 			alive += chance
 		}
-		if score = next; alive < 1e-40 {
-			return 0
+		if alive < 1e-40 {
+			break
 		}
+		sum += poisson(float64(call), mean) * opened
+		score = next
 	}
-	// reach[s] is the chance that a score below 2 × FailMax reaches that.
-	reach := make([]float64, max(opens, len(score)))
+	return sum
+}
+
+// reach returns for each score the chance that it opens the circuit, once Suspicion
+// has passed: by the failure that makes it 2 × FailMax or finds it above that.
+func (p *planInput) reach(opens, scores int) []float64 {
+	e, reach := p.errors, make([]float64, max(opens, scores))
 	for range 100_000 {
 		change := 0.0
 		for s := opens - 1; s > 0; s-- {
@@ -274,14 +328,13 @@ func (p *planInput) opensOfSuspect() float64 {
 			break
 		}
 	}
-	for s := opens; s < len(reach); s++ { // the next failure opens it
-		reach[s] = e + (1-e)*reach[s-4]*boolToFloat(s > 4)
+	for s := opens; s < len(reach); s++ {
+		reach[s] = e
+		if s > 4 {
+			reach[s] += (1 - e) * reach[s-4]
+		}
 	}
-	sum := 0.0
-	for s, chance := range score {
-		sum += chance * reach[s]
-	}
-	return sum
+	return reach
 }
 
 func boolToFloat(b bool) float64 {
@@ -429,53 +482,66 @@ func logFactorial(n float64) float64 {
 
 // print writes the plan as text.
 func (e *estimate) print(w io.Writer, p *planInput) error {
-	out := func(format string, args ...any) { fmt.Fprintf(w, format, args...) }
-	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	row := func(name string, cells ...string) { fmt.Fprintf(t, "  %s\t%s\n", name, strings.Join(cells, "\t")) }
+	var b strings.Builder
+	t := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
+	row := func(name, number, text string) { fmt.Fprintf(t, "%s\t%s\t%s\n", name, number, text) }
 
-	out("%d processes with %s calls/s each. Baseline error rate %s %%.\n", p.processes, figure(p.calls), figure(100*p.errors))
-	out("FailMax %s, FailureRate %s, ResetTimeout %s, Suspicion %s, PollInterval %s.\n\n",
+	fmt.Fprintf(t, "Processes %d, calls/s of each %s, baseline error rate %s %%.\n", p.processes, figure(p.calls), figure(100*p.errors))
+	fmt.Fprintf(t, "FailMax %s, FailureRate %s, ResetTimeout %s, Suspicion %s, PollInterval %s.\n\n",
 		orOff(float64(p.failMax)), p.rateText(), brief(p.resetTimeout), p.suspicion, p.pollInterval)
 
-	fmt.Fprintln(t, "Openings by chance\tan hour\t")
+	row("OPENINGS BY CHANCE", "AN HOUR", "")
 	row("local circuit of one process", figure(e.LocalPerHour), often(e.LocalPerHour))
 	row("local circuits of all processes", figure(e.AllLocalPerHour), often(e.AllLocalPerHour))
-	row("shared circuit suspect, calls run", figure(e.SuspectPerHour), often(e.SuspectPerHour))
+	row("shared circuit suspect (calls run)", figure(e.SuspectPerHour), often(e.SuspectPerHour))
 	row("shared circuit open, at most", figure(e.SharedPerHour), often(e.SharedPerHour))
-	fmt.Fprintln(t)
-	fmt.Fprintln(t, "An outage, in which every call fails\tcalls\t")
+	row("", "", "")
+	row("AN OUTAGE (every call fails)", "CALLS", "")
 	if e.OutageCalls == nil {
 		row("until all processes reject", "all", "these settings never detect it")
 	} else {
-		row("until all processes reject", figure(math.Ceil(*e.OutageCalls)), "after "+brief(seconds(*e.OutageSeconds)))
+		row("until all processes reject", figure(math.Ceil(*e.OutageCalls)), "after "+short(*e.OutageSeconds))
 	}
 	if e.OutageCallsLocal != nil {
-		row("the same without a storage", figure(math.Ceil(*e.OutageCallsLocal)))
+		row("the same without a storage", figure(math.Ceil(*e.OutageCallsLocal)), "")
 	}
 	row("then trials, at most", "2", "every "+brief(p.resetTimeout))
-	fmt.Fprintln(t)
-	name := "Redis"
+	row("", "", "")
+	name := "REDIS"
 	if p.circuits > 1 {
-		name = fmt.Sprintf("Redis, %d circuits", p.circuits)
+		name = fmt.Sprintf("REDIS (%d circuits)", p.circuits)
 	}
-	fmt.Fprintf(t, "%s\tcommands/s\t\n", name)
-	row("no errors", figure(e.Healthy))
-	row("baseline errors", figure(e.Baseline))
-	row("outage, while open", figure(e.Outage), "and "+figure(math.Ceil(e.OpeningBurst))+" commands when it begins")
+	row(name, "COMMANDS/S", "")
+	row("no errors", figure(e.Healthy), "")
+	row("baseline errors", figure(e.Baseline), "")
+	row("outage, while open", figure(e.Outage), "and "+figure(math.Ceil(e.OpeningBurst))+" commands when it opens")
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	for _, note := range e.notes(p) {
-		out("\n%s\n", note)
+		b.WriteString("\n" + note + "\n")
+	}
+	for line := range strings.Lines(b.String()) {
+		if _, err := io.WriteString(w, strings.TrimRight(line, " \n")+"\n"); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// short returns seconds with two digits.
+func short(s float64) string {
+	if s < 60 {
+		return figure(s) + " s"
+	}
+	return brief(time.Duration(min(s, 1e9) * float64(time.Second)))
 }
 
 func (p *planInput) rateText() string {
 	if p.failureRate == 0 {
 		return "off"
 	}
-	return fmt.Sprintf("%s of %d calls or more in %s", figure(p.failureRate), p.minCalls, brief(p.window))
+	return fmt.Sprintf("%s (of %d calls or more in %s)", figure(p.failureRate), p.minCalls, brief(p.window))
 }
 
 // notes are warnings about the settings.
@@ -503,8 +569,6 @@ func orOff(n float64) string {
 	return figure(n)
 }
 
-func seconds(s float64) time.Duration { return time.Duration(min(s, 1e9) * float64(time.Second)) }
-
 // figure returns a number with two digits, without an exponent.
 func figure(x float64) string {
 	switch {
@@ -526,7 +590,7 @@ func thousands(digits string) string {
 	return digits
 }
 
-// often says how often something happens that happens so often an hour.
+// often returns in words how often something happens.
 func often(perHour float64) string {
 	const year = 24 * 365.25
 	switch {
@@ -543,5 +607,5 @@ func often(perHour float64) string {
 	case perHour < 60:
 		return "once in " + figure(60/perHour) + " minutes"
 	}
-	return "once in " + figure(3600/perHour) + " s"
+	return "once in " + figure(3600/perHour) + " seconds"
 }

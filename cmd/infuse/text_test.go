@@ -48,7 +48,7 @@ func TestHostileNames(t *testing.T) {
 				require.Regexp(t, `(?m)^state +open`, out, "%q", given)
 				requireHarmless(t, d.does("show", "-json", "--", given))
 			}
-			requireHarmless(t, d.does("override", "-by", name[:min(len(name), 200)], "-until", "1h", "-reason", "because of "+name[:min(len(name), 180)], "--", name, "closed"))
+			requireHarmless(t, d.does("override", "-force", "-by", name[:min(len(name), 200)], "-until", "1h", "-reason", "because of "+name[:min(len(name), 180)], "--", name, "closed"))
 			requireHarmless(t, d.does("remove-override", "-by", name[:min(len(name), 200)], "--", name))
 			requireHarmless(t, d.does("set-state", "-by", name[:min(len(name), 200)], "--", name, "open"))
 			requireHarmless(t, d.does("show", "--", name))

@@ -116,11 +116,7 @@ func (p *planInput) estimate() *estimate {
 	e.LocalPerHour = perHour(p.localStreaks()+p.localRates(), reset)
 	e.AllLocalPerHour = e.LocalPerHour * float64(p.processes)
 
-	streaks, rates := p.sharedStreaks(), p.sharedRates(0)
-	suspicions := 0.0 // a second
-	if streaks > 0 {
-		suspicions = 1 / (1/streaks + p.suspects())
-	}
+	suspicions, rates := p.suspicions(), p.sharedRates(0) // a second
 	opens := p.opensOfSuspect()
 	e.SuspectPerHour = 3600 * (suspicions + rates)
 	if p.processes > 1 {
@@ -208,7 +204,7 @@ func (p *planInput) sharedStreaks() float64 {
 	start := make([]float64, high+2) // of a streak: the chance that so many processes have failed last
 	start[0] = 1
 	calls, alive, last := 0.0, 1.0, 0.0 // calls until FailMax; the chance that it is not reached yet
-	for rounds := 50_000_000/(high+1)/p.failMax + 50; rounds > 0; rounds-- {
+	for rounds := 10_000_000/(high+1)/p.failMax + 20; rounds > 0; rounds-- {
 		length, reached, next := p.streak(start, high)
 		calls += length
 		alive -= reached
@@ -261,11 +257,18 @@ func (p *planInput) streak(start []float64, high int) (length, reached float64, 
 	return length, reached, next
 }
 
-// suspects returns how many seconds a suspicion lasts that is dismissed, and the
-// pause after it.
-func (p *planInput) suspects() float64 {
+// suspicions returns how often a second the shared circuit becomes suspect of a
+// streak. A suspicion that is dismissed lasts for some calls, and no other begins for
+// Suspicion: of that time and the time of the streak the longer one counts.
+func (p *planInput) suspicions() float64 {
+	rate := p.sharedStreaks()
+	if rate == 0 {
+		return 0
+	}
 	falls := max(4-5*p.errors, 0.1) // of the score, a call
-	return float64(p.failMax)/falls/p.calls/float64(p.processes) + p.suspicion.Seconds()
+	lasts := float64(p.failMax) / falls / p.calls / float64(p.processes)
+	pause := p.suspicion.Seconds()
+	return 1 / (lasts + pause + math.Exp(-pause*rate)/rate)
 }
 
 // opensOfSuspect returns the probability that a circuit that is suspect of a streak
@@ -418,7 +421,8 @@ func meanOfAtMost(limit, mean float64) float64 {
 		return min(limit, mean)
 	}
 	sum, below := 0.0, 0.0
-	for k := 0.0; k < limit && k < mean+40*math.Sqrt(mean)+40; k++ {
+	spread := 20*math.Sqrt(mean) + 40
+	for k := math.Floor(max(0, mean-spread)); k < limit && k < mean+spread; k++ {
 		chance := poisson(k, mean)
 		sum, below = sum+k*chance, below+chance
 	}
@@ -505,7 +509,9 @@ func (e *estimate) print(w io.Writer, p *planInput) error {
 	if e.OutageCallsLocal != nil {
 		row("the same without a storage", figure(math.Ceil(*e.OutageCallsLocal)), "")
 	}
-	row("then trials, at most", "2", "every "+brief(p.resetTimeout))
+	if e.OutageCalls != nil {
+		row("then trials, at most", "2", "every "+brief(p.resetTimeout))
+	}
 	row("", "", "")
 	name := "REDIS"
 	if p.circuits > 1 {
@@ -514,7 +520,9 @@ func (e *estimate) print(w io.Writer, p *planInput) error {
 	row(name, "COMMANDS/S", "")
 	row("no errors", figure(e.Healthy), "")
 	row("baseline errors", figure(e.Baseline), "")
-	row("outage, while open", figure(e.Outage), "and "+figure(math.Ceil(e.OpeningBurst))+" commands when it opens")
+	if e.OutageCalls != nil {
+		row("outage, while open", figure(e.Outage), "and "+figure(math.Ceil(e.OpeningBurst))+" commands when it opens")
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}

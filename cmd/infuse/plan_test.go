@@ -137,7 +137,7 @@ func TestPlanAgreesWithASimulationOfTheSharedCircuit(t *testing.T) {
 	} {
 		got := p.simulateShared(3_000_000, 7)
 		require.Greater(t, got.suspicions, 500.0)
-		rate := 1 / (1/p.sharedStreaks() + p.suspects()) // meanwhile no other begins
+		rate := p.suspicions()
 		require.InEpsilon(t, rate, got.suspicions/got.seconds, 0.3, "suspicions of %+v", p)
 		share := got.openings / got.suspicions
 		t.Logf("%d x %v/s, %v: suspicions a second %.4g, simulated %.4g; openings of these %.4g, simulated %.4g", p.processes, p.calls, p.errors, rate, got.suspicions/got.seconds, p.opensOfSuspect(), share)
@@ -150,8 +150,16 @@ func TestPlanAgreesWithASimulationOfTheSharedCircuit(t *testing.T) {
 // Real breakers, in fake time.
 func TestPlanAgreesWithBreakers(t *testing.T) {
 	t.Parallel()
-	p := planInput{calls: 1, processes: 20, errors: 0.3, failMax: 3, suspicion: 50 * time.Millisecond}
-	const hours = 1
+	for _, p := range []planInput{
+		{calls: 1, processes: 20, errors: 0.3, failMax: 3, suspicion: 50 * time.Millisecond},
+		{calls: 1, processes: 300, errors: 0.1, failMax: 10, suspicion: 50 * time.Millisecond},
+		{calls: 10, processes: 20, errors: 0.05, failMax: 5, suspicion: 50 * time.Millisecond},
+	} {
+		planAgainstBreakers(t, p, time.Duration(80_000/p.calls/float64(p.processes))*time.Second)
+	}
+}
+
+func planAgainstBreakers(t *testing.T, p planInput, lasts time.Duration) {
 	var suspicions atomic.Int64
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -161,7 +169,7 @@ func TestPlanAgreesWithBreakers(t *testing.T) {
 				suspicions.Add(1)
 			}
 		})()
-		ctx, cancel := context.WithTimeout(t.Context(), hours*time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), lasts)
 		defer cancel()
 		var all []*infuse.Breaker
 		for i := range p.processes {
@@ -188,9 +196,10 @@ func TestPlanAgreesWithBreakers(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 	})
-	want := 3600 / (1/p.sharedStreaks() + p.suspects())
-	t.Logf("%d suspicions an hour, planned %.0f", suspicions.Load(), want)
-	require.InEpsilon(t, want, float64(suspicions.Load()), 0.35)
+	want := 3600 * p.suspicions()
+	got := float64(suspicions.Load()) / lasts.Hours()
+	t.Logf("%d x %v/s: %.0f suspicions an hour, planned %.0f", p.processes, p.calls, got, want)
+	require.InEpsilon(t, want, got, 0.35)
 }
 
 // simulateLocal counts the openings of one local circuit: consecutive failures, and a

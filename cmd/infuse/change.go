@@ -28,7 +28,7 @@ func override(ctx context.Context, j *job) error {
 
 func checkOverride(o *options, args []string) error {
 	if s, ok := states[args[1]]; !ok || s == infuse.StateHalfOpen {
-		return misused("invalid state %q: want open or closed", cut(args[1], 40))
+		return misused("invalid state: %s: want open or closed", shownWord(args[1]))
 	}
 	if strings.TrimSpace(o.reason) == "" {
 		return misused("-reason is missing: every rejection shows it")
@@ -66,10 +66,10 @@ func parseUntil(text string, now time.Time) (time.Time, error) {
 	case notFull == nil:
 		until = full
 	default:
-		return until, misused("-until is %.60q: must be like 2h, 17:30, %s, or %s", text, now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
+		return until, misused("-until is %s: must be like 2h, 17:30, %s, or %s", shownWord(text), now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
 	}
 	if ahead := until.Sub(now); ahead <= 0 || ahead > most {
-		return until, misused("-until is %s: must be in the future, at most %d days, or %s", text, int(most.Hours())/24, untilRemoved)
+		return until, misused("-until is %s: must be in the future, at most %d days, or %s", shownWord(text), int(most.Hours())/24, untilRemoved)
 	}
 	return until, nil
 }
@@ -106,7 +106,7 @@ func setState(ctx context.Context, j *job) error {
 
 func checkSetState(o *options, args []string) error {
 	if _, ok := states[args[1]]; !ok {
-		return misused("invalid state %q: want closed, open or half-open", cut(args[1], 40))
+		return misused("invalid state: %s: want closed, open or half-open", shownWord(args[1]))
 	}
 	if o.openFor < time.Millisecond || o.openFor > 366*24*time.Hour {
 		return misused("-for is %v: must be from 1ms to 366 days", o.openFor)

@@ -144,7 +144,7 @@ func connect(o *options) (redis.UniversalClient, error) {
 		if err != nil {
 			return nil, badURL(err)
 		}
-		c.ContextTimeoutEnabled, c.DialTimeout = true, within(c.DialTimeout, o.timeout)
+		c.ContextTimeoutEnabled, c.DialTimeout, c.DialerRetries = true, within(c.DialTimeout, o.timeout), cmp.Or(c.DialerRetries, 1)
 		c.Password, c.TLSConfig = cmp.Or(c.Password, o.password), secure(c.TLSConfig)
 		return redis.NewFailoverClient(c), nil
 	case o.cluster || query.Has("addr"):
@@ -152,7 +152,7 @@ func connect(o *options) (redis.UniversalClient, error) {
 		if err != nil {
 			return nil, badURL(err)
 		}
-		c.ContextTimeoutEnabled, c.DialTimeout = true, within(c.DialTimeout, o.timeout)
+		c.ContextTimeoutEnabled, c.DialTimeout, c.DialerRetries = true, within(c.DialTimeout, o.timeout), cmp.Or(c.DialerRetries, 1)
 		c.Password, c.TLSConfig = cmp.Or(c.Password, o.password), secure(c.TLSConfig)
 		return redis.NewClusterClient(c), nil
 	}
@@ -160,7 +160,7 @@ func connect(o *options) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, badURL(err)
 	}
-	c.ContextTimeoutEnabled, c.DialTimeout = true, within(c.DialTimeout, o.timeout)
+	c.ContextTimeoutEnabled, c.DialTimeout, c.DialerRetries = true, within(c.DialTimeout, o.timeout), cmp.Or(c.DialerRetries, 1)
 	c.Password, c.TLSConfig = cmp.Or(c.Password, o.password), secure(c.TLSConfig)
 	return redis.NewClient(c), nil
 }

@@ -102,6 +102,9 @@ func (j *job) notice(text string) { program{stderr: j.stderr}.notice(text) }
 // textOf returns an error's text without the name that every line begins with.
 func textOf(err error) string {
 	text := strings.TrimPrefix(err.Error(), "infuse: ")
+	if strings.Contains(text, "WRONGPASS") || strings.Contains(text, "NOAUTH") {
+		text += "; check the user and password in the URL of Redis, or INFUSE_REDIS_PASSWORD"
+	}
 	return plain(strings.ReplaceAll(text, ": infuse: ", ": "))
 }
 
@@ -163,10 +166,10 @@ func (p program) carryOut(ctx context.Context, c *command, opts *options, args [
 // shownWord returns an argument for an error text, unless it may be a URL with a
 // password in the wrong place.
 func shownWord(arg string) string {
-	if strings.ContainsAny(arg, ":@/?#") {
-		return "the first argument"
+	if len(arg) > 40 || strings.ContainsAny(arg, "@/?#") || strings.Contains(arg, "://") {
+		return "the argument"
 	}
-	return strconv.Quote(cut(arg, 40))
+	return strconv.Quote(arg)
 }
 
 var (

@@ -273,19 +273,19 @@ func TestMutualTLS(t *testing.T) {
 		require.Zero(t, d.watches().stop())
 	}
 	for want, args := range map[string][]string{
-		"certificate":          {"-redis", "rediss://:secret@" + addr},                                                                                                  // an unknown CA
-		"certificate required": {"-redis", "rediss://:secret@" + addr, "-tls-ca", ca},                                                                                   // no client certificate
-		"unknown":              {"-redis", "rediss://:secret@" + addr, "-tls-ca", ca, "-tls-cert", strangeCert, "-tls-key", strangeKey},                                 // of another CA
-		"belong together":      {"-redis", "rediss://:secret@" + addr, "-tls-cert", cert},                                                                               //
-		"-tls-ca: open":        {"-redis", "rediss://:secret@" + addr, "-tls-ca", filepath.Join(a.dir, "none")},                                                         //
-		"has no certificate":   {"-redis", "rediss://:secret@" + addr, "-tls-ca", key},                                                                                  //
-		"does not match":       {"-redis", "rediss://:secret@" + addr, "-tls-cert", cert, "-tls-key", serverKey},                                                        //
-		"has no TLS":           {"-redis", "unix:///run/redis.sock", "-tls-ca", ca},                                                                                     //
-		"match localhost":      {"-redis", "rediss://:secret@" + strings.Replace(addr, "127.0.0.1", "localhost", 1), "-tls-ca", ca, "-tls-cert", cert, "-tls-key", key}, // another name
+		"certificate":                         {"-redis", "rediss://:secret@" + addr},                                                                                                  // an unknown CA
+		"certificate required|reset|EOF|pipe": {"-redis", "rediss://:secret@" + addr, "-tls-ca", ca},                                                                                   // no client certificate
+		"unknown|reset|EOF|pipe":              {"-redis", "rediss://:secret@" + addr, "-tls-ca", ca, "-tls-cert", strangeCert, "-tls-key", strangeKey},                                 // of another CA
+		"belong together":                     {"-redis", "rediss://:secret@" + addr, "-tls-cert", cert},                                                                               //
+		"-tls-ca: open":                       {"-redis", "rediss://:secret@" + addr, "-tls-ca", filepath.Join(a.dir, "none")},                                                         //
+		"has no certificate":                  {"-redis", "rediss://:secret@" + addr, "-tls-ca", key},                                                                                  //
+		"does not match":                      {"-redis", "rediss://:secret@" + addr, "-tls-cert", cert, "-tls-key", serverKey},                                                        //
+		"has no TLS":                          {"-redis", "unix:///run/redis.sock", "-tls-ca", ca},                                                                                     //
+		"match localhost":                     {"-redis", "rediss://:secret@" + strings.Replace(addr, "127.0.0.1", "localhost", 1), "-tls-ca", ca, "-tls-cert", cert, "-tls-key", key}, // another name
 	} {
 		var stdout, stderr screen
 		require.NotZero(t, run(t.Context(), append(args, "-timeout", "2s", "list"), &stdout, &stderr), want)
-		require.Contains(t, stderr.String(), want)
+		require.Regexp(t, want, stderr.String())
 		require.NotContains(t, stderr.String(), "secret")
 	}
 }
@@ -301,7 +301,7 @@ func TestThePasswordOfTheEnvironment(t *testing.T) {
 	require.Contains(t, errs, "WRONGPASS")
 	require.Contains(t, errs, "INFUSE_REDIS_PASSWORD")
 	t.Setenv("INFUSE_REDIS_PASSWORD", "")
-	require.Zero(t, strings.Count(deskAt(t, "redis://ann:"+url.QueryEscape(password)+"@"+server.Addr()).does("list"), "error"))
+	require.Contains(t, deskAt(t, "redis://ann:"+url.PathEscape(password)+"@"+server.Addr()).does("list"), "prices")
 }
 
 // No output has four characters of the password in succession, whatever is wrong

@@ -103,7 +103,7 @@ func (j *job) notice(text string) { program{stderr: j.stderr}.notice(text) }
 func textOf(err error) string {
 	text := strings.TrimPrefix(err.Error(), "infuse: ")
 	if strings.Contains(text, "WRONGPASS") || strings.Contains(text, "NOAUTH") {
-		text += "; check the user and password in the URL of Redis, or INFUSE_REDIS_PASSWORD"
+		text = strings.TrimSuffix(text, ".") + "; check the user and password in the URL of Redis, or INFUSE_REDIS_PASSWORD"
 	}
 	return plain(strings.ReplaceAll(text, ": infuse: ", ": "))
 }

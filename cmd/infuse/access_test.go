@@ -390,7 +390,7 @@ func TestNoErrorShowsAPassword(t *testing.T) {
 		return args
 	}
 	fixed := []string{"12345/qvz@wjrx", "hxnter22/zz@9.9.9.9", "p@zzwxrd#1", "50%vff@hqme", "abc://defg", "9999/0"}
-	for i := range 40 + len(fixed) {
+	for i := range 20 + len(fixed) {
 		secret := password()
 		if i < len(fixed) {
 			secret = fixed[i]
@@ -407,6 +407,8 @@ func TestNoErrorShowsAPassword(t *testing.T) {
 		}
 	}
 	wait.Wait()
+	// Long enough for an error with the address that was dialled.
+	try("31234#xyz", []string{"-timeout", "5s", "-redis", "redis://:31234#xyz@127.0.0.1:1", "list"})
 	require.Empty(t, shown)
 
 	for range 10 {

@@ -27,7 +27,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// list printed "none is held" on a node of a Cluster, and exited with 0 (faults O3).
+// On a node of a Cluster, list saw the circuits of that node alone (faults O3).
 func TestAClusterIsFoundOut(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -83,7 +83,7 @@ func TestASentinelIsNoServer(t *testing.T) {
 	require.Contains(t, errs, "add ?master_name=NAME")
 }
 
-// Nothing tells where HELLO does not: as before Redis 6.
+// Replies of HELLO in both protocols, and others.
 func TestHelloMode(t *testing.T) {
 	require.Equal(t, "cluster", helloMode([]any{"server", "redis", "mode", "cluster"}))
 	require.Equal(t, "sentinel", helloMode(map[any]any{"mode": "sentinel"}))

@@ -132,8 +132,8 @@ func TestSetState(t *testing.T) {
 	})
 }
 
-// A change by hand judges the circuit by the limits of whoever makes it: those
-// of the command are no service's.
+// A manual change does not evaluate the circuit: the settings of the command are not
+// those of a service.
 func TestAChangeByHandOpensNothing(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
 		b, err := infuse.New("prices", infuse.Config{Storage: d.storage, FailMax: 1000, StorageTimeout: 5 * time.Second})
@@ -193,7 +193,7 @@ func TestExitCodes(t *testing.T) {
 	require.Empty(t, stdout.String())
 }
 
-// A Redis that hangs holds no command up for longer than -timeout.
+// With a Redis that hangs, each command ends after -timeout.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

@@ -178,8 +178,8 @@ func within(set, timeout time.Duration) time.Duration {
 	return timeout
 }
 
-// No text of these has any part of the URL: nobody knows which part of a URL that
-// is wrong was meant as its password.
+// None of these texts has any part of the URL: in an invalid URL, any part may be meant
+// as the password.
 
 const escapeIt = `in a user name or password, write special characters as %XX (@ is %40, / is %2F, % is %25), or pass the password in INFUSE_REDIS_PASSWORD`
 
@@ -197,7 +197,7 @@ func checkURL(text string) (string, error) {
 		return "", misused("the URL of Redis must begin with redis://, rediss:// or unix://; %s", escapeIt)
 	}
 	if end := strings.IndexAny(rest, "/?#"); end >= 0 && strings.Contains(rest[end:], "@") {
-		return "", misused("the URL of Redis has an @ behind a /, ? or #: %s", escapeIt)
+		return "", misused("the URL of Redis has an @ after a /, ? or #: %s", escapeIt)
 	}
 	return text, nil
 }
@@ -206,7 +206,7 @@ func checkURL(text string) (string, error) {
 func badURL(err error) error {
 	for _, known := range []struct{ text, what string }{
 		{"redis: invalid database number", "the database must be a number: redis://host:6379/0"},
-		{"redis: invalid URL path", "behind the host there may be only a database: redis://host:6379/0"},
+		{"redis: invalid URL path", "only a database may follow the host: redis://host:6379/0"},
 		{"redis: invalid URL scheme", "a Cluster or Sentinel needs redis:// or rediss://"},
 		{"redis: invalid", "the query has an option with an invalid value"},
 		{"redis: unexpected option", "the query has an unknown option"},

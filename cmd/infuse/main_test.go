@@ -146,7 +146,7 @@ func (d *desk) breaker(name string) *infuse.Breaker {
 	return b
 }
 
-// watched is breaker, once Redis knows its subscription.
+// watched is breaker, and waits for its subscription.
 func (d *desk) watched(name string) *infuse.Breaker {
 	d.t.Helper()
 	b := d.breaker(name)

@@ -154,7 +154,7 @@ func (w *watcher) find(ctx context.Context) error {
 	return each(len(found), func(i int) error { return w.load(ctx, found[i]) })
 }
 
-// load has the record heard as it is now: what happened before Watch is not told.
+// load reads the record once: Watch does not notify of earlier events.
 func (w *watcher) load(ctx context.Context, name string) error {
 	r, err := w.storage.Load(ctx, name)
 	if isBroken(err) {
@@ -267,7 +267,7 @@ func (c *watched) fresh(name string, history []infuse.Event, now time.Time) []ev
 }
 
 // unprinted returns how many of the newest events of a history are not in what
-// was printed of it, nor older than from. Their times do not tell: each read
+// was printed of it, nor older than from. Their times cannot decide: each read
 // translates them to this process's clock anew.
 func unprinted(history, printed []infuse.Event, from time.Time) int {
 	n := 0

@@ -55,7 +55,7 @@ const anyTime = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d  `
 
 func TestWatch(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
-		d.does("set-state", "-force", "old", "open") // before: it is not told of
+		d.does("set-state", "-force", "old", "open") // before: it is not printed
 		time.Sleep(20 * time.Millisecond)
 		w := d.watches("-interval", "50ms")
 		d.does("override", "-force", "old", "closed", "-reason", "false alarm", "-until", "removed", "-by", "ann")
@@ -97,7 +97,7 @@ func TestWatchNamedCircuits(t *testing.T) {
 	})
 }
 
-// The end of an override is told once, and not where somebody has ended it.
+// The expiry of an override is printed once, and not if it was removed.
 func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, d *desk) {
@@ -131,7 +131,7 @@ func TestWatchSeesAnotherProcess(t *testing.T) {
 	}
 }
 
-// Redis goes away and comes back, empty.
+// Redis becomes unavailable, and is available again, empty.
 // After a search that failed at its timeout, the next one came ten times as long
 // later.
 func TestWatchGoesOnWhileRedisIsAway(t *testing.T) {
@@ -179,7 +179,7 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 	}
 }
 
-// The program itself: signals, and a reader that goes away.
+// The program itself: signals, and a reader that closes its end.
 func TestTheProgram(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -281,7 +281,7 @@ func TestManyCircuits(t *testing.T) {
 	require.Zero(t, w.stop())
 }
 
-// One that may not read the history is told so once.
+// A missing permission to read the history is reported once.
 func TestWatchWithoutTheRight(t *testing.T) {
 	server := redistest.Start(t)
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", "-lrange").Err())

@@ -27,7 +27,7 @@ const overviewTail = `  help             describe a command: infuse help COMMAND
 Common flags, before or after the command:
   -redis URL      the URL of Redis. Default INFUSE_REDIS
   -prefix TEXT    the prefix of the fleet's keys. Default INFUSE_PREFIX, or infuse:
-  -cluster        Redis is a Cluster. Without it, infuse asks the server
+  -cluster        Redis is a Cluster. Default: infuse checks the server
   -tls-ca FILE    the certificates of the CA that signed Redis's, in PEM form.
                   Default those of the system
   -tls-cert FILE  the client certificate, in PEM form

@@ -2,7 +2,6 @@ package fleettest
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"

@@ -311,7 +311,7 @@ func TestRequestsThatHangForEverAreForgotten(t *testing.T) {
 					go func() { _ = o.Call(context.Background(), fails) }()
 				}
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
-				time.Sleep(time.Second) // there is no better reason
+				time.Sleep(3 * time.Second) // there is no better reason
 				synctest.Wait()
 				heard.Require(t, 1, 0)
 				time.Sleep(outage)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -107,15 +108,13 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 			calls.Wait()
 			var counted int
 			near := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
-			require.Eventually(t, func() bool {
-				for _, b := range breakers { // each has said all that it had to say
-					if b.Stats().StorageErr != nil {
-						return false
-					}
+			require.EventuallyWithT(t, func(c *assert.CollectT) {
+				for i, b := range breakers { // each has reported everything
+					require.NoError(c, b.Stats().StorageErr, "process %d", i)
 				}
 				counted = recordOf(t, near).Failures
-				return counted >= int(made.Load())
-			}, patience, 10*pace, "%d of %d were counted", counted, made.Load())
+				require.GreaterOrEqual(c, counted, int(made.Load()))
+			}, patience, 10*pace)
 			time.Sleep(200 * time.Millisecond) // for what would be too many
 			counted = recordOf(t, near).Failures
 			t.Logf("%d failures, %d counted, worst extra wait %v", made.Load(), counted, time.Duration(waited.Load()).Round(time.Millisecond))

@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/tally"
 )
 
 // The attributes of metrics and spans.
@@ -66,7 +65,7 @@ func Rejected(ctx context.Context, err error) bool {
 func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 	all := []attribute.KeyValue{
 		OutcomeKey.String("rejected"),
-		NameKey.String(nameOf(rejected.Circuit)),
+		NameKey.String(tally.Name(rejected.Circuit)),
 		StateKey.String(states[min(int(rejected.State), len(states)-1)]),
 		LocalKey.Bool(rejected.Local),
 	}
@@ -80,15 +79,6 @@ func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 		all = append(all, RejectedDueKey.String(rejected.DueAt.UTC().Format(time.RFC3339Nano)))
 	}
 	return all
-}
-
-// nameOf returns a circuit's name as an attribute may have it. What is no UTF-8
-// is quoted, and so is what looks quoted: no two names become one.
-func nameOf(circuit string) string {
-	if utf8.ValidString(circuit) && !strings.HasPrefix(circuit, `"`) {
-		return circuit
-	}
-	return strconv.Quote(circuit)
 }
 
 // text returns what an exporter can send: one string that is no UTF-8 costs a

@@ -69,7 +69,7 @@ func scrapeFleet(t *testing.T) []sample {
 	require.NoError(t, breakerOf(t, a, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "moving house"}))
 	require.Eventually(t, func() bool {
 		sick, mine, held := breakerOf(t, b, "sick").Stats(), breakerOf(t, a, "sick").Stats(), breakerOf(t, b, "held").Stats()
-		return sick.State == infuse.StateOpen && !mine.Local && held.Override != nil
+		return sick.State == infuse.StateOpen && mine.Shared.State == infuse.StateOpen && held.Override != nil
 	}, 10*time.Second, time.Millisecond)
 	for _, name := range []string{"sick", "held"} {
 		require.ErrorIs(t, breakerOf(t, b, name).Call(t.Context(), succeeds), infuse.ErrOpen)

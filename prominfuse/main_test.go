@@ -12,10 +12,10 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-var errSick = errors.New("sick")
+var errFailing = errors.New("failing")
 
 func succeeds(context.Context) error { return nil }
-func fails(context.Context) error    { return errSick }
+func fails(context.Context) error    { return errFailing }
 
 func newGroup(tb testing.TB, cfg infuse.Config) *infuse.Group {
 	tb.Helper()

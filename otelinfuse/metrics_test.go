@@ -21,7 +21,7 @@ import (
 	"github.com/infuse-go/infuse/otelinfuse"
 )
 
-// start registers the source with an SDK of its own.
+// start registers the source with a new SDK.
 func start(tb testing.TB, source otelinfuse.Source, options ...otelinfuse.Option) *sdk.ManualReader {
 	tb.Helper()
 	reader := sdk.NewManualReader()
@@ -218,7 +218,7 @@ func TestOverrideAndStorageUnavailable(t *testing.T) {
 	require.Zero(t, got["infuse.circuit.local_only{infuse.circuit.name=prices}"])
 }
 
-func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
+func TestEvictedCircuitsHaveNoMetrics(t *testing.T) {
 	counted := new(otelinfuse.Transitions)
 	group := newGroup(t, infuse.Config{MaxCircuits: 2, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
 	reader := start(t, group, otelinfuse.WithTransitions(counted))
@@ -234,7 +234,7 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 	require.Contains(t, got, "infuse.circuit.local_only{infuse.circuit.name=service-49}")
 }
 
-func TestNothingIsSaidAfterUnregister(t *testing.T) {
+func TestUnregisteredCircuitsHaveNoMetrics(t *testing.T) {
 	reader := sdk.NewManualReader()
 	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
 	group := newGroup(t, infuse.Config{})
@@ -246,8 +246,8 @@ func TestNothingIsSaidAfterUnregister(t *testing.T) {
 	require.Empty(t, values(t, reader))
 }
 
-// With CountCalls off nobody knows how many calls there were.
-func TestNothingIsSaidOfCallsThatAreNotCounted(t *testing.T) {
+// Without CountCalls, 0 calls would be wrong.
+func TestCallsThatAreNotCountedHaveNoMetrics(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
 	for name := range values(t, start(t, group)) {
@@ -255,7 +255,8 @@ func TestNothingIsSaidOfCallsThatAreNotCounted(t *testing.T) {
 	}
 }
 
-// By default the SDK's bound is never met: beyond it a point has no name.
+// The default limit is below that of the SDK, which drops the names of data points
+// above its limit.
 func TestManyCircuits(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	for i := range 1000 {
@@ -286,11 +287,11 @@ func TestNamesAreUntrusted(t *testing.T) {
 	require.Len(t, got, 2+5*(7+3))
 	for name := range got {
 		require.True(t, strings.ToValidUTF8(name, "") == name)
-		require.Less(t, len(name), 6*infuse.MaxNameLength, "with what the encoder escapes")
+		require.Less(t, len(name), 6*infuse.MaxNameLength, "including escapes of the encoder")
 	}
 }
 
-// Two groups may have circuits of one name.
+// Two groups may have circuits with the same name.
 func TestAttributesTellGroupsApart(t *testing.T) {
 	reader := sdk.NewManualReader()
 	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
@@ -305,7 +306,7 @@ func TestAttributesTellGroupsApart(t *testing.T) {
 	require.Len(t, values(t, reader), 2*(2+7+3))
 }
 
-// Two breakers of one name are one circuit: the first is shown.
+// Of two breakers with the same name, the first has metrics.
 func TestBreakers(t *testing.T) {
 	var all otelinfuse.Breakers
 	for _, name := range []string{"prices", "stock", "prices"} {
@@ -332,7 +333,7 @@ func TestTheGlobalProviderIsTheDefault(t *testing.T) {
 	require.NoError(t, unregister())
 }
 
-// brokenMeter makes no gauge.
+// brokenMeter fails to create gauges.
 type brokenMeter struct{ noop.Meter }
 
 var errBroken = errors.New("broken")
@@ -353,7 +354,7 @@ func TestErrorsOfRegister(t *testing.T) {
 	require.ErrorIs(t, err, errBroken)
 }
 
-func TestCollectionsAndCallsAtOnce(t *testing.T) {
+func TestConcurrentCollectionsAndCalls(t *testing.T) {
 	counted := new(otelinfuse.Transitions)
 	group := newGroup(t, infuse.Config{MaxCircuits: 3, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
 	reader := start(t, group, otelinfuse.WithTransitions(counted))

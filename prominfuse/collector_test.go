@@ -80,7 +80,7 @@ infuse_circuits_omitted 0
 	require.InDelta(t, float64(began.UnixMilli())/1000, since, 10)
 }
 
-func TestMetricsAreLintedAndConsistent(t *testing.T) {
+func TestMetricsPassLint(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
 	c := prominfuse.NewCollector(group, prominfuse.WithTransitions(new(prominfuse.Transitions)))
@@ -109,16 +109,20 @@ func TestOverrideAndStorageUnavailable(t *testing.T) {
 	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm"}))
 	require.Equal(t, 1.0, value(t, c, "infuse_circuit_overridden", "prices"))
 	require.Zero(t, value(t, c, "infuse_circuit_local_only", "prices"))
+
+	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "upgrade"}))
+	require.Equal(t, infuse.StateOpen, b.State())
+	require.Zero(t, value(t, c, "infuse_circuit_local_only", "prices"), "the override rejects calls")
 }
 
-// With CountCalls off nobody knows how many calls there were.
-func TestNothingIsSaidOfCallsThatAreNotCounted(t *testing.T) {
+// Without CountCalls, 0 calls would be wrong.
+func TestCallsThatAreNotCountedHaveNoMetrics(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
 	require.Zero(t, testutil.CollectAndCount(prominfuse.NewCollector(group), "infuse_circuit_calls_total"))
 }
 
-func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
+func TestEvictedCircuitsHaveNoMetrics(t *testing.T) {
 	counted := new(prominfuse.Transitions)
 	group := newGroup(t, infuse.Config{MaxCircuits: 2, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
 	c := prominfuse.NewCollector(group, prominfuse.WithTransitions(counted))
@@ -134,8 +138,8 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 	require.Zero(t, value(t, c, "infuse_circuit_overridden", "service-99"))
 }
 
-// What a circuit is called may come from anywhere. One scrape that fails would
-// hide all metrics of the process.
+// Names of circuits are untrusted. An invalid label would fail the scrape of all
+// metrics of the process.
 func TestNamesAreUntrusted(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	names := []string{"a\xff", "a\xfe", `"a\xff"`, "a\nb\"c\\", "<script>", strings.Repeat("\xff", infuse.MaxNameLength), "{{$x}}", "\x00"}
@@ -157,7 +161,7 @@ func TestNamesAreUntrusted(t *testing.T) {
 			}
 		}
 	}
-	require.Len(t, seen, len(names), "also where one is called as another is quoted")
+	require.Len(t, seen, len(names), "also if a name is the quoted form of another")
 	require.Contains(t, seen, `"a\xfe"`)
 }
 
@@ -274,7 +278,7 @@ func TestManyCircuits(t *testing.T) {
 	require.Zero(t, omitted)
 }
 
-// Two breakers of one name are one circuit: the first is shown.
+// Of two breakers with the same name, the first has metrics.
 func TestBreakers(t *testing.T) {
 	var all prominfuse.Breakers
 	for _, name := range []string{"prices", "stock", "prices"} {
@@ -290,13 +294,13 @@ func TestBreakers(t *testing.T) {
 	require.Equal(t, 5.0, value(t, c, "infuse_circuit_consecutive_failures", "prices"))
 }
 
-// A panic in a scrape would end the process.
-func TestNilIsFoundEarly(t *testing.T) {
+// It must not panic in a scrape, which would end the process.
+func TestNilSourcePanics(t *testing.T) {
 	require.Panics(t, func() { prominfuse.NewCollector(nil) })
 	require.Panics(t, func() { prominfuse.NewCollector((*infuse.Group)(nil)) })
 }
 
-func TestScrapesAndCallsAtOnce(t *testing.T) {
+func TestConcurrentScrapesAndCalls(t *testing.T) {
 	counted := new(prominfuse.Transitions)
 	group := newGroup(t, infuse.Config{MaxCircuits: 3, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
 	registry := prometheus.NewPedanticRegistry()
@@ -321,7 +325,7 @@ func TestScrapesAndCallsAtOnce(t *testing.T) {
 	all.Wait()
 }
 
-// value returns the value of a metric that the circuit has one of.
+// value returns the value of a gauge with no label but the circuit.
 func value(t *testing.T, c prometheus.Collector, name, circuit string) float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()

@@ -146,6 +146,20 @@ func TestAlertsInARecordedOutage(t *testing.T) {
 				require.Equal(t, "1", last(all[fmt.Sprintf(`infuse_circuit_state{circuit="reports",instance=%q,job="shop",state="open"}`, instance)]))
 			}
 
+			// The recovery of the shared circuit closes it in all processes, also in the
+			// idle ones; and each process counts its openings, and none at the recovery.
+			for _, instance := range []string{"a", "b", "c", "d", "e"} {
+				require.Equal(t, "1", last(all[fmt.Sprintf(`infuse_circuit_state{circuit="prices",instance=%q,job="shop",state="closed"}`, instance)]), instance)
+				require.Equal(t, "0", last(all[fmt.Sprintf(`infuse_circuit_ready_for_trial{circuit="prices",instance=%q,job="shop"}`, instance)]), instance)
+				for _, local := range []string{"true", "false"} {
+					openings := all[fmt.Sprintf(`infuse_circuit_transitions_total{circuit="prices",instance=%q,job="shop",local=%q,to="open"}`, instance, local)]
+					if local == "false" {
+						require.NotEqual(t, "0", last(openings), instance)
+					}
+					require.Equal(t, openings[outageEnds*60/int(scrapeInterval/time.Second)], last(openings), "%s, local=%s", instance, local)
+				}
+			}
+
 			longest := max(cfg.ResetTimeout, cfg.MaxResetTimeout, time.Minute) // default 1 m
 			resolved := outageEnds + 2 + int(longest/time.Minute)
 			var checks []any

@@ -54,8 +54,8 @@ func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 			response.Body.Close()
 
 			until := time.Now().Add(time.Hour).Truncate(time.Millisecond)
-			held := infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "upgrade", Until: until}
-			require.NoError(t, breakerOf(t, group, "prices").Override(t.Context(), held))
+			forced := infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "upgrade", Until: until}
+			require.NoError(t, breakerOf(t, group, "prices").Override(t.Context(), forced))
 			response, err = client.Get(server.URL)
 			if next == nil {
 				require.ErrorIs(t, err, infuse.ErrOpen)

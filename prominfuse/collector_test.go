@@ -213,7 +213,7 @@ func TestReadyForTrial(t *testing.T) {
 
 			require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "test"}))
 			require.Zero(t, ready(), "an override allows no trial")
-			require.NoError(t, b.Override(t.Context(), infuse.Override{}))
+			require.NoError(t, b.ClearOverride(t.Context(), "ann"))
 			require.NoError(t, b.Call(t.Context(), succeeds))
 			require.Equal(t, infuse.StateClosed, b.State())
 			require.Zero(t, ready())

@@ -20,30 +20,31 @@ import (
 
 const (
 	scrapeInterval = 15 * time.Second
+	callInterval   = 2 * time.Second
 	outageStarts   = 5 // minutes
 	outageEnds     = 20
 	recordingEnds  = 45
 )
 
 // The circuits of the recorded fleet, which has the processes a to e. The upstream of
-// each fails from outageStarts to outageEnds.
+// each fails from outageStarts to outageEnds. A process that calls does so each callInterval.
 //
-//	prices    fails for all; a, b and c call it each second, d and e stop calling 10 s into the outage
-//	reports   fails for all; all stop calling 10 s into the outage
-//	stock     fails for a, b and c, and not for d and e; all call it each second
-//	mail      as stock, but a, b and c stop calling 10 s into the outage
-//	healthy   never fails; all call it each second
+//	prices    fails for all; a, b and c call it, d and e stop calling 20 s into the outage
+//	reports   fails for all; all stop calling 20 s into the outage
+//	stock     fails for a, b and c, and not for d and e; all call it
+//	mail      as stock, but a, b and c stop calling 20 s into the outage
+//	healthy   never fails; all call it
 var recordedCircuits = []string{"prices", "reports", "stock", "mail", "healthy"}
 
 func callsAt(circuit, instance string, minute float64) bool {
 	partitioned := instance < "d"
 	switch circuit {
 	case "prices":
-		return partitioned || minute < outageStarts+10./60
+		return partitioned || minute < outageStarts+20./60
 	case "reports":
-		return minute < outageStarts+10./60
+		return minute < outageStarts+20./60
 	case "mail":
-		return !partitioned || minute < outageStarts+10./60
+		return !partitioned || minute < outageStarts+20./60
 	}
 	return true
 }
@@ -70,7 +71,7 @@ func recordOutage(t *testing.T, cfg infuse.Config) recorded {
 		registries[instance] = register(t, groups[instance], counted)
 	}
 	began, scrapes := time.Now(), 0
-	for tick := 0; tick <= recordingEnds*60; tick++ {
+	for time.Since(began) <= recordingEnds*time.Minute {
 		minute := time.Since(began).Minutes()
 		if time.Since(began) >= time.Duration(scrapes)*scrapeInterval {
 			for instance, registry := range registries {
@@ -92,7 +93,7 @@ func recordOutage(t *testing.T, cfg infuse.Config) recorded {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Second - 5*time.Millisecond)
+		time.Sleep(callInterval - 5*time.Millisecond)
 		synctest.Wait()
 	}
 	return all
@@ -125,8 +126,8 @@ func (all recorded) series() (series []any) {
 
 // In a real outage the alerts fire for the circuits and processes that call, and not
 // for idle ones, which stay open and ready for a trial; and they resolve after the
-// recovery. It holds with and without counted calls; with counted calls, also for open
-// durations longer than the alert's.
+// recovery. That is true with and without counted calls and, with counted calls, also
+// if the open duration is longer than the duration of the alert.
 func TestAlertsInARecordedOutage(t *testing.T) {
 	for name, cfg := range map[string]infuse.Config{
 		"calls are counted":     {ResetTimeout: 30 * time.Second, CountCalls: true},

@@ -197,7 +197,7 @@ func TestLossOnRedis(t *testing.T) {
 	}
 	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, StorageTimeout: faultTimeout, Listeners: []*infuse.Listener{{
 		StorageUnavailable: func(_ error) { heard[b.Name()].Away.Add(1) },
-		StorageAvailable: func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
+		StorageAvailable:   func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
 	}}})
 	proxy.SetDelay(faultTimeout / 20) // all circuits take longer than faultTimeout, and each far less
 	s.Kill()

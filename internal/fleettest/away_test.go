@@ -489,9 +489,9 @@ func TestNoListenerRunsAfterStop(t *testing.T) {
 			}
 			w := &way{Storage: infuse.NewMemoryStorage()}
 			b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w, Listeners: []*infuse.Listener{{
-				StateChange: func(*infuse.Breaker, infuse.Transition) { told() },
+				StateChange:        func(*infuse.Breaker, infuse.Transition) { told() },
 				StorageUnavailable: func(error) { told() },
-				StorageAvailable: func(time.Duration) { told() },
+				StorageAvailable:   func(time.Duration) { told() },
 			}}})
 			other := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w.Storage})
 			w.between(func(string, *infuse.Change) error {
@@ -569,7 +569,7 @@ func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
 		}
 		breakers := startGroup(t, len(heard), infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
 			StorageUnavailable: func(_ error) { heard[b.Name()].Away.Add(1) },
-			StorageAvailable: func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
+			StorageAvailable:   func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
 		}}})
 		w.between(func(_ string, c *infuse.Change) error {
 			if c != nil {
@@ -751,7 +751,7 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 	// A storage that fails at once, and never for a pause of the machine.
 	breakers := startGroup(t, circuits, infuse.Config{Storage: w, StorageTimeout: patience, Listeners: []*infuse.Listener{{
 		StorageUnavailable: func(error) { away.Add(1) },
-		StorageAvailable: func(time.Duration) { back.Add(1) },
+		StorageAvailable:   func(time.Duration) { back.Add(1) },
 	}}})
 	least := patience // of several outages: the machine has other things to do
 	for outage := int64(1); outage <= 3 && least > storageTimeout; outage++ {

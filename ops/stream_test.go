@@ -113,7 +113,7 @@ func TestAStreamEndsWithItsContext(t *testing.T) {
 	before := breakertest.Goroutines()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/events", nil).WithContext(ctx))
+	h.ServeHTTP(httptest.NewRecorder(), newRequest(http.MethodGet, "/events", nil).WithContext(ctx))
 	settled(t, before)
 }
 
@@ -128,7 +128,7 @@ func TestASlowReader(t *testing.T) {
 	before := breakertest.Goroutines()
 	w := &stuck{header: make(http.Header), since: make(chan time.Time, 100)}
 	var slow sync.WaitGroup
-	slow.Go(func() { h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/events", nil)) })
+	slow.Go(func() { h.ServeHTTP(w, newRequest(http.MethodGet, "/events", nil)) })
 	deadline := <-w.since
 	require.WithinDuration(t, time.Now().Add(10*time.Second), deadline, 5*time.Second)
 
@@ -201,7 +201,7 @@ func TestAConnectionThatNobodyReads(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
-	_, err = conn.Write([]byte("GET /events?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n"))
+	_, err = conn.Write([]byte("GET /events?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 	require.NoError(t, err)
 	select {
 	case <-ended:
@@ -324,7 +324,7 @@ func TestFigures(t *testing.T) {
 		conn, err := net.Dial("tcp", strings.Split(address, "/")[2])
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
-		_, err = conn.Write([]byte("GET /infuse/events HTTP/1.1\r\nHost: x\r\n\r\n"))
+		_, err = conn.Write([]byte("GET /infuse/events HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 		require.NoError(t, err)
 		go func() {
 			for buffer := make([]byte, 512); err == nil; {

@@ -127,6 +127,13 @@ func Handler(o Options) http.Handler {
 	return h
 }
 
+// Validate returns what is invalid in the options, each error with its field. Handler
+// calls it.
+func (o Options) Validate() error {
+	_, _, err := o.validate()
+	return err
+}
+
 func (o *Options) validate() (hosts, *http.CrossOriginProtection, error) {
 	allowed, err := newHosts(o.Hosts)
 	if o.Group == nil && o.Storage == nil {

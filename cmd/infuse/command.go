@@ -55,6 +55,7 @@ func commands() []*command {
 				byFlag(f, o)
 			},
 			checks: checkMove},
+		serveCommand(),
 	}
 }
 

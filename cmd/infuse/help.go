@@ -48,6 +48,7 @@ Examples:
   infuse override inventory.internal open -reason "database upgrade" -until 2h
   infuse clear inventory.internal
   infuse move inventory.internal closed
+  infuse serve
 `
 
 const circuitFields = `

@@ -286,7 +286,9 @@ func TestOpenAndReadyForATrial(t *testing.T) {
 	require.Equal(t, []string{"open", "due"}, []string{r.Circuits[0].Name, r.Circuits[1].Name}, "open circuits come first")
 	require.Equal(t, "open, ready for a trial", r.Circuits[1].Status)
 	require.Equal(t, "open", r.Circuits[1].State)
-	require.Contains(t, page(t, address), `<p class="badge">open, ready for a trial</p>`)
+	text := page(t, address)
+	require.Contains(t, text, `<p class="badge">open, ready for a trial</p>`)
+	require.Contains(t, text, `<dt>Next trial</dt><dd>ready since <time`)
 }
 
 // The state suspect is shown.

@@ -215,18 +215,35 @@ func (b *board) names(ctx context.Context) (names []string, more bool, err error
 		b.listedAt = time.Time{}
 		return nil, false, err
 	}
+	add := b.receivedSince(b.listedAt)
 	if more { // the circuits of this process are never left out
+		add = slices.AppendSeq(add, maps.Keys(own))
+	}
+	if len(add) > 0 {
 		seen := make(map[string]bool)
 		for _, name := range names {
 			seen[name] = true
 		}
-		for name := range own {
+		for _, name := range add {
 			if !seen[name] {
-				names = append(names, name)
+				names, seen[name] = append(names, name), true
 			}
 		}
 	}
 	return names, more, nil
+}
+
+// receivedSince returns the circuits that have a record since that time: a list of
+// then does not contain them.
+func (b *board) receivedSince(then time.Time) (names []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, k := range b.known {
+		if k.received.After(then) && (k.record.Failures > 0 || stampOf(&k.record) != stamp{}) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // listed returns the list of the storage. It is partial if it takes too long, is

@@ -91,6 +91,7 @@ func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
 
 			post(t, address+"change?circuit=prices", "do=remove&reason=over&confirm=yes")
 			require.Nil(t, other.Stats().Override)
+			require.Regexp(t, `<span class="step">override removed</span> by <bdi>alice: over</bdi></li>\n<li><time[^>]+>[^<]+</time> <span class="forced">forced open by <bdi>alice</bdi>: <bdi>migration</bdi>`, page(t, address+"?circuit=prices"))
 			post(t, address+"change?circuit=prices", "do=set-open&reason=sick&confirm=yes")
 			require.Equal(t, infuse.StateOpen, other.State())
 			r := reportAt(t, address+"circuits.json?circuit=prices").Circuits[0]

@@ -12,7 +12,7 @@
     const s = Math.round((now - then) / 1000), n = Math.abs(s);
     if (n < 2) return "now";
     const text = n < 120 ? n + " s" : n < 7200 ? Math.floor(n / 60) + " min" : n < 172800 ? Math.floor(n / 3600) + " h" : Math.floor(n / 86400) + " days";
-    return s > 0 ? text + " ago" : "in " + text;
+    return (s > 0 ? text + " ago" : "in " + text).replaceAll(" ", "\u00a0");
   }
   function showTimes() {
     const now = Date.now();

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/infuse-go/infuse"
 )
 
 // This file is the output: JSON and texts.
@@ -90,6 +92,36 @@ type event struct {
 	By       string     `json:"by"`
 	Cause    string     `json:"cause,omitempty"`
 	Override *override  `json:"override,omitempty"`
+
+	removed bool // the event removed an override
+}
+
+// Step is what the event did, for people; empty if the override says it.
+func (e event) Step() string {
+	switch {
+	case e.From != e.To:
+		return e.From + " → " + e.To
+	case e.removed:
+		return "override removed"
+	case e.Override != nil:
+		return ""
+	}
+	return "set to " + e.To
+}
+
+// eventsOf returns a history for people: the newest first.
+func eventsOf(history []infuse.Event) (all []event) {
+	for i, e := range history {
+		var before overrideFacts
+		if i+1 < len(history) {
+			before = overrideOf(history[i+1].Override)
+		}
+		all = append(all, event{
+			timeOf(seconds(e.At)), e.From.String(), e.To.String(), e.ByHand, e.By, e.Cause, overrideOf(e.Override).describe(),
+			e.ByHand && e.Override == nil && before.exists && (before.until == 0 || before.until > seconds(e.At)),
+		})
+	}
+	return all
 }
 
 func (it *item) describe() *circuit {
@@ -225,6 +257,19 @@ func (r *report) Shown() int { return r.Matching - r.LeftOut }
 // Class is the CSS class of a circuit.
 func (c *circuit) Class() string {
 	return [ranks]string{"open", "forced", "half", "half", "open", "forced", "half", "failing", "closed"}[c.item.facts.rank]
+}
+
+// DueAt is when the next trial may run, if calls decide it: nil if that is unknown.
+func (c *circuit) DueAt() *time.Time {
+	switch {
+	case c.Override != nil:
+		return nil
+	case c.Shared != nil && c.Shared.DueAt != nil:
+		return c.Shared.DueAt
+	case c.Local != nil:
+		return c.Local.DueAt
+	}
+	return nil
 }
 
 // Ready reports whether the next call may be a trial.

@@ -457,9 +457,7 @@ func (b *board) detailed(base *item) *item {
 	if d.base != base || d.drawn != d.version {
 		d.base, d.drawn = base, d.version
 		d.row = &item{named: base.named, facts: base.facts, detail: true}
-		for _, e := range d.events {
-			d.row.history = append(d.row.history, event{timeOf(seconds(e.At)), e.From.String(), e.To.String(), e.ByHand, e.By, e.Cause, overrideOf(e.Override).describe()})
-		}
+		d.row.history = eventsOf(d.events)
 	}
 	return d.row
 }

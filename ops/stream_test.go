@@ -64,6 +64,29 @@ func TestACircuitThatThisProcessDoesNotKnowIsListed(t *testing.T) {
 	require.Len(t, f.Rows, 1, "only what has changed")
 }
 
+// A circuit that opens after the storage was listed is still open after the next
+// reading, which goes by that list.
+func TestACircuitThatOpensAfterTheList(t *testing.T) {
+	takesLong(t)
+	t.Parallel()
+	storage := infuse.NewMemoryStorage()
+	here, there := groupOn(t, storage), groupOn(t, storage)
+	breaker(t, here, "prices")
+	all := follow(t, serve(t, ops.Options{Group: here, Storage: storage})+"events")
+	all.until(t, func(f frame) bool { return f.Summary == "1 closed." })
+	time.Sleep(time.Second) // the storage is listed
+	open(t, storage, breaker(t, there, "prices"))
+	began := time.Now()
+	all.until(t, func(f frame) bool { return f.Summary == "1 open." })
+	go func() {
+		time.Sleep(8 * time.Second)
+		all.close()
+	}()
+	for all.lines.Scan() {
+		require.NotContains(t, all.lines.Text(), "1 closed.", "after %v", time.Since(began))
+	}
+}
+
 // http.Server.Shutdown waits for requests that are under way.
 func TestAPageEndsWithItsServer(t *testing.T) {
 	t.Parallel()

@@ -90,7 +90,7 @@ func TestStreamsThatAreCutTogetherDoNotOpenTheCircuit(t *testing.T) {
 				}
 				close(h.cut)
 				running.Wait()
-				require.Zero(t, c.breaker.Failures())
+				require.Zero(t, infuse.FailuresOf(c.breaker))
 				requireState(t, infuse.StateClosed, c.breaker)
 			})
 		}
@@ -114,7 +114,7 @@ func TestStreamsThatAreCutInARowDoNotOpenTheCircuit(t *testing.T) {
 					_, err = readAll(response)
 					require.Error(t, err)
 				}
-				require.Zero(t, c.breaker.Failures())
+				require.Zero(t, infuse.FailuresOf(c.breaker))
 			})
 		}
 	})
@@ -128,16 +128,16 @@ func TestAnEventStreamIsASuccessWithItsFirstEvent(t *testing.T) {
 		c := startFailedClient(t, s)
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
-		require.Equal(t, 1, c.breaker.Failures(), "it has not proved itself")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it has not proved itself")
 		_, err = io.ReadFull(response.Body, make([]byte, len(h.first)))
 		require.NoError(t, err)
-		require.Zero(t, c.breaker.Failures())
+		require.Zero(t, infuse.FailuresOf(c.breaker))
 
 		require.ErrorIs(t, c.breaker.Call(t.Context(), fails), errIll)
 		close(h.cut)
 		_, err = readAll(response)
 		require.Error(t, err)
-		require.Equal(t, 1, c.breaker.Failures(), "it counts once, and its end for nothing")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it counts once, and its end for nothing")
 	})
 }
 
@@ -155,7 +155,7 @@ func TestAStreamThatIsCutBeforeItsFirstDataCountsForNothing(t *testing.T) {
 				require.NoError(t, err)
 				_, err = readAll(response)
 				require.Error(t, err)
-				require.Equal(t, 1, c.breaker.Failures())
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 			})
 		}
 	})
@@ -182,11 +182,11 @@ func TestAResponseThatGoesOnHasProvedItself(t *testing.T) {
 					_, err := readAll(response)
 					ended <- err
 				}()
-				require.Eventually(t, func() bool { return c.breaker.Failures() == 0 }, patience, pace)
+				require.Eventually(t, func() bool { return infuse.FailuresOf(c.breaker) == 0 }, patience, pace)
 				require.ErrorIs(t, c.breaker.Call(t.Context(), fails), errIll)
 				close(h.cut)
 				require.Error(t, <-ended)
-				require.Equal(t, 1, c.breaker.Failures(), "it counts once, and its end for nothing")
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it counts once, and its end for nothing")
 			})
 		})
 	}
@@ -280,7 +280,7 @@ func TestWhatTheEndOfAResponseSays(t *testing.T) {
 					require.NoError(t, err)
 					_, _ = io.Copy(io.Discard, response.Body)
 					require.NoError(t, response.Body.Close())
-					require.Equal(t, test.want, b.Failures())
+					require.Equal(t, test.want, infuse.FailuresOf(b))
 				})
 			})
 		}
@@ -295,7 +295,7 @@ func TestAStreamAsTheTrial(t *testing.T) {
 		s.does(h.ServeHTTP)
 		var heard stateLog
 		c := startWebClient(t, s, infuse.Config{FailMax: 1, Listeners: []*infuse.Listener{everyCall(&heard)}})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
 		requireState(t, infuse.StateClosed, c.breaker)

@@ -149,47 +149,114 @@ func Do[T any](ctx context.Context, b *Breaker, fn func(context.Context) (T, err
 // succeeded, it is closed; Record returns the shared state.
 //
 // It does no I/O and changes nothing: an open circuit stays open until a call
-// becomes its trial. While the storage is unavailable, Config.Fallback decides.
+// becomes its trial. While the storage is unavailable, Config.StorageDown decides.
 func (b *Breaker) State() State { return b.view.Load().state }
 
-// Failures returns the number of consecutive failures: those of this process or,
-// if that is more, the last known number of the shared circuit. It does no I/O.
-func (b *Breaker) Failures() int { return b.Stats().Failures }
-
-// Stats is the last known state of a circuit. Fields may be added.
-type Stats struct {
-	State    State                                                // as Breaker.State
-	Local    bool                                                 // only the local circuit rejects calls
-	Failures int                                                  // consecutive: of this process or, if that is more, of the shared circuit
-	Since    time.Time                                            // when this process saw State begin
-	Override *Override                                            // nil: none
-	Calls    struct{ Success, Failure, Ignored, Rejected uint64 } // if Config.CountCalls
-	Away     error                                                // why the storage is unavailable; nil while it is available
+// Ready reports whether a call would run now, or could become the trial. It does no
+// I/O, and uses up nothing: another call may be faster. While it is false, a consumer
+// can stop taking work (see Wait). A service must not become unready by it: without
+// calls there is no trial.
+func (b *Breaker) Ready() bool {
+	v := b.view.Load()
+	return v.ready() && v.readyIn() <= 0
 }
 
-// Stats returns the last known state of the circuit. It does no I/O.
+// Wait waits until the breaker is Ready, or until ctx is done, and returns the error
+// of ctx then. It does no I/O. Each waiter is woken once: of those that wait for one
+// trial, one gets it, and the calls of the others are rejected.
+func (b *Breaker) Wait(ctx context.Context) error {
+	if !b.view.Load().ready() {
+		select {
+		case <-b.becomesReady():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if left := b.view.Load().readyIn(); left > 0 {
+		timer := time.NewTimer(left)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+// Stats is the last known state of a breaker. Fields may be added.
+type Stats struct {
+	State      State     // as Breaker.State: the state that a call of this process meets
+	DueAt      time.Time // while State is open: when a trial may run; in the past: ready for one. Zero if that is unknown
+	DryRun     bool      // Config.DryRun: calls run whatever State is
+	Local      CircuitStats
+	Shared     CircuitStats // zero without a storage
+	Override   *Override    // nil: none
+	Calls      CallCounts   // if Config.CountCalls
+	StorageErr error        // why the shared circuit does not apply; nil while it does
+}
+
+// CircuitStats is the last known state of one circuit, the local or the shared one.
+type CircuitStats struct {
+	State    State
+	Suspect  bool                          // only the shared circuit: closed, and collecting evidence
+	Failures int                           // consecutive failures; while open, as many as it took; 0 while the circuit collects evidence
+	Window   struct{ Calls, Failures int } // in Config.Window, if there is a Config.FailureRate and there were failures
+	Since    time.Time                     // when this process saw State begin
+	DueAt    time.Time                     // while open: when a trial may run
+	By       string                        // the instance that opened it, or reported the last failure
+	Cause    string                        // of the opening
+}
+
+// CallCounts are the numbers of calls by their outcome, since the breaker was made.
+type CallCounts struct {
+	Success, Failure, Ignored, Rejected uint64
+	WouldReject                         uint64 // ran only because of Config.DryRun; in no other count
+}
+
+// Stats returns the last known state of the breaker. It does no I/O.
 func (b *Breaker) Stats() Stats {
 	v := b.view.Load()
-	s := Stats{State: v.state, Local: v.state != StateClosed && v.rejection.Local}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
 	b.takeTally(now)
 	r := &b.replica
+	s := Stats{State: v.state, DryRun: v.settings.DryRun, StorageErr: b.link.reason(r.trouble)}
 	if b.counts != nil {
 		n := b.counts.sum()
-		s.Calls.Success, s.Calls.Failure, s.Calls.Ignored, s.Calls.Rejected = n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls]
+		s.Calls = CallCounts{n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls], n[wouldRejectCalls]}
 	}
-	s.Failures = r.local.Failures
-	if !r.shared.scored() { // otherwise there is a score, and no streak
-		s.Failures = max(s.Failures, r.shared.Failures)
+	s.Local = r.local.stats(b.states.local, b.since.local, &r.settings.local, now)
+	if r.linked {
+		shared := &r.shared
+		if r.standIn != nil {
+			shared = r.standIn
+		}
+		s.Shared = shared.stats(b.states.shared, b.since.shared, &r.settings.limits, now)
 	}
-	s.Away, s.Since = b.link.reason(r.trouble), b.since
+	if v.state == StateOpen {
+		s.DueAt = r.opensUntil(now)
+	}
 	if o := r.override(now); o != nil {
 		held := *o
 		s.Override = &held
 	}
 	return s
+}
+
+// stats returns what users see of a record.
+func (r *Record) stats(state State, since time.Time, l *Limits, now time.Time) CircuitStats {
+	c := CircuitStats{State: state, Suspect: r.suspect(), Since: since, By: r.By, Cause: r.Cause}
+	if !r.hasEvidence() {
+		c.Failures = r.Failures
+	}
+	for _, b := range r.Window.last(l.Window, now) {
+		c.Window.Calls, c.Window.Failures = c.Window.Calls+b.Calls, c.Window.Failures+b.Failures
+	}
+	if r.State == StateOpen {
+		c.DueAt = r.dueAt(l)
+	}
+	return c
 }
 
 // Record reads the shared record of the circuit from the storage, in one round
@@ -218,7 +285,7 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 // With a done context nothing changes. Any other error means that the storage has
 // not confirmed the change. The state has then changed for this process; the error
 // says whether it may still be applied for the others.
-func (b *Breaker) Move(ctx context.Context, to State) error {
+func (b *Breaker) SetState(ctx context.Context, to State) error {
 	if to > StateHalfOpen {
 		return fmt.Errorf("infuse: moving circuit %q: %v is not a state", b.Name(), to)
 	}
@@ -364,16 +431,19 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 		}
 	}()
 	b.tell()
-	if rejected != nil {
-		if counts := b.view.Load().counts; counts != nil {
-			counts.add(rejectedCalls)
-		}
-		b.settings().tellRejected(ctx, b, rejected)
-	} else {
+	switch v := b.view.Load(); {
+	case rejected == nil:
 		a.view.settings.tellBeforeCall(ctx, b)
 		if a.view.settings.SlowCall > 0 {
 			a.began = monotonic()
 		}
+	case v.settings.DryRun:
+		v.countCall(wouldRejectCalls)
+		v.settings.tellWouldReject(ctx, b, rejected)
+		a, rejected = admission{view: v, dry: true}, nil
+	default:
+		v.countCall(rejectedCalls)
+		v.settings.tellRejected(ctx, b, rejected)
 	}
 	told = true
 	return a, rejected
@@ -436,6 +506,9 @@ func (b *Breaker) rejection() *OpenError {
 
 // finish classifies the error of an admitted call, and counts its outcome.
 func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
+	if a.dry {
+		return
+	}
 	outcome := OutcomeSuccess
 	switch {
 	case err != nil && a.late && a.view.settings.Classify == nil:
@@ -480,6 +553,9 @@ func (b *Breaker) classify(ctx context.Context, a *admission, err error) Outcome
 
 // settle counts the result of an admitted call.
 func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
+	if a.dry {
+		return
+	}
 	if r.outcome > OutcomeIgnored {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}

@@ -33,7 +33,7 @@ func TestTheZeroConfigIsPybreakers(t *testing.T) {
 		require.Equal(t, "prices", b.Name())
 		for i := range 5 {
 			requireState(t, infuse.StateClosed, b)
-			require.Equal(t, i, b.Failures())
+			require.Equal(t, i, infuse.FailuresOf(b))
 			require.Equal(t, errIll, b.Call(t.Context(), fails))
 		}
 		require.Equal(t, time.Minute, requireRejected(t, b).RetryAfter())
@@ -46,7 +46,7 @@ func TestTheZeroConfigIsPybreakers(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		requireState(t, infuse.StateClosed, b)
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 		hung.Done(nil)
 	})
 }
@@ -116,10 +116,10 @@ func TestACallThatItsCallerCancelledIsIgnored(t *testing.T) {
 			require.Equal(t, errIll, b.Call(t.Context(), fails))
 			for _, err := range []error{context.Canceled, gone, errIll, fmt.Errorf("get: %w", context.Canceled)} {
 				require.Equal(t, err, b.Call(cancelled(), func(context.Context) error { return err }))
-				require.Equal(t, 1, b.Failures(), "neither a failure nor a success")
+				require.Equal(t, 1, infuse.FailuresOf(b), "neither a failure nor a success")
 			}
 			require.NoError(t, b.Call(cancelled(), succeeds))
-			require.Zero(t, b.Failures(), "what has succeeded has succeeded")
+			require.Zero(t, infuse.FailuresOf(b), "what has succeeded has succeeded")
 		})
 	}
 }
@@ -134,17 +134,17 @@ func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
 			return ctx.Err()
 		}), context.DeadlineExceeded)
 	})
-	require.Equal(t, 1, b.Failures(), "the caller's own")
+	require.Equal(t, 1, infuse.FailuresOf(b), "the caller's own")
 
 	require.ErrorIs(t, b.Call(t.Context(), func(context.Context) error { return context.DeadlineExceeded }), context.DeadlineExceeded)
-	require.Equal(t, 2, b.Failures(), "one beneath the call")
+	require.Equal(t, 2, infuse.FailuresOf(b), "one beneath the call")
 
 	require.ErrorIs(t, b.Call(t.Context(), func(ctx context.Context) error {
 		inner, cancel := context.WithCancel(ctx)
 		cancel()
 		return inner.Err()
 	}), context.Canceled)
-	require.Equal(t, 3, b.Failures(), "a cancellation that is not the caller's")
+	require.Equal(t, 3, infuse.FailuresOf(b), "a cancellation that is not the caller's")
 }
 
 // Moves by hand.
@@ -156,18 +156,18 @@ func TestEveryStateMovesToEveryOther(t *testing.T) {
 			for _, to := range all {
 				b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Minute})
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
-				require.NoError(t, b.Move(t.Context(), from))
+				require.NoError(t, b.SetState(t.Context(), from))
 				time.Sleep(10 * time.Second)
 				before := recordOf(t, b)
 
-				require.NoError(t, b.Move(t.Context(), to))
+				require.NoError(t, b.SetState(t.Context(), to))
 				requireState(t, to, b)
 				after := recordOf(t, b)
 				require.Equal(t, to, after.State)
 				require.Greater(t, after.Generation, before.Generation, "%v to %v", from, to)
 				switch to {
 				case infuse.StateClosed:
-					require.Zero(t, b.Failures())
+					require.Zero(t, infuse.FailuresOf(b))
 					require.NoError(t, b.Call(t.Context(), succeeds))
 				case infuse.StateOpen:
 					require.Equal(t, time.Minute, requireRejected(t, b).RetryAfter(), "from %v: the open time starts anew", from)
@@ -206,7 +206,7 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 			require.Equal(t, errIll, b.Call(t.Context(), fails))
 		}
 		require.NoError(t, b.Configure(infuse.Config{FailMax: 6, ResetTimeout: 5 * time.Minute}))
-		require.Equal(t, 4, b.Failures())
+		require.Equal(t, 4, infuse.FailuresOf(b))
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 		requireState(t, infuse.StateClosed, b)
 		require.NoError(t, b.Configure(infuse.Config{FailMax: 2, ResetTimeout: 5 * time.Minute}))
@@ -215,7 +215,7 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 		require.Equal(t, 5*time.Minute, requireRejected(t, b).RetryAfter())
 
 		require.NoError(t, b.Configure(infuse.Config{ResetTimeout: time.Second, MaxTrials: 2, SuccessThreshold: 2}))
-		require.Equal(t, 5*time.Minute, requireRejected(t, b).RetryAfter(), "what is open stays so until the time that was set")
+		require.Equal(t, time.Second, requireRejected(t, b).RetryAfter(), "an open circuit stays open as far as the new settings allow")
 		waitUntilDue(t, b)
 		one, two := requireTrial(t, b), requireTrial(t, b)
 		requireRejected(t, b)
@@ -226,7 +226,7 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 		two.Done(nil)
 		requireState(t, infuse.StateClosed, b)
 		three.Done(errIll)
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 	})
 }
 
@@ -237,7 +237,7 @@ func TestAManualOpeningLastsAsLongAsItsSenderSet(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
 		b := startBreaker(t, "prices", infuse.Config{Storage: storage})
 		operator := startBreaker(t, "prices", infuse.Config{Storage: storage, ResetTimeout: 2 * time.Hour})
-		require.NoError(t, operator.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, operator.SetState(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, b)
 		require.Equal(t, 2*time.Hour, requireRejected(t, b).RetryAfter())
 		late := startBreaker(t, "prices", infuse.Config{Storage: storage, MaxRetryAfter: -1})
@@ -253,13 +253,13 @@ func TestAManualOpeningLastsAsLongAsItsSenderSet(t *testing.T) {
 func TestConfigureChangesTheListenersAndTheClasses(t *testing.T) {
 	var before, after stateLog
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Listeners: []*infuse.Listener{before.Listener()}})
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	require.NoError(t, b.Configure(infuse.Config{
 		FailMax:   1,
 		Listeners: []*infuse.Listener{after.Listener()},
 		Exclude:   []func(error) bool{func(err error) bool { return err == errIll }},
 	}))
-	require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 	require.Equal(t, []string{"closed>open"}, before.All())
 	require.Equal(t, []string{"open>closed"}, after.All())
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
@@ -285,12 +285,12 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 			requireState(t, infuse.StateClosed, b)
 			require.Equal(t, []string{"closed>open", "open>half-open", "half-open>closed"}, heard.All(), "of its local circuit")
 
-			require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
-			require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+			require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
+			require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 			require.Equal(t, errIll, b.Call(t.Context(), fails))
 			requireState(t, infuse.StateOpen, b)
 			require.Equal(t, infuse.StateHalfOpen, recordOf(t, other).State, "one failed trial opens nothing for others")
-			require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+			require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 			require.True(t, recordOf(t, other).Healthy())
 			require.Equal(t, []string{
 				"closed>open", "open>half-open", // set manually
@@ -298,9 +298,9 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 				"half-open>closed", "open>closed",
 			}, heard.All()[3:])
 
-			require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+			require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 			require.NoError(t, b.Call(t.Context(), succeeds), "it does not hear of the others")
-			require.NoError(t, other.Move(t.Context(), infuse.StateClosed))
+			require.NoError(t, other.SetState(t.Context(), infuse.StateClosed))
 		})
 	}
 }
@@ -313,7 +313,7 @@ func TestATrialThatEndsAfterStopIsSettled(t *testing.T) {
 			cfg := patiently(infuse.Config{Storage: storage})
 			other := startBreaker(t, "stock", cfg)
 			b := startBreaker(t, "stock", cfg)
-			require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+			require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 			permit, err := b.Acquire(t.Context())
 			require.NoError(t, err)
 			b.Stop()
@@ -359,7 +359,7 @@ func TestStopWhileManyCallsRun(t *testing.T) {
 			}
 			all.Go(b.Stop)
 			all.Wait()
-			require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+			require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 			require.NoError(t, b.Call(t.Context(), succeeds))
 		})
 	}
@@ -377,7 +377,7 @@ func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 
 	require.Equal(t, errIll, one.Call(t.Context(), fails))
 	require.Equal(t, errIll, two.Call(t.Context(), fails))
-	require.Equal(t, 2, two.Failures())
+	require.Equal(t, 2, infuse.FailuresOf(two))
 	require.NoError(t, one.Call(t.Context(), succeeds))
 	require.Zero(t, recordOf(t, two).Failures, "a success is counted before the call returns")
 	require.NoError(t, two.Call(t.Context(), succeeds), "its own streak")
@@ -385,7 +385,7 @@ func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 	requireRejected(t, two)
 	require.NoError(t, lax.Call(t.Context(), succeeds), "this is what Strict is for")
 
-	require.NoError(t, one.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, one.SetState(t.Context(), infuse.StateHalfOpen))
 	require.NoError(t, two.Call(t.Context(), succeeds))
 	require.NoError(t, one.Call(t.Context(), succeeds))
 	require.NoError(t, two.Call(t.Context(), succeeds))
@@ -413,7 +413,7 @@ func TestBreakersOfOneNameShareTheirCircuit(t *testing.T) {
 			require.Equal(t, infuse.StateOpen, recordOf(t, one).State)
 			eventuallyState(t, infuse.StateOpen, one, two, third)
 			requireState(t, infuse.StateClosed, other)
-			require.NoError(t, one.Move(t.Context(), infuse.StateClosed))
+			require.NoError(t, one.SetState(t.Context(), infuse.StateClosed))
 			eventuallyState(t, infuse.StateClosed, two)
 		})
 	}
@@ -432,7 +432,7 @@ func TestAcquireAndDoneAreACallInTwoSteps(t *testing.T) {
 			p, err := b.Acquire(t.Context())
 			require.NoError(t, err)
 			p.Done(errIll)
-			require.Equal(t, i+1, b.Failures())
+			require.Equal(t, i+1, infuse.FailuresOf(b))
 		}
 		p, err := b.Acquire(t.Context())
 		require.ErrorIs(t, err, infuse.ErrOpen)
@@ -453,7 +453,7 @@ func TestDoneClassifiesByTheContextOfAcquire(t *testing.T) {
 	require.NoError(t, err)
 	cancel()
 	p.Done(ctx.Err())
-	require.Zero(t, b.Failures())
+	require.Zero(t, infuse.FailuresOf(b))
 }
 
 // Whatever becomes of its copies, a permit counts once, also when the place
@@ -474,7 +474,7 @@ func TestAPermitCountsOnce(t *testing.T) {
 		for _, old := range settled {
 			old.Done(nil) // would clear the failures
 		}
-		require.Equal(t, i+1, b.Failures())
+		require.Equal(t, i+1, infuse.FailuresOf(b))
 		settled = append(settled, p)
 	}
 }
@@ -506,12 +506,12 @@ func TestSettleCountsTheOutcomeThatItIsGiven(t *testing.T) {
 	}
 	settle(infuse.OutcomeFailure)
 	settle(infuse.OutcomeFailure)
-	require.Equal(t, 2, b.Failures())
+	require.Equal(t, 2, infuse.FailuresOf(b))
 	settle(infuse.OutcomeIgnored)
 	settle(9)
-	require.Equal(t, 2, b.Failures(), "an outcome that does not exist counts for nothing")
+	require.Equal(t, 2, infuse.FailuresOf(b), "an outcome that does not exist counts for nothing")
 	settle(infuse.OutcomeSuccess)
-	require.Zero(t, b.Failures())
+	require.Zero(t, infuse.FailuresOf(b))
 	for range 3 {
 		settle(infuse.OutcomeFailure)
 	}
@@ -549,7 +549,7 @@ func TestAPermitIsSettledOnceByDoneOrSettle(t *testing.T) {
 		}
 		all.Wait()
 		p.Settle(infuse.OutcomeSuccess) // would clear the failures
-		require.Equal(t, i+1, b.Failures())
+		require.Equal(t, i+1, infuse.FailuresOf(b))
 	}
 }
 
@@ -664,7 +664,7 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	require.Greater(t, r.Generation, opened)
 	require.True(t, r.Suspect())
 
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	var trial infuse.Permit
 	time.Sleep(time.Until(recordOf(t, b).DueAt) + 2*time.Millisecond)
 	r = twice("a trial", func() {
@@ -682,7 +682,7 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	require.Empty(t, r.Trials)
 
 	generation := r.Generation
-	r = twice("a move by hand", func() { require.NoError(t, b.Move(t.Context(), infuse.StateOpen)) })
+	r = twice("a move by hand", func() { require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) })
 	require.Equal(t, infuse.StateOpen, r.State)
 	require.Greater(t, r.Generation, generation)
 }
@@ -706,7 +706,7 @@ func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
 	}
 	require.True(t, recordOf(t, b).Suspect())
 
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.ErrorIs(t, b.Call(ctx, succeeds), infuse.ErrOpen, "nobody waits for a trial then")
 	require.Empty(t, recordOf(t, b).Trials)
 	ctx, cancel = context.WithCancel(t.Context())
@@ -738,7 +738,7 @@ func TestRejectionsCountForNothing(t *testing.T) {
 		require.Equal(t, tried, recordOf(t, b))
 		trial.Done(nil)
 		requireState(t, infuse.StateClosed, b)
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 	})
 }
 
@@ -759,16 +759,16 @@ func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T)
 				return nil
 			}
 		}
-		require.NoError(t, outer.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, outer.SetState(t.Context(), infuse.StateHalfOpen))
 		for range 10 { // the outer call is the trial that turns the inner one away
 			require.ErrorIs(t, outer.Call(t.Context(), calls(inner)), infuse.ErrOpen)
 			requireState(t, infuse.StateHalfOpen, outer, inner)
 		}
 		require.NoError(t, outer.Call(t.Context(), succeeds))
 
-		require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 		require.ErrorIs(t, outer.Call(t.Context(), calls(other)), infuse.ErrOpen)
-		require.Equal(t, 1, outer.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(outer))
 		require.Equal(t, 1, recordOf(t, outer).Failures)
 	})
 }
@@ -794,9 +794,9 @@ func TestOnlyFailuresInARowOpenTheCircuit(t *testing.T) {
 	for range 20 {
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		require.Equal(t, 2, b.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(b))
 		require.NoError(t, b.Call(t.Context(), succeeds))
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 	}
 	requireState(t, infuse.StateClosed, b)
 }
@@ -812,11 +812,11 @@ func TestExcludedErrorsCountAsSuccessesAndAreReturned(t *testing.T) {
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 		require.Equal(t, wrapped, b.Call(t.Context(), func(context.Context) error { return wrapped }))
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 	}
 	require.Equal(t, 30, excluded)
 
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.Equal(t, wrapped, b.Call(t.Context(), func(context.Context) error { return wrapped }))
 	requireState(t, infuse.StateClosed, b)
 }
@@ -836,11 +836,11 @@ func TestClassifyReplacesTheDefaultAndExclude(t *testing.T) {
 		},
 	})
 	require.NoError(t, b.Call(t.Context(), succeeds))
-	require.Equal(t, 1, b.Failures())
+	require.Equal(t, 1, infuse.FailuresOf(b))
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
-	require.Equal(t, 1, b.Failures())
+	require.Equal(t, 1, infuse.FailuresOf(b))
 	require.Error(t, b.Call(t.Context(), func(context.Context) error { return errors.ErrUnsupported }))
-	require.Zero(t, b.Failures())
+	require.Zero(t, infuse.FailuresOf(b))
 	for range 2 {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 	}
@@ -855,7 +855,7 @@ func TestClassifyReplacesTheDefaultAndExclude(t *testing.T) {
 func startDue(t *testing.T, cfg infuse.Config) *infuse.Breaker {
 	t.Helper()
 	b := startBreaker(t, "prices", cfg)
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	waitUntilDue(t, b)
 	return b
 }
@@ -904,7 +904,7 @@ func TestATrialThatPanicsIsSettledAndThePanicGoesOn(t *testing.T) {
 		t.Run(where, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := startBreaker(t, "prices", c.config)
-				require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+				require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 				require.PanicsWithValue(t, "bang", func() { _ = b.Call(t.Context(), c.call) })
 				requireState(t, infuse.StateOpen, b)
 
@@ -980,9 +980,9 @@ func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 		requireState(t, infuse.StateClosed, b)
 		first.Done(errIll)
 		requireState(t, infuse.StateClosed, b)
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 
-		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 		first = requireTrial(t, b)
 		time.Sleep(time.Second)
 		second = requireTrial(t, b)
@@ -1007,7 +1007,7 @@ func TestACallOfAnEarlierGenerationIsNoTrial(t *testing.T) {
 				trip(t, b)
 				waitUntilDue(t, b)
 				earlier := requireTrial(t, b)
-				require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+				require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 				waitUntilDue(t, b)
 
 				trial := requireTrial(t, b)
@@ -1211,7 +1211,7 @@ func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 			requireState(t, infuse.StateOpen, b)
 			require.EqualError(t, requireRejected(t, b).Cause, "panic: "+errIll.Error())
 
-			require.NoError(t, b.Move(ctx, infuse.StateHalfOpen))
+			require.NoError(t, b.SetState(ctx, infuse.StateHalfOpen))
 			value, stack := unwind(func() { c.use(b) })
 			require.Equal(t, errIll, value)
 			require.Contains(t, stack, "infuse_test.explodes(")
@@ -1245,7 +1245,7 @@ func TestAPermitReportsAPanicWithItsCause(t *testing.T) {
 			p.Panicked(c.value)
 			p.Panicked("once more")
 			p.Done(errIll)
-			require.Equal(t, c.failures, b.Failures())
+			require.Equal(t, c.failures, infuse.FailuresOf(b))
 			if c.cause != "" {
 				require.EqualError(t, requireRejected(t, b).Cause, c.cause)
 			}
@@ -1259,7 +1259,7 @@ func TestAPanicWithNilIsAPanic(t *testing.T) {
 		_ = b.Call(t.Context(), func(context.Context) error { panic(nil) })
 	})
 	require.IsType(t, &runtime.PanicNilError{}, value)
-	require.Equal(t, 1, b.Failures())
+	require.Equal(t, 1, infuse.FailuresOf(b))
 }
 
 // A panic that the func recovers itself is its own business.
@@ -1269,7 +1269,7 @@ func TestARecoveredPanicIsAResult(t *testing.T) {
 		defer func() { err = recover().(error) }()
 		panic(errIll)
 	}))
-	require.Equal(t, 1, b.Failures())
+	require.Equal(t, 1, infuse.FailuresOf(b))
 }
 
 func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
@@ -1311,9 +1311,9 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 				}
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
 				exit()
-				require.Equal(t, 1, b.Failures(), "neither a failure nor a success")
+				require.Equal(t, 1, infuse.FailuresOf(b), "neither a failure nor a success")
 
-				require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+				require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 				exit()
 				requireState(t, infuse.StateHalfOpen, b)
 				require.Empty(t, recordOf(t, b).Trials, "its place is free")
@@ -1325,7 +1325,7 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 func TestAnOutcomeThatDoesNotExistIsNoOutcome(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{Classify: func(context.Context, error) infuse.Outcome { return 9 }})
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.NoError(t, b.Call(t.Context(), succeeds))
 	require.NotEqual(t, infuse.StateClosed, b.State(), "nobody said that it was a success")
 	require.Empty(t, recordOf(t, b).Trials)
@@ -1339,7 +1339,7 @@ func TestATrialIsSettledThoughAListenerEndsTheGoroutine(t *testing.T) {
 	}}})
 	require.NoError(t, err)
 	defer b.Stop()
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -1372,7 +1372,7 @@ func TestHostsWhoseClocksDifferBehaveTheSame(t *testing.T) {
 		require.Equal(t, 2000, time.Now().Year())
 		storage := host(t, server)
 		there := breaker(t, storage)
-		require.NoError(t, there.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, there.SetState(t.Context(), infuse.StateOpen))
 		between59And60Minutes(there)
 		require.Equal(t, 2000, recordOf(t, there).DueAt.Year())
 		onThisHost(func() {
@@ -1380,8 +1380,8 @@ func TestHostsWhoseClocksDifferBehaveTheSame(t *testing.T) {
 			between59And60Minutes(here)
 			left := time.Until(recordOf(t, here).DueAt)
 			assert.Greater(t, left, 59*time.Minute)
-			assert.NoError(t, here.Move(context.Background(), infuse.StateClosed))
-			assert.NoError(t, here.Move(context.Background(), infuse.StateOpen))
+			assert.NoError(t, here.SetState(context.Background(), infuse.StateClosed))
+			assert.NoError(t, here.SetState(context.Background(), infuse.StateOpen))
 		})
 		between59And60Minutes(breaker(t, storage))
 	})
@@ -1457,7 +1457,7 @@ var badConfigs = map[string]struct {
 	"TrialTimeout below zero":     {infuse.Config{TrialTimeout: -time.Minute}, []string{"TrialTimeout", "-1m0s"}},
 	"TrialTimeout too short":      {infuse.Config{TrialTimeout: 999 * time.Microsecond}, []string{"TrialTimeout", "999µs"}},
 	"StorageTimeout below zero":   {infuse.Config{StorageTimeout: -time.Millisecond}, []string{"StorageTimeout", "-1ms"}},
-	"Fallback unknown":            {infuse.Config{Fallback: 9}, []string{"Fallback", "9"}},
+	"StorageDown unknown":         {infuse.Config{StorageDown: 9}, []string{"StorageDown", "9"}},
 	"Exclude with a nil func": {
 		infuse.Config{Exclude: []func(error) bool{func(error) bool { return false }, nil}},
 		[]string{"Exclude[1]", "nil"},
@@ -1564,7 +1564,7 @@ func TestStrangeNamesHearOnlyOfThemselves(t *testing.T) {
 	}
 	for i, name := range strangeNames {
 		moved := startBreaker(t, name, patiently(infuse.Config{Storage: there}))
-		require.NoError(t, moved.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, moved.SetState(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, watching[i])
 		requireState(t, infuse.StateClosed, watching[i+1:]...)
 	}
@@ -1597,15 +1597,15 @@ func TestTheNumbersPrintAsWords(t *testing.T) {
 		infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen, infuse.State(3)))
 	require.Equal(t, "success failure ignored Outcome(3)", fmt.Sprint(
 		infuse.OutcomeSuccess, infuse.OutcomeFailure, infuse.OutcomeIgnored, infuse.Outcome(3)))
-	require.Equal(t, "local closed open Fallback(3)", fmt.Sprint(
-		infuse.FallbackLocal, infuse.FallbackClosed, infuse.FallbackOpen, infuse.Fallback(3)))
+	require.Equal(t, "local allow reject StorageDownPolicy(3)", fmt.Sprint(
+		infuse.StorageDownLocal, infuse.StorageDownAllow, infuse.StorageDownReject, infuse.StorageDownPolicy(3)))
 }
 
 func TestEveryInvalidFieldIsNamedAtOnce(t *testing.T) {
-	_, err := infuse.New("inventory", infuse.Config{FailMax: -1, ResetTimeout: -time.Second, Fallback: 9})
+	_, err := infuse.New("inventory", infuse.Config{FailMax: -1, ResetTimeout: -time.Second, StorageDown: 9})
 	require.ErrorContains(t, err, "Config.FailMax is -1")
 	require.ErrorContains(t, err, "Config.ResetTimeout is -1s")
-	require.ErrorContains(t, err, "Config.Fallback is Fallback(9)")
+	require.ErrorContains(t, err, "Config.StorageDown is StorageDownPolicy(9)")
 }
 
 // What a call costs: commands to Redis, and allocations.
@@ -1671,7 +1671,7 @@ func startQuietly(t *testing.T, s *redistest.Server, cfg infuse.Config) *infuse.
 	warm, err := infuse.New("warm", patiently(cfg)) // has Redis know the scripts
 	require.NoError(t, err)
 	_ = warm.Call(t.Context(), fails)
-	require.NoError(t, warm.Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, warm.SetState(t.Context(), infuse.StateClosed))
 	warm.Stop()
 	reads := func() int64 { return commands(t, s)["hmget"] } // by the script, which is sent more often until it is known
 	before := reads()
@@ -1756,7 +1756,7 @@ func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 	require.Less(t, time.Since(began), time.Second, "it is not to wait for Redis, which hangs")
 	server.Resume()
 	require.Eventually(t, func() bool { return recordOf(t, b).Failures == 0 }, patience, pace)
-	require.Eventually(t, func() bool { return b.Failures() == 0 }, patience, pace)
+	require.Eventually(t, func() bool { return infuse.FailuresOf(b) == 0 }, patience, pace)
 	require.Empty(t, costOf(t, server, func() {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 	}), "the circuit is quiet again")
@@ -1766,7 +1766,7 @@ func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 func TestOneCallOfAProcessAsksForATrialAtATime(t *testing.T) {
 	server := redistest.Start(t)
 	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{})
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	cost := costOf(t, server, func() {
 		server.Pause()
 		results := make(chan error, 50)
@@ -1827,7 +1827,7 @@ func TestTheHotPathsDoNotAllocate(t *testing.T) {
 		for what, call := range map[string]func(){
 			"a rejected call":    func() { _ = b.Call(ctx, succeeds) },
 			"a rejected Acquire": func() { _, _ = b.Acquire(ctx) },
-			"State":              func() { _, _ = b.State(), b.Failures() },
+			"State":              func() { _, _ = b.State(), infuse.FailuresOf(b) },
 		} {
 			require.Zero(t, testing.AllocsPerRun(1000, call), "%s, with %s", what, name)
 		}
@@ -1879,7 +1879,7 @@ func BenchmarkCall(b *testing.B) {
 			cfg.FailureRate, cfg.Window = 0.5, time.Hour
 		}
 		breaker := startBreaker(b, "prices", cfg)
-		require.NoError(b, breaker.Move(b.Context(), c.state))
+		require.NoError(b, breaker.SetState(b.Context(), c.state))
 		if strings.Contains(c.name, "failures in the window") {
 			require.Error(b, breaker.Call(b.Context(), fails))
 			require.NoError(b, breaker.Call(b.Context(), succeeds))
@@ -1919,10 +1919,10 @@ func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
 		require.NoError(t, client.Del(t.Context(), "infuse:{prices}").Err())
 		require.NoError(t, spoil())
 		_ = b.Call(t.Context(), fails)
-		require.Error(t, b.Stats().Away, what)
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen), what)
-		require.NoError(t, b.Stats().Away, what)
+		require.Error(t, b.Stats().StorageErr, what)
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen), what)
+		require.NoError(t, b.Stats().StorageErr, what)
 		require.Equal(t, infuse.StateOpen, recordOf(t, b).State, what)
-		require.NoError(t, b.Move(t.Context(), infuse.StateClosed), what)
+		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed), what)
 	}
 }

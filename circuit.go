@@ -30,13 +30,14 @@ type circuit struct {
 	replica replica
 	tally   *striped // successes that the replica does not know of yet; nil until some are counted
 	counts  *callCounts
-	since   time.Time // when the view's state began
 	timer   *time.Timer
 	armed   time.Time // when the timer fires; zero if it does not
 	waiting waiters
-	states  states // as the listeners were notified
-	away    bool   // as the listeners were notified
-	started bool   // listeners are notified
+	states  states        // as the listeners were notified
+	since   since         // when these began
+	readied chan struct{} // closed when the breaker becomes ready; nil if nobody waits for that
+	invalid bool          // listeners were notified that the record cannot be read
+	started bool          // listeners are notified
 }
 
 // waiters wait until the storage has acknowledged their sequence number, or will
@@ -99,7 +100,7 @@ func (b *Breaker) init(name string, s *settings, l *link) {
 func (b *Breaker) start() {
 	b.events.release()
 	b.mu.Lock()
-	b.states, b.started = b.replica.states(time.Now()), true
+	b.started = true
 	b.mu.Unlock()
 	b.tell()
 }
@@ -143,14 +144,9 @@ func (b *Breaker) follow(now time.Time) *request {
 	b.publish(now)
 	b.arm(now)
 	b.waiting.release(r.acknowledged())
-	if b.link != nil {
-		if away := r.trouble != nil; away != b.away && !r.stopped {
-			b.away = away
-			if away {
-				b.events.add(storageAway(r.trouble))
-			} else {
-				b.events.add(storageBack(now.Sub(r.since)))
-			}
+	if invalid := r.trouble != nil && !isTrouble(r.trouble); invalid != b.invalid { // the storage is available
+		if b.invalid = invalid; invalid {
+			b.events.add(warning(r.trouble))
 		}
 	}
 	return change
@@ -174,14 +170,15 @@ func (b *Breaker) publish(now time.Time) {
 		if v.tally = b.tally; v.settings.CountCalls {
 			v.counts = b.counts
 		}
-		if v.admits == admitsNone && !v.settings.Strict && !v.settings.rejects {
+		if v.admits == admitsNone && !v.settings.Strict && !v.settings.rejects && !v.settings.DryRun {
 			if v.onlyCounts = v.settings.CountCalls; !v.onlyCounts {
 				v.rejects = v.rejection
 			}
 		}
 		b.view.Store(&v)
-		if old == nil || old.state != fresh.state {
-			b.since = now
+		if b.readied != nil && v.ready() {
+			close(b.readied)
+			b.readied = nil
 		}
 	}
 	b.notify(now)
@@ -201,8 +198,27 @@ func (b *Breaker) setQuiet(v *view, quiet bool) {
 	b.view.Store(v.twin)
 }
 
+// becomesReady returns a channel that is closed when the breaker is ready.
+func (b *Breaker) becomesReady() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ready := b.readied
+	if ready == nil {
+		ready = make(chan struct{})
+		if b.view.Load().ready() {
+			close(ready)
+		} else {
+			b.readied = ready
+		}
+	}
+	return ready
+}
+
 // states are those of the two circuits, as listeners are notified of them.
 type states struct{ local, shared State }
+
+// since is when the states of the two circuits began.
+type since struct{ local, shared time.Time }
 
 // states returns the state of each circuit. An override is one of the circuit that
 // it was made for.
@@ -223,15 +239,18 @@ func (r *replica) states(now time.Time) states {
 
 // notify adds an event for each circuit whose state has changed. b.mu is held.
 func (b *Breaker) notify(now time.Time) {
-	if !b.started {
-		return
-	}
 	r := &b.replica
 	before, after := b.states, r.states(now)
-	if before == after {
-		return
+	if before.local != after.local || b.since.local.IsZero() {
+		b.since.local = now
+	}
+	if before.shared != after.shared || b.since.shared.IsZero() {
+		b.since.shared = now
 	}
 	b.states = after
+	if before == after || !b.started {
+		return
+	}
 	o := r.override(now)
 	add := func(local bool, from, to State, rec *Record, origin string) {
 		if from == to {

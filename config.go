@@ -138,9 +138,15 @@ type Config struct {
 	// Default 100 ms.
 	StorageTimeout time.Duration
 
-	// Fallback is the behaviour while the storage is unavailable. Default
-	// FallbackLocal.
-	Fallback Fallback
+	// StorageDown is the behaviour while the storage is unavailable. Default
+	// StorageDownLocal.
+	StorageDown StorageDownPolicy
+
+	// DryRun lets every call run. All else works as without it: states, the shared
+	// circuit, trials, transitions. A call that would be rejected runs, and is not
+	// counted for the circuit; Stats.Calls.WouldReject and Listener.WouldReject have
+	// it. Default false. Processes with and without it may share a circuit.
+	DryRun bool
 
 	// Listeners are called when something happens, in this order.
 	Listeners []*Listener
@@ -157,26 +163,33 @@ type Config struct {
 	MaxCircuits int
 }
 
-// Fallback is the behaviour of a breaker while its storage is unavailable.
-type Fallback uint8
+// Validate returns an error that names each invalid field and its value, or nil. It
+// does no I/O. New, NewGroup and Configure return the same error.
+func (c Config) Validate() error {
+	_, err := newSettings(c)
+	return err
+}
+
+// StorageDownPolicy is the behaviour of a breaker while its storage is unavailable.
+type StorageDownPolicy uint8
 
 const (
-	FallbackLocal  Fallback = iota // the local circuit decides
-	FallbackClosed                 // every call runs and nothing is counted ("fail open")
-	FallbackOpen                   // every call is rejected
+	StorageDownLocal  StorageDownPolicy = iota // the local circuit decides
+	StorageDownAllow                           // every call runs and nothing is counted ("fail open")
+	StorageDownReject                          // every call is rejected
 )
 
-// String returns "local", "closed" or "open".
-func (f Fallback) String() string {
-	switch f {
-	case FallbackLocal:
+// String returns "local", "allow" or "reject".
+func (p StorageDownPolicy) String() string {
+	switch p {
+	case StorageDownLocal:
 		return "local"
-	case FallbackClosed:
-		return "closed"
-	case FallbackOpen:
-		return "open"
+	case StorageDownAllow:
+		return "allow"
+	case StorageDownReject:
+		return "reject"
 	}
-	return fmt.Sprintf("Fallback(%d)", uint8(f))
+	return fmt.Sprintf("StorageDownPolicy(%d)", uint8(p))
 }
 
 // Bounds for settings. maxMaxTrials and maxTimeout also bound records from
@@ -279,8 +292,8 @@ func newSettings(cfg Config) (*settings, error) {
 			reject("Listeners[%d] is nil", i)
 		}
 	}
-	if s.Fallback > FallbackOpen {
-		reject("Fallback is %v: must be FallbackLocal, FallbackClosed or FallbackOpen", s.Fallback)
+	if s.StorageDown > StorageDownReject {
+		reject("StorageDown is %v: must be StorageDownLocal, StorageDownAllow or StorageDownReject", s.StorageDown)
 	}
 	if s.Storage != nil && isNil(s.Storage) {
 		reject("Storage is a nil %T: must be a storage, or nil without a type for none", s.Storage)

@@ -19,7 +19,7 @@
 // The local circuit counts the calls of this process. It is an ordinary in-process
 // breaker: at [Config.FailMax] consecutive failures, or at a
 // [Config.FailureRate], it opens for this process. Without a [Config.Storage],
-// and while the storage is unavailable, it is the only one: see [Config.Fallback].
+// and while the storage is unavailable, it is the only one: see [Config.StorageDown].
 //
 // The shared circuit counts the failures that all processes report. At FailMax or
 // the rate it becomes suspect: calls still run, and every process reports its

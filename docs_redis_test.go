@@ -141,7 +141,7 @@ func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
 	b, err := New("circuit", Config{Storage: storage, StorageTimeout: time.Second})
 	require.NoError(t, err)
 	defer b.Stop()
-	require.ErrorContains(t, b.Stats().Away, "connection refused")
+	require.ErrorContains(t, b.Stats().StorageErr, "connection refused")
 }
 
 // What a process sends, step by step in the life of a circuit.
@@ -202,7 +202,7 @@ func TestWhatACircuitSends(t *testing.T) {
 			require.Eventually(t, func() bool { call(b, nil); return b.State() == StateClosed }, 20*time.Second, 10*time.Millisecond)
 			reach(StateClosed)()
 		}},
-		{"a manual change", func() { require.NoError(t, b.Move(t.Context(), StateOpen)) }},
+		{"a manual change", func() { require.NoError(t, b.SetState(t.Context(), StateOpen)) }},
 	} {
 		before := quietCommands(t, server)
 		step.do()

@@ -109,7 +109,7 @@ func ExampleAnnounce() {
 		panic(err)
 	}
 	defer caller.Stop()
-	_ = caller.Move(context.Background(), infuse.StateOpen) // the service was sick
+	_ = caller.SetState(context.Background(), infuse.StateOpen) // the service was sick
 
 	_ = infuse.Announce(context.Background(), storage, "inventory", infuse.StateHalfOpen)
 	fmt.Println(caller.State())
@@ -139,14 +139,14 @@ func ExamplePermit_Settle() {
 }
 
 // An operator takes a service out by hand, for the whole fleet.
-func ExampleBreaker_Move() {
+func ExampleBreaker_SetState() {
 	breaker, err := infuse.New("inventory", infuse.Config{ResetTimeout: time.Hour})
 	if err != nil {
 		panic(err)
 	}
 	defer breaker.Stop()
 
-	if err := breaker.Move(context.Background(), infuse.StateOpen); err != nil {
+	if err := breaker.SetState(context.Background(), infuse.StateOpen); err != nil {
 		fmt.Println(err) // the storage has not confirmed it
 	}
 	err = breaker.Call(context.Background(), func(context.Context) error { return nil })

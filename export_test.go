@@ -30,3 +30,10 @@ func IsLinked(s Storage) bool {
 	}
 	return false
 }
+
+// FailuresOf returns the consecutive failures of the local circuit or, if that is
+// more, of the shared one.
+func FailuresOf(b *Breaker) int {
+	s := b.Stats()
+	return max(s.Local.Failures, s.Shared.Failures)
+}

@@ -51,9 +51,9 @@ func TestACallThatCameTooLateIsIgnored(t *testing.T) {
 				require.NoError(t, err)
 				p.Done(context.DeadlineExceeded)
 			}
-			require.Equal(t, 1, b.Failures(), "neither failures nor successes")
+			require.Equal(t, 1, infuse.FailuresOf(b), "neither failures nor successes")
 
-			require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+			require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 			if cfg.Storage != nil { // a trial is asked for, and the caller does not wait
 				require.ErrorIs(t, b.Call(late(t), asksItsContext), infuse.ErrOpen)
 				require.Empty(t, recordOf(t, b).Trials)
@@ -77,9 +77,9 @@ func TestARequestThatCameTooLateIsIgnored(t *testing.T) {
 				_, err := c.transport.RoundTrip(newRequest(t, http.MethodGet, s.URL, nil).WithContext(late(t)))
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 			}
-			require.Equal(t, 1, c.breaker.Failures())
+			require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 
-			require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+			require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 			_, err := c.transport.RoundTrip(newRequest(t, http.MethodGet, s.URL, nil).WithContext(late(t)))
 			require.Error(t, err)
 			requireState(t, infuse.StateHalfOpen, c.breaker)
@@ -131,7 +131,7 @@ func TestARequestThatIsCalledOffByItsCancelIsIgnored(t *testing.T) {
 				require.Error(t, cancelled(s.stalls, true))
 				require.Error(t, cancelled(s.stalls, false))
 				require.Error(t, cancelled(s.stallsInTheBody, false))
-				require.Equal(t, 1, c.breaker.Failures())
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 			})
 		}
 	})
@@ -178,7 +178,7 @@ func TestARequestsOwnBodyThatFailsIsIgnored(t *testing.T) {
 					c := startFailedClient(t, s)
 					_, err := c.Do(newRequest(t, http.MethodPost, s.URL, &failingBody{text, own}))
 					require.ErrorIs(t, err, own)
-					require.Equal(t, 1, c.breaker.Failures())
+					require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 				})
 			}
 		}
@@ -193,19 +193,19 @@ func TestAnUploadThatTheServiceBreaksOffIsAFailure(t *testing.T) {
 		c := startFailedClient(t, s)
 		_, err := c.Post(s.URL, "text/plain", endless())
 		require.Error(t, err)
-		require.Equal(t, 2, c.breaker.Failures(), "%v", err)
+		require.Equal(t, 2, infuse.FailuresOf(c.breaker), "%v", err)
 
 		s.Server.Client().Transport.(*http.Transport).ResponseHeaderTimeout = 20 * time.Millisecond
 		s.does(s.stalls)
 		_, err = c.Post(s.URL, "text/plain", struct{ io.Reader }{strings.NewReader("order")})
 		require.Error(t, err)
-		require.Equal(t, 3, c.breaker.Failures(), "%v", err)
+		require.Equal(t, 3, infuse.FailuresOf(c.breaker), "%v", err)
 
 		s.CloseClientConnections()
 		require.NoError(t, s.Listener.Close())
 		_, err = c.Post(s.URL, "text/plain", endless())
 		require.Error(t, err)
-		require.Equal(t, 4, c.breaker.Failures(), "%v", err)
+		require.Equal(t, 4, infuse.FailuresOf(c.breaker), "%v", err)
 	})
 }
 
@@ -228,7 +228,7 @@ func TestABodyOfAnotherLengthThanItsRequestSaysIsIgnored(t *testing.T) {
 					_, _ = readAll(response)
 					return
 				}
-				require.Equal(t, 1, c.breaker.Failures(), "%v", err)
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker), "%v", err)
 			})
 		}
 	})
@@ -244,13 +244,13 @@ func TestHeadersOverThePeersLimitAreNoFailure(t *testing.T) {
 		response, err := c.transport.RoundTrip(r)
 		if s.EnableHTTP2 {
 			require.Error(t, err)
-			require.Equal(t, 1, c.breaker.Failures(), "%v", err)
+			require.Equal(t, 1, infuse.FailuresOf(c.breaker), "%v", err)
 			return
 		}
 		if err == nil {
 			require.Equal(t, http.StatusRequestHeaderFieldsTooLarge, response.StatusCode)
 			_, _ = readAll(response)
-			require.Zero(t, c.breaker.Failures())
+			require.Zero(t, infuse.FailuresOf(c.breaker))
 		}
 	})
 }
@@ -268,7 +268,7 @@ func TestAServiceCannotSpeakForTheCaller(t *testing.T) {
 	c := startFailedClient(t, s)
 	_, err := c.get()
 	require.ErrorContains(t, err, "ContentLength=5")
-	require.Equal(t, 2, c.breaker.Failures())
+	require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 }
 
 // Strangers who broke off their uploads opened the circuit of the service behind
@@ -299,7 +299,7 @@ func TestAnUploadThatItsSenderBreaksOffIsIgnored(t *testing.T) {
 				require.Eventually(t, func() bool { return s.calls.Load() > before }, patience, pace)
 				require.NoError(t, conn.Close())
 				err = <-failed
-				require.Equal(t, 1, c.breaker.Failures(), "%T: %v", err, err)
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker), "%T: %v", err, err)
 			})
 		}
 	})

@@ -426,6 +426,16 @@ func (g *Group) Configure(cfg Config) error {
 	return errors.Join(invalid...)
 }
 
+// Reload asks the func of NewGroupFunc again, for the group and for each of its
+// breakers, and applies the settings as Configure does. It does no I/O. For a group
+// of NewGroup it returns an error: use Configure.
+func (g *Group) Reload() error {
+	if !g.byName {
+		return errors.New("infuse: Group.Reload: the group has no func to ask, use Configure")
+	}
+	return g.Configure(g.config(""))
+}
+
 // Stop stops all breakers of the group at once, and waits as Breaker.Stop does.
 // They still work, each from its own view. No more are made: Breaker returns an
 // error for a new name, and a Transport sends such a request unprotected.

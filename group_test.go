@@ -195,7 +195,7 @@ func TestInvalidSettingsOfACircuitAreReportedOnce(t *testing.T) {
 	listener := &infuse.Listener{Warning: func(b *infuse.Breaker, err error) {
 		_, again := g.Breaker(b.Name()) // a listener may use the group
 		require.ErrorContains(t, again, "Config.FailMax is -1")
-		require.Zero(t, b.Stats().Failures)
+		require.Zero(t, b.Stats().Local.Failures)
 		warnings = append(warnings, b.Name()+": "+err.Error())
 	}}
 	for name, listeners := range map[string]map[string][]*infuse.Listener{
@@ -269,13 +269,13 @@ func TestDeadHostsDoNotFillTheGroupForEver(t *testing.T) {
 	})
 }
 
-// FallbackOpen rejected every call, but those that found the group full.
+// StorageDownReject rejected every call, but those that found the group full.
 func TestFallbackOpenRejectsBeyondMaxCircuits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		sent := 0
 		transport := &infuse.Transport{
-			Breakers: groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 2, Fallback: infuse.FallbackOpen}),
+			Breakers: groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 2, StorageDown: infuse.StorageDownReject}),
 			Base: baseFunc(func(r *http.Request) (*http.Response, error) {
 				sent++
 				return always(http.StatusOK, "")(r)
@@ -310,10 +310,10 @@ func TestABreakerKeptFromAGroupHears(t *testing.T) {
 		other := startBreaker(t, "prices", infuse.Config{FailMax: 2, Storage: storage})
 		require.NotSame(t, kept, breakerOf(t, g, "prices"))
 
-		require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
 		requireState(t, infuse.StateOpen, kept)
-		require.NoError(t, other.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, other.SetState(t.Context(), infuse.StateClosed))
 		synctest.Wait()
 		requireState(t, infuse.StateClosed, kept)
 
@@ -339,7 +339,7 @@ func TestACallOfAnEvictedBreakerIsReported(t *testing.T) {
 		for _, p := range permits {
 			p.Done(errIll)
 		}
-		require.Equal(t, 3, breakerOf(t, g, "prices").Failures())
+		require.Equal(t, 3, infuse.FailuresOf(breakerOf(t, g, "prices")))
 	})
 }
 
@@ -369,7 +369,7 @@ func TestACircuitThatMadeRoomIsFoundAgain(t *testing.T) {
 				require.Equal(t, errIll, breakerOf(t, g, name).Call(t.Context(), fails))
 			}
 			require.NotContains(t, namesOf(g), "failing")
-			require.Equal(t, 3, breakerOf(t, g, "failing").Failures())
+			require.Equal(t, 3, infuse.FailuresOf(breakerOf(t, g, "failing")))
 		})
 	}
 }
@@ -464,11 +464,11 @@ func TestConfigureChangesAGroupAndItsBreakers(t *testing.T) {
 	trip(t, breakerOf(t, g, "rates"))
 	breakerOf(t, g, "stock")
 	require.Len(t, namesOf(g), 3)
-	require.Equal(t, 2, breakerOf(t, g, "rates").Failures(), "a new one has them, too")
+	require.Equal(t, 2, infuse.FailuresOf(breakerOf(t, g, "rates")), "a new one has them, too")
 
 	require.ErrorContains(t, g.Configure(infuse.Config{FailMax: -1}), "Config.FailMax is -1")
 	require.ErrorContains(t, g.Configure(infuse.Config{Storage: infuse.NewMemoryStorage()}), "Config.Storage is another")
-	require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
 	require.Equal(t, errIll, b.Call(t.Context(), fails))
 	requireState(t, infuse.StateOpen, b)
@@ -510,9 +510,9 @@ func TestAGroupHasSettingsByName(t *testing.T) {
 	defer g.Stop()
 	failuresUntilOpen := func(name string) int {
 		b := breakerOf(t, g, name)
-		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 		trip(t, b)
-		return b.Failures()
+		return infuse.FailuresOf(b)
 	}
 	require.Equal(t, 1, failuresUntilOpen("payments"))
 	require.Equal(t, 3, failuresUntilOpen("prices"))
@@ -630,6 +630,6 @@ func TestAGroupOnRedisStops(t *testing.T) {
 	}
 	g.Stop()
 	for b := range g.All() {
-		require.Equal(t, 1, b.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(b))
 	}
 }

@@ -26,7 +26,7 @@ type handlerFunc = func(http.ResponseWriter, *http.Request) error
 func rejectionFor(t *testing.T, wait time.Duration) error {
 	t.Helper()
 	b := startBreaker(t, "inventory", infuse.Config{ResetTimeout: wait})
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	return fmt.Errorf("loading the stock: %w", requireRejected(t, b))
 }
 
@@ -48,7 +48,7 @@ func TestAHandlerAnswersARejectionWith503(t *testing.T) {
 func TestARejectionTravelsFromTheClientToTheCaller(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		client := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
-		require.NoError(t, client.breaker.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, client.breaker.SetState(t.Context(), infuse.StateOpen))
 		w := httptest.NewRecorder()
 		infuse.Handler(func(http.ResponseWriter, *http.Request) error {
 			_, err := client.get()
@@ -169,7 +169,7 @@ func TestRespondUnavailableAnswersForAReverseProxy(t *testing.T) {
 			return w
 		}
 		require.Equal(t, "well", serve().Body.String())
-		require.NoError(t, client.breaker.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, client.breaker.SetState(t.Context(), infuse.StateOpen))
 		w := serve()
 		require.Equal(t, http.StatusServiceUnavailable, w.Code)
 		require.Equal(t, "5400", w.Header().Get("Retry-After"))

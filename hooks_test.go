@@ -243,7 +243,7 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 	}
 	h.set(b, nil)
 	opens := func() {
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		time.Sleep(time.Second)
 	}
 	opens()
@@ -301,14 +301,14 @@ func TestNoErrorOfAStorageLeavesABreakerStuck(t *testing.T) {
 						apart(func() { hookWays["Call"](b, errIll) })
 					}
 					require.Equal(t, infuse.StateOpen, b.State())
-					apart(func() { _ = b.Move(context.Background(), infuse.StateClosed) })
+					apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 					apart(func() { _, _ = b.Record(context.Background()) })
 					h.set(b, nil)
 					s.err.Store(nil)
 					time.Sleep(time.Minute)
 					synctest.Wait()
-					require.Nil(t, b.Stats().Away)
-					require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+					require.Nil(t, b.Stats().StorageErr)
+					require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 					require.NoError(t, b.Call(t.Context(), succeeds))
 					b.Stop()
 				})

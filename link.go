@@ -24,6 +24,9 @@ type link struct {
 	storage Storage
 	places  chan struct{} // a semaphore: one element for each request that has a place
 	news    queue[func()] // changes of availability, for all circuits, in order
+	events  queue[func()] // and for all listeners, which may be slow
+
+	informed map[*Listener]bool // that the storage is unavailable. Only what is in events uses it
 
 	mu       sync.Mutex
 	circuits map[weak.Pointer[Breaker]]struct{}
@@ -31,6 +34,9 @@ type link struct {
 
 	why      error         // the storage is unavailable because of this error; nil while it is available
 	down     chan struct{} // closed when the storage becomes unavailable; nil without circuits
+	since    time.Time     // of that
+	told     bool          // listeners were notified of it, and not yet of its end
+	refused  bool          // a change was refused since the storage became available
 	failures int           // failed probes and the failure before them, since the storage was last established
 	upSince  time.Time
 	probing  bool        // a probe is under way
@@ -41,13 +47,14 @@ type link struct {
 }
 
 const (
-	linkPlaces   = 64                    // requests at a time: all that a storage that hangs can hold
-	placeHeld    = time.Minute           // after this time a request that never returns loses its place
-	requestTime  = 5 * time.Second       // a request continues without its callers: a client may need this time to connect
-	maxHung      = 16                    // probes that hang, before the pauses grow with each of them
-	firstPause   = 50 * time.Millisecond // before the first probe; it doubles
-	longestPause = time.Second           // up to this
-	calmAfter    = 10 * time.Second      // a storage that has been available for this time is established
+	linkPlaces      = 64                    // requests at a time: all that a storage that hangs can hold
+	placeHeld       = time.Minute           // after this time a request that never returns loses its place
+	requestTime     = 5 * time.Second       // a request continues without its callers: a client may need this time to connect
+	maxHung         = 16                    // probes that hang, before the pauses grow with each of them
+	firstPause      = 50 * time.Millisecond // before the first probe; it doubles
+	longestPause    = time.Second           // up to this
+	explainedWithin = time.Second           // how long listeners wait for a better reason of an outage, or for proof of its end
+	calmAfter       = 10 * time.Second      // a storage that has been available for this time is established
 )
 
 // links has the link of each storage that a circuit uses. Breakers share a link
@@ -66,7 +73,7 @@ func linkTo(s Storage) *link {
 	}
 	return &link{
 		storage: s, places: make(chan struct{}, linkPlaces),
-		circuits: make(map[weak.Pointer[Breaker]]struct{}), reads: make(map[*Breaker]*sharedRead),
+		circuits: make(map[weak.Pointer[Breaker]]struct{}), informed: make(map[*Listener]bool), reads: make(map[*Breaker]*sharedRead),
 	}
 }
 
@@ -95,6 +102,9 @@ func (l *link) join(c weak.Pointer[Breaker]) (*link, error) {
 	l.circuits[c] = struct{}{}
 	if l.down == nil {
 		l.down = make(chan struct{})
+	}
+	if l.why != nil && l.told {
+		l.tellUnavailable()
 	}
 	return l, l.why
 }
@@ -158,10 +168,17 @@ func (l *link) send(c *Breaker, q *request) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {
-				l.doubted.CompareAndSwap(doubted, 0)
+				if doubted != 0 && l.doubted.CompareAndSwap(doubted, 0) {
+					l.mu.Lock()
+					l.tellAvailable()
+					l.mu.Unlock()
+				}
 			}
 			c.answered(q, a.record)
 		case l.doubted.Load() != 0 && !isTrouble(l.tryRead(c, func(answer) {})):
+			l.mu.Lock()
+			l.refused = true
+			l.mu.Unlock()
 			c.unanswered(q, a.err) // or the link would go up and down for as long as changes are refused
 		default:
 			failed(a.err)
@@ -332,7 +349,24 @@ func (l *link) lose(err error) {
 	if time.Since(l.upSince) > calmAfter {
 		l.failures = 0
 	}
-	l.why = err
+	l.why, l.refused = err, false
+	if !l.told { // otherwise the outage goes on
+		l.since = time.Now()
+	}
+	switch {
+	case l.told:
+	case explains(err):
+		l.tellUnavailable()
+	default:
+		outage := l.outages + 1
+		time.AfterFunc(explainedWithin, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.why != nil && l.outages == outage && !l.told {
+				l.tellUnavailable()
+			}
+		})
+	}
 	close(l.down)
 	l.outages++
 	l.doubted.Store(l.outages)
@@ -348,7 +382,59 @@ func (l *link) lose(err error) {
 func (l *link) explain(err error) {
 	if l.why != nil && explains(err) {
 		l.why = err
+		if !l.told {
+			l.tellUnavailable()
+		}
 	}
+}
+
+// tellUnavailable notifies the listeners of an outage: each once, also those whose
+// circuits have joined since. l.mu is held.
+func (l *link) tellUnavailable() {
+	l.told = true
+	err, circuits := l.why, slices.Collect(maps.Keys(l.circuits))
+	l.tellListeners(func() {
+		for _, weakly := range circuits {
+			b := weakly.Value()
+			if b == nil {
+				continue
+			}
+			for _, listener := range b.settings().Listeners {
+				if l.informed[listener] {
+					continue
+				}
+				l.informed[listener] = true
+				if listener.StorageUnavailable != nil {
+					l.events.add(func() { listener.StorageUnavailable(err) })
+				}
+			}
+		}
+	})
+}
+
+// tellAvailable notifies those that were notified of the outage, unless it goes on.
+// l.mu is held.
+func (l *link) tellAvailable() {
+	if l.why != nil || !l.told {
+		return
+	}
+	l.told = false
+	unavailable := l.upSince.Sub(l.since)
+	l.tellListeners(func() {
+		for listener := range l.informed {
+			if listener.StorageAvailable != nil {
+				l.events.add(func() { listener.StorageAvailable(unavailable) })
+			}
+		}
+		clear(l.informed)
+	})
+}
+
+// tellListeners does something for the listeners in the background, after all that
+// was to be done before.
+func (l *link) tellListeners(do func()) {
+	l.events.add(do)
+	go l.events.drain(protected)
 }
 
 // reason returns why the storage is unavailable, as far as is known by now, for a
@@ -450,7 +536,18 @@ func (l *link) probed(err error) {
 		l.failures++
 		l.probeIn(l.pause())
 	default:
-		l.why, l.down, l.upSince = nil, make(chan struct{}), time.Now()
+		if !l.told {
+			l.tellUnavailable()
+		}
+		up := time.Now()
+		l.why, l.down, l.upSince = nil, make(chan struct{}), up
+		time.AfterFunc(explainedWithin, func() { // it may refuse changes, and then the outage goes on
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.upSince.Equal(up) && !l.refused {
+				l.tellAvailable()
+			}
+		})
 		l.tell((*Breaker).back)
 	}
 }

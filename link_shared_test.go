@@ -115,7 +115,7 @@ func TestAStrictCallMeetsTheOpenCircuitAfterABurst(t *testing.T) {
 		require.NoError(t, infuse.Announce(t.Context(), memory, "prices", infuse.StateOpen))
 		time.Sleep(time.Second)
 		requireRejected(t, b)
-		require.NoError(t, b.Stats().Away)
+		require.NoError(t, b.Stats().StorageErr)
 	})
 }
 
@@ -134,10 +134,10 @@ func TestAReadThatFailsIsOneFailureForAllItsCallers(t *testing.T) {
 			all.Go(func() { _ = b.Call(t.Context(), succeeds) })
 		}
 		all.Wait()
-		require.Error(t, b.Stats().Away)
+		require.Error(t, b.Stats().StorageErr)
 		r.recover()
 		time.Sleep(80 * time.Millisecond)
-		require.NoError(t, b.Stats().Away)
+		require.NoError(t, b.Stats().StorageErr)
 	})
 }
 
@@ -180,10 +180,10 @@ func TestAStrictCallThatCouldNotReadSaysSo(t *testing.T) {
 		waited, err := waitOf(b, succeeds)
 		require.NoError(t, err, "the local circuit decides")
 		require.Equal(t, storageTimeout, waited)
-		require.ErrorContains(t, b.Stats().Away, "did not answer within")
-		require.NoError(t, others[0].Stats().Away, "a busy storage is available")
+		require.ErrorContains(t, b.Stats().StorageErr, "did not answer within")
+		require.NoError(t, others[0].Stats().StorageErr, "a busy storage is available")
 		time.Sleep(time.Second)
-		require.NoError(t, b.Stats().Away)
+		require.NoError(t, b.Stats().StorageErr)
 		requireRejected(t, b)
 	})
 }
@@ -212,7 +212,7 @@ func TestCallersThatGiveUpLeaveNoReadBehind(t *testing.T) {
 		require.Less(t, runtime.NumGoroutine(), before+100, "what waits for a place is bounded by the number of circuits")
 		time.Sleep(10 * time.Second)
 		require.Empty(t, r.requests())
-		require.NoError(t, b.Stats().Away, "callers that give up say nothing of the storage")
+		require.NoError(t, b.Stats().StorageErr, "callers that give up say nothing of the storage")
 	})
 }
 
@@ -316,7 +316,7 @@ func TestACancelledCallerReturnsAtOnce(t *testing.T) {
 					cfg := infuse.Config{FailMax: 1, TrialTimeout: time.Hour, Strict: strict, Storage: r, Listeners: []*infuse.Listener{heard.Listener()}}
 					b := startBreaker(t, "prices", cfg)
 					if !strict {
-						require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+						require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 						time.Sleep(time.Minute)
 					}
 					r.requests()
@@ -385,17 +385,17 @@ func TestTheReasonOfAnOutageIsTheStoragesOwn(t *testing.T) {
 					r.suffer(trouble)
 				}
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
-				require.ErrorContains(t, b.Stats().Away, "did not answer within")
+				require.ErrorContains(t, b.Stats().StorageErr, "did not answer within")
 				if trouble == nil {
 					r.suffer(func() error { return refused })
 				}
 				time.Sleep(2 * time.Second)
 				for _, b := range []*infuse.Breaker{b, other} {
-					require.ErrorIs(t, b.Stats().Away, refused)
+					require.ErrorIs(t, b.Stats().StorageErr, refused)
 				}
 				r.suffer(r.hang)
 				time.Sleep(5 * time.Second)
-				require.ErrorIs(t, b.Stats().Away, refused, "better than no answer")
+				require.ErrorIs(t, b.Stats().StorageErr, refused, "better than no answer")
 			})
 		})
 	}
@@ -416,7 +416,7 @@ func TestNoAnswerInTimeIsNoBetterReason(t *testing.T) {
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 		r.suffer(r.hang)
 		time.Sleep(storageTimeout)
-		require.ErrorIs(t, b.Stats().Away, errAway)
+		require.ErrorIs(t, b.Stats().StorageErr, errAway)
 	})
 }
 
@@ -443,27 +443,27 @@ func TestNoErrorOfAStorageWedgesABreaker(t *testing.T) {
 		},
 		"hang": func(*infuse.Breaker) { time.Sleep(time.Minute) },
 	} {
-		for _, fallback := range []infuse.Fallback{infuse.FallbackLocal, infuse.FallbackOpen} {
+		for _, fallback := range []infuse.StorageDownPolicy{infuse.StorageDownLocal, infuse.StorageDownReject} {
 			t.Run(fmt.Sprint(name, ", ", fallback), func(t *testing.T) {
 				inFakeTime(t, func(t *testing.T) {
 					var asked atomic.Pointer[infuse.Breaker]
 					r := newRemote()
 					r.suffer(func() error { return &rude{func() { does(asked.Load()) }} })
-					b, err := infuse.New("prices", infuse.Config{Storage: r, Fallback: fallback, Strict: true})
+					b, err := infuse.New("prices", infuse.Config{Storage: r, StorageDown: fallback, Strict: true})
 					require.NoError(t, err)
 					asked.Store(b)
 					for range 20 {
 						_ = b.Call(t.Context(), fails)
-						require.Error(t, b.Stats().Away)
-						require.NotEmpty(t, b.Stats().Away.Error())
+						require.Error(t, b.Stats().StorageErr)
+						require.NotEmpty(t, b.Stats().StorageErr.Error())
 						time.Sleep(100 * time.Millisecond)
 					}
 					_, err = b.Record(t.Context())
 					require.NotErrorIs(t, err, errIll)
-					require.Error(t, b.Move(t.Context(), infuse.StateClosed))
+					require.Error(t, b.SetState(t.Context(), infuse.StateClosed))
 					r.recover()
 					time.Sleep(2 * time.Minute)
-					require.NoError(t, b.Stats().Away)
+					require.NoError(t, b.Stats().StorageErr)
 					r.suffer(func() error { return (*rude)(nil) })
 					_, err = b.Record(t.Context())
 					require.Error(t, err)

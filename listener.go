@@ -10,7 +10,7 @@ import (
 // is called without any lock held: it may use the breaker. A panic is recovered
 // and logged with slog.Error; the call goes on.
 //
-// BeforeCall, Success, Failure, Ignored and Rejected are called by the
+// BeforeCall, Success, Failure, Ignored, Rejected and WouldReject are called by the
 // goroutine that makes the call, and cost every call; a breaker without them
 // keeps its full speed. The others are called in order, by one goroutine at a
 // time. All should be quick.
@@ -29,10 +29,18 @@ type Listener struct {
 	Ignored    func(ctx context.Context, b *Breaker, err error)      // it was not counted. Every BeforeCall is followed by one of these three, once the call, the body or the permit has ended
 	Rejected   func(ctx context.Context, b *Breaker, err *OpenError) // a call was rejected, and did not run
 
-	StateChange func(b *Breaker, t Transition)          // the local or the shared circuit has changed, whichever process caused it
-	StorageAway func(b *Breaker, err error)             // the storage became unavailable; called once
-	StorageBack func(b *Breaker, awayFor time.Duration) // the circuit is shared again; called once
-	Warning     func(b *Breaker, err error)             // a probable misconfiguration; called once
+	WouldReject func(ctx context.Context, b *Breaker, err *OpenError) // a call runs only because of Config.DryRun. It is called in place of BeforeCall; the call is not counted, and none of the above follows
+
+	StateChange func(b *Breaker, t Transition) // the local or the shared circuit has changed, whichever process caused it
+	Warning     func(b *Breaker, err error)    // a probable misconfiguration, or a record that cannot be read; called once
+
+	// The storage became unavailable, and is available again after a time: once for
+	// each outage, however many breakers the Listener serves. If the first error says
+	// no more than that there was no answer in time, StorageUnavailable waits for a
+	// better reason, for a second at most. StorageAvailable waits until a change is
+	// stored, or for a second without a refused one.
+	StorageUnavailable func(err error)
+	StorageAvailable   func(unavailable time.Duration)
 }
 
 // Transition is a state change of one circuit, the local or the shared one. What
@@ -58,18 +66,15 @@ func LogListener(logger *slog.Logger) *Listener {
 			if t.To == StateOpen {
 				level = slog.LevelWarn
 			}
-			logger.Log(context.Background(), level, "circuit moved", "circuit", b.Name(),
+			logger.Log(context.Background(), level, "circuit state changed", "circuit", b.Name(),
 				"from", t.From.String(), "to", t.To.String(), "local", t.Local, "origin", t.Origin, "cause", t.Cause)
 		},
-		StorageAway: func(b *Breaker, err error) {
-			logger.Warn("circuit runs on its own: its storage is away",
-				"circuit", b.Name(), "fallback", b.settings().Fallback.String(), "error", err)
-		},
-		StorageBack: func(b *Breaker, awayFor time.Duration) {
-			logger.Info("circuit is shared again: its storage is back", "circuit", b.Name(), "away", awayFor)
+		StorageUnavailable: func(err error) { logger.Warn("storage unavailable, using local circuits", "error", err) },
+		StorageAvailable: func(unavailable time.Duration) {
+			logger.Info("storage available, using shared circuits", "unavailable", unavailable)
 		},
 		Warning: func(b *Breaker, err error) {
-			logger.Warn("circuit is surely not what was meant", "circuit", b.Name(), "error", err)
+			logger.Warn("circuit warning", "circuit", b.Name(), "error", err)
 		},
 	}
 }
@@ -81,22 +86,6 @@ func stateChanged(t Transition) event {
 	return func(l *Listener, b *Breaker) {
 		if l.StateChange != nil {
 			l.StateChange(b, t)
-		}
-	}
-}
-
-func storageAway(err error) event {
-	return func(l *Listener, b *Breaker) {
-		if l.StorageAway != nil {
-			l.StorageAway(b, err)
-		}
-	}
-}
-
-func storageBack(awayFor time.Duration) event {
-	return func(l *Listener, b *Breaker) {
-		if l.StorageBack != nil {
-			l.StorageBack(b, awayFor)
 		}
 	}
 }
@@ -121,6 +110,14 @@ func (s *settings) tellRejected(ctx context.Context, b *Breaker, err *OpenError)
 	for _, l := range s.Listeners {
 		if l.Rejected != nil {
 			protected(func() { l.Rejected(ctx, b, err) })
+		}
+	}
+}
+
+func (s *settings) tellWouldReject(ctx context.Context, b *Breaker, err *OpenError) {
+	for _, l := range s.Listeners {
+		if l.WouldReject != nil {
+			protected(func() { l.WouldReject(ctx, b, err) })
 		}
 	}
 }

@@ -33,8 +33,8 @@ func everyFunc(do func(b *infuse.Breaker)) *infuse.Listener {
 		Ignored:     func(_ context.Context, b *infuse.Breaker, _ error) { do(b) },
 		Rejected:    func(_ context.Context, b *infuse.Breaker, _ *infuse.OpenError) { do(b) },
 		StateChange: func(b *infuse.Breaker, _ infuse.Transition) { do(b) },
-		StorageAway: func(b *infuse.Breaker, _ error) { do(b) },
-		StorageBack: func(b *infuse.Breaker, _ time.Duration) { do(b) },
+		WouldReject: func(_ context.Context, b *infuse.Breaker, _ *infuse.OpenError) { do(b) },
+		Warning:     func(b *infuse.Breaker, _ error) { do(b) },
 	}
 }
 
@@ -49,13 +49,13 @@ func TestAListenerMayUseItsBreaker(t *testing.T) {
 					return // what it does is told to listeners, too
 				}
 				ctx := context.Background()
-				_, _, _, _ = b.State(), b.Failures(), b.Name(), b.Stats()
+				_, _, _ = b.State(), b.Name(), b.Stats()
 				_, _ = b.Record(ctx)
 				_ = b.Call(ctx, fails)
 				if p, err := b.Acquire(ctx); err == nil {
 					p.Done(nil)
 				}
-				_, _, _ = b.Move(ctx, infuse.StateOpen), b.Move(ctx, infuse.StateHalfOpen), b.Move(ctx, infuse.StateClosed)
+				_, _, _ = b.SetState(ctx, infuse.StateOpen), b.SetState(ctx, infuse.StateHalfOpen), b.SetState(ctx, infuse.StateClosed)
 			})
 			b := startBreaker(t, "prices", patiently(infuse.Config{
 				FailMax: 2, ResetTimeout: time.Millisecond, Storage: storage, Listeners: []*infuse.Listener{listener},
@@ -66,7 +66,7 @@ func TestAListenerMayUseItsBreaker(t *testing.T) {
 				for i := range 10 {
 					_ = b.Call(context.Background(), fails)
 					_ = b.Call(context.Background(), succeeds)
-					_ = b.Move(context.Background(), infuse.StateOpen)
+					_ = b.SetState(context.Background(), infuse.StateOpen)
 					_ = b.Call(context.Background(), succeeds)
 					_ = b.Configure(infuse.Config{FailMax: i + 1, Listeners: []*infuse.Listener{listener}})
 				}
@@ -147,7 +147,7 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 			}
 			due := func() { time.Sleep(time.Minute) }
 			move := func(to infuse.State) func() {
-				return func() { require.NoError(t, b.Move(t.Context(), to)) }
+				return func() { require.NoError(t, b.SetState(t.Context(), to)) }
 			}
 			step(call(succeeds), "call", "success")
 			step(call(fails), "call", "failure: the service is ill")
@@ -207,7 +207,7 @@ func TestEveryBeforeCallIsFollowedByOneOutcome(t *testing.T) {
 					b := startBreaker(t, "prices", infuse.Config{
 						Storage: storage, Classify: test.classify, Listeners: []*infuse.Listener{everyCall(&heard)},
 					})
-					require.NoError(t, b.Move(t.Context(), state))
+					require.NoError(t, b.SetState(t.Context(), state))
 					var call sync.WaitGroup
 					call.Go(func() {
 						defer func() { _ = recover() }()
@@ -231,7 +231,7 @@ func TestAListenerThatExitsEndsTheCallForAll(t *testing.T) {
 		var heard stateLog
 		exits := &infuse.Listener{BeforeCall: func(context.Context, *infuse.Breaker) { runtime.Goexit() }}
 		b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{everyCall(&heard), exits}})
-		require.NoError(t, b.Move(t.Context(), state))
+		require.NoError(t, b.SetState(t.Context(), state))
 		var call sync.WaitGroup
 		call.Go(func() { _ = b.Call(context.Background(), succeeds) })
 		call.Wait()
@@ -327,10 +327,10 @@ func TestAListenerThatExitsSilencesNobody(t *testing.T) {
 			}
 			requireState(t, infuse.StateOpen, a, b)
 			require.Equal(t, infuse.StateOpen, recordOf(t, b).State, "every failure was reported")
-			apart(func() { _ = by[0].Move(context.Background(), infuse.StateClosed) })
+			apart(func() { _ = by[0].SetState(context.Background(), infuse.StateClosed) })
 			requireState(t, infuse.StateClosed, a, b)
 			for _, b := range by { // an event that came with another one is delivered by the next call
-				apart(func() { _ = b.Move(context.Background(), infuse.StateClosed) })
+				apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 			}
 		}
 		for _, all := range [][]string{heard.All(), own.All()} { // of both circuits
@@ -408,9 +408,9 @@ func TestATransitionTellsWhoWhyAndWhen(t *testing.T) {
 			require.Equal(t, instance, last.Origin)
 		}
 
-		require.NoError(t, a.Move(t.Context(), closed))
+		require.NoError(t, a.SetState(t.Context(), closed))
 		transitions()
-		require.NoError(t, a.Move(t.Context(), open))
+		require.NoError(t, a.SetState(t.Context(), open))
 		told = transitions()
 		requireAll(infuse.Transition{From: closed, To: open, Origin: "web-1", At: now}, told[0])
 		requireAll(infuse.Transition{From: closed, To: open, Origin: "web-1", At: now}, told[1])
@@ -419,15 +419,15 @@ func TestATransitionTellsWhoWhyAndWhen(t *testing.T) {
 
 // An outage was told twice a round, and again for each circuit that came back:
 // tens of thousands of events.
-func TestAwayAndBackAreToldOnceEach(t *testing.T) {
+func TestAnOutageOfTheStorageIsReportedOnceForAllCircuits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		var heard stateLog
 		var away atomic.Int64
 		listener := &infuse.Listener{
-			StorageAway: func(b *infuse.Breaker, err error) { heard.Add(b.Name() + " away: " + err.Error()) },
-			StorageBack: func(b *infuse.Breaker, awayFor time.Duration) {
-				heard.Add(b.Name() + " back")
+			StorageUnavailable: func(err error) { heard.Add("unavailable: " + err.Error()) },
+			StorageAvailable: func(awayFor time.Duration) {
+				heard.Add("available")
 				away.Store(int64(awayFor))
 			},
 		}
@@ -448,11 +448,7 @@ func TestAwayAndBackAreToldOnceEach(t *testing.T) {
 		storage.ill.Store(false)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		var want []string
-		for i := range circuits {
-			want = append(want, fmt.Sprintf("%d away: %v", i, errAwayStorage), fmt.Sprintf("%d back", i))
-		}
-		require.ElementsMatch(t, want, heard.All())
+		require.Equal(t, []string{"unavailable: " + errAwayStorage.Error(), "available"}, heard.All())
 		require.InDelta(t, time.Since(began), away.Load(), float64(6*time.Second))
 	})
 }
@@ -498,12 +494,12 @@ func TestTransitionsFormAChainUnderConcurrentMoves(t *testing.T) {
 			for _, b := range fleet {
 				all.Go(func() {
 					for range 30 {
-						_, _, _ = b.Move(context.Background(), infuse.StateOpen), b.Move(context.Background(), infuse.StateHalfOpen), b.Move(context.Background(), infuse.StateClosed)
+						_, _, _ = b.SetState(context.Background(), infuse.StateOpen), b.SetState(context.Background(), infuse.StateHalfOpen), b.SetState(context.Background(), infuse.StateClosed)
 					}
 				})
 			}
 			all.Wait()
-			require.NoError(t, fleet[0].Move(context.Background(), infuse.StateOpen))
+			require.NoError(t, fleet[0].SetState(context.Background(), infuse.StateOpen))
 			for i := range chains {
 				require.Eventually(t, func() bool {
 					return strings.HasSuffix(strings.Join(chains[i].All(), " "), ">open") && fleet[i].State() == infuse.StateOpen
@@ -594,7 +590,7 @@ func TestACauseIsKnownToTheFleet(t *testing.T) {
 
 		time.Sleep(time.Minute)
 		require.NoError(t, b.Call(t.Context(), succeeds))
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
 		require.NoError(t, requireRejected(t, b).Cause, "opened by hand")
 		require.NoError(t, requireRejected(t, other).Cause)
@@ -616,11 +612,11 @@ func TestTheCauseIsNotAnOldUnrelatedError(t *testing.T) {
 		require.Equal(t, old, a.Call(t.Context(), func(context.Context) error { return old }))
 		require.EqualError(t, requireRejected(t, a).Cause, errIll.Error())
 
-		require.NoError(t, a.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, a.SetState(t.Context(), infuse.StateClosed))
 		require.Equal(t, old, a.Call(t.Context(), func(context.Context) error { return old }))
 		require.NoError(t, a.Call(t.Context(), succeeds))
 		synctest.Wait()
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
 		require.NoError(t, requireRejected(t, a).Cause, "a move by hand has none")
 	})
@@ -666,10 +662,10 @@ func TestLogListenerLogsTransitions(t *testing.T) {
 	}}))
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 2, Instance: "web-1", Listeners: []*infuse.Listener{infuse.LogListener(logger)}})
 	trip(t, b)
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.NoError(t, b.Call(t.Context(), succeeds))
-	require.Equal(t, `level=WARN msg="circuit moved" circuit=prices from=closed to=open local=true origin=web-1 cause="the service is ill"
-level=INFO msg="circuit moved" circuit=prices from=open to=half-open local=true origin=web-1 cause=""
-level=INFO msg="circuit moved" circuit=prices from=half-open to=closed local=true origin=web-1 cause=""
+	require.Equal(t, `level=WARN msg="circuit state changed" circuit=prices from=closed to=open local=true origin=web-1 cause="the service is ill"
+level=INFO msg="circuit state changed" circuit=prices from=open to=half-open local=true origin=web-1 cause=""
+level=INFO msg="circuit state changed" circuit=prices from=half-open to=closed local=true origin=web-1 cause=""
 `, out.String())
 }

@@ -205,7 +205,7 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 		case n < 19 && r.IntN(3) == 0 && (cfg.Storage == nil || len(open) == 0):
 			to := infuse.State(r.IntN(3))
 			step("moved: %v", to)
-			require.NoError(t, b.Move(t.Context(), to))
+			require.NoError(t, b.SetState(t.Context(), to))
 			m.move(to)
 		}
 		synctest.Wait()
@@ -221,7 +221,7 @@ func requireAsModel(t *testing.T, m *model, b *infuse.Breaker) {
 	m.expire()
 	require.Equal(t, m.state, b.State())
 	if m.state == infuse.StateClosed {
-		require.Equal(t, m.failures, b.Failures())
+		require.Equal(t, m.failures, infuse.FailuresOf(b))
 	}
 	if m.state == infuse.StateOpen && time.Until(m.due) > time.Millisecond && len(m.trials) < m.cfg.MaxTrials {
 		require.Equal(t, time.Until(m.due), requireRejected(t, b).RetryAfter())
@@ -297,7 +297,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 				for i := 0; !seenEnough(); i++ {
 					ill.Store(!ill.Load())
 					if i%3 == 0 { // then everybody needs a trial
-						_ = fleet[i%len(fleet)].Move(context.Background(), infuse.StateOpen)
+						_ = fleet[i%len(fleet)].SetState(context.Background(), infuse.StateOpen)
 					}
 					time.Sleep(20 * time.Millisecond)
 				}
@@ -313,7 +313,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 					_ = b.Call(context.Background(), succeeds)
 				}
 				for _, b := range fleet {
-					if b.State() != infuse.StateClosed || b.Failures() != 0 || !recordOf(t, b).Healthy() {
+					if b.State() != infuse.StateClosed || infuse.FailuresOf(b) != 0 || !recordOf(t, b).Healthy() {
 						return false
 					}
 				}
@@ -379,7 +379,7 @@ func replayInMemory(t *testing.T, shared bool) {
 					result := step.run(b)
 					synctest.Wait() // a success reports behind the call's back
 					if result != step.Result || !step.isTrueOf(b) {
-						t.Fatalf("got %q, %v with %d failures\n%s", result, b.State(), b.Failures(), trace.at(i))
+						t.Fatalf("got %q, %v with %d failures\n%s", result, b.State(), infuse.FailuresOf(b), trace.at(i))
 					}
 				}
 			})
@@ -482,7 +482,7 @@ func (trace pybreakerTrace) replayOnce(circuit string, cfg infuse.Config) error 
 			return fmt.Errorf("got %q\n%s", result, trace.at(i))
 		}
 		if !step.comesTrue(b, cfg.Strict) {
-			return fmt.Errorf("got %v with %d failures\n%s", b.State(), b.Failures(), trace.at(i))
+			return fmt.Errorf("got %v with %d failures\n%s", b.State(), infuse.FailuresOf(b), trace.at(i))
 		}
 		if step.opens() {
 			opening = before
@@ -506,7 +506,7 @@ func (step pybreakerStep) comesTrue(b *infuse.Breaker, strict bool) bool {
 }
 
 func (step pybreakerStep) isTrueOf(b *infuse.Breaker) bool {
-	return b.State().String() == step.State && (step.State != "closed" || b.Failures() == step.Failures)
+	return b.State().String() == step.State && (step.State != "closed" || infuse.FailuresOf(b) == step.Failures)
 }
 
 func (trace pybreakerTrace) config(scale float64) infuse.Config {
@@ -535,11 +535,11 @@ func (step pybreakerStep) run(b *infuse.Breaker) string {
 	var err error
 	switch step.Op {
 	case "open":
-		err = b.Move(ctx, infuse.StateOpen)
+		err = b.SetState(ctx, infuse.StateOpen)
 	case "half_open":
-		err = b.Move(ctx, infuse.StateHalfOpen)
+		err = b.SetState(ctx, infuse.StateHalfOpen)
 	case "close":
-		err = b.Move(ctx, infuse.StateClosed)
+		err = b.SetState(ctx, infuse.StateClosed)
 	case "success", "failure", "excluded":
 		return step.call(ctx, b)
 	default:

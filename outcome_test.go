@@ -71,13 +71,13 @@ func TestClassifyReplacesTheTransportsDefault(t *testing.T) {
 		c.transport.Classify = infuse.FailAlsoOn(http.StatusTooManyRequests)
 		_, err := c.get()
 		require.NoError(t, err)
-		require.Equal(t, 2, c.breaker.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 
 		s.does(answers(http.StatusInternalServerError, "ill"))
 		c.transport.Classify = infuse.FailOnlyOn(http.StatusBadGateway)
 		_, err = c.get()
 		require.NoError(t, err)
-		require.Zero(t, c.breaker.Failures())
+		require.Zero(t, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -108,7 +108,7 @@ func TestClassifyIsAskedOfHeadersErrorsAndBodies(t *testing.T) {
 		require.Equal(t, []question{{200, false}, {200, true}}, ask(breaksOff))
 		require.Equal(t, []question{{503, false}}, ask(answers(503, "ill")))
 		require.Equal(t, []question{{0, true}}, ask(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
-		require.Equal(t, 3, c.breaker.Failures(), "a broken body, a 503 and an error since the last success")
+		require.Equal(t, 3, infuse.FailuresOf(c.breaker), "a broken body, a 503 and an error since the last success")
 	})
 }
 
@@ -129,12 +129,12 @@ func TestErrorsAreClassifiedByTheConfigByDefault(t *testing.T) {
 			require.NoError(t, err)
 			_, err = transport.RoundTrip(r)
 			require.Equal(t, errIll, err)
-			require.Zero(t, b.Failures())
+			require.Zero(t, infuse.FailuresOf(b))
 
 			transport.Classify = infuse.DefaultClassify
 			_, err = transport.RoundTrip(r)
 			require.Equal(t, errIll, err)
-			require.Equal(t, 1, b.Failures(), "the Transport's Classify replaces that")
+			require.Equal(t, 1, infuse.FailuresOf(b), "the Transport's Classify replaces that")
 		})
 	}
 }
@@ -155,7 +155,7 @@ func TestACallersOwnDeadlineCanBeIgnored(t *testing.T) {
 		defer cancel()
 		_, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.Equal(t, 1, c.breaker.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -175,7 +175,7 @@ func TestARequestsOwnBodyThatFailsCanBeIgnored(t *testing.T) {
 		require.NoError(t, writer.CloseWithError(errIll))
 		_, err := c.Post(s.URL, "text/plain", reader)
 		require.ErrorIs(t, err, errIll)
-		require.Equal(t, 1, c.breaker.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -204,10 +204,10 @@ func TestABodyThatBreaksOffIsAFailure(t *testing.T) {
 				c := startFailedClient(t, s)
 				response, err := c.Get(s.URL)
 				require.NoError(t, err)
-				require.Equal(t, 1, c.breaker.Failures(), "nothing is settled at the headers")
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker), "nothing is settled at the headers")
 				_, err = readAll(response)
 				require.Error(t, err)
-				require.Equal(t, 2, c.breaker.Failures())
+				require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 			})
 		}
 	})
@@ -239,14 +239,14 @@ func TestABodyClosedEarlyIsNoFailure(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.ReadFull(response.Body, make([]byte, 4))
 		require.NoError(t, err)
-		require.Equal(t, 1, c.breaker.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 		require.NoError(t, response.Body.Close())
-		require.Zero(t, c.breaker.Failures(), "a success")
+		require.Zero(t, infuse.FailuresOf(c.breaker), "a success")
 
 		_, err = response.Body.Read(make([]byte, 1))
 		require.Error(t, err)
 		require.NoError(t, response.Body.Close())
-		require.Zero(t, c.breaker.Failures(), "what comes after Close changes nothing")
+		require.Zero(t, infuse.FailuresOf(c.breaker), "what comes after Close changes nothing")
 	})
 }
 
@@ -266,7 +266,7 @@ func TestABodyThatIsNeverClosedHoldsNothing(t *testing.T) {
 		b := breakerOf(t, transport.Breakers, "inventory.test")
 		for i := range 100 {
 			if i%2 == 0 {
-				require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+				require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 			}
 			_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://inventory.test", nil))
 			require.NoError(t, err)
@@ -332,7 +332,7 @@ func TestACloseThatInterruptsAReadIsNoFailure(t *testing.T) {
 				assert.NoError(t, response.Body.Close())
 			})
 			both.Wait()
-			require.Zero(t, c.breaker.Failures())
+			require.Zero(t, infuse.FailuresOf(c.breaker))
 		}
 	})
 }
@@ -347,7 +347,7 @@ func TestABodyWhoseReaderIsCancelledIsIgnored(t *testing.T) {
 		cancel(errors.New("I have seen enough"))
 		_, err = readAll(response)
 		require.Error(t, err)
-		require.Equal(t, 1, c.breaker.Failures(), "neither a failure nor a success")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "neither a failure nor a success")
 	})
 }
 
@@ -361,13 +361,13 @@ func TestABodyThatStallsBeyondClientTimeoutIsAFailure(t *testing.T) {
 			response, err = c.Get(s.URL) // the headers may be late on a busy machine
 		}
 		require.NoError(t, err)
-		before := c.breaker.Failures()
+		before := infuse.FailuresOf(c.breaker)
 		text, err := readAll(response)
 		var timeout net.Error
 		require.ErrorAs(t, err, &timeout)
 		require.True(t, timeout.Timeout())
 		require.Equal(t, "half", text)
-		require.Equal(t, before+1, c.breaker.Failures())
+		require.Equal(t, before+1, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -383,8 +383,8 @@ func TestABodyOfAnOlderGenerationCountsForNothing(t *testing.T) {
 		c := startWebClient(t, s, infuse.Config{FailMax: 1})
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateClosed))
 		close(goOn)
 		_, err = readAll(response)
 		require.Error(t, err)
@@ -417,7 +417,7 @@ func TestWriterToIsKeptWhereItWas(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int64(4), n)
 	require.Equal(t, "well", text.String())
-	require.Zero(t, b.Failures(), "the end of WriteTo is the end of the body")
+	require.Zero(t, infuse.FailuresOf(b), "the end of WriteTo is the end of the body")
 
 	body, _ = bodyOf(t, &closeCounter{Reader: strings.NewReader("well")})
 	_, writerTo := body.(io.WriterTo)
@@ -441,16 +441,16 @@ func TestWriteToTellsTheServicesErrorFromTheWriters(t *testing.T) {
 	body, b := bodyOf(t, halfThenErr{})
 	_, err := io.Copy(io.Discard, body)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-	require.Equal(t, 2, b.Failures())
+	require.Equal(t, 2, infuse.FailuresOf(b))
 
 	body, b = bodyOf(t, halfThenErr{})
 	reader, writer := io.Pipe()
 	require.NoError(t, reader.CloseWithError(errIll))
 	_, err = io.Copy(writer, body)
 	require.ErrorIs(t, err, errIll)
-	require.Equal(t, 1, b.Failures(), "the writer's error is not the service's")
+	require.Equal(t, 1, infuse.FailuresOf(b), "the writer's error is not the service's")
 	require.NoError(t, body.Close())
-	require.Zero(t, b.Failures(), "the caller closes early")
+	require.Zero(t, infuse.FailuresOf(b), "the caller closes early")
 }
 
 func TestABodyReadsAsItsOriginalDoes(t *testing.T) {
@@ -466,13 +466,13 @@ func TestABodyReadsAsItsOriginalDoes(t *testing.T) {
 			got, err := io.ReadAll(body)
 			require.NoError(t, err)
 			require.Equal(t, text, string(got))
-			require.Zero(t, b.Failures())
+			require.Zero(t, infuse.FailuresOf(b))
 		})
 	}
 	body, b := bodyOf(t, io.NopCloser(iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader(text)))))
 	_, err := io.ReadAll(body)
 	require.ErrorIs(t, err, iotest.ErrTimeout)
-	require.Equal(t, 2, b.Failures())
+	require.Equal(t, 2, infuse.FailuresOf(b))
 }
 
 // duplex is a body that can be written to, of a Base that gives one for a
@@ -484,7 +484,7 @@ func TestABodyThatCanBeWrittenToIsNeverWrapped(t *testing.T) {
 	defer other.Close()
 	body, b := bodyOf(t, duplex{conn})
 	require.Equal(t, duplex{conn}, body)
-	require.Zero(t, b.Failures(), "it is a success from the headers on")
+	require.Zero(t, infuse.FailuresOf(b), "it is a success from the headers on")
 	require.NoError(t, body.Close())
 }
 
@@ -605,7 +605,7 @@ func TestRetryAfterGoesByTheServicesClock(t *testing.T) {
 			w.Header().Set("Retry-After", time.Now().UTC().Add(20*time.Minute).Format(http.TimeFormat))
 			w.WriteHeader(http.StatusServiceUnavailable)
 		})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateClosed))
 		_, err = c.get()
 		require.NoError(t, err)
 		_, err = c.get()
@@ -617,7 +617,7 @@ func TestRetryAfterOfATrialKeepsTheCircuitOpen(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(asksFor(http.StatusServiceUnavailable, "1200"))
 		c := startWebClient(t, s, infuse.Config{MaxRetryAfter: time.Hour})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		_, err := c.get()
 		require.NoError(t, err)
 		_, err = c.get()

@@ -56,7 +56,7 @@ func TestClearingNothingClearsAllOwnCircuits(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		require.Equal(t, StateOpen, one.State())
-		require.True(t, one.Stats().Local)
+		require.Equal(t, StateClosed, one.Stats().Shared.State)
 		require.NoError(t, other.ClearOverride(t.Context(), "ann"))
 		synctest.Wait()
 		require.Equal(t, StateOpen, one.State(), "there was no override, and its own circuit is closed")

@@ -68,7 +68,7 @@ func TestAnOverrideHoldsForTheFleet(t *testing.T) {
 			require.NoError(t, one.ClearOverride(ctx, "bob"), "once more")
 
 			// One that is over lets calls run again, by time alone.
-			require.NoError(t, one.Move(ctx, infuse.StateClosed))
+			require.NoError(t, one.SetState(ctx, infuse.StateClosed))
 			require.NoError(t, one.Override(ctx, hold(infuse.StateOpen, time.Now().Add(300*time.Millisecond))))
 			requireState(t, infuse.StateOpen, one)
 			eventuallyState(t, infuse.StateClosed, one, other)
@@ -81,7 +81,7 @@ func TestAnOverrideHoldsForTheFleet(t *testing.T) {
 func TestAnOverrideWithoutAFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
-		b := startBreaker(t, "prices", infuse.Config{Fallback: infuse.FallbackOpen})
+		b := startBreaker(t, "prices", infuse.Config{StorageDown: infuse.StorageDownReject})
 		require.NoError(t, b.Override(ctx, infuse.Override{State: infuse.StateOpen, Reason: "upgrade", Until: time.Now().Add(time.Minute)}))
 		rejection := requireRejected(t, b)
 		require.NotEmpty(t, rejection.By, "the instance")
@@ -138,7 +138,7 @@ func TestAnOverrideOutlivesItsStorage(t *testing.T) {
 		require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Now().Add(time.Hour))))
 		storage.suffer(isAway)
 		require.Error(t, b.ClearOverride(t.Context(), "ann"), "the fleet has not heard of it")
-		require.Error(t, b.Stats().Away)
+		require.Error(t, b.Stats().StorageErr)
 		require.NoError(t, b.Call(t.Context(), succeeds), "this process has")
 		storage.recover()
 		time.Sleep(3 * time.Second)
@@ -164,9 +164,9 @@ func TestAnOverrideMendsARecordThatCannotBeRead(t *testing.T) {
 	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
 	require.NoError(t, server.Client().HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "garbage").Err())
 	_ = b.Call(t.Context(), fails)
-	require.Error(t, b.Stats().Away)
+	require.Error(t, b.Stats().StorageErr)
 	require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Time{})))
-	require.NoError(t, b.Stats().Away)
+	require.NoError(t, b.Stats().StorageErr)
 	require.Equal(t, "ann", recordOf(t, b).Override.By)
 }
 
@@ -174,11 +174,11 @@ func TestAMoveMovesTheCircuitBehindAnOverride(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{Storage: infuse.NewMemoryStorage()})
 	ctx := t.Context()
 	require.NoError(t, b.Override(ctx, hold(infuse.StateClosed, time.Time{})))
-	require.NoError(t, b.Move(ctx, infuse.StateOpen))
+	require.NoError(t, b.SetState(ctx, infuse.StateOpen))
 	requireState(t, infuse.StateClosed, b)
 	require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
 	require.NoError(t, b.Override(ctx, hold(infuse.StateOpen, time.Time{})))
-	require.NoError(t, b.Move(ctx, infuse.StateClosed))
+	require.NoError(t, b.SetState(ctx, infuse.StateClosed))
 	requireRejected(t, b)
 	require.NoError(t, b.ClearOverride(ctx, "ann"))
 	require.NoError(t, b.Call(ctx, succeeds), fmt.Sprint(recordOf(t, b)))

@@ -236,8 +236,8 @@ func TestARampEndsWhereTheStorageIsAway(t *testing.T) {
 		storage := &absent{Storage: NewMemoryStorage()}
 		cfg := Config{Storage: storage, Ramp: 10 * time.Second}
 		one, other := brandNew(t, "service", cfg), brandNew(t, "service", cfg)
-		require.NoError(t, one.Move(t.Context(), StateOpen))
-		require.NoError(t, one.Move(t.Context(), StateClosed))
+		require.NoError(t, one.SetState(t.Context(), StateOpen))
+		require.NoError(t, one.SetState(t.Context(), StateClosed))
 		synctest.Wait()
 		ran := func() (n int) {
 			for range 100 {
@@ -249,7 +249,7 @@ func TestARampEndsWhereTheStorageIsAway(t *testing.T) {
 		}
 		require.InDelta(t, 10, ran(), 3)
 		storage.away.Store(true)
-		for other.Stats().Away == nil { // the first failure that runs meets the storage
+		for other.Stats().StorageErr == nil { // the first failure that runs meets the storage
 			_ = callOf(other, true)
 		}
 		require.Equal(t, StateClosed, other.replica.local.State)
@@ -330,7 +330,7 @@ func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
 						last = err
 					}
 				}
-				t.Logf("state %v, away %v: %d of 500 ran; %v", b.State(), b.Stats().Away, ran, last)
+				t.Logf("state %v, away %v: %d of 500 ran; %v", b.State(), b.Stats().StorageErr, ran, last)
 				if ran < 10 {
 					t.Errorf("%d of 500 calls ran in a closed circuit", ran)
 				}
@@ -399,7 +399,7 @@ func TestManyAtOnceUnderAllSettings(t *testing.T) {
 					case 5:
 						_ = b.ClearOverride(context.Background(), "")
 					case 9:
-						_ = b.Move(context.Background(), State(i/11%3))
+						_ = b.SetState(context.Background(), State(i/11%3))
 					}
 					_, _ = b.Record(context.Background())
 					time.Sleep(200 * time.Microsecond)
@@ -598,7 +598,7 @@ func TestManyAtOnceUnderAllSettingsOnRedis(t *testing.T) {
 			case 5:
 				_ = b.ClearOverride(context.Background(), "")
 			case 9:
-				_ = b.Move(context.Background(), State(i/11%3))
+				_ = b.SetState(context.Background(), State(i/11%3))
 			}
 			time.Sleep(time.Millisecond)
 		}
@@ -676,7 +676,7 @@ func TestCallsThatNobodyMade(t *testing.T) {
 		}
 		require.Equal(t, StateOpen, b.State())
 		storage.away.Store(false)
-		for b.Stats().Away != nil {
+		for b.Stats().StorageErr != nil {
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
 		}

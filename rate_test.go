@@ -94,10 +94,10 @@ func TestTheRateOpensAtAFailure(t *testing.T) {
 func TestARowOpensBesideARateOnlyIfItIsAskedFor(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, repeat(900, "f")))
-		require.Equal(t, 900, b.Failures())
+		require.Equal(t, 900, infuse.FailuresOf(b))
 		require.Zero(t, outcomes(t, b, "s"))
 		require.Zero(t, outcomes(t, b, "f"))
-		require.Equal(t, 1, b.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(b))
 	})
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000, FailMax: 7}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, repeat(20, "ffffffs")))
@@ -168,7 +168,7 @@ func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
 		storage.recover()
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		require.NoError(t, one.Stats().Away)
+		require.NoError(t, one.Stats().StorageErr)
 		require.True(t, recordOf(t, one).Rated, "its failures made the shared circuit suspect")
 		requireState(t, infuse.StateOpen, one)
 		require.Zero(t, outcomes(t, other, "s"))
@@ -206,7 +206,7 @@ func TestTheRateOfAFleet(t *testing.T) {
 			})
 		}
 		requireState(t, infuse.StateOpen, all[0])
-		require.True(t, all[0].Stats().Local)
+		require.Equal(t, infuse.StateClosed, all[0].Stats().Shared.State)
 		requireState(t, infuse.StateClosed, all[1:]...)
 		require.Zero(t, recordOf(t, all[1]).Opened)
 		start := time.Now()
@@ -233,14 +233,14 @@ func TestASlowCallIsAFailure(t *testing.T) {
 		b := startBreaker(t, "service", cfg)
 		ctx := t.Context()
 		require.NoError(t, b.Call(ctx, takes(time.Second, nil)))
-		require.Zero(t, b.Failures(), "as long as SlowCall is in time")
+		require.Zero(t, infuse.FailuresOf(b), "as long as SlowCall is in time")
 		require.NoError(t, b.Call(ctx, takes(time.Second+1, nil)))
-		require.Equal(t, 1, b.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(b))
 		require.ErrorIs(t, b.Call(ctx, takes(2*time.Second, errIll)), errIll, "it would be a success otherwise")
-		require.Equal(t, 2, b.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(b))
 		_, err := infuse.Do(ctx, b, func(ctx context.Context) (int, error) { return 1, takes(2*time.Second, nil)(ctx) })
 		require.NoError(t, err)
-		require.Equal(t, 3, b.Failures())
+		require.Equal(t, 3, infuse.FailuresOf(b))
 		for i, settle := range []func(infuse.Permit){
 			func(p infuse.Permit) { p.Done(nil) }, func(p infuse.Permit) { p.Settle(infuse.OutcomeSuccess) },
 		} {
@@ -248,7 +248,7 @@ func TestASlowCallIsAFailure(t *testing.T) {
 			require.NoError(t, err)
 			time.Sleep(2 * time.Second)
 			settle(p)
-			require.Equal(t, 4+i, b.Failures())
+			require.Equal(t, 4+i, infuse.FailuresOf(b))
 		}
 		cancelled, cancel := context.WithCancel(ctx)
 		_ = b.Call(cancelled, func(ctx context.Context) error {
@@ -256,12 +256,12 @@ func TestASlowCallIsAFailure(t *testing.T) {
 			cancel()
 			return ctx.Err()
 		})
-		require.Equal(t, 6, b.Failures(), "also if its caller gave up")
+		require.Equal(t, 6, infuse.FailuresOf(b), "also if its caller gave up")
 		require.Equal(t, []string{"slower than 1s"}, told[:1])
 		require.NoError(t, b.Call(ctx, succeeds))
-		require.Zero(t, b.Failures())
+		require.Zero(t, infuse.FailuresOf(b))
 
-		require.NoError(t, b.Move(ctx, infuse.StateHalfOpen))
+		require.NoError(t, b.SetState(ctx, infuse.StateHalfOpen))
 		require.NoError(t, b.Call(ctx, takes(2*time.Second, nil)))
 		requireState(t, infuse.StateOpen, b)
 		require.Equal(t, "slower than 1s", requireRejected(t, b).Cause.Error())
@@ -288,7 +288,7 @@ func TestASlowRequestIsAFailure(t *testing.T) {
 			fmt.Fprint(w, "late")
 		})
 		get()
-		require.Equal(t, 1, b.Failures())
+		require.Equal(t, 1, infuse.FailuresOf(b))
 		s.does(func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusOK)
 			w.(http.Flusher).Flush()
@@ -297,7 +297,7 @@ func TestASlowRequestIsAFailure(t *testing.T) {
 		})
 		require.Eventually(t, func() bool { // on a busy machine the headers may be late, too
 			get()
-			return b.Failures() == 0
+			return infuse.FailuresOf(b) == 0
 		}, patience, pace)
 	})
 }

@@ -49,7 +49,7 @@ func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
 		time.Sleep(time.Second)
 		require.Error(t, b.Call(t.Context(), fails))
 		require.Equal(t, 2*time.Second, openFor(t, b))
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		require.Equal(t, time.Second, openFor(t, b), "by hand it is ResetTimeout")
 		time.Sleep(time.Second)
 		require.Error(t, b.Call(t.Context(), fails))
@@ -180,7 +180,7 @@ func TestAFleetRampsAlike(t *testing.T) {
 		for range 8 {
 			all = append(all, startBreaker(t, "service", cfg))
 		}
-		require.NoError(t, all[0].Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, all[0].SetState(t.Context(), infuse.StateOpen))
 		time.Sleep(20 * time.Second)
 		require.NoError(t, all[5].Call(t.Context(), succeeds), "one trial")
 		synctest.Wait()
@@ -197,8 +197,8 @@ func TestARampIsFairToProcessesOfFewCalls(t *testing.T) {
 		for range 300 {
 			all = append(all, startBreaker(t, "service", cfg))
 		}
-		require.NoError(t, all[0].Move(t.Context(), infuse.StateOpen))
-		require.NoError(t, all[0].Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, all[0].SetState(t.Context(), infuse.StateOpen))
+		require.NoError(t, all[0].SetState(t.Context(), infuse.StateClosed))
 		synctest.Wait()
 		n := 0
 		for _, b := range all {
@@ -231,8 +231,8 @@ func TestARampEndsByHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{Ramp: time.Hour})
 		ctx := t.Context()
-		require.NoError(t, b.Move(ctx, infuse.StateOpen))
-		require.NoError(t, b.Move(ctx, infuse.StateClosed))
+		require.NoError(t, b.SetState(ctx, infuse.StateOpen))
+		require.NoError(t, b.SetState(ctx, infuse.StateClosed))
 		var err error
 		for range 20 {
 			err = b.Call(ctx, succeeds)
@@ -242,7 +242,7 @@ func TestARampEndsByHand(t *testing.T) {
 		}
 		require.EqualError(t, err, `infuse: circuit "service" is on its ramp: it lets only some calls run`)
 		require.ErrorIs(t, err, infuse.ErrOpen)
-		require.NoError(t, b.Move(ctx, infuse.StateClosed))
+		require.NoError(t, b.SetState(ctx, infuse.StateClosed))
 		for range 20 {
 			require.NoError(t, b.Call(ctx, succeeds))
 		}

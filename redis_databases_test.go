@@ -65,7 +65,7 @@ func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
 			}
 			return nil
 		},
-		"it is opened by hand": func() error { return staging.Move(ctx, StateOpen) },
+		"it is opened by hand": func() error { return staging.SetState(ctx, StateOpen) },
 		"it is forced open":    func() error { return staging.Override(ctx, Override{State: StateOpen, Reason: "staging"}) },
 		"it is forced closed":  func() error { return staging.Override(ctx, Override{State: StateClosed, Reason: "staging"}) },
 	} {
@@ -105,7 +105,7 @@ func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_ = staging.Move(context.Background(), StateOpen)
+				_ = staging.SetState(context.Background(), StateOpen)
 			}
 		}
 	}()
@@ -148,9 +148,9 @@ func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			require.NoError(t, b.Call(ctx, func(context.Context) error { return nil }), "message %d: %.80q", i, text)
 		}
-		require.NoError(t, b.Move(ctx, StateOpen))
+		require.NoError(t, b.SetState(ctx, StateOpen))
 		require.Equal(t, StateOpen, b.State(), "message %d", i)
-		require.NoError(t, b.Move(ctx, StateClosed))
+		require.NoError(t, b.SetState(ctx, StateClosed))
 		require.Equal(t, StateClosed, b.State(), "message %d: a change by hand counts at once", i)
 		record, err := b.Record(ctx)
 		require.NoError(t, err)

@@ -150,7 +150,7 @@ func TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone(t *testing.T) {
 				}
 				require.Error(t, healthy.Call(ctx, func(context.Context) error { return errors.New("failed") }))
 				require.NoError(t, healthy.Call(ctx, func(context.Context) error { return nil }))
-				require.NoError(t, healthy.Stats().Away, "round %d: %s", round, what)
+				require.NoError(t, healthy.Stats().StorageErr, "round %d: %s", round, what)
 				b.Stop()
 			}
 			last := []*sender{one, newcomer}[roll(2)]
@@ -194,7 +194,7 @@ func TestAnEmptyVersionIsATroubleOfOneCircuit(t *testing.T) {
 		require.NoError(t, err)
 		broken, err := group.Breaker("x")
 		require.NoError(t, err)
-		require.Error(t, broken.Stats().Away)
-		require.NoError(t, healthy.Stats().Away)
+		require.Error(t, broken.Stats().StorageErr)
+		require.NoError(t, healthy.Stats().StorageErr)
 	})
 }

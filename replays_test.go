@@ -108,7 +108,7 @@ func twoOnSlowStorage(t *testing.T, ahead time.Duration) (s *slowStorage, one, t
 	s = &slowStorage{}
 	cfg := Config{FailMax: 2, Storage: s}
 	one, two = brandNew(t, "service", cfg), brandNew(t, "service", cfg)
-	require.NoError(t, two.Move(t.Context(), StateClosed))
+	require.NoError(t, two.SetState(t.Context(), StateClosed))
 	synctest.Wait()
 	s.setClock(ahead)
 	require.Error(t, callOf(two, true))
@@ -133,7 +133,7 @@ func TestALateAnswerDoesNotUndoAManualChange(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s, one, two := twoOnSlowStorage(t, ahead)
 				suspectBy(t, s, one)
-				require.NoError(t, two.Move(t.Context(), to))
+				require.NoError(t, two.SetState(t.Context(), to))
 				time.Sleep(time.Second)
 				synctest.Wait()
 				rec, err := one.Record(t.Context())
@@ -191,7 +191,7 @@ func TestATrialThatOutlivesItsLeaseIsSettledOnce(t *testing.T) {
 		s := &slowStorage{}
 		s.answers(func(Change) time.Duration { return time.Millisecond })
 		b := brandNew(t, "service", Config{FailMax: 2, Storage: s, ResetTimeout: time.Second, TrialTimeout: 30 * time.Second})
-		require.NoError(t, b.Move(t.Context(), StateHalfOpen))
+		require.NoError(t, b.SetState(t.Context(), StateHalfOpen))
 		p, err := b.Acquire(t.Context())
 		require.NoError(t, err)
 		time.Sleep(30 * time.Second) // the lease ends
@@ -247,9 +247,9 @@ func TestALateAnswerBringsBackNoOlderCounts(t *testing.T) {
 		})
 		require.NoError(t, callOf(b, false))
 		time.Sleep(500 * time.Millisecond)
-		require.NoError(t, b.Stats().Away, "the repeated report was answered")
+		require.NoError(t, b.Stats().StorageErr, "the repeated report was answered")
 		require.Error(t, callOf(b, true))
-		require.Equal(t, 1, b.Failures())
+		require.Equal(t, 1, FailuresOf(b))
 		time.Sleep(200 * time.Millisecond) // the late answer comes
 		for range 100 {
 			require.NoError(t, callOf(b, false))

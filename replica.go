@@ -84,6 +84,7 @@ type admission struct {
 	waited time.Duration // for the storage, so far
 	began  time.Duration // by the clock of monotonic, where Config.SlowCall asks for it
 	late   bool          // the deadline of the call had passed before it began
+	dry    bool          // it runs only because of Config.DryRun, and is not counted
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
@@ -267,9 +268,11 @@ func (r *replica) evaluatesRate() bool { return r.attached() && r.isRated() }
 // counts, too.
 func (r *replica) isRated() bool { return r.settings.FailureRate > 0 && r.shared.Rated }
 
-// decides reports whether the local record counts outcomes: not under a Fallback
+// decides reports whether the local record counts outcomes: not under a StorageDown
 // that counts nothing.
-func (r *replica) decides() bool { return r.trouble == nil || r.settings.Fallback == FallbackLocal }
+func (r *replica) decides() bool {
+	return r.trouble == nil || r.settings.StorageDown == StorageDownLocal
+}
 
 // countsLocally reports whether the outcome of a call is one of those by which the
 // local circuit may open. A failure that is not is no evidence for the fleet: a
@@ -404,6 +407,22 @@ func (r *replica) blocking(now time.Time) blocking {
 	return b
 }
 
+// opensUntil is until when no trial may run in an open circuit, which may be in the
+// past; zero if that is unknown.
+func (r *replica) opensUntil(now time.Time) time.Time {
+	if o := r.override(now); o != nil {
+		return o.Until
+	}
+	b := r.blocking(now)
+	switch {
+	case !b.until.IsZero():
+		return b.until
+	case b.record.State == StateHalfOpen:
+		return b.record.RetryAt
+	}
+	return b.record.dueAt(&r.settings.limits)
+}
+
 // aloneAfter is for how long a detached process leaves the trial to the fleet. If
 // one answer was late, and no more, it is attached again by then, and two trials
 // do not run at once.
@@ -454,7 +473,7 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	}
 	r.countStandIn(&a, &result{outcome: OutcomeIgnored}, now)
 	r.countLocal(&a, &result{outcome: OutcomeIgnored}, now)
-	if r.trouble != nil && r.settings.Fallback == FallbackClosed {
+	if r.trouble != nil && r.settings.StorageDown == StorageDownAllow {
 		return r.admission(""), admits
 	}
 	return admission{}, rejects

@@ -119,6 +119,9 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
 		return t.reject(r, rejected)
 	}
+	if e.admission.dry {
+		return t.sender().RoundTrip(r)
+	}
 	return e.run()
 }
 

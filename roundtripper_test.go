@@ -30,7 +30,7 @@ import (
 func TestARejectionClosesTheRequestsBody(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		c := startWebClient(t, s, infuse.Config{})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
 
 		body := &closeCounter{Reader: strings.NewReader("order")}
 		for _, r := range []*http.Request{
@@ -187,7 +187,7 @@ func TestWhatCountsByDefault(t *testing.T) {
 				c := startFailedClient(t, s)
 				_, err := c.get()
 				require.NoError(t, err)
-				require.Equal(t, test.failures, c.breaker.Failures())
+				require.Equal(t, test.failures, infuse.FailuresOf(c.breaker))
 			})
 		})
 	}
@@ -197,7 +197,7 @@ func TestWhatCountsByDefault(t *testing.T) {
 		s.Server.Close()
 		_, err := c.get()
 		require.Error(t, err)
-		require.Equal(t, 2, c.breaker.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 	})
 	t.Run("an answer that is no HTTP is a failure", func(t *testing.T) {
 		s := startWeb(t, "HTTP/1.1")
@@ -210,7 +210,7 @@ func TestWhatCountsByDefault(t *testing.T) {
 		c := startFailedClient(t, s)
 		_, err := c.get()
 		require.Error(t, err)
-		require.Equal(t, 2, c.breaker.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -232,7 +232,7 @@ func TestACancelledRequestIsIgnoredWhateverTheCause(t *testing.T) {
 			require.NotErrorIs(t, err, context.Canceled)
 			require.ErrorIs(t, err, enough)
 		}
-		require.Equal(t, 1, c.breaker.Failures(), "neither a failure nor a success")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "neither a failure nor a success")
 	})
 }
 
@@ -249,7 +249,7 @@ func TestResponseHeaderTimeoutIsAFailure(t *testing.T) {
 		require.ErrorAs(t, err, &timeout)
 		require.True(t, timeout.Timeout())
 		require.NoError(t, r.Context().Err())
-		require.Equal(t, 2, c.breaker.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -261,7 +261,7 @@ func TestACallersOwnDeadlineIsAFailure(t *testing.T) {
 		defer cancel()
 		_, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.Equal(t, 2, c.breaker.Failures())
+		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
 	})
 }
 
@@ -275,7 +275,7 @@ func TestClientTimeoutIsAFailure(t *testing.T) {
 			var timeout net.Error
 			require.ErrorAs(t, err, &timeout)
 			require.True(t, timeout.Timeout())
-			require.Equal(t, 2+i, c.breaker.Failures())
+			require.Equal(t, 2+i, infuse.FailuresOf(c.breaker))
 		}
 	})
 }
@@ -357,12 +357,12 @@ func TestAMalformedRequestIsIgnored(t *testing.T) {
 				response, err := c.transport.RoundTrip(r)
 				require.Nil(t, response)
 				require.EqualError(t, err, want.Error(), "as the Base reports it")
-				require.Equal(t, 1, c.breaker.Failures())
+				require.Equal(t, 1, infuse.FailuresOf(c.breaker))
 			})
 		}
 
 		// Nor does one take the trial's place for good.
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		r := newRequest(t, http.MethodGet, s.URL, nil)
 		r.Header["a b"] = []string{"c"}
 		_, err := c.transport.RoundTrip(r)
@@ -383,9 +383,9 @@ func TestSkipGoesPastTheBreaker(t *testing.T) {
 		response, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
 		require.NoError(t, err)
 		_, _ = readAll(response)
-		require.Equal(t, 1, c.breaker.Failures(), "it counts for nothing")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it counts for nothing")
 
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
 		response, err = c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
 		require.NoError(t, err, "it is sent though the circuit is open")
 		_, _ = readAll(response)
@@ -404,7 +404,7 @@ func TestARejectionDoesNotSpeakWithItsCausesWords(t *testing.T) {
 		} {
 			t.Run("", func(t *testing.T) {
 				breakIt()
-				require.NoError(t, c.breaker.Move(t.Context(), infuse.StateClosed))
+				require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateClosed))
 				_, broken := c.get()
 				require.Error(t, broken)
 				_, err := c.get()
@@ -427,7 +427,7 @@ func TestServiceUnavailableAnswersForTheService(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		c := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
 		c.transport.OnRejected = infuse.ServiceUnavailable
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
 
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
@@ -447,7 +447,7 @@ func TestServiceUnavailableAnswersForTheService(t *testing.T) {
 		require.Equal(t, http.NoBody, response.Body)
 		require.Zero(t, s.calls.Load())
 
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		_, err = c.breaker.Acquire(t.Context()) // the trial
 		require.NoError(t, err)
 		response, err = c.Get(s.URL)
@@ -462,7 +462,7 @@ func TestServiceUnavailableJSONIsInfusesAnswer(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		c := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
 		c.transport.OnRejected = infuse.ServiceUnavailableJSON
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
 
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
@@ -486,7 +486,7 @@ func TestOnRejectedIsHeldToTheContract(t *testing.T) {
 	var left *closeCounter
 	transport := &infuse.Transport{Breakers: groupOf(t, infuse.Config{})}
 	b := breakerOf(t, transport.Breakers, "inventory.test")
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	body := &closeCounter{Reader: strings.NewReader("order")}
 	r := newRequest(t, http.MethodPost, "http://inventory.test", body)
 
@@ -531,18 +531,18 @@ func TestABaseThatPanicsFailsAndThePanicGoesOn(t *testing.T) {
 	roundTrip := func() { _, _ = transport.RoundTrip(r) }
 
 	transport.Base = baseFunc(func(*http.Request) (*http.Response, error) { panic("base") })
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.PanicsWithValue(t, "base", roundTrip)
 	requireState(t, infuse.StateOpen, b)
 
 	transport.Base = always(http.StatusOK, "well")
 	transport.Classify = func(*http.Request, *http.Response, error) infuse.Outcome { panic("classify") }
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.PanicsWithValue(t, "classify", roundTrip)
 	requireState(t, infuse.StateOpen, b)
 
 	transport.Base = baseFunc(func(*http.Request) (*http.Response, error) { runtime.Goexit(); return nil, nil })
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	var ended sync.WaitGroup
 	ended.Go(roundTrip)
 	ended.Wait()
@@ -599,13 +599,13 @@ func TestARejectionByTheSameCircuitIsIgnored(t *testing.T) {
 	group, inner := groupOf(t, infuse.Config{}), groupOf(t, infuse.Config{})
 	outside := breakerOf(t, group, "inventory.test")
 	inside := breakerOf(t, inner, "inventory.test")
-	require.NoError(t, inside.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, inside.SetState(t.Context(), infuse.StateOpen))
 	r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
 	for _, classify := range []func(*http.Request, *http.Response, error) infuse.Outcome{nil, infuse.DefaultClassify} {
 		transport := &infuse.Transport{Base: &infuse.Transport{Breakers: inner}, Breakers: group, Classify: classify}
 		_, err := transport.RoundTrip(r)
 		require.ErrorIs(t, err, infuse.ErrOpen)
-		require.Zero(t, outside.Failures())
+		require.Zero(t, infuse.FailuresOf(outside))
 	}
 
 	other := &infuse.Transport{
@@ -615,7 +615,7 @@ func TestARejectionByTheSameCircuitIsIgnored(t *testing.T) {
 	_, err := other.RoundTrip(r)
 	require.ErrorIs(t, err, infuse.ErrOpen)
 	shop := breakerOf(t, group, "shop")
-	require.Equal(t, 1, shop.Failures(), "a circuit that the service depends on is another matter")
+	require.Equal(t, 1, infuse.FailuresOf(shop), "a circuit that the service depends on is another matter")
 }
 
 func TestATrialEndsAtTheHeaders(t *testing.T) {
@@ -629,7 +629,7 @@ func TestATrialEndsAtTheHeaders(t *testing.T) {
 			}
 		})
 		c := startWebClient(t, s, infuse.Config{})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 
 		download, err := c.Get(s.URL + "/download")
 		require.NoError(t, err)
@@ -641,7 +641,7 @@ func TestATrialEndsAtTheHeaders(t *testing.T) {
 		text, err := readAll(download)
 		require.Error(t, err)
 		require.Equal(t, "half", text)
-		require.Equal(t, 1, c.breaker.Failures(), "that it broke off is known, too")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "that it broke off is known, too")
 	})
 }
 
@@ -649,7 +649,7 @@ func TestACancelledTrialLeavesItsPlaceToTheNext(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(s.stalls)
 		c := startWebClient(t, s, infuse.Config{TrialTimeout: time.Hour})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			assert.Eventually(t, func() bool { return s.calls.Load() == 1 }, patience, pace)
@@ -672,7 +672,7 @@ func TestEveryTrialOfManyEndsAtTheHeaders(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(breaksOff)
 		c := startWebClient(t, s, infuse.Config{SuccessThreshold: 3})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		for range 2 {
 			_, err := c.get()
 			require.Error(t, err)
@@ -682,7 +682,7 @@ func TestEveryTrialOfManyEndsAtTheHeaders(t *testing.T) {
 		_, err := c.get()
 		require.Error(t, err)
 		requireState(t, infuse.StateClosed, c.breaker)
-		require.Equal(t, 1, c.breaker.Failures(), "the body after the last trial")
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "the body after the last trial")
 	})
 }
 
@@ -715,7 +715,7 @@ func TestEveryRequestIsToldOnce(t *testing.T) {
 						}
 						return infuse.DefaultClassify(r, response, err)
 					}
-					require.NoError(t, c.breaker.Move(t.Context(), state))
+					require.NoError(t, c.breaker.SetState(t.Context(), state))
 					s.does(test.h)
 					s.calls.Store(0)
 					ctx, cancel := context.WithCancel(t.Context())
@@ -754,7 +754,7 @@ func TestOneTrialOfManyRequestsRuns(t *testing.T) {
 			<-goOn
 		})
 		c := startWebClient(t, s, infuse.Config{})
-		require.NoError(t, c.breaker.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		trial := make(chan error)
 		go func() {
 			_, err := c.get()
@@ -793,7 +793,7 @@ func TestASwitchOfProtocolsHandsOverTheConnection(t *testing.T) {
 	response, err := c.Do(r)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusSwitchingProtocols, response.StatusCode)
-	require.Zero(t, c.breaker.Failures(), "it is a success from the headers on")
+	require.Zero(t, infuse.FailuresOf(c.breaker), "it is a success from the headers on")
 
 	conn, ok := response.Body.(io.ReadWriteCloser)
 	require.True(t, ok)
@@ -805,7 +805,7 @@ func TestASwitchOfProtocolsHandsOverTheConnection(t *testing.T) {
 	require.Equal(t, "hello\n", line)
 	_, err = conn.Read(make([]byte, 1))
 	require.Error(t, err)
-	require.Zero(t, c.breaker.Failures(), "how the connection ends is not the request's")
+	require.Zero(t, infuse.FailuresOf(c.breaker), "how the connection ends is not the request's")
 }
 
 func TestAResponseWithoutBodyIsLeftAlone(t *testing.T) {
@@ -821,7 +821,7 @@ func TestAResponseWithoutBodyIsLeftAlone(t *testing.T) {
 			c := startFailedClient(t, s)
 			response, err := c.Do(newRequest(t, method, s.URL, nil))
 			require.NoError(t, err)
-			require.Zero(t, c.breaker.Failures(), "it is a success before its body is closed")
+			require.Zero(t, infuse.FailuresOf(c.breaker), "it is a success before its body is closed")
 			require.NotContains(t, fmt.Sprintf("%T", response.Body), "infuse")
 			require.NoError(t, response.Body.Close())
 		}
@@ -1001,7 +1001,7 @@ func TestACircuitThatTheGroupHasForgottenIsMadeAnew(t *testing.T) {
 	get("inventory.test")
 	again := breakerOf(t, group, "inventory.test")
 	require.NotSame(t, first, again)
-	require.NoError(t, again.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, again.SetState(t.Context(), infuse.StateOpen))
 	_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://inventory.test", nil))
 	require.ErrorIs(t, err, infuse.ErrOpen)
 }
@@ -1058,10 +1058,10 @@ func TestAReadinessPageTellsTheCircuits(t *testing.T) {
 	}
 	require.Equal(t, http.StatusOK, status())
 	prices := breakerOf(t, group, "prices")
-	require.NoError(t, prices.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, prices.SetState(t.Context(), infuse.StateOpen))
 	require.Equal(t, http.StatusServiceUnavailable, status())
 	requireState(t, infuse.StateOpen, prices)
-	require.NoError(t, prices.Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, prices.SetState(t.Context(), infuse.StateClosed))
 	require.Equal(t, http.StatusOK, status())
 }
 
@@ -1101,7 +1101,7 @@ func cheapRequests(tb testing.TB) []cheapRequest {
 	}
 	rejecting := transport(http.StatusOK, http.NoBody)
 	b := breakerOf(tb, rejecting.Breakers, "inventory.test")
-	require.NoError(tb, b.Move(tb.Context(), infuse.StateOpen))
+	require.NoError(tb, b.SetState(tb.Context(), infuse.StateOpen))
 	return []cheapRequest{
 		{"success without body", 0, transport(http.StatusOK, http.NoBody)},
 		{"success with body", 1, transport(http.StatusOK, endless{})},

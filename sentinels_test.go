@@ -62,7 +62,7 @@ func TestACancelledCallThatWasSlowIsAFailure(t *testing.T) {
 						call(ctx, b)
 						cancel(nil)
 					}
-					require.Equal(t, test.failures, b.Failures())
+					require.Equal(t, test.failures, infuse.FailuresOf(b))
 				})
 			}
 		})
@@ -107,7 +107,7 @@ func TestACancelledRequestThatWasSlowIsAFailure(t *testing.T) {
 					c.transport.Classify = test.classify
 					_, err := c.transport.RoundTrip(cancels(newRequest(t, http.MethodPost, s.URL, test.body())))
 					require.Error(t, err)
-					require.Equal(t, test.failures, c.breaker.Failures(), "%v", err)
+					require.Equal(t, test.failures, infuse.FailuresOf(c.breaker), "%v", err)
 				})
 			}
 		}
@@ -132,13 +132,13 @@ func TestAnAbortedHandlerWhoseCallerIsGoneIsIgnored(t *testing.T) {
 	cancel()
 	aborts := func(context.Context) error { panic(http.ErrAbortHandler) }
 	require.PanicsWithValue(t, http.ErrAbortHandler, func() { _ = b.Call(cancelled, aborts) })
-	require.Equal(t, 1, b.Failures())
+	require.Equal(t, 1, infuse.FailuresOf(b))
 	require.PanicsWithValue(t, "another", func() { _ = b.Call(cancelled, func(context.Context) error { panic("another") }) })
-	require.Equal(t, 2, b.Failures())
+	require.Equal(t, 2, infuse.FailuresOf(b))
 	require.Panics(t, func() { _ = b.Call(cancelled, func(context.Context) error { panic([]int{1}) }) })
-	require.Equal(t, 3, b.Failures())
+	require.Equal(t, 3, infuse.FailuresOf(b))
 	require.PanicsWithValue(t, http.ErrAbortHandler, func() { _ = b.Call(t.Context(), aborts) })
-	require.Equal(t, 4, b.Failures(), "the caller is still there")
+	require.Equal(t, 4, infuse.FailuresOf(b), "the caller is still there")
 }
 
 // A Transport that is registered for a protocol passes ErrSkipAltProtocol on: it
@@ -156,7 +156,7 @@ func TestSkippingAProtocolIsIgnored(t *testing.T) {
 		require.NoError(t, err)
 		_, _ = readAll(response)
 	}
-	require.Zero(t, breakerOf(t, group, s.circuit()).Failures())
+	require.Zero(t, infuse.FailuresOf(breakerOf(t, group, s.circuit())))
 	require.Equal(t, int64(3), s.calls.Load())
 }
 

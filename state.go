@@ -180,7 +180,7 @@ type Change struct {
 }
 
 // Move is a part of a Change, for authors of a Storage: a manual change of the
-// state. A user calls Breaker.Move.
+// state. A user calls Breaker.SetState.
 type Move struct{ To State }
 
 // Override forces the circuit open or closed for all processes, whatever the

@@ -34,15 +34,18 @@ func (s *striped) take() (sum int64) {
 
 // callCounts counts calls by what became of them, in stripes like striped.
 type callCounts [len(striped{})]struct {
-	n [4]atomic.Uint64 // by Outcome, and rejected
-	_ [64 - 4*8]byte
+	n [5]atomic.Uint64 // by Outcome, and those below
+	_ [64 - 5*8]byte
 }
 
-const rejectedCalls = 3
+const (
+	rejectedCalls    = 3
+	wouldRejectCalls = 4
+)
 
 func (c *callCounts) add(what int) { c[stripe()].n[what].Add(1) }
 
-func (c *callCounts) sum() (sums [4]uint64) {
+func (c *callCounts) sum() (sums [5]uint64) {
 	for i := range c {
 		for what := range sums {
 			sums[what] += c[i].n[what].Load()

@@ -33,14 +33,14 @@ func (s *lateStorage) Apply(ctx context.Context, circuit string, c infuse.Change
 // returned, if the storage was slow to grant the trial, and slower to receive its
 // outcome.
 func TestWhoRanTheTrialSeesTheCircuitClosed(t *testing.T) {
-	for name, fallback := range map[string]infuse.Fallback{"local": infuse.FallbackLocal, "closed": infuse.FallbackClosed} {
+	for name, fallback := range map[string]infuse.StorageDownPolicy{"local": infuse.StorageDownLocal, "closed": infuse.StorageDownAllow} {
 		for _, asks := range []time.Duration{0, 10 * time.Millisecond, 60 * time.Millisecond, 94 * time.Millisecond} {
 			for _, settles := range []time.Duration{time.Millisecond, 50 * time.Millisecond, 97 * time.Millisecond, 10 * time.Second} {
 				t.Run(fmt.Sprintf("%s, %v to ask, %v to settle", name, asks, settles), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						storage := &lateStorage{Storage: infuse.NewMemoryStorage()}
 						const timeout = 100 * time.Millisecond
-						b := startBreaker(t, "prices", infuse.Config{Storage: storage, StorageTimeout: timeout, Fallback: fallback})
+						b := startBreaker(t, "prices", infuse.Config{Storage: storage, StorageTimeout: timeout, StorageDown: fallback})
 						other := startBreaker(t, "prices", infuse.Config{Storage: storage.Storage})
 						tripFleet(t, b, other)
 						time.Sleep(time.Minute)
@@ -55,7 +55,7 @@ func TestWhoRanTheTrialSeesTheCircuitClosed(t *testing.T) {
 						time.Sleep(time.Minute)
 						synctest.Wait()
 						requireState(t, infuse.StateClosed, b, other)
-						require.NoError(t, b.Stats().Away)
+						require.NoError(t, b.Stats().StorageErr)
 						require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
 					})
 				})

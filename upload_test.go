@@ -186,7 +186,7 @@ func TestMalformedUploadsThroughAReverseProxyAreIgnored(t *testing.T) {
 						require.Eventually(t, func() bool { return s.calls.Load() > before }, patience, time.Millisecond)
 						closes(conn.(*net.TCPConn))
 						err := <-p.errs
-						require.Zero(t, p.breaker.Failures(), "%T: %v", err, err)
+						require.Zero(t, infuse.FailuresOf(p.breaker), "%T: %v", err, err)
 					}
 					requireState(t, infuse.StateClosed, p.breaker)
 				})
@@ -216,7 +216,7 @@ func TestAnUploadThatBreaksOffDuringTheResponseIsIgnored(t *testing.T) {
 		require.NoError(t, writer.CloseWithError(errIll))
 		_, err = readAll(response)
 		require.Error(t, err)
-		require.Equal(t, 1, c.breaker.Failures(), "%v", err)
+		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "%v", err)
 	})
 }
 
@@ -245,7 +245,7 @@ func TestADeadlineThatPassesWhileTheBodyIsReadIsIgnored(t *testing.T) {
 					require.NoError(t, err)
 				}
 				<-p.errs
-				require.Equal(t, 1, p.breaker.Failures())
+				require.Equal(t, 1, infuse.FailuresOf(p.breaker))
 			})
 		}
 		t.Run("of the client", func(t *testing.T) {
@@ -288,7 +288,7 @@ func TestADeadlineThatPassesWhileTheBodyIsReadIsIgnored(t *testing.T) {
 					}()
 					_, err := client.Do(deadline(&client, newRequest(t, http.MethodPost, s.URL, body)))
 					require.Error(t, err)
-					require.Equal(t, 1, c.breaker.Failures(), "%s %s: %v", name, end, err)
+					require.Equal(t, 1, infuse.FailuresOf(c.breaker), "%s %s: %v", name, end, err)
 				}
 			}
 		})
@@ -318,7 +318,7 @@ func TestADeadlineIsComparedWithTheClockWhileTheBodyIsRead(t *testing.T) {
 		r := newRequest(t, http.MethodPost, "https://inventory.test/items", reader).WithContext(slowTimer{t.Context(), deadline})
 		_, err := transport.RoundTrip(r)
 		require.Error(t, err)
-		require.Zero(t, breakerOf(t, group, "inventory.test").Failures())
+		require.Zero(t, infuse.FailuresOf(breakerOf(t, group, "inventory.test")))
 	})
 }
 
@@ -335,7 +335,7 @@ func TestADeadlineThatPassesWhileTheServiceHangsIsAFailure(t *testing.T) {
 			defer cancel()
 			_, err := c.Do(newRequest(t, http.MethodPost, s.URL, body).WithContext(ctx))
 			require.ErrorIs(t, err, context.DeadlineExceeded)
-			require.Equal(t, 2, c.breaker.Failures(), name)
+			require.Equal(t, 2, infuse.FailuresOf(c.breaker), name)
 		}
 	})
 }
@@ -367,9 +367,9 @@ func TestCopyingFromAnUnhealthyToAHealthyServiceBlamesTheUnhealthyOne(t *testing
 				}
 				_ = page.Body.Close()
 				if name != "stalls" { // the target's client may close the page before the deadline is reported
-					require.Equal(t, test.failures, source.breaker.Failures())
+					require.Equal(t, test.failures, infuse.FailuresOf(source.breaker))
 				}
-				require.Equal(t, test.failures, target.breaker.Failures(), "%v", err)
+				require.Equal(t, test.failures, infuse.FailuresOf(target.breaker), "%v", err)
 			})
 		}
 	})
@@ -408,7 +408,7 @@ func TestSlowCallCountsFromTheEndOfTheBody(t *testing.T) {
 				}()
 				response, err := c.Post(s.URL, "text/plain", reader)
 				require.NoError(t, err)
-				require.Equal(t, test.failures, c.breaker.Failures())
+				require.Equal(t, test.failures, infuse.FailuresOf(c.breaker))
 				_, err = readAll(response)
 				require.NoError(t, err)
 			})
@@ -511,7 +511,7 @@ func TestACloseWhileTheUploadIsReadIsNoRace(t *testing.T) {
 		_, err := transport.RoundTrip(newRequest(t, http.MethodPost, "http://inventory.test", reader))
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	}
-	require.Equal(t, 100, breakerOf(t, transport.Breakers, "inventory.test").Failures(), "what Close does to a Read is not the body's error")
+	require.Equal(t, 100, infuse.FailuresOf(breakerOf(t, transport.Breakers, "inventory.test")), "what Close does to a Read is not the body's error")
 }
 
 // 405 honest requests were answered beside broken uploads, and 1,173 rejected
@@ -593,7 +593,7 @@ func TestAGracefulGOAWAYIsIgnored(t *testing.T) {
 			go func() { _, _ = io.WriteString(writer, "order") }()
 			_, err = (&infuse.Transport{Base: base, Breakers: group}).RoundTrip(newRequest(t, http.MethodPost, "http://"+listener.Addr().String(), reader))
 			require.Error(t, err)
-			require.Equal(t, test.failures, b.Failures(), "%v", err)
+			require.Equal(t, test.failures, infuse.FailuresOf(b), "%v", err)
 		})
 	}
 }

@@ -15,6 +15,7 @@ type view struct {
 	tally       *striped
 	counts      *callCounts // of all calls; nil without CountCalls
 	admits      gate
+	readyAt     time.Time // when a trial may run, if that is in less than armedEarly
 	localSince  int64 // the generations of the calls that it admits
 	sharedSince int64
 	settings    *settings
@@ -22,6 +23,17 @@ type view struct {
 	rejection   *OpenError // nil if every call runs
 	cause       string     // of the rejection
 	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu
+}
+
+// ready reports whether a call would run, or could become a trial, in readyIn.
+func (v *view) ready() bool { return v.admits != admitsNone || v.settings.DryRun }
+
+// readyIn is what is left of armedEarly.
+func (v *view) readyIn() time.Duration {
+	if v.readyAt.IsZero() || v.settings.DryRun {
+		return 0
+	}
+	return time.Until(v.readyAt)
 }
 
 // gate is what a view does with a call.
@@ -47,9 +59,9 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	switch {
 	case o != nil && o.State == StateOpen:
 		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: r.linked && o == r.local.Override, By: o.By, Reason: o.Reason, DueAt: o.Until}, keptCause{})
-	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackOpen:
+	case o == nil && r.trouble != nil && r.settings.StorageDown == StorageDownReject:
 		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, keptCause{r.trouble, r.trouble.Error()})
-	case o == nil && r.trouble != nil && r.settings.Fallback == FallbackClosed, o != nil && blocked:
+	case o == nil && r.trouble != nil && r.settings.StorageDown == StorageDownAllow, o != nil && blocked:
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:
 		v.tallies = r.counting(now)
@@ -88,7 +100,7 @@ func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 		e.DueAt = time.Time{}
 	}
 	if v.reject(e, r.causeOf(b.record)); due {
-		v.admits = admitsAsker
+		v.admits, v.readyAt = admitsAsker, b.until
 	}
 }
 
@@ -122,12 +134,17 @@ func (v *view) succeeded() {
 	if v.tallies {
 		v.tally.add()
 	}
+	v.countCall(int(OutcomeSuccess))
+}
+
+// countCall counts a call for Stats.Calls.
+func (v *view) countCall(what int) {
 	if v.counts != nil {
-		v.counts.add(int(OutcomeSuccess))
+		v.counts.add(what)
 	}
 }
 
-// same reports whether calls meet the same in both: all but quiet and fast.
+// same reports whether calls meet the same in both: all but quiet, fast and readyAt.
 func (v *view) same(w *view) bool {
 	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&

@@ -87,7 +87,7 @@ func infuseMember(storage infuse.Storage, s fleetSettings) (member, error) {
 			r, err := b.Record(ctx)
 			return r.Failures, err
 		},
-		close:  func() error { return b.Move(ctx, infuse.StateClosed) },
+		close:  func() error { return b.SetState(ctx, infuse.StateClosed) },
 		closed: func() bool { return b.State() == infuse.StateClosed },
 		stop:   b.Stop,
 	}, nil

@@ -317,7 +317,7 @@ func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Brea
 		apart(func() { call(c, fails) })
 	}
 	for _, result := range []func() error{fails, succeeds} { // of a trial
-		apart(func() { _ = b.Move(context.Background(), infuse.StateHalfOpen) })
+		apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
 		apart(func() { call(c, result) })
 	}
 	apart(func() { b.Stats() })
@@ -330,7 +330,7 @@ func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Brea
 	}
 	require.Equal(t, infuse.StateClosed, b.State(), "a trial slot is taken")
 
-	apart(func() { _ = b.Move(context.Background(), infuse.StateClosed) })
+	apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
 		require.Error(t, c.unary(func() error { return says(connect.CodeUnavailable) }))

@@ -246,7 +246,7 @@ func (f *fixture) requireCounts(success, failure, ignored int) {
 // setState moves the circuit by hand.
 func (f *fixture) setState(to infuse.State) {
 	f.t.Helper()
-	require.NoError(f.t, f.breaker.Move(f.ctx, to))
+	require.NoError(f.t, f.breaker.SetState(f.ctx, to))
 }
 
 // halfOpen has the next call be a trial.

@@ -103,7 +103,7 @@ func TestRejectionDuringATrialAsksForASecond(t *testing.T) {
 
 func TestServerForwardsARejection(t *testing.T) {
 	away := start(t, &service{unary: unhealthy})
-	require.NoError(t, away.breaker.Move(away.ctx, infuse.StateOpen))
+	require.NoError(t, away.breaker.SetState(away.ctx, infuse.StateOpen))
 	f := start(t, &service{unary: func(context.Context) error { return away.call() }})
 	err := f.call()
 	require.NotErrorIs(t, err, infuse.ErrOpen)

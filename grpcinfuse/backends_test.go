@@ -134,7 +134,7 @@ func (s *several) breaker(m *member) *infuse.Breaker {
 // setState moves the circuit of a backend by hand.
 func (s *several) setState(m *member, to infuse.State) {
 	s.t.Helper()
-	require.NoError(s.t, s.breaker(m).Move(s.ctx, to))
+	require.NoError(s.t, s.breaker(m).SetState(s.ctx, to))
 }
 
 // TestOneUnhealthyBackendDoesNotCloseOffTheOthers: with a circuit for the target, a third of all

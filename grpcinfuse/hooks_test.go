@@ -306,7 +306,7 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 		apart(func() { call(c, fails) })
 	}
 	for _, result := range []func() error{fails, succeeds} { // of a trial
-		apart(func() { _ = b.Move(context.Background(), infuse.StateHalfOpen) })
+		apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
 		apart(func() { call(c, result) })
 	}
 	apart(func() { b.Stats() })
@@ -319,7 +319,7 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 	}
 	require.Equal(t, infuse.StateClosed, b.State(), "a trial slot is taken")
 
-	apart(func() { _ = b.Move(context.Background(), infuse.StateClosed) })
+	apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
 		require.Error(t, c.unary(func() error { return says(codes.Unavailable) }))
@@ -368,7 +368,7 @@ func TestPanicAfterATrialIsNotClassified(t *testing.T) {
 		defer g.Stop()
 		b, err := g.Breaker("service:1")
 		require.NoError(t, err)
-		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 		calls := grpcinfuse.New(g)
 		headers := make(chan struct{})
 		s, err := calls.Stream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, conn, "/test/Stream",

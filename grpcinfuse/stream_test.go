@@ -499,7 +499,7 @@ func TestManyAtOnce(t *testing.T) {
 					_ = f.bothWaysAtOnce()
 				}
 				if rand.IntN(10) == 0 {
-					_ = f.breaker.Move(f.ctx, infuse.State(rand.IntN(3)))
+					_ = f.breaker.SetState(f.ctx, infuse.State(rand.IntN(3)))
 				}
 			}
 		})

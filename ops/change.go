@@ -171,7 +171,7 @@ func (h *handler) do(ctx context.Context, c *change) error {
 	case a.Removes:
 		return breaker.ClearOverride(ctx, c.signed())
 	default:
-		return breaker.Move(ctx, a.to)
+		return breaker.SetState(ctx, a.to)
 	}
 }
 

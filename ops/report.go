@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
@@ -50,6 +51,7 @@ type circuit struct {
 	Local      *block    `json:"local,omitempty"`
 	Shared     *block    `json:"shared,omitempty"`
 	Calls      *calls    `json:"calls,omitempty"` // in this process
+	DryRun     bool      `json:"dryRun,omitempty"`
 	StorageErr string    `json:"storageErr,omitempty"`
 	Override   *override `json:"override,omitempty"`
 	Problem    string    `json:"problem,omitempty"` // why its record cannot be read
@@ -68,6 +70,12 @@ type block struct {
 	By       string     `json:"by,omitempty"`
 	Cause    string     `json:"cause,omitempty"`
 	Trials   int        `json:"trials,omitempty"` // in progress
+	Window   *window    `json:"window,omitempty"` // of the failure rate
+}
+
+type window struct {
+	Calls    int `json:"calls"`
+	Failures int `json:"failures"`
 }
 
 type calls struct {
@@ -75,6 +83,8 @@ type calls struct {
 	Failure  uint64 `json:"failure"`
 	Ignored  uint64 `json:"ignored"`
 	Rejected uint64 `json:"rejected"`
+
+	WouldReject uint64 `json:"wouldReject"`
 }
 
 type override struct {
@@ -131,16 +141,23 @@ func (it *item) describe() *circuit {
 		StorageErr: f.storageErr, Override: f.override.describe(), Problem: f.problem, History: it.history, item: it,
 	}
 	if f.local.exists {
-		c.Calls = &f.calls
+		c.Calls, c.DryRun = &f.calls, f.dryRun
 	}
 	return c
 }
+
+// Rate is the failure rate in percent.
+func (w *window) Rate() int { return int(math.Round(100 * float64(w.Failures) / float64(w.Calls))) }
 
 func (f *blockFacts) describe() *block {
 	if !f.exists {
 		return nil
 	}
-	return &block{f.state.String(), f.suspect, f.failures, timeOf(f.since), timeOf(f.due), f.by, f.cause, f.trials}
+	b := &block{f.state.String(), f.suspect, f.failures, timeOf(f.since), timeOf(f.due), f.by, f.cause, f.trials, nil}
+	if f.window.Calls > 0 {
+		b.Window = &f.window
+	}
+	return b
 }
 
 func (f overrideFacts) describe() *override {

@@ -2,7 +2,6 @@ package ops
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"html/template"
 	"slices"
@@ -48,6 +47,7 @@ type facts struct {
 	local      blockFacts
 	shared     blockFacts
 	calls      calls
+	dryRun     bool
 	override   overrideFacts
 }
 
@@ -60,6 +60,7 @@ type blockFacts struct {
 	since, due int64
 	by, cause  string
 	trials     int
+	window     window
 }
 
 type overrideFacts struct {
@@ -285,7 +286,9 @@ func (b *board) facts(name string, breaker *infuse.Breaker, now time.Time) (f fa
 		}
 	}
 	if record != nil && f.problem == "" {
+		counted := f.shared.window
 		f.shared = sharedOf(record)
+		f.shared.window = counted
 	}
 	if record != nil && record.Override != nil {
 		f.override = overrideOf(record.Override)
@@ -297,19 +300,23 @@ func (b *board) facts(name string, breaker *infuse.Breaker, now time.Time) (f fa
 // setLocal sets what this process itself knows, and its due time.
 func (f *facts) setLocal(breaker *infuse.Breaker, shared bool, due *time.Time) (storageErr error) {
 	s := breaker.Stats()
-	f.state, f.calls, f.override = s.State, calls(s.Calls), overrideOf(s.Override)
-	f.local = blockFacts{exists: true, failures: s.Failures, since: seconds(s.Since)}
-	if s.Local {
-		f.local.state, f.localOnly = s.State, true
+	f.state, f.calls, f.dryRun, f.override, *due = s.State, calls(s.Calls), s.DryRun, overrideOf(s.Override), s.DueAt
+	f.local = blockOf(&s.Local)
+	f.localOnly = s.Local.State != infuse.StateClosed && (s.Shared.State == infuse.StateClosed || s.StorageErr != nil)
+	if shared {
+		f.shared = blockOf(&s.Shared)
 	}
-	if record, err := localRecord(breaker); !shared && err == nil {
-		f.local = sharedOf(&record)
-		*due = record.DueAt
+	if s.StorageErr != nil {
+		f.storageErr = clip(s.StorageErr.Error(), maxError)
 	}
-	if s.Away != nil {
-		f.storageErr = clip(s.Away.Error(), maxError)
+	return s.StorageErr
+}
+
+func blockOf(s *infuse.CircuitStats) blockFacts {
+	return blockFacts{
+		exists: true, state: s.State, suspect: s.Suspect, failures: s.Failures, window: window(s.Window),
+		since: seconds(s.Since), due: seconds(s.DueAt), by: s.By, cause: s.Cause,
 	}
-	return s.Away
 }
 
 // evaluate returns the rank.
@@ -460,11 +467,6 @@ func (b *board) detailed(base *item) *item {
 		d.row.history = eventsOf(d.events)
 	}
 	return d.row
-}
-
-// localRecord returns the record of a breaker without a storage.
-func localRecord(breaker *infuse.Breaker) (infuse.Record, error) {
-	return breaker.Record(context.Background()) // no I/O
 }
 
 var errLate = errors.New("the storage did not answer in time")

@@ -59,7 +59,7 @@ func TestACircuitThatThisProcessDoesNotKnowIsListed(t *testing.T) {
 	require.Equal(t, "1 open.", all.next(t).Summary)
 	open(t, storage, breaker(t, there, "stock"))
 	all.until(t, func(f frame) bool { return f.Summary == "2 open." })
-	require.NoError(t, breaker(t, there, "stock").Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, breaker(t, there, "stock").SetState(t.Context(), infuse.StateClosed))
 	f := all.until(t, func(f frame) bool { return f.Summary == "1 open, 1 closed." })
 	require.Len(t, f.Rows, 1, "only what has changed")
 }

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/tally"
 )
 
 // ScopeName is the instrumentation scope of the metrics.
@@ -156,11 +157,11 @@ func (m *metrics) observeCircuit(o metric.Observer, c circuit) {
 		return metric.WithAttributeSet(attribute.NewSet(slices.Concat(m.common, []attribute.KeyValue{NameKey.String(c.name)}, more)...))
 	}
 	alone := with()
-	o.ObserveInt64(m.local, one(c.stats.Local), alone)
+	o.ObserveInt64(m.local, one(tally.OnlyLocal(c.stats)), alone)
 	o.ObserveInt64(m.overridden, one(c.stats.Override != nil), alone)
-	o.ObserveInt64(m.storageAway, one(c.stats.Away != nil), alone)
-	o.ObserveInt64(m.failures, int64(c.stats.Failures), alone)
-	o.ObserveFloat64(m.timeInState, time.Since(c.stats.Since).Seconds(), alone)
+	o.ObserveInt64(m.storageAway, one(c.stats.StorageErr != nil), alone)
+	o.ObserveInt64(m.failures, int64(tally.Failures(c.stats)), alone)
+	o.ObserveFloat64(m.timeInState, time.Since(tally.Since(c.stats)).Seconds(), alone)
 	for i, name := range states {
 		o.ObserveInt64(m.state, one(int(c.stats.State) == i), with(StateKey.String(name)))
 	}
@@ -172,11 +173,12 @@ func (m *metrics) observeCircuit(o metric.Observer, c circuit) {
 		}
 	}
 	// Where nothing is counted, 0 calls would be wrong.
-	if n := c.stats.Calls; n.Success|n.Failure|n.Ignored|n.Rejected != 0 {
+	if n := c.stats.Calls; n != (infuse.CallCounts{}) {
 		o.ObserveInt64(m.calls, int64(n.Success), with(OutcomeKey.String("success")))
 		o.ObserveInt64(m.calls, int64(n.Failure), with(OutcomeKey.String("failure")))
 		o.ObserveInt64(m.calls, int64(n.Ignored), with(OutcomeKey.String("ignored")))
 		o.ObserveInt64(m.calls, int64(n.Rejected), with(OutcomeKey.String("rejected")))
+		o.ObserveInt64(m.calls, int64(n.WouldReject), with(OutcomeKey.String("would_reject")))
 	}
 }
 
@@ -216,7 +218,7 @@ func (c circuit) weight() int {
 	switch s := c.stats; {
 	case s.State != infuse.StateClosed || s.Override != nil:
 		return 2
-	case s.Failures > 0:
+	case tally.Failures(s) > 0:
 		return 1
 	}
 	return 0

@@ -122,11 +122,11 @@ func TestInstruments(t *testing.T) {
 	}
 }
 
-func TestOverrideAndStorageAway(t *testing.T) {
+func TestOverrideAndStorageUnavailable(t *testing.T) {
 	group := newGroup(t, infuse.Config{Storage: nowhere(t), FailMax: 2})
 	b := breakerOf(t, group, "prices")
 	reader := start(t, group)
-	require.Eventually(t, func() bool { return b.Stats().Away != nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return b.Stats().StorageErr != nil }, 10*time.Second, time.Millisecond)
 	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.storage_away{infuse.circuit.name=prices}"])
 	trip(t, b)
 	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.local{infuse.circuit.name=prices}"])
@@ -143,8 +143,8 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 	for i := range 50 {
 		b := breakerOf(t, group, fmt.Sprintf("service-%d", i))
 		require.NoError(t, b.Call(t.Context(), succeeds))
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
-		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 		require.LessOrEqual(t, len(values(t, reader)), 1+2*(5+3+4+6))
 	}
 	got := values(t, reader)

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/tally"
 )
 
 // Source has the circuits that a Collector shows: an *infuse.Group, or Breakers.
@@ -103,17 +104,18 @@ func (c *Collector) collect(s sink, b *infuse.Breaker) {
 	for i, name := range states {
 		s.gauge(state, one(int(stats.State) == i), name)
 	}
-	s.gauge(stateSince, float64(stats.Since.UnixMilli())/1000)
-	s.gauge(local, one(stats.Local))
-	s.gauge(failures, float64(stats.Failures))
+	s.gauge(stateSince, float64(tally.Since(stats).UnixMilli())/1000)
+	s.gauge(local, one(tally.OnlyLocal(stats)))
+	s.gauge(failures, float64(tally.Failures(stats)))
 	s.gauge(overridden, one(stats.Override != nil))
-	s.gauge(storageAway, one(stats.Away != nil))
+	s.gauge(storageAway, one(stats.StorageErr != nil))
 	// Where nothing is counted, 0 calls would be wrong.
-	if n := stats.Calls; n.Success|n.Failure|n.Ignored|n.Rejected != 0 {
+	if n := stats.Calls; n != (infuse.CallCounts{}) {
 		s.counter(calls, n.Success, "success")
 		s.counter(calls, n.Failure, "failure")
 		s.counter(calls, n.Ignored, "ignored")
 		s.counter(calls, n.Rejected, "rejected")
+		s.counter(calls, n.WouldReject, "would_reject")
 	}
 	if c.transitions != nil {
 		n := c.transitions.counted.Of(b)

@@ -84,11 +84,11 @@ func TestMetricsAreLintedAndConsistent(t *testing.T) {
 	require.Equal(t, 1+3+1+1+1+1+1+4+6, n)
 }
 
-func TestOverrideAndStorageAway(t *testing.T) {
+func TestOverrideAndStorageUnavailable(t *testing.T) {
 	group := newGroup(t, infuse.Config{Storage: nowhere(t), FailMax: 2})
 	b := breakerOf(t, group, "prices")
 	c := prominfuse.NewCollector(group)
-	require.Eventually(t, func() bool { return b.Stats().Away != nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return b.Stats().StorageErr != nil }, 10*time.Second, time.Millisecond)
 	require.Equal(t, 1.0, value(t, c, "infuse_circuit_storage_away", "prices"))
 	require.Zero(t, value(t, c, "infuse_circuit_local", "prices"))
 
@@ -115,7 +115,7 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 		b := breakerOf(t, group, fmt.Sprintf("service-%d", i))
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		trip(t, b)
-		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 	}
 	require.Equal(t, 2, testutil.CollectAndCount(c, "infuse_circuit_overridden"))
 	require.Equal(t, 2*4, testutil.CollectAndCount(c, "infuse_circuit_calls_total"))

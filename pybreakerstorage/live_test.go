@@ -94,7 +94,7 @@ func (s service) do(t *testing.T, what string) string {
 	t.Helper()
 	moves := map[string]infuse.State{"open": infuse.StateOpen, "half_open": infuse.StateHalfOpen, "close": infuse.StateClosed}
 	if to, ok := moves[what]; ok {
-		require.NoError(t, s.Move(t.Context(), to))
+		require.NoError(t, s.SetState(t.Context(), to))
 		return "done"
 	}
 	err := s.Call(t.Context(), func(context.Context) error {

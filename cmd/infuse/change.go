@@ -89,7 +89,7 @@ func clearOverride(ctx context.Context, j *job) error {
 
 func move(ctx context.Context, j *job) error {
 	to := states[j.args[1]]
-	return j.change(ctx, func(b *infuse.Breaker) error { return b.Move(ctx, to) },
+	return j.change(ctx, func(b *infuse.Breaker) error { return b.SetState(ctx, to) },
 		func(c *circuit) string {
 			text := "moved to " + cmp.Or(c.Behind, c.State)
 			if due := c.dueIn(time.Now()); due != "-" {

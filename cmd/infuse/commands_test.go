@@ -21,7 +21,7 @@ func TestList(t *testing.T) {
 		d.decodes(&none, "list")
 		require.Equal(t, []circuit{}, none, "[], and not null")
 
-		require.NoError(t, d.breaker("well").Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, d.breaker("well").SetState(t.Context(), infuse.StateClosed))
 		require.NoError(t, d.breaker("held").Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm", Until: time.Now().Add(2 * time.Hour)}))
 		d.opens("ill", "503 Service Unavailable")
 

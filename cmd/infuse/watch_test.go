@@ -173,7 +173,7 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), "watching") }, 10*time.Second, time.Millisecond)
 		b, err := infuse.New("a", infuse.Config{Storage: storage})
 		require.NoError(t, err)
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		require.Equal(t, want, <-ended, stderr.String())
 		b.Stop()
 	}

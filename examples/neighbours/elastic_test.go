@@ -65,7 +65,7 @@ func TestElastic(t *testing.T) {
 func TestElasticWithNodes(t *testing.T) {
 	sick, transport, breaker := start(t)
 	well, _, _ := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
 	client := newElastic(t, []elastictransport.Option{elastictransport.WithTransport(transport)}, sick, well)
 	for range 4 {
 		response, err := search(t, client)

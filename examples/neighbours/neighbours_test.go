@@ -72,7 +72,7 @@ func startWith(t *testing.T, well http.HandlerFunc) (*server, *infuse.Transport,
 func (s *server) recover(t *testing.T, breaker *infuse.Breaker) {
 	t.Helper()
 	s.ill.Store(false)
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, breaker.SetState(t.Context(), infuse.StateHalfOpen))
 }
 
 func TestGoRetryablehttp(t *testing.T) {
@@ -127,7 +127,7 @@ func (s *server) requireOneTry(t *testing.T, breaker *infuse.Breaker, get func()
 func TestGoRetryablehttpSleepsOnServiceUnavailable(t *testing.T) {
 	s, transport, breaker := start(t)
 	transport.OnRejected = infuse.ServiceUnavailable
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
 	response, err := (&http.Client{Transport: transport}).Get(s.URL)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())

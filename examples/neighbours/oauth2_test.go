@@ -77,7 +77,7 @@ func TestOAuth2(t *testing.T) {
 // While the style is to be detected, whatever fails is tried again.
 func TestOAuth2RetriesARejectionUnlessItHasAStyle(t *testing.T) {
 	issuer, transport, breaker := startWith(t, tokens)
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
 	client := neighbours.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{TokenURL: issuer.URL})
 	_, err := client.Get("http://api.invalid")
 	require.ErrorIs(t, err, infuse.ErrOpen)

@@ -102,7 +102,7 @@ func TestReverseProxyPassesWebSocketsOn(t *testing.T) {
 	requireEcho(t, conn)
 	require.NoError(t, conn.CloseNow())
 
-	require.NoError(t, breaker.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
 	_, response, err := websocket.Dial(t.Context(), proxy.URL, nil)
 	require.Error(t, err)
 	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)

@@ -190,8 +190,8 @@ type Edges struct{ Away, Back atomic.Int32 }
 
 func (e *Edges) Listener() *infuse.Listener {
 	return &infuse.Listener{
-		StorageAway: func(*infuse.Breaker, error) { e.Away.Add(1) },
-		StorageBack: func(*infuse.Breaker, time.Duration) { e.Back.Add(1) },
+		StorageUnavailable: func(error) { e.Away.Add(1) },
+		StorageAvailable:   func(time.Duration) { e.Back.Add(1) },
 	}
 }
 

@@ -32,7 +32,7 @@ func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
 			ResetTimeout: 500 * time.Millisecond, TrialTimeout: time.Hour, StorageTimeout: faultTimeout, Storage: storage,
 		})
 	}
-	require.NoError(t, fleet[0].Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, fleet[0].SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, fleet[1])
 	time.Sleep(time.Until(recordOf(t, fleet[0]).DueAt) + 10*time.Millisecond)
 	s.Pause()
@@ -110,7 +110,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 			near := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
 			require.Eventually(t, func() bool {
 				for _, b := range breakers { // each has said all that it had to say
-					if b.Stats().Away != nil {
+					if b.Stats().StorageErr != nil {
 						return false
 					}
 				}
@@ -172,7 +172,7 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 		require.Less(t, time.Since(from), most)
 		return p
 	}
-	require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, b)
 	clock(-time.Hour)
 	admittedWithin(2*time.Second, a) // and never settled
@@ -196,8 +196,8 @@ func TestLossOnRedis(t *testing.T) {
 		heard[fmt.Sprint("circuit ", i)] = &edges{}
 	}
 	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, StorageTimeout: faultTimeout, Listeners: []*infuse.Listener{{
-		StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].Away.Add(1) },
-		StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].Back.Add(1) },
+		StorageUnavailable: func(_ error) { heard[b.Name()].Away.Add(1) },
+		StorageAvailable: func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
 	}}})
 	proxy.SetDelay(faultTimeout / 20) // all circuits take longer than faultTimeout, and each far less
 	s.Kill()
@@ -246,7 +246,7 @@ func TestADeadCircuitCostsNothing(t *testing.T) {
 		t.Cleanup(func() { require.NoError(t, storage.Close()) })
 		breakers = append(breakers, startBreaker(t, "prices", patiently(infuse.Config{ResetTimeout: 300 * time.Millisecond, Storage: storage})))
 	}
-	require.NoError(t, breakers[0].Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, breakers[0].SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, breakers...)
 	due := recordOf(t, breakers[0]).DueAt
 	life := s.Client().PTTL(t.Context(), pricesKey).Val()

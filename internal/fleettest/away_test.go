@@ -130,7 +130,7 @@ func TestNoGhostOfALostAnswerHoldsTheFleetBack(t *testing.T) {
 				if c.others {
 					fleet = append(fleet, startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Second, Storage: memory}))
 				}
-				require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+				require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 				time.Sleep(2 * time.Second)
 
 				over := make(chan struct{})
@@ -215,7 +215,7 @@ func TestACallOfAStoppedBreakerWaitsNoLonger(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, ResetTimeout: time.Second, Storage: w})
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		b.Stop()
 		time.Sleep(2 * time.Second)
 		over := make(chan struct{})
@@ -265,12 +265,12 @@ func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 		memory := infuse.NewMemoryStorage()
 		cfg := infuse.Config{MaxTrials: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour, Storage: memory}
 		a, b := startBreaker(t, "prices", cfg), startBreaker(t, "prices", cfg)
-		require.NoError(t, a.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, a.SetState(t.Context(), infuse.StateHalfOpen))
 		synctest.Wait()
 		first, second := requireTrial(t, a), requireTrial(t, b)
 		first.Done(errIll)
 		synctest.Wait()
-		require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
 		time.Sleep(2 * time.Second)
 		third := requireTrial(t, b)
@@ -280,7 +280,7 @@ func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 
 		for range 3 { // a rolling restart
 			require.NoError(t, infuse.Announce(t.Context(), memory, "prices", infuse.StateHalfOpen))
-			require.NoError(t, a.Move(t.Context(), infuse.StateHalfOpen))
+			require.NoError(t, a.SetState(t.Context(), infuse.StateHalfOpen))
 			synctest.Wait()
 			requireRejected(t, a)
 			requireRejected(t, b)
@@ -368,7 +368,7 @@ func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: w})
 		done, cancel := context.WithCancel(t.Context())
 		cancel()
-		err := b.Move(done, infuse.StateOpen)
+		err := b.SetState(done, infuse.StateOpen)
 		require.ErrorIs(t, err, context.Canceled)
 		require.ErrorContains(t, err, "nothing was done")
 		time.Sleep(time.Second)
@@ -376,7 +376,7 @@ func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
 		require.Equal(t, infuse.Record{}, recordOf(t, b))
 
 		w.between(takes(2*storageTimeout), nil)
-		err = b.Move(t.Context(), infuse.StateOpen)
+		err = b.SetState(t.Context(), infuse.StateOpen)
 		require.ErrorContains(t, err, "may still receive it")
 		requireState(t, infuse.StateOpen, b)
 		time.Sleep(time.Second)
@@ -394,7 +394,7 @@ func TestAllTrialsThatEndWhileCutOffAreSettled(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
 		cfg := infuse.Config{MaxTrials: trials, SuccessThreshold: trials + 1, TrialTimeout: time.Hour, Storage: w}
 		b := startBreaker(t, "prices", cfg)
-		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 		var permits []infuse.Permit
 		for range trials {
 			permits = append(permits, requireTrial(t, b))
@@ -432,12 +432,12 @@ func TestAGenerationHasOneState(t *testing.T) {
 				}
 			}
 		}
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		see()
 		w.between(isLost, nil)
 		_, err := a.Record(t.Context())
 		require.Error(t, err)
-		require.Error(t, a.Move(t.Context(), infuse.StateHalfOpen), "for this process alone")
+		require.Error(t, a.SetState(t.Context(), infuse.StateHalfOpen), "for this process alone")
 		see()
 		w.mu.Lock()
 		w.Storage = lost // restarted empty
@@ -449,7 +449,7 @@ func TestAGenerationHasOneState(t *testing.T) {
 		near.mu.Lock()
 		near.Storage = lost
 		near.mu.Unlock()
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		see()
 		time.Sleep(5 * time.Second)
 		see()
@@ -490,8 +490,8 @@ func TestNoListenerRunsAfterStop(t *testing.T) {
 			w := &way{Storage: infuse.NewMemoryStorage()}
 			b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w, Listeners: []*infuse.Listener{{
 				StateChange: func(*infuse.Breaker, infuse.Transition) { told() },
-				StorageAway: func(*infuse.Breaker, error) { told() },
-				StorageBack: func(*infuse.Breaker, time.Duration) { told() },
+				StorageUnavailable: func(error) { told() },
+				StorageAvailable: func(time.Duration) { told() },
 			}}})
 			other := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w.Storage})
 			w.between(func(string, *infuse.Change) error {
@@ -502,7 +502,7 @@ func TestNoListenerRunsAfterStop(t *testing.T) {
 			}, nil)
 			for range 5 {
 				_ = b.Call(t.Context(), fails)
-				_ = other.Move(t.Context(), infuse.State(rand.N(3)))
+				_ = other.SetState(t.Context(), infuse.State(rand.N(3)))
 				time.Sleep(rand.N(200 * time.Millisecond))
 			}
 			b.Stop()
@@ -568,8 +568,8 @@ func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
 			heard[fmt.Sprint("circuit ", i)] = &edges{}
 		}
 		breakers := startGroup(t, len(heard), infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
-			StorageAway: func(b *infuse.Breaker, _ error) { heard[b.Name()].Away.Add(1) },
-			StorageBack: func(b *infuse.Breaker, _ time.Duration) { heard[b.Name()].Back.Add(1) },
+			StorageUnavailable: func(_ error) { heard[b.Name()].Away.Add(1) },
+			StorageAvailable: func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
 		}}})
 		w.between(func(_ string, c *infuse.Change) error {
 			if c != nil {
@@ -650,7 +650,7 @@ func TestLoss(t *testing.T) {
 				counts := make(map[string][2]int) // away, back
 				shared := 0
 				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
-					StorageAway: func(b *infuse.Breaker, _ error) {
+					StorageUnavailable: func(_ error) {
 						mu.Lock()
 						defer mu.Unlock()
 						n := counts[b.Name()]
@@ -658,7 +658,7 @@ func TestLoss(t *testing.T) {
 						counts[b.Name()] = n
 						shared--
 					},
-					StorageBack: func(b *infuse.Breaker, _ time.Duration) {
+					StorageAvailable: func(_ time.Duration) {
 						mu.Lock()
 						defer mu.Unlock()
 						n := counts[b.Name()]
@@ -716,7 +716,7 @@ func TestAnIdleProcessThatComesBackChangesNothing(t *testing.T) {
 		w := &way{Storage: memory}
 		idle := startBreaker(t, "prices", infuse.Config{ResetTimeout: 10 * time.Second, Storage: w})
 		other := startBreaker(t, "prices", infuse.Config{ResetTimeout: 10 * time.Second, Storage: memory})
-		require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
 		requireState(t, infuse.StateOpen, idle)
 		w.between(isLost, nil)
@@ -750,8 +750,8 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 	var away, back atomic.Int64
 	// A storage that fails at once, and never for a pause of the machine.
 	breakers := startGroup(t, circuits, infuse.Config{Storage: w, StorageTimeout: patience, Listeners: []*infuse.Listener{{
-		StorageAway: func(*infuse.Breaker, error) { away.Add(1) },
-		StorageBack: func(*infuse.Breaker, time.Duration) { back.Add(1) },
+		StorageUnavailable: func(error) { away.Add(1) },
+		StorageAvailable: func(time.Duration) { back.Add(1) },
 	}}})
 	least := patience // of several outages: the machine has other things to do
 	for outage := int64(1); outage <= 3 && least > storageTimeout; outage++ {
@@ -775,13 +775,13 @@ func TestAnOpeningByHandIsHeardWhileAway(t *testing.T) {
 		w := &way{Storage: memory}
 		a := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: w})
 		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: memory})
-		require.NoError(t, a.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 		w.between(isLost, nil)
 		_, err := a.Record(t.Context())
 		require.Error(t, err, "it has found out that it is away")
 		requireRejected(t, a)
 		time.Sleep(time.Second)
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
 		requireRejected(t, a)
 	})

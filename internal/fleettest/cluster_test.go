@@ -53,7 +53,7 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 	here, there := hostOn(t, client), hostOn(t, cluster.Client())
 	var troubles stateLog
 	cfg := patiently(infuse.Config{ResetTimeout: 100 * time.Millisecond, Listeners: []*infuse.Listener{{
-		StorageAway: func(b *infuse.Breaker, err error) { troubles.Add(fmt.Sprintf("%q: %v", b.Name(), err)) },
+		StorageUnavailable: func(err error) { troubles.Add(fmt.Sprintf("%q: %v", b.Name(), err)) },
 	}}})
 	names := []string{"{", "}", "{}", "{a}b", "a}{b", "a b", "a\nb", "é"}
 	for i := range 24 {
@@ -65,14 +65,14 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 		one := startBreaker(t, name, cfg)
 		cfg.Storage = there
 		two := startBreaker(t, name, cfg)
-		require.NoError(t, one.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, one.SetState(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, two)
 		for _, b := range []*infuse.Breaker{two, one} { // one has reason of its own, and begins with a trial more
 			require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
 			eventuallyState(t, infuse.StateClosed, b)
 		}
 		require.Equal(t, errIll, one.Call(t.Context(), fails))
-		require.NoError(t, one.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, one.SetState(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, two)
 	}
 	require.Empty(t, troubles.All())

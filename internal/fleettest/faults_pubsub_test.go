@@ -27,7 +27,7 @@ func TestSubscribersAreKilledInALoop(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			if tr.fleet[1].signal.State() == to { // it has learned of the last one all the same
 				to = infuse.StateOpen - to
-				require.NoError(t, tr.fleet[0].signal.Move(t.Context(), to))
+				require.NoError(t, tr.fleet[0].signal.SetState(t.Context(), to))
 				missed++
 			}
 		}
@@ -71,16 +71,16 @@ func TestAMessageIsMissedWhileTheSubscriberReconnects(t *testing.T) {
 	storage, proxy := apart(t, s, infuse.RedisOptions{PollInterval: time.Hour}) // so that only the reload can tell
 	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: storage}))
 	other := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
-	require.NoError(t, other.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, other.SetState(t.Context(), infuse.StateHalfOpen))
 	eventuallyState(t, infuse.StateHalfOpen, b) // it is subscribed
 
 	for range 5 {
 		proxy.CutAll()
-		require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 		began := time.Now()
 		eventuallyState(t, infuse.StateOpen, b)
 		t.Logf("learned of the transition after %v", time.Since(began).Round(time.Millisecond))
-		require.NoError(t, other.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, other.SetState(t.Context(), infuse.StateClosed))
 		eventuallyState(t, infuse.StateClosed, b)
 	}
 }
@@ -93,11 +93,11 @@ func TestAMissedCloseIsLearnedOfByASilentSubscriber(t *testing.T) {
 	storage, proxy := apart(t, s, infuse.RedisOptions{PollInterval: time.Hour})
 	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: storage}))
 	other := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
-	require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, b)
 
 	proxy.Swallow(true)
-	require.NoError(t, other.Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, other.SetState(t.Context(), infuse.StateClosed))
 	generation := recordOf(t, other).Generation
 	time.AfterFunc(5*time.Second, func() { proxy.Swallow(false) })
 	began := time.Now()
@@ -124,13 +124,13 @@ func TestAMissedCloseIsNotUndone(t *testing.T) {
 	t.Cleanup(func() { _ = storage.Close() })
 	b := startBreaker(t, "prices", infuse.Config{Storage: storage})
 	other := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
-	require.NoError(t, other.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, b)
 
 	proxy.Swallow(true)
 	_, err := b.Record(t.Context())
 	require.Error(t, err, "it has found out that it is cut off")
-	require.NoError(t, other.Move(t.Context(), infuse.StateClosed))
+	require.NoError(t, other.SetState(t.Context(), infuse.StateClosed))
 	generation := recordOf(t, other).Generation
 	requireState(t, infuse.StateOpen, b)
 	proxy.Swallow(false)
@@ -145,7 +145,7 @@ func TestALostRecordIsPutBack(t *testing.T) {
 	storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: time.Second})
 	t.Cleanup(func() { require.NoError(t, storage.Close()) })
 	b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 1, ResetTimeout: time.Hour, Storage: storage}))
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen)) // one by time is put back once it is confirmed
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) // one by time is put back once it is confirmed
 	held := recordOf(t, b)
 	require.NoError(t, s.Client().FlushAll(t.Context()).Err())
 	began := time.Now()
@@ -170,7 +170,7 @@ func TestARecordThatHoldsCallsIsRestoredWithinAPoll(t *testing.T) {
 		"forced closed": func(b *infuse.Breaker) error {
 			return b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, Reason: "x"})
 		},
-		"open": func(b *infuse.Breaker) error { return b.Move(t.Context(), infuse.StateOpen) },
+		"open": func(b *infuse.Breaker) error { return b.SetState(t.Context(), infuse.StateOpen) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -73,8 +73,8 @@ func startProcess(t *testing.T, client infuse.RedisClient) *process {
 	start := func(name string, cfg infuse.Config) *infuse.Breaker {
 		heard := &edges{}
 		cfg.Storage, cfg.StorageTimeout = p.storage, faultTimeout
-		cfg.Listeners = []*infuse.Listener{heard.Listener(), {StorageAway: func(b *infuse.Breaker, err error) {
-			t.Log(time.Now().Format("05.000"), b.Name(), "is on its own:", err)
+		cfg.Listeners = []*infuse.Listener{heard.Listener(), {StorageUnavailable: func(err error) {
+			t.Log(time.Now().Format("05.000"), name, "storage unavailable:", err)
 		}}}
 		began := time.Now()
 		b := startBreaker(t, name, cfg)
@@ -94,7 +94,7 @@ func startProcess(t *testing.T, client infuse.RedisClient) *process {
 func (tr *traffic) openHeld() error {
 	var failed error
 	for _, p := range tr.fleet {
-		failed = errors.Join(failed, p.held.Move(context.Background(), infuse.StateOpen))
+		failed = errors.Join(failed, p.held.SetState(context.Background(), infuse.StateOpen))
 	}
 	return failed
 }
@@ -209,7 +209,7 @@ func (tr *traffic) awaitShared() time.Duration {
 		require.Eventually(tr.t, p.isShared, patience, pace)
 	}
 	for _, want := range []infuse.State{infuse.StateOpen, infuse.StateClosed} {
-		require.Eventually(tr.t, func() bool { return from.signal.Move(context.Background(), want) == nil }, patience, pace)
+		require.Eventually(tr.t, func() bool { return from.signal.SetState(context.Background(), want) == nil }, patience, pace)
 		eventuallyState(tr.t, want, to.signal)
 		from, to = to, from
 	}

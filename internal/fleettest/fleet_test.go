@@ -78,7 +78,7 @@ func serveAsMember(spec string) error {
 		switch o.Do {
 		case "ready":
 		case "open":
-			if err := b.Move(context.Background(), infuse.StateOpen); err != nil {
+			if err := b.SetState(context.Background(), infuse.StateOpen); err != nil {
 				a.Problem = err.Error()
 			}
 		case "fail":
@@ -409,7 +409,7 @@ func TestFortyBreakersRejectSoon(t *testing.T) {
 			}
 			requireRejected(t, b)
 		}
-		require.NoError(t, fleet[0].Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, fleet[0].SetState(t.Context(), infuse.StateClosed))
 		eventuallyState(t, infuse.StateClosed, fleet...)
 	}
 	slices.Sort(lasts)

@@ -68,7 +68,7 @@ func TestNothingIsLeftAfterStopWithCallsUnderWay(t *testing.T) {
 		require.NoError(t, err)
 		tried, err := infuse.New("tried", cfg)
 		require.NoError(t, err)
-		require.NoError(t, tried.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, tried.SetState(t.Context(), infuse.StateHalfOpen))
 
 		started, end, ended := make(chan struct{}), make(chan struct{}), make(chan error)
 		calls := 0

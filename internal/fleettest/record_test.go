@@ -31,7 +31,7 @@ func TestAnOpenCircuitThatRedisLosesIsPutBack(t *testing.T) {
 			server := redistest.Start(t)
 			cfg := patiently(infuse.Config{ResetTimeout: time.Hour, Storage: host(t, server)})
 			holder := startBreaker(t, "prices", cfg)
-			require.NoError(t, holder.Move(t.Context(), infuse.StateOpen)) // one by time is put back once it is confirmed
+			require.NoError(t, holder.SetState(t.Context(), infuse.StateOpen)) // one by time is put back once it is confirmed
 
 			require.NoError(t, server.Client().HSet(t.Context(), pricesKey, "mark", 1).Err())
 			require.NoError(t, lose(t.Context(), server.Client()))
@@ -114,13 +114,13 @@ func TestLateResultsOfADeafProcessChangeNothing(t *testing.T) {
 		recordOf(t, l)
 	}
 
-	require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	opened := recordOf(t, b)
 	require.Equal(t, errIll, late[0].Call(t.Context(), fails))
 	require.Equal(t, opened.Generation, recordOf(t, b).Generation)
 	requireState(t, infuse.StateOpen, late[0])
 
-	require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	trial := requireTrial(t, b)
 	require.Equal(t, errIll, late[1].Call(t.Context(), fails))
 	require.Len(t, recordOf(t, b).Trials, 1)
@@ -163,16 +163,16 @@ func TestTheKeyOutlivesItsDeadlinesAndHasAnEnd(t *testing.T) {
 	for range 2 { // the second time with a key that is made anew
 		fleetFails(t, b, 1)
 		requireLife(almost(time.Hour))
-		require.NoError(t, b.Move(t.Context(), infuse.StateOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		requireLife(almost(11 * time.Hour))
-		require.NoError(t, b.Move(t.Context(), infuse.StateHalfOpen))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 		requireLife(0)
 		trial := requireTrial(t, b)
 		requireLife(almost(21 * time.Hour))
 		require.NoError(t, server.Client().PExpire(t.Context(), pricesKey, time.Minute).Err())
 		trial.Done(errIll)
 		requireLife(almost(11 * time.Hour))
-		require.NoError(t, b.Move(t.Context(), infuse.StateClosed))
+		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 		requireLife(0)
 		require.NoError(t, server.Client().Del(t.Context(), pricesKey).Err())
 	}
@@ -267,7 +267,7 @@ func TestTheScriptIsLoadedAgain(t *testing.T) {
 	var away atomic.Int32
 	b := startBreaker(t, "prices", patiently(infuse.Config{
 		FailMax: 100, Storage: host(t, server),
-		Listeners: []*infuse.Listener{{StorageAway: func(*infuse.Breaker, error) { away.Add(1) }}},
+		Listeners: []*infuse.Listener{{StorageUnavailable: func(error) { away.Add(1) }}},
 	}))
 	fleetFails(t, b, 1)
 	require.NoError(t, server.Client().ScriptFlush(t.Context()).Err())

@@ -281,7 +281,7 @@ func TestAnOutage(t *testing.T) {
 	for range 5 { // one process alone: suspect, and open for itself
 		page.call(t, "search.example", "504 Gateway Timeout")
 	}
-	b.sees("2 open", "1 failing, 1 closed.", "connection refused", "open (local circuit)", "All processes report their results")
+	b.sees("2 open", "1 failing, 1 closed.", "connection refused", "open (local circuit)", "All processes report their results", "runs calls: its last call did not fail")
 	before := other.call(t, "payments.example", "")
 	require.Contains(t, before, "open")
 	require.NotContains(t, before, "Alice")

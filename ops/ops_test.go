@@ -227,6 +227,34 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 	require.Equal(t, "application/json", response.Header.Get("Content-Type"))
 }
 
+// An open shared circuit rejects no calls in a process whose calls succeed.
+func TestThePageOfAProcessThatRunsCalls(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	here, there := groupOn(t, storage), groupOn(t, storage)
+	own := breaker(t, here, "prices")
+	open(t, storage, breaker(t, there, "prices"))
+	require.NoError(t, own.Call(t.Context(), succeeds))
+	const runs = "runs calls: its last call did not fail"
+	text := page(t, serve(t, ops.Options{Group: here, Storage: storage}))
+	require.Contains(t, text, `<p class="badge">open</p>`)
+	require.Contains(t, text, runs)
+	require.NotContains(t, page(t, serve(t, ops.Options{Group: there, Storage: storage})), runs)
+	require.NotContains(t, page(t, serve(t, ops.Options{Storage: storage})), runs)
+}
+
+// A dry run is shown.
+func TestThePageOfADryRun(t *testing.T) {
+	group, err := infuse.NewGroup(infuse.Config{DryRun: true, CountCalls: true})
+	require.NoError(t, err)
+	t.Cleanup(group.Stop)
+	b := breaker(t, group, "prices")
+	for range 8 {
+		_ = b.Call(t.Context(), fails)
+	}
+	address := serve(t, ops.Options{Group: group})
+	require.Contains(t, page(t, address), "This process rejects no calls. It would have rejected 3.")
+}
+
 func TestAPageOfOneProcess(t *testing.T) {
 	group := groupOn(t, nil)
 	b := breaker(t, group, "prices")

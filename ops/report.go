@@ -44,18 +44,19 @@ func (r *report) same(than *report) bool {
 
 // circuit is the JSON of a circuit.
 type circuit struct {
-	Name       string    `json:"name"`
-	Link       string    `json:"link"`   // to its page, relative to that of all
-	State      string    `json:"state"`  // the worse of the two
-	Status     string    `json:"status"` // for people: the state, or the problem
-	Local      *block    `json:"local,omitempty"`
-	Shared     *block    `json:"shared,omitempty"`
-	Calls      *calls    `json:"calls,omitempty"` // in this process
-	DryRun     bool      `json:"dryRun,omitempty"`
-	StorageErr string    `json:"storageErr,omitempty"`
-	Override   *override `json:"override,omitempty"`
-	Problem    string    `json:"problem,omitempty"` // why its record cannot be read
-	History    []event   `json:"history,omitempty"` // the newest first
+	Name         string    `json:"name"`
+	Link         string    `json:"link"`                   // to its page, relative to that of all
+	State        string    `json:"state"`                  // the worse of the two
+	ProcessState string    `json:"processState,omitempty"` // what calls of this process meet
+	Status       string    `json:"status"`                 // for people: the state, or the problem
+	Local        *block    `json:"local,omitempty"`
+	Shared       *block    `json:"shared,omitempty"`
+	Calls        *calls    `json:"calls,omitempty"` // in this process
+	DryRun       bool      `json:"dryRun,omitempty"`
+	StorageErr   string    `json:"storageErr,omitempty"`
+	Override     *override `json:"override,omitempty"`
+	Problem      string    `json:"problem,omitempty"` // why its record cannot be read
+	History      []event   `json:"history,omitempty"` // the newest first
 
 	item *item
 }
@@ -141,6 +142,7 @@ func (it *item) describe() *circuit {
 		StorageErr: f.storageErr, Override: f.override.describe(), Problem: f.problem, History: it.history, item: it,
 	}
 	if f.local.exists {
+		c.ProcessState = f.processState.String()
 		c.Calls, c.DryRun = &f.calls, f.dryRun
 	}
 	return c
@@ -287,6 +289,22 @@ func (c *circuit) DueAt() *time.Time {
 		return c.Local.DueAt
 	}
 	return nil
+}
+
+// Cause is that of the shared circuit, if that is not closed, else of the local one.
+func (c *circuit) Cause() string {
+	for _, b := range []*block{c.Shared, c.Local} {
+		if b != nil && b.State != infuse.StateClosed.String() {
+			return b.Cause
+		}
+	}
+	return ""
+}
+
+// Bypassed reports whether the circuit is open, and this process runs calls: an
+// open shared circuit rejects calls only if the last call of the process failed.
+func (c *circuit) Bypassed() bool {
+	return c.Local != nil && c.Override == nil && c.StorageErr == "" && c.State == infuse.StateOpen.String() && c.ProcessState == infuse.StateClosed.String()
 }
 
 // Ready reports whether the next call may be a trial.

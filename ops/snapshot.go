@@ -38,17 +38,18 @@ const (
 // facts are all that a page shows of a circuit but its history. Comparing them shows
 // whether the circuit has changed.
 type facts struct {
-	rank       rank
-	listed     bool         // not only known because somebody opened its page
-	state      infuse.State // the worse of the local and the shared one
-	localOnly  bool         // only the local circuit is not closed
-	problem    string       // why its record cannot be read
-	storageErr string       // why this process uses its local circuit
-	local      blockFacts
-	shared     blockFacts
-	calls      calls
-	dryRun     bool
-	override   overrideFacts
+	rank         rank
+	listed       bool         // not only known because somebody opened its page
+	state        infuse.State // the worse of the local and the shared one
+	processState infuse.State // what calls of this process meet
+	localOnly    bool         // only the local circuit is not closed
+	problem      string       // why its record cannot be read
+	storageErr   string       // why this process uses its local circuit
+	local        blockFacts
+	shared       blockFacts
+	calls        calls
+	dryRun       bool
+	override     overrideFacts
 }
 
 // blockFacts are those of the local or of the shared circuit. Times are in seconds.
@@ -301,7 +302,7 @@ func (b *board) facts(name string, breaker *infuse.Breaker, now time.Time) (f fa
 func (f *facts) setLocal(breaker *infuse.Breaker, shared bool, due *time.Time) (storageErr error) {
 	s := breaker.Stats()
 	f.state, f.calls, f.dryRun, f.override, *due = s.State, calls(s.Calls), s.DryRun, overrideOf(s.Override), s.DueAt
-	f.local = blockOf(&s.Local)
+	f.processState, f.local = s.State, blockOf(&s.Local)
 	f.localOnly = s.Local.State != infuse.StateClosed && (s.Shared.State == infuse.StateClosed || s.StorageErr != nil)
 	if shared {
 		f.shared = blockOf(&s.Shared)

@@ -439,7 +439,7 @@ type events struct {
 // follow opens a stream of events as a browser does.
 func follow(t testing.TB, address string) *events {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	require.NoError(t, err)
 	client := &http.Client{Transport: &http.Transport{}}

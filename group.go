@@ -451,3 +451,7 @@ func (g *Group) Stop() {
 	g.mu.Unlock()
 	all.Wait()
 }
+
+// Instance returns Config.Instance of the group, or its default. A group made by
+// NewGroupFunc has that of the Config for the empty name.
+func (g *Group) Instance() string { return g.shared().Instance }

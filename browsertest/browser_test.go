@@ -1,4 +1,4 @@
-// Package browsertest opens the operator's page of a running fleet in a browser.
+// Package browsertest opens the ops page of a running fleet in a browser.
 package browsertest
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// This file is what a person does with the page, and what they see.
+// This file is what a person does with the page, and what they see there.
 
 const patience = 30 * time.Second
 
@@ -120,9 +120,8 @@ func (b *browser) opens(m *member, path string) {
 func (b *browser) changes(what, reason string) {
 	b.t.Helper()
 	b.do(
-		chromedp.SetValue(chromedp.CSS("#do"), what),
 		chromedp.SendKeys(chromedp.CSS("#reason"), reason),
-		chromedp.Click(chromedp.CSS(".controls button")),
+		chromedp.Click(chromedp.CSS(`.controls button[value="`+what+`"]`)),
 		chromedp.WaitVisible(chromedp.CSS(".confirm .sure")),
 	)
 	b.sees(reason)
@@ -253,9 +252,9 @@ func fileIn(archive *tar.Reader, name string) (string, error) {
 	}
 }
 
-// An operator sees a circuit open, holds it, and lets it go again: the whole of
-// it in one browser, while three processes call.
-func TestAnOperatorsNight(t *testing.T) {
+// An operator sees a circuit open, forces it open, and removes the override again:
+// all in one browser, while three processes call.
+func TestAnOutage(t *testing.T) {
 	server := redistest.Start(t)
 	var fleet []*member
 	for i := range 3 {
@@ -264,46 +263,62 @@ func TestAnOperatorsNight(t *testing.T) {
 	b := startBrowser(t)
 	page, other := fleet[0], fleet[2]
 	for _, m := range fleet {
-		for _, circuit := range []string{"payments.example", "stock.example", "mail.example:587"} {
+		for _, circuit := range []string{"payments.example", "stock.example", "mail.example:587", "search.example", "prices.example"} {
 			require.Equal(t, "well", m.call(t, circuit, ""))
 		}
 	}
 	page.call(t, "mail.example:587", "421 try later")
 
 	b.opens(page, "")
-	b.sees("1 failing, 2 closed.", "Live")
+	b.sees("1 failing, 4 closed.", "Live", "Answered by shop-1")
 	for range 6 {
-		fleet[1].call(t, "payments.example", "dial tcp 10.0.0.7:443: connect: connection refused")
-		fleet[2].call(t, "payments.example", "dial tcp 10.0.0.7:443: connect: connection refused")
+		for _, circuit := range []string{"payments.example", "prices.example"} {
+			fleet[1].call(t, circuit, "dial tcp 10.0.0.7:443: connect: connection refused")
+			fleet[2].call(t, circuit, "dial tcp 10.0.0.7:443: connect: connection refused")
+		}
 		time.Sleep(50 * time.Millisecond) // Suspicion: the fifth round comes later than that
 	}
-	b.sees("1 open, 1 failing, 1 closed.", "connection refused")
+	for range 5 { // one process alone: suspect, and open for itself
+		page.call(t, "search.example", "504 Gateway Timeout")
+	}
+	b.sees("2 open", "1 failing, 1 closed.", "connection refused", "open (local circuit)", "All processes report their results", "runs calls: its last call did not fail")
 	before := other.call(t, "payments.example", "")
 	require.Contains(t, before, "open")
 	require.NotContains(t, before, "Alice")
-	b.looks("all")
+	b.looks("outage")
+	b.opens(fleet[1], "")
+	b.sees("1 suspect", "Answered by shop-2")
+	b.opens(page, "")
 
-	b.do(chromedp.Click(chromedp.CSS(`#circuits a`)), chromedp.WaitVisible(chromedp.CSS(".controls")))
+	b.opens(page, "?circuit=payments.example")
 	b.sees("payments.example", "Live", "closed → open")
-	b.changes("hold-open", "the provider is migrating, ticket 4711")
+	b.looks("circuit")
+	b.changes("force-open", "the provider is migrating, ticket 4711")
+	b.sees("Force open?", "All processes reject all calls.")
 	b.looks("confirm")
 	b.confirms()
-	b.sees("held open", "the provider is migrating, ticket 4711")
+	b.sees("forced open by Alice: the provider is migrating, ticket 4711")
 	require.Eventually(t, func() bool {
-		held := other.call(t, "payments.example", "")
-		return held != before && strings.Contains(held, "Alice") && strings.Contains(held, "ticket 4711")
+		rejected := other.call(t, "payments.example", "")
+		return rejected != before && strings.Contains(rejected, "Alice") && strings.Contains(rejected, "ticket 4711")
 	}, patience, 20*time.Millisecond)
-	b.looks("held")
+	b.looks("forced-open")
 
-	b.changes("clear", "the migration is over")
+	b.changes("remove", "the migration is over")
 	b.confirms()
 	b.sees("open")
-	b.changes("half-open", "try it")
+	b.changes("set-half-open", "try it")
 	b.confirms()
 	require.Eventually(t, func() bool { return other.call(t, "payments.example", "") == "well" }, patience, 20*time.Millisecond)
 	b.sees("closed")
 	b.opens(page, "?q=nothing")
-	b.sees("None of the 3 circuits is called so.")
+	b.sees("No circuit matches (5 in total).")
+
+	b.opens(page, "")
+	b.sees("Live")
+	server.Kill()
+	b.sees("Redis is unavailable. Shared state below may be out of date.")
+	b.looks("redis-unavailable")
 }
 
 // Names and causes that would do something in a page do nothing: the browser

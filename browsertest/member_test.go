@@ -20,7 +20,7 @@ import (
 )
 
 // This file is a process of the fleet: the test's own program, run again. It
-// serves the operator's page, and makes calls when it is told to.
+// serves the ops page, and makes calls on request.
 
 const memberName, memberRedis = "BROWSERTEST_MEMBER", "BROWSERTEST_REDIS"
 

@@ -6,80 +6,100 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/internal/tally"
 )
 
-// This file is what the handler knows of the circuits, for all viewers: what it
-// has read from the storage, and how it hears more.
+// This file is the data that all viewers share: records that were read from the
+// storage, and notifications of transitions.
 
 const (
-	mostListed  = 10_000           // circuits that are read
-	listEvery   = 10 * time.Second // a storage may have to go through all that it has
-	listTime    = time.Second      // and is not waited for longer
-	mostWatched = 1000             // and those of which transitions are heard at once
-	mostDetails = 256              // histories that are kept
-	readers     = 16               // requests to the storage at a time
-	atMostEvery = time.Second
+	maxListed    = 10_000           // circuits that are read
+	listEvery    = 10 * time.Second // a storage may have to scan all its keys
+	listTime     = time.Second      // the longest wait for a list
+	maxWatched   = 1000             // circuits whose transitions arrive at once
+	maxDetails   = 256              // histories that are kept
+	readers      = 16               // concurrent requests to the storage
+	atMostEvery  = time.Second      // a page reads no more often
+	historyEvery = time.Minute      // a history is read again, even without a transition
 )
 
-// board is what all viewers look at.
+// board is the data of all viewers.
 type board struct {
-	group   *infuse.Group
-	storage infuse.Storage
-	list    flight // reads all
-	stream  stream
+	group    *infuse.Group
+	storage  infuse.Storage
+	instance string // this process
+	list     flight // reads all records
+	stream   stream
+	taken    taken
 
-	// What was listed last: for the reading alone.
+	// The last list, for the reader alone.
 	listing  []string
 	partly   bool
 	listedAt time.Time
 
-	mu       sync.Mutex
-	known    map[string]*known
-	details  map[string]*detail
-	more     bool  // the storage has circuits that were not read
-	trouble  error // why the storage could not be read
-	watching bool
-	heard    func() // after news
+	mu        sync.Mutex
+	known     map[string]*known
+	details   map[string]*detail
+	histories uint64 // that were read so far
+	more      bool   // the storage has circuits that were not read
+	err       error  // why the storage could not be read
+	watching  bool
+	notify    func() // called after each notification
 }
 
-// known is what the storage has told of a circuit.
+// known is the record of a circuit, as last received from the storage.
 type known struct {
-	record  infuse.Record
-	problem error     // why the record cannot be read
-	told    time.Time // when it was last told
-	watched func()    // ends the watch; nil: there is none
-	listed  bool      // by the last reading
+	record   infuse.Record
+	problem  error     // why the record cannot be read
+	received time.Time // when the record was last received
+	watched  func()    // ends the watch; nil: there is none
+	listed   bool      // by the last reading
 }
 
 // detail is the history of one circuit.
 type detail struct {
 	flight flight
 	events []infuse.Event
-	stale  bool // the circuit has moved since
-	asked  time.Time
+	stale  bool      // a transition was received after the history was read
+	stamp  stamp     // of the record for which the history was read
+	readAt time.Time // zero: the history was never read
+	used   time.Time
+
+	version uint64 // raised with events
+	row     *item  // drawn from base and that version
+	base    *item
+	drawn   uint64
 }
 
-func newBoard(group *infuse.Group, storage infuse.Storage) *board {
-	b := &board{group: group, storage: storage, known: make(map[string]*known), details: make(map[string]*detail), heard: func() {}}
+func newBoard(group *infuse.Group, storage infuse.Storage, instance string) *board {
+	b := &board{group: group, storage: storage, instance: instance, known: make(map[string]*known), details: make(map[string]*detail), notify: func() {}}
 	b.list.do = b.read
 	b.stream.board = b
 	return b
 }
 
-// update reads what a page needs, where nothing keeps it up to date.
+// stamp identifies the last event of a record: each event changes it.
+type stamp struct {
+	state         infuse.State
+	opened, moved int64
+	override      overrideFacts
+}
+
+func stampOf(r *infuse.Record) stamp {
+	return stamp{r.State, r.Opened, r.Moved, overrideOf(r.Override)}
+}
+
+// update reads the records for a page, unless the stream keeps them up to date.
 func (b *board) update(ctx context.Context, q query) {
 	if b.storage == nil {
 		return
 	}
 	age := atMostEvery
 	if b.stream.running() {
-		age = time.Hour // it reads by itself
+		age = time.Hour // the stream reads
 	}
 	if q.Circuit != "" {
 		b.detail(q.Circuit).fresh(ctx, atMostEvery)
@@ -87,7 +107,7 @@ func (b *board) update(ctx context.Context, q query) {
 	b.list.fresh(ctx, age)
 }
 
-// detail returns how the history of a circuit is read.
+// detail returns the flight that reads the history of a circuit.
 func (b *board) detail(circuit string) *flight {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,7 +118,7 @@ func (b *board) detail(circuit string) *flight {
 		d.flight.do = func(ctx context.Context) { b.readDetail(ctx, circuit, d) }
 		b.details[circuit] = d
 	}
-	d.asked = time.Now()
+	d.used = time.Now()
 	return &d.flight
 }
 
@@ -107,17 +127,21 @@ func (b *board) isStale(circuit string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	d := b.details[circuit]
-	return d == nil || d.stale
+	if d == nil || d.stale || time.Since(d.readAt) > historyEvery {
+		return true
+	}
+	k := b.known[circuit]
+	return k != nil && k.problem == nil && d.stamp != stampOf(&k.record)
 }
 
-// forgetDetails makes room for one more, for which nobody has asked for long.
+// forgetDetails makes room for one more by dropping the least recently used.
 func (b *board) forgetDetails() {
-	if len(b.details) < mostDetails {
+	if len(b.details) < maxDetails {
 		return
 	}
 	var oldest string
 	for name, d := range b.details {
-		if d.flight.idle() && (oldest == "" || d.asked.Before(b.details[oldest].asked)) {
+		if d.flight.idle() && (oldest == "" || d.used.Before(b.details[oldest].used)) {
 			oldest = name
 		}
 	}
@@ -125,21 +149,33 @@ func (b *board) forgetDetails() {
 }
 
 func (b *board) readDetail(ctx context.Context, circuit string, d *detail) {
+	defer b.taken.outdate()
 	b.mu.Lock()
 	d.stale = false
 	b.mu.Unlock()
-	_ = b.load(ctx, circuit) // the reading of all tells of the storage's trouble
+	if b.load(ctx, circuit) != nil {
+		return // the reader of all records reports the error
+	}
 	historian, ok := b.storage.(infuse.Historian)
+	b.mu.Lock()
+	before := stampOf(&b.know(circuit).record)
+	if !ok {
+		d.stamp, d.readAt = before, time.Now()
+	}
+	b.mu.Unlock()
 	if !ok {
 		return
 	}
 	events, err := historian.History(ctx, circuit)
-	if err != nil {
-		return
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d.events = events[:min(len(events), infuse.MaxHistory)]
+	if err != nil {
+		d.stale = true
+		return
+	}
+	d.events, d.stamp, d.readAt = events[:min(len(events), infuse.MaxHistory)], before, time.Now()
+	d.version++
+	b.histories++
 }
 
 // read reads the records of all circuits.
@@ -151,8 +187,9 @@ func (b *board) read(ctx context.Context) {
 	if ctx.Err() != nil {
 		err = cmp.Or(err, errLate)
 	}
+	defer b.taken.outdate()
 	b.mu.Lock()
-	b.trouble = err
+	b.err = err
 	if err == nil {
 		b.more = more
 		b.forget(names)
@@ -163,10 +200,8 @@ func (b *board) read(ctx context.Context) {
 	}
 }
 
-var errLate = errors.New("the storage did not answer in time")
-
-// names returns the circuits that are to be read. What has no record is healthy,
-// and needs no reading where the storage tells which have one.
+// names returns the circuits to read. If the storage lists the circuits that have
+// a record, the others are healthy and are not read.
 func (b *board) names(ctx context.Context) (names []string, more bool, err error) {
 	own := b.own()
 	if lister, ok := b.storage.(infuse.Lister); !ok {
@@ -180,22 +215,39 @@ func (b *board) names(ctx context.Context) (names []string, more bool, err error
 		b.listedAt = time.Time{}
 		return nil, false, err
 	}
-	if more { // this process's are never left out
+	add := b.receivedSince(b.listedAt)
+	if more { // the circuits of this process are never left out
+		add = slices.AppendSeq(add, maps.Keys(own))
+	}
+	if len(add) > 0 {
 		seen := make(map[string]bool)
 		for _, name := range names {
 			seen[name] = true
 		}
-		for name := range own {
+		for _, name := range add {
 			if !seen[name] {
-				names = append(names, name)
+				names, seen[name] = append(names, name), true
 			}
 		}
 	}
 	return names, more, nil
 }
 
-// listed returns what the storage lists: partly, where that takes too long, is
-// too much or fails.
+// receivedSince returns the circuits that have a record since that time: a list of
+// then does not contain them.
+func (b *board) receivedSince(then time.Time) (names []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, k := range b.known {
+		if k.received.After(then) && (k.record.Failures > 0 || stampOf(&k.record) != stamp{}) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// listed returns the list of the storage. It is partial if it takes too long, is
+// too long or fails.
 func listed(ctx context.Context, lister infuse.Lister) (names []string, partly bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
@@ -205,7 +257,7 @@ func listed(ctx context.Context, lister infuse.Lister) (names []string, partly b
 		case err != nil:
 			return slices.Clip(names), true, err
 		case infuse.CheckName(name) != nil || seen[name]:
-		case len(names) == mostListed || ctx.Err() != nil:
+		case len(names) == maxListed || ctx.Err() != nil:
 			return slices.Clip(names), true, nil
 		default:
 			seen[name] = true
@@ -247,7 +299,7 @@ func (b *board) loadAll(ctx context.Context, names []string) error {
 	return cmp.Or(err, <-failed)
 }
 
-// hand hands out the names, until a reader has failed.
+// hand passes the names to the readers, until one of them fails.
 func hand(ctx context.Context, next chan<- string, failed <-chan error, names []string) error {
 	for _, name := range names {
 		select {
@@ -261,7 +313,8 @@ func hand(ctx context.Context, next chan<- string, failed <-chan error, names []
 	return nil
 }
 
-// load reads a record. The error is the storage's, not that of one record.
+// load reads a record. The error is that of the storage; an unreadable record is
+// not an error.
 func (b *board) load(ctx context.Context, circuit string) error {
 	began := time.Now()
 	record, err := b.storage.Load(ctx, circuit)
@@ -272,10 +325,10 @@ func (b *board) load(ctx context.Context, circuit string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	k := b.know(circuit)
-	if k.told.After(began) && k.record.Generation > record.Generation {
-		return nil // news has come meanwhile
+	if k.received.After(began) && k.record.Generation > record.Generation {
+		return nil // a newer record was received meanwhile
 	}
-	k.record, k.problem, k.told = record, nil, time.Now()
+	k.record, k.problem, k.received = record, nil, time.Now()
 	if problem != nil {
 		k.problem = problem
 	}
@@ -291,7 +344,7 @@ func (b *board) know(circuit string) *known {
 	return k
 }
 
-// forget drops the circuits that have no record any more.
+// forget drops circuits that no longer have a record.
 func (b *board) forget(names []string) {
 	for _, k := range b.known {
 		k.listed = false
@@ -311,12 +364,12 @@ func (b *board) forget(names []string) {
 	}
 }
 
-// watch has the storage tell of transitions, while somebody looks: of this
-// process's circuits, of which its breakers are told anyhow, and of others. A
-// storage is never called with the lock held: it may tell within the call.
+// watch subscribes to transitions while there are viewers: of the circuits of this
+// process, which its breakers watch anyway, and of others. The storage is called
+// without the lock, because it may notify within the call.
 func (b *board) watch(names []string) {
 	for _, name := range b.unwatched(names) {
-		stop := b.storage.Watch(name, func(r infuse.Record) { b.hear(name, r) })
+		stop := b.storage.Watch(name, func(r infuse.Record) { b.receive(name, r) })
 		b.mu.Lock()
 		k := b.know(name)
 		kept := b.watching && k.watched == nil
@@ -330,7 +383,7 @@ func (b *board) watch(names []string) {
 	}
 }
 
-// unwatched returns the circuits that are to be watched and are not.
+// unwatched returns the circuits to watch that are not watched yet.
 func (b *board) unwatched(names []string) (add []string) {
 	own := b.own()
 	b.mu.Lock()
@@ -338,7 +391,7 @@ func (b *board) unwatched(names []string) (add []string) {
 	if !b.watching {
 		return nil
 	}
-	room := mostWatched
+	room := maxWatched
 	for _, k := range b.known {
 		if k.watched != nil {
 			room--
@@ -360,28 +413,29 @@ func (b *board) unwatched(names []string) (add []string) {
 	return add
 }
 
-func (b *board) hear(circuit string, r infuse.Record) {
+func (b *board) receive(circuit string, r infuse.Record) {
 	b.mu.Lock()
 	if k := b.known[circuit]; k != nil && b.watching {
-		k.record, k.problem, k.told = r, nil, time.Now()
+		k.record, k.problem, k.received = r, nil, time.Now()
 	}
 	if d := b.details[circuit]; d != nil {
 		d.stale = true
 	}
-	heard := b.heard
+	notify := b.notify
 	b.mu.Unlock()
-	heard()
+	b.taken.outdate()
+	notify()
 }
 
-// look has the board hear of transitions, from its next reading on.
-func (b *board) look(heard func()) {
+// startWatching makes the board watch circuits from its next reading on.
+func (b *board) startWatching(notify func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.watching, b.heard = true, heard
+	b.watching, b.notify = true, notify
 }
 
-// lookAway ends all watches.
-func (b *board) lookAway() {
+// stopWatching ends all watches.
+func (b *board) stopWatching() {
 	b.mu.Lock()
 	var stops []func()
 	for _, k := range b.known {
@@ -390,130 +444,9 @@ func (b *board) lookAway() {
 			k.watched = nil
 		}
 	}
-	b.watching, b.heard = false, func() {}
+	b.watching, b.notify = false, func() {}
 	b.mu.Unlock()
 	for _, stop := range stops {
 		stop()
 	}
-}
-
-// entry is a circuit among others.
-type entry struct {
-	name    string
-	breaker *infuse.Breaker // of this process; nil: it has none
-	stats   infuse.Stats
-	record  *infuse.Record // the fleet's, as it is now; nil: none was read
-	problem error
-	listed  bool         // it is not only known because somebody asked for it
-	state   infuse.State // the worse of the two
-	rank    int          // the sick ones have the lowest
-}
-
-// snapshot is all that there is to say at a time.
-type snapshot struct {
-	entries []entry // the sick ones first
-	more    bool
-	away    error
-}
-
-func (b *board) snapshot() *snapshot {
-	now := time.Now()
-	own := b.own()
-	late := b.list.isLate()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	s := &snapshot{more: b.more, away: b.trouble}
-	if late {
-		s.away = errLate
-	}
-	for name, breaker := range own {
-		e := b.entry(name, breaker, now)
-		s.away = cmp.Or(s.away, e.stats.StorageErr)
-		s.entries = append(s.entries, e)
-	}
-	for name := range b.known {
-		if own[name] == nil {
-			s.entries = append(s.entries, b.entry(name, nil, now))
-		}
-	}
-	slices.SortFunc(s.entries, func(a, b entry) int { return cmp.Or(a.rank-b.rank, strings.Compare(a.name, b.name)) })
-	return s
-}
-
-// matching returns the circuits that a query is about.
-func (s *snapshot) matching(q query) (all []*entry) {
-	filter := strings.ToLower(q.Filter)
-	for i := range s.entries {
-		e := &s.entries[i]
-		if q.Circuit == e.name || q.Circuit == "" && e.listed && strings.Contains(strings.ToLower(e.name), filter) {
-			all = append(all, e)
-		}
-	}
-	return all
-}
-
-func (b *board) entry(name string, breaker *infuse.Breaker, now time.Time) entry {
-	e := entry{name: name, breaker: breaker, listed: breaker != nil}
-	if breaker != nil {
-		e.stats = breaker.Stats()
-	}
-	if k := b.known[name]; k != nil {
-		record := k.record.At(now)
-		e.record, e.problem, e.listed = &record, k.problem, e.listed || k.listed
-	}
-	if b.storage == nil && breaker != nil {
-		if record, err := breaker.Record(context.Background()); err == nil { // no I/O
-			e.record = &record
-		}
-	}
-	e.judge()
-	return e
-}
-
-// judge says how sick the circuit is.
-func (e *entry) judge() {
-	e.state = e.stats.State
-	// While the storage is away, what was read is old, and the process goes by
-	// what it knows itself.
-	if e.record != nil && (e.breaker == nil || e.stats.StorageErr == nil) {
-		e.state = worse(e.state, effective(e.record))
-	}
-	switch {
-	case e.state == infuse.StateOpen:
-		e.rank = 0
-	case e.state == infuse.StateHalfOpen:
-		e.rank = 1
-	case e.problem != nil:
-		e.rank = 2
-	case e.override() != nil:
-		e.rank = 3
-	case e.record != nil && e.record.Suspect():
-		e.rank = 4
-	case tally.Failures(e.stats) > 0 || e.record != nil && e.record.Failures > 0:
-		e.rank = 5
-	default:
-		e.rank = 6
-	}
-}
-
-// effective is the state by which calls are let in.
-func effective(r *infuse.Record) infuse.State {
-	if r.Override != nil {
-		return r.Override.State
-	}
-	return r.State
-}
-
-func worse(a, b infuse.State) infuse.State {
-	if a == infuse.StateOpen || b == infuse.StateOpen {
-		return infuse.StateOpen
-	}
-	return max(a, b)
-}
-
-func (e *entry) override() *infuse.Override {
-	if e.record != nil && e.record.Override != nil {
-		return e.record.Override
-	}
-	return e.stats.Override
 }

@@ -11,72 +11,71 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// This file is what an operator may change: what is asked, and how it is done.
+// This file is the changes: what a form may contain, and how it is carried out.
 
 const (
-	mostBody  = 16 << 10
-	maxPerson = 100 // bytes of a name
-	maxReason = 200 // and of a reason, as in infuse.Override
+	maxBody   = 16 << 10
+	maxPerson = 100 // bytes
+	maxReason = 200 // bytes, as in infuse.Override
 )
 
-// change is what somebody wants done.
+// change is a request to change a circuit.
 type change struct {
 	Circuit string
-	Do      string // a key of deeds
-	For     string // of an override: a duration, or nothing: until it is cleared
+	Do      string // a key of actions
+	For     string // of an override: a duration; empty: until it is removed
 	Reason  string
 	Person  string
 
 	length time.Duration
 }
 
-// deed is a change that can be chosen.
-type deed struct {
-	Words   string // after "to"
-	Effect  string
-	Holds   bool         // it is an override
-	Clears  bool         // or ends one
-	to      infuse.State // else it is a move
-	holding infuse.State
+// action is a change that can be chosen.
+type action struct {
+	Words    string // of its button
+	Effect   string
+	Override bool         // it forces a state
+	Removes  bool         // it removes an override
+	to       infuse.State // the state that it forces or sets
 }
 
-var deeds = map[string]deed{
-	"hold-open":   {Words: "hold it open", Effect: "Every process rejects every call.", Holds: true, holding: infuse.StateOpen},
-	"hold-closed": {Words: "hold it closed", Effect: "Every process lets every call run, however sick the service is.", Holds: true, holding: infuse.StateClosed},
-	"clear":       {Words: "clear its override", Effect: "The circuit goes by what its calls come to.", Clears: true},
-	"closed":      {Words: "move it to closed", Effect: "Every process forgets the failures, and lets calls run.", to: infuse.StateClosed},
-	"half-open":   {Words: "move it to half-open", Effect: "The next call is a trial.", to: infuse.StateHalfOpen},
-	"open":        {Words: "move it to open", Effect: "Every process rejects calls for a minute. Then one may be a trial.", to: infuse.StateOpen},
+var actions = map[string]action{
+	"force-open":    {Words: "Force open", Effect: "All processes reject all calls.", Override: true, to: infuse.StateOpen},
+	"force-closed":  {Words: "Force closed", Effect: "All calls run in every process, regardless of failures.", Override: true, to: infuse.StateClosed},
+	"remove":        {Words: "Remove override", Effect: "The circuit reacts to call results again.", Removes: true},
+	"set-closed":    {Words: "Set to closed", Effect: "All processes forget the failures and run calls.", to: infuse.StateClosed},
+	"set-half-open": {Words: "Set to half-open", Effect: "The next call is a trial.", to: infuse.StateHalfOpen},
+	"set-open":      {Words: "Set to open", Effect: "All processes reject calls for 1 minute. The next call is then a trial.", to: infuse.StateOpen},
 }
 
-// Deed is what there is to do.
-func (c *change) Deed() deed { return deeds[c.Do] }
+// Action is the chosen one.
+func (c *change) Action() action { return actions[c.Do] }
 
-// Until says how long an override holds.
+// Until is how long an override lasts.
 func (c *change) Until() string {
 	if c.For == "" {
-		return "until somebody clears it"
+		return "until it is removed"
 	}
-	return "for " + c.For
+	return c.For
 }
 
 var lengths = map[string]time.Duration{
 	"": 0, "15 minutes": 15 * time.Minute, "1 hour": time.Hour, "4 hours": 4 * time.Hour, "12 hours": 12 * time.Hour, "24 hours": 24 * time.Hour,
 }
 
-// change answers a POST. What is not confirmed is asked back first.
+// change answers a POST. A change that is not confirmed is shown for confirmation.
 func (h *handler) change(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", "POST")
-		http.Error(w, "A change is a POST.", http.StatusMethodNotAllowed)
+		http.Error(w, "Method not allowed: use POST.", http.StatusMethodNotAllowed)
 		return
 	}
 	person, ok := h.person(r)
 	if !ok {
-		http.Error(w, "You may not change circuits.", http.StatusForbidden)
+		http.Error(w, "You have read-only access.", http.StatusForbidden)
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, mostBody)
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	c, err := parseChange(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -84,7 +83,9 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request) {
 	}
 	c.Person = person
 	if r.PostForm.Get("confirm") != "yes" {
-		render(w, http.StatusOK, "confirm", page{Title: h.Title, Query: query{Circuit: c.Circuit}, Ask: c, Person: person})
+		p := h.newPage(query{Circuit: c.Circuit})
+		p.Ask, p.Person = c, person
+		h.render(w, http.StatusOK, "confirm", p)
 		return
 	}
 	h.carryOut(w, r, c)
@@ -92,32 +93,37 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request) {
 
 func (h *handler) carryOut(w http.ResponseWriter, r *http.Request, c *change) {
 	err := h.do(r.Context(), c)
-	level := h.Logger.InfoContext
+	attributes := []any{"circuit", c.Circuit, "change", c.Do, "for", c.For, "by", c.Person, "reason", c.Reason}
 	if err != nil {
-		level = h.Logger.ErrorContext
+		h.Logger.ErrorContext(r.Context(), "circuit change failed", append(attributes, "error", err)...)
+	} else {
+		h.Logger.InfoContext(r.Context(), "circuit changed manually", attributes...)
 	}
-	level(r.Context(), "infuse: a circuit was changed by hand", "circuit", c.Circuit, "change", c.Do, "for", c.For, "by", c.Person, "reason", c.Reason, "error", err)
 	if h.board.storage != nil {
 		h.board.detail(c.Circuit).fresh(r.Context(), 0)
 	}
+	h.board.taken.outdate()
 	switch {
 	case errors.Is(err, errNoCircuit):
 		http.Error(w, err.Error(), http.StatusNotFound)
 	case err != nil:
-		render(w, http.StatusServiceUnavailable, "failed", page{Title: h.Title, Query: query{Circuit: c.Circuit}, Ask: c, Failed: clip(err.Error(), maxError)})
+		p := h.newPage(query{Circuit: c.Circuit})
+		p.Ask, p.Person, p.Failed = c, c.Person, clip(err.Error(), maxError)
+		h.render(w, http.StatusServiceUnavailable, "failed", p)
 	case wantsJSON(r):
-		writeJSON(w, map[string]string{"circuit": c.Circuit, "done": c.Do, "by": c.Person})
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(encode(map[string]string{"circuit": c.Circuit, "done": c.Do, "by": c.Person}))
 	default:
 		w.Header().Set("Location", "./"+link(c.Circuit))
 		w.WriteHeader(http.StatusSeeOther)
 	}
 }
 
-// parseChange reads a form. The circuit is in the URL: a browser would alter the
+// parseChange reads a form. The circuit is in the URL, because a browser alters the
 // line breaks of a name in a form.
 func parseChange(r *http.Request) (*change, error) {
 	if err := r.ParseForm(); err != nil {
-		return nil, fmt.Errorf("the form cannot be read: %w", err)
+		return nil, fmt.Errorf("invalid form: %w", err)
 	}
 	c := &change{Circuit: r.URL.Query().Get("circuit"), Do: r.PostForm.Get("do"), For: r.PostForm.Get("for"), Reason: strings.TrimSpace(r.PostForm.Get("reason"))}
 	if err := infuse.CheckName(c.Circuit); err != nil {
@@ -125,32 +131,33 @@ func parseChange(r *http.Request) (*change, error) {
 	}
 	length, known := lengths[c.For]
 	c.length = length
-	switch _, ok := deeds[c.Do]; {
+	switch _, ok := actions[c.Do]; {
 	case !ok:
-		return nil, fmt.Errorf("what to do is %.40q: must be hold-open, hold-closed, clear, closed, half-open or open", c.Do)
+		return nil, fmt.Errorf("invalid change %.40q: want force-open, force-closed, remove, set-closed, set-half-open or set-open", c.Do)
 	case !known:
-		return nil, fmt.Errorf("for how long is %.40q: must be 15 minutes, 1 hour, 4 hours, 12 hours or 24 hours, or empty", c.For)
+		return nil, fmt.Errorf("invalid duration %.40q: want 15 minutes, 1 hour, 4 hours, 12 hours, 24 hours, or nothing", c.For)
 	case c.Reason == "":
-		return nil, errors.New("a reason is needed: others will read it at night")
+		return nil, errors.New("a reason is required")
 	case len(c.Reason) > maxReason:
-		return nil, fmt.Errorf("the reason has %d bytes: at most %d are kept", len(c.Reason), maxReason)
+		return nil, fmt.Errorf("reason too long: %d bytes, at most %d are allowed", len(c.Reason), maxReason)
 	}
 	return c, nil
 }
 
-var errNoCircuit = errors.New("this process has no such circuit, and there is no storage")
+var errNoCircuit = errors.New("no such circuit in this process, and no storage is set")
 
-// do makes the change. An override is made through the breaker of this process
-// where it has one: it holds here even while the storage is away. Anything else
-// is made through a breaker of its own, for the one change. In a Group that would
-// displace another at Config.MaxCircuits, and go on watching. And what moves a
-// circuit is on record under the name of the breaker's Instance: the person's.
+// do makes the change. An override is set and removed through the breaker of this
+// process if there is one, and then applies here even while the storage is
+// unavailable. Any other change is made through a breaker of its own: a Group could
+// evict another breaker for it, and the record names the Instance of the breaker,
+// which is then the person.
 func (h *handler) do(ctx context.Context, c *change) error {
 	breaker := h.board.own()[c.Circuit]
 	if h.Storage == nil && breaker == nil {
 		return errNoCircuit
 	}
-	if breaker == nil || h.Storage != nil && !c.Deed().Holds && !c.Deed().Clears {
+	a := c.Action()
+	if breaker == nil || h.Storage != nil && !a.Override && !a.Removes {
 		made, err := infuse.New(c.Circuit, infuse.Config{Storage: h.Storage, Instance: c.signed(), StorageTimeout: lookTime})
 		if err != nil {
 			return err
@@ -158,17 +165,17 @@ func (h *handler) do(ctx context.Context, c *change) error {
 		defer made.Stop()
 		breaker = made
 	}
-	switch d := c.Deed(); {
-	case d.Holds:
-		return breaker.Override(ctx, infuse.Override{State: d.holding, By: c.Person, Reason: c.Reason, Until: c.until()})
-	case d.Clears:
+	switch {
+	case a.Override:
+		return breaker.Override(ctx, infuse.Override{State: a.to, By: c.Person, Reason: c.Reason, Until: c.until()})
+	case a.Removes:
 		return breaker.ClearOverride(ctx, c.signed())
 	default:
-		return breaker.SetState(ctx, d.to)
+		return breaker.SetState(ctx, a.to)
 	}
 }
 
-// signed is who did it and why, where a record has no place for the reason.
+// signed returns person and reason, for records without a field for the reason.
 func (c *change) signed() string {
 	return clip(c.Person+": "+c.Reason, maxReason)
 }

@@ -40,7 +40,7 @@ func post(t testing.TB, address, form string) *http.Response {
 	return send(t, newPost(t, address, form))
 }
 
-const holdOpen = "do=hold-open&for=1+hour&reason=migration&confirm=yes"
+const forceOpen = "do=force-open&for=1+hour&reason=migration&confirm=yes"
 
 func TestNothingChangesWithoutAuthorize(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
@@ -50,7 +50,7 @@ func TestNothingChangesWithoutAuthorize(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			address := serve(t, ops.Options{Storage: storage, Group: groupOn(t, storage), Authorize: authorize})
 			require.NotContains(t, page(t, address+"?circuit=prices"), "<form method=\"post\"")
-			require.Equal(t, http.StatusForbidden, post(t, address+"change?circuit=prices", holdOpen).StatusCode)
+			require.Equal(t, http.StatusForbidden, post(t, address+"change?circuit=prices", forceOpen).StatusCode)
 			r, err := storage.Load(t.Context(), "prices")
 			require.NoError(t, err)
 			require.Nil(t, r.Override)
@@ -69,17 +69,17 @@ func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
 			}
 			address := serve(t, ops.Options{Storage: storage, Group: group, Authorize: asAlice})
 			text := page(t, address+"?circuit=prices")
-			require.Contains(t, text, "You are <b><bdi>alice</bdi></b>")
+			require.Contains(t, text, "signed in as <b><bdi>alice</bdi></b>")
 			require.Contains(t, text, `action="change?circuit=prices"`)
 
-			asked := post(t, address+"change?circuit=prices", strings.TrimSuffix(holdOpen, "&confirm=yes"))
+			asked := post(t, address+"change?circuit=prices", strings.TrimSuffix(forceOpen, "&confirm=yes"))
 			body, err := io.ReadAll(asked.Body)
 			require.NoError(t, err)
-			require.Contains(t, string(body), "Do you want to hold it open?")
-			require.Contains(t, string(body), "for 1 hour")
+			require.Contains(t, string(body), "Force open?")
+			require.Contains(t, string(body), "1 hour</dd>")
 			require.Nil(t, other.Stats().Override, "it was not confirmed")
 
-			done := post(t, address+"change?circuit=prices", holdOpen)
+			done := post(t, address+"change?circuit=prices", forceOpen)
 			require.Equal(t, http.StatusSeeOther, done.StatusCode)
 			require.Equal(t, "./?circuit=prices", done.Header.Get("Location"))
 			o := other.Stats().Override
@@ -87,16 +87,17 @@ func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
 			require.Equal(t, "alice", o.By)
 			require.Equal(t, "migration", o.Reason)
 			require.WithinDuration(t, time.Now().Add(time.Hour), o.Until, patience)
-			require.Contains(t, page(t, address+"?circuit=prices"), "<q><bdi>migration</bdi></q>")
+			require.Contains(t, page(t, address+"?circuit=prices"), "forced open by <bdi>alice</bdi>: <bdi>migration</bdi>")
 
-			post(t, address+"change?circuit=prices", "do=clear&reason=over&confirm=yes")
+			post(t, address+"change?circuit=prices", "do=remove&reason=over&confirm=yes")
 			require.Nil(t, other.Stats().Override)
-			post(t, address+"change?circuit=prices", "do=open&reason=sick&confirm=yes")
+			require.Regexp(t, `<span class="step">override removed</span> by <bdi>alice: over</bdi></li>\n<li><time[^>]+>[^<]+</time> <span class="forced">forced open by <bdi>alice</bdi>: <bdi>migration</bdi>`, page(t, address+"?circuit=prices"))
+			post(t, address+"change?circuit=prices", "do=set-open&reason=sick&confirm=yes")
 			require.Equal(t, infuse.StateOpen, other.State())
 			r := reportAt(t, address+"circuits.json?circuit=prices").Circuits[0]
-			require.Equal(t, "alice: sick", r.Fleet.By)
+			require.Equal(t, "alice: sick", r.Shared.By)
 			require.Equal(t, "alice: sick", r.History[0].By)
-			post(t, address+"change?circuit=prices", "do=half-open&reason=try&confirm=yes")
+			post(t, address+"change?circuit=prices", "do=set-half-open&reason=try&confirm=yes")
 			require.NoError(t, other.Call(t.Context(), succeeds))
 			require.Equal(t, infuse.StateClosed, other.State())
 		})
@@ -107,12 +108,12 @@ func TestAChangeIsLogged(t *testing.T) {
 	var log bytes.Buffer
 	h := ops.Handler(ops.Options{Storage: infuse.NewMemoryStorage(), Authorize: asAlice, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	w := httptest.NewRecorder()
-	request := newPost(t, "/infuse/change?circuit=prices", holdOpen)
+	request := newPost(t, "http://localhost/infuse/change?circuit=prices", forceOpen)
 	request.Header.Set("Accept", "application/json")
 	h.ServeHTTP(w, request)
 	require.Equal(t, http.StatusOK, w.Code)
-	require.JSONEq(t, `{"circuit":"prices","done":"hold-open","by":"alice"}`, w.Body.String())
-	for _, want := range []string{"circuit=prices", "by=alice", "reason=migration", "change=hold-open"} {
+	require.JSONEq(t, `{"circuit":"prices","done":"force-open","by":"alice"}`, w.Body.String())
+	for _, want := range []string{"circuit=prices", "by=alice", "reason=migration", "change=force-open"} {
 		require.Contains(t, log.String(), want)
 	}
 }
@@ -121,28 +122,28 @@ func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	address := serve(t, ops.Options{Storage: storage, Authorize: asAlice})
 	for header, value := range map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"} {
-		request := newPost(t, address+"change?circuit=prices", holdOpen)
+		request := newPost(t, address+"change?circuit=prices", forceOpen)
 		request.Header.Set(header, value)
 		require.Equal(t, http.StatusForbidden, send(t, request).StatusCode, header)
 	}
-	same := newPost(t, address+"change?circuit=prices", holdOpen)
+	same := newPost(t, address+"change?circuit=prices", forceOpen)
 	same.Header.Set("Sec-Fetch-Site", "same-origin")
 	require.Equal(t, http.StatusSeeOther, send(t, same).StatusCode)
 
-	response, _ := get(t, address+"change?circuit=prices&"+holdOpen)
+	response, _ := get(t, address+"change?circuit=prices&"+forceOpen)
 	require.Equal(t, http.StatusMethodNotAllowed, response.StatusCode)
 }
 
 func TestAChangeThatMakesNoSense(t *testing.T) {
 	address := serve(t, ops.Options{Storage: infuse.NewMemoryStorage(), Authorize: asAlice})
 	for _, form := range []string{
-		"", "do=explode&reason=x&confirm=yes", "do=hold-open&reason=&confirm=yes", "do=hold-open&reason=+%0A&confirm=yes", "do=hold-open&for=forever&reason=x&confirm=yes",
-		"do=hold-open&confirm=yes&reason=" + strings.Repeat("x", 201), "do=hold-open&confirm=yes&reason=" + strings.Repeat("x", 1<<20),
+		"", "do=explode&reason=x&confirm=yes", "do=force-open&reason=&confirm=yes", "do=force-open&reason=+%0A&confirm=yes", "do=force-open&for=forever&reason=x&confirm=yes",
+		"do=force-open&confirm=yes&reason=" + strings.Repeat("x", 201), "do=force-open&confirm=yes&reason=" + strings.Repeat("x", 1<<20),
 	} {
 		require.Equal(t, http.StatusBadRequest, post(t, address+"change?circuit=prices", form).StatusCode, "%.60s", form)
 	}
-	require.Equal(t, http.StatusBadRequest, post(t, address+"change", holdOpen).StatusCode)
-	text := newPost(t, address+"change?circuit=prices", holdOpen)
+	require.Equal(t, http.StatusBadRequest, post(t, address+"change", forceOpen).StatusCode)
+	text := newPost(t, address+"change?circuit=prices", forceOpen)
 	text.Header.Set("Content-Type", "text/plain")
 	require.Equal(t, http.StatusBadRequest, send(t, text).StatusCode)
 }
@@ -151,9 +152,9 @@ func TestAChangeThatTheStorageDoesNotConfirm(t *testing.T) {
 	storage := newCounting()
 	refuse := &refusing{counting: storage}
 	address := serve(t, ops.Options{Storage: refuse, Authorize: asAlice})
-	response := post(t, address+"change?circuit=prices", holdOpen)
+	response := post(t, address+"change?circuit=prices", forceOpen)
 	body, _ := io.ReadAll(response.Body)
 	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
-	require.Contains(t, string(body), "The storage has not confirmed it")
+	require.Contains(t, string(body), "Change not confirmed")
 	require.Contains(t, string(body), "connection refused")
 }

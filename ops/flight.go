@@ -6,32 +6,32 @@ import (
 	"time"
 )
 
-// This file is how many readers share one request to the storage.
+// This file lets many readers share one request to the storage.
 
-// lookTime bounds what a page waits for the storage.
+// lookTime is the longest that a page waits for the storage.
 const lookTime = 2 * time.Second
 
-// flight is some work that runs once at a time, for all who ask for it
-// meanwhile. It is called off when the last of them has gone.
+// flight is work that runs once at a time, for all callers that need it meanwhile.
+// It is canceled when the last of them has left.
 type flight struct {
 	do func(context.Context)
 
 	mu   sync.Mutex
-	done time.Time // when it was done last, by nobody's calling off
-	run  *run      // that runs, or ran last
+	done time.Time // when it was last completed, and not canceled
+	run  *run      // nil: none
 }
 
 type run struct {
 	cancel  context.CancelFunc
 	waiters int
-	off     bool          // called off
+	off     bool          // canceled
 	ended   chan struct{} // closed when the work has ended
 	late    chan struct{} // closed when it takes longer than lookTime
 }
 
-// fresh has the work done, unless it was within age. It returns when it is, or
-// when ctx is done or lookTime over: work that heeds no context is left alone
-// then, and not begun anew before it ends.
+// fresh runs the work, unless it was completed within age. It returns when the work
+// ends, when ctx is done, or after lookTime. Work that ignores its context goes on
+// then, and is not started again before it ends.
 func (f *flight) fresh(ctx context.Context, age time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime*3/2) // the work itself is late first
 	defer cancel()
@@ -49,7 +49,7 @@ func (f *flight) fresh(ctx context.Context, age time.Duration) {
 	}
 }
 
-// join returns the work that runs: nil if it was done within age.
+// join returns the current run: nil if the work was completed within age.
 func (f *flight) join(age time.Duration) *run {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -63,8 +63,7 @@ func (f *flight) join(age time.Duration) *run {
 	return f.run
 }
 
-// leave reports whether the work was called off in time, by others than the
-// caller.
+// leave reports whether the work was canceled in time, by others than the caller.
 func (f *flight) leave(r *run) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -104,7 +103,7 @@ func (f *flight) idle() bool {
 	return f.run == nil
 }
 
-// isLate reports whether the work has not ended in time.
+// isLate reports whether the work takes longer than lookTime.
 func (f *flight) isLate() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

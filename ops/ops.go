@@ -1,17 +1,20 @@
-// Package ops is a page for the operators of a fleet, and the same as JSON: its
-// circuits, the sick ones first, live, and the way to hold or move one.
+// Package ops is the ops page: a web page, and the same data as JSON, that shows
+// the circuits of a fleet live, unhealthy ones first, and changes them.
 package ops
 
-// This file is the handler: its options, its paths, and what every answer says
-// to a browser.
+// This file is the handler: its options, its paths and its security headers.
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
-	"encoding/json"
+	"errors"
+	"fmt"
 	"html/template"
+	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -19,65 +22,149 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Options are the settings of a Handler. It needs a Group or a Storage; with
-// both, the Storage is the Group's.
+// Options are the settings of a Handler. It needs a Group, a Storage or both; the
+// Storage is then that of the Group.
 type Options struct {
-	// Group has the circuits of this process. nil: only the fleet's are shown.
+	// Group is the circuits of this process. Default nil: only shared circuits are
+	// shown.
 	Group *infuse.Group
 
-	// Storage has the circuits of the fleet. nil: only this process's are shown.
-	// All that have a record are listed if it is an infuse.Lister, else those
-	// that the Group has. The last transitions are shown if it is an
-	// infuse.Historian.
+	// Storage is the storage of the shared circuits. Default nil: only the local
+	// circuits of this process are shown. If it is an infuse.Lister, all circuits
+	// that have a record are listed, otherwise those of the Group. If it is an
+	// infuse.Historian, the last transitions are shown.
 	Storage infuse.Storage
 
-	// Authorize names the person who makes a request, or says that they may
-	// change nothing. nil: nobody may. The name goes on record; at most 100 bytes
-	// of it are kept. It is asked for each page, too: whoever may not change a
-	// circuit sees no controls. It does not protect what is shown. Who may look
-	// is for a handler around this one to decide.
+	// Authorize returns the name of the person who makes a request, and whether
+	// this person may change circuits. Default nil: nobody may. At most 100 bytes
+	// of the name are recorded. Authorize is also called for each page: a person
+	// who may not change a circuit sees no controls. It does not protect reading:
+	// for that, wrap the handler.
 	Authorize func(*http.Request) (name string, ok bool)
 
-	// Title stands above the page: "Circuits" if empty.
+	// Hosts are the host names under which the page is opened, without scheme and
+	// port, such as "ops.example.com". Requests for any other name are rejected
+	// with status 403. Names of the loopback interface (localhost, *.localhost)
+	// and IP addresses are always allowed. Default none.
+	//
+	// The check prevents DNS rebinding, in which a hostile site points its own name
+	// at the address of this page, and a browser then treats both as one site.
+	// Behind a proxy that rewrites the Host header, list the name that it sends.
+	Hosts []string
+
+	// TrustedOrigins are the origins, beside that of the request itself, from whose
+	// pages circuits may be changed: scheme, host and port if any, such as
+	// "https://ops.example.com". Default none. Set it behind a proxy that rewrites
+	// the Host header: the origin that a browser sends then differs from the Host,
+	// and over plain HTTP browsers send nothing else.
+	TrustedOrigins []string
+
+	// Client returns the client that makes a request. Of the 1,000 streams that keep
+	// open pages up to date, each client gets a fair share: if all are in use, a new
+	// client takes the place of a stream of the client with the most. Default nil,
+	// or if it returns "": the remote IP address (for IPv6 the /64 network).
+	//
+	// Behind a proxy all requests have the address of the proxy, and its viewers
+	// are one client: up to 1,000 of them have a live page, but one of them can
+	// take the streams of all others. To prevent that, return what the proxy reports
+	// about its client, such as the name of the user. A page without a stream still
+	// works: it is not live, and tries again every 30 seconds.
+	Client func(*http.Request) string
+
+	// Instance is the name of this process on the page. Default: Config.Instance of
+	// the Group; without a Group, the host name and the process id.
+	Instance string
+
+	// Title is the heading of the page. Default "Circuits".
 	Title string
 
-	// Logger logs each change: what, who, why. slog.Default() if nil.
+	// Logger logs each change: circuit, change, person and reason. Default
+	// slog.Default().
 	Logger *slog.Logger
 }
 
-// Handler returns the page. Mount it at a path that ends in a slash, with or
+// Handler returns the ops page. Mount it at a path that ends in a slash, with or
 // without http.StripPrefix:
 //
 //	mux.Handle("/infuse/", ops.Handler(ops.Options{Group: group, Storage: storage}))
 //
-// A request for JSON (Accept: application/json), or for circuits.json below that
-// path, is answered with JSON. Both take ?q= to filter by name, ?limit= for more
+// If the options are invalid, the error is logged, and all requests are answered
+// with it and status 500: a mistake here does not stop a service.
+//
+// A request for JSON (Accept: application/json, or the path circuits.json) is
+// answered with JSON. Page and JSON take ?q= to filter by name, ?limit= for more
 // than 200 circuits (at most 1,000), and ?circuit= for one with its history.
 //
-// While a page is open in a browser it is kept up to date by server-sent events.
-// All viewers share one reader of the storage. It lists the circuits every ten
-// seconds, for one second at most, and reads the records of at most 10,000 of
-// them every five. Of transitions of the first 1,000 it hears at once. It ends
-// with the last viewer. A page without a viewer is read when it is asked for, at
-// most once a second. A stream of events ends with its request's context, with
-// http.Server.Shutdown, or after five minutes; a browser then asks again.
+// Server-sent events keep an open page up to date. All viewers, whatever their
+// queries, share one reader and one snapshot of the circuits. The reader lists the
+// circuits every 10 seconds, for at most 1 second, and reads the records of at most
+// 10,000 of them every 5 seconds. Transitions of the first 1,000 arrive at once.
+// The reader stops with the last viewer. A page that is requested while there is no
+// reader reads the storage itself, at most once a second. A stream ends with the
+// context of its request, with http.Server.Shutdown, or after 5 minutes; the
+// browser then reconnects.
 //
-// A change holds for the whole fleet. It is a POST, from the same origin, by a
-// person whom Options.Authorize names, and has a reason.
+// A change applies to the whole fleet. It is a POST from the same origin by a
+// person whom Options.Authorize names, and needs a reason.
 func Handler(o Options) http.Handler {
-	if o.Title == "" {
-		o.Title = "Circuits"
-	}
+	o.Title = cmp.Or(o.Title, "Circuits")
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	h := &handler{Options: o, board: newBoard(o.Group, o.Storage)}
-	h.changes = http.NewCrossOriginProtection().Handler(http.HandlerFunc(h.change))
+	hosts, origins, err := o.validate()
+	if err != nil {
+		o.Logger.Error("ops page disabled: invalid options", "error", err)
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			secure(w.Header())
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		})
+	}
+	if o.Instance == "" {
+		o.Instance = instanceOf(o.Group)
+	}
+	h := &handler{Options: o, hosts: hosts, board: newBoard(o.Group, o.Storage, o.Instance)}
+	h.changes = origins.Handler(http.HandlerFunc(h.change))
 	return h
+}
+
+// Validate returns what is invalid in the options, each error with its field. Handler
+// calls it.
+func (o Options) Validate() error {
+	_, _, err := o.validate()
+	return err
+}
+
+func (o *Options) validate() (hosts, *http.CrossOriginProtection, error) {
+	allowed, err := newHosts(o.Hosts)
+	if o.Group == nil && o.Storage == nil {
+		err = errors.Join(errors.New("ops: Options has neither a Group nor a Storage: set one of them"), err)
+	}
+	origins := http.NewCrossOriginProtection()
+	for _, origin := range o.TrustedOrigins {
+		if bad := origins.AddTrustedOrigin(origin); bad != nil {
+			err = errors.Join(err, fmt.Errorf("ops: Options.TrustedOrigins: %w", bad))
+		}
+	}
+	origins.SetDenyHandler(http.HandlerFunc(denied))
+	return allowed, origins, err
+}
+
+func denied(w http.ResponseWriter, _ *http.Request) {
+	http.Error(w, "Rejected: the request comes from another origin. If a proxy rewrites the Host header, add the origin of this page, such as https://ops.example.com, to ops.Options.TrustedOrigins (or to infuse serve -origins).", http.StatusForbidden)
+}
+
+// instanceOf returns the name of this process.
+func instanceOf(group *infuse.Group) string {
+	if group != nil {
+		return group.Instance()
+	}
+	host, _ := os.Hostname()
+	return host + ":" + strconv.Itoa(os.Getpid())
 }
 
 type handler struct {
 	Options
+	hosts     hosts
 	board     *board
 	changes   http.Handler
 	shutdowns shutdowns
@@ -87,24 +174,28 @@ type handler struct {
 var files embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"plain": plain, "stamp": stamp, "clock": clock, "link": link,
+	"plain": plain, "iso": iso, "clock": clock, "link": link,
 }).ParseFS(files, "page.html"))
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	secure(w.Header())
-	over := h.shutdowns.of(r)
+	if !h.hosts.allow(r.Host) {
+		http.Error(w, fmt.Sprintf("Rejected: the host name %.300q is not allowed. Add it to ops.Options.Hosts (or to infuse serve -hosts).", nameOf(r.Host)), http.StatusForbidden)
+		return
+	}
+	shutdown := h.shutdowns.of(r)
 	switch name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]; {
 	case name == "change":
 		h.changes.ServeHTTP(w, r)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "This can only be read.", http.StatusMethodNotAllowed)
+		http.Error(w, "Method not allowed: use GET.", http.StatusMethodNotAllowed)
 	case r.URL.Path == "":
 		toSlash(w, r)
 	case name == "" || name == "circuits.json":
 		h.show(w, r, name != "")
 	case name == "events":
-		h.live(w, r, over)
+		h.live(w, r, shutdown)
 	case name == "ops.css" || name == "ops.js":
 		http.ServeFileFS(w, r, files, name)
 	default:
@@ -112,9 +203,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// secure has a browser run and load nothing but the page's own, show it in no
-// frame and keep nothing. The referrer stays within the origin, and not away: a
-// POST without it has no Origin to check.
+// secure makes a browser run and load only files of the page, show it in no frame
+// and store nothing. The referrer is kept within the origin: a POST without a
+// referrer has no Origin to check.
 func secure(header http.Header) {
 	header.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 	header.Set("X-Content-Type-Options", "nosniff")
@@ -124,8 +215,8 @@ func secure(header http.Header) {
 	header.Set("Cache-Control", "no-store")
 }
 
-// toSlash sends a browser to the path with a slash, from which the page's
-// relative links lead where they should.
+// toSlash redirects to the path with a slash, because the links of the page are
+// relative.
 func toSlash(w http.ResponseWriter, r *http.Request) {
 	target := "./"
 	if before, _, _ := strings.Cut(r.RequestURI, "?"); strings.HasPrefix(before, "/") && before != "/" {
@@ -139,11 +230,11 @@ func toSlash(w http.ResponseWriter, r *http.Request) {
 }
 
 const (
-	usualLimit = 200
-	mostShown  = 1000
+	defaultLimit = 200
+	maxLimit     = 1000
 )
 
-// query is what a page is about: some circuits, or one.
+// query selects the circuits of a page: some by filter, or one by name.
 type query struct {
 	Filter  string
 	Circuit string
@@ -152,10 +243,10 @@ type query struct {
 
 func parseQuery(r *http.Request) (query, error) {
 	values := r.URL.Query()
-	q := query{Filter: values.Get("q"), Circuit: values.Get("circuit"), Limit: usualLimit}
+	q := query{Filter: values.Get("q"), Circuit: values.Get("circuit"), Limit: defaultLimit}
 	q.Filter = clip(q.Filter, infuse.MaxNameLength)
 	if n, err := strconv.Atoi(values.Get("limit")); err == nil {
-		q.Limit = min(max(n, 1), mostShown)
+		q.Limit = min(max(n, 1), maxLimit)
 	}
 	if values.Has("circuit") {
 		return q, infuse.CheckName(q.Circuit)
@@ -163,16 +254,20 @@ func parseQuery(r *http.Request) (query, error) {
 	return q, nil
 }
 
-// page is what the template of a page is given.
+// page is the data of the templates of a page.
 type page struct {
-	Title  string
-	Query  query
-	Report *report
-	Rows   []row
-	Person string // who may change something; empty: nobody
-	Fixed  bool   // there is no Authorize
-	Ask    *change
-	Failed string
+	Title    string
+	Instance string
+	Query    query
+	Report   *report
+	Person   string // who may change circuits; empty: nobody
+	ReadOnly bool   // Options.Authorize is not set
+	Ask      *change
+	Failed   string
+}
+
+func (h *handler) newPage(q query) page {
+	return page{Title: h.Title, Instance: h.Instance, Query: q, ReadOnly: h.Authorize == nil}
 }
 
 func (h *handler) show(w http.ResponseWriter, r *http.Request, asJSON bool) {
@@ -182,18 +277,43 @@ func (h *handler) show(w http.ResponseWriter, r *http.Request, asJSON bool) {
 		return
 	}
 	h.board.update(r.Context(), q)
-	report := h.board.report(h.board.snapshot(), q)
+	v := view{query: q, board: h.board}
+	rows, report := v.look(h.board.snapshot(pageAge))
 	if asJSON || wantsJSON(r) {
-		writeJSON(w, report)
+		w.Header().Set("Content-Type", "application/json")
+		_ = buffered(w, func(w io.Writer) error { return report.writeJSON(w, rows) })
 		return
 	}
-	p := page{Title: h.Title, Query: q, Report: report, Rows: rows(report)}
+	p := h.newPage(q)
+	p.Report = report
 	p.Person, _ = h.person(r)
-	p.Fixed = h.Authorize == nil
-	render(w, http.StatusOK, "page", p)
+	head, err := execute("top", p)
+	tail, err2 := execute("bottom", p)
+	if err = cmp.Or(err, err2); err != nil {
+		h.cannotRender(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_ = buffered(w, func(w io.Writer) error {
+		_, err := w.Write(head)
+		for _, row := range rows {
+			err = cmp.Or(err, writeAll(w, `<li id="`, row.named.id, `">`, string(row.HTML()), "</li>\n"))
+		}
+		_, err2 := w.Write(tail)
+		return cmp.Or(err, err2)
+	})
 }
 
-// person returns who makes the request, where they may change something.
+func writeAll(w io.Writer, parts ...string) (err error) {
+	for _, part := range parts {
+		if _, err = io.WriteString(w, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// person returns who makes the request, if this person may change circuits.
 func (h *handler) person(r *http.Request) (string, bool) {
 	if h.Authorize == nil {
 		return "", false
@@ -210,19 +330,24 @@ func wantsJSON(r *http.Request) bool {
 	return strings.Contains(accept, "application/json") && !strings.Contains(accept, "text/html")
 }
 
-func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // the reader may be gone
-}
-
-func render(w http.ResponseWriter, status int, name string, data any) {
-	var text bytes.Buffer
-	if err := templates.ExecuteTemplate(&text, name, data); err != nil {
-		http.Error(w, "The page could not be made.", http.StatusInternalServerError)
-		slog.Error("infuse/ops: a page could not be made", "error", err)
+func (h *handler) render(w http.ResponseWriter, status int, name string, p page) {
+	text, err := execute(name, p)
+	if err != nil {
+		h.cannotRender(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write(text.Bytes())
+	_, _ = w.Write(text)
+}
+
+func (h *handler) cannotRender(w http.ResponseWriter, err error) {
+	http.Error(w, "Could not render the page.", http.StatusInternalServerError)
+	h.Logger.Error("ops page not rendered", "error", err)
+}
+
+func execute(name string, data any) ([]byte, error) {
+	var text bytes.Buffer
+	err := templates.ExecuteTemplate(&text, name, data)
+	return text.Bytes(), err
 }

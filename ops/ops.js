@@ -1,5 +1,5 @@
-// Keeps the page up to date: it takes in what the server sends, and says times
-// as people do. Without it the page can be read all the same.
+// Keeps the page up to date with the events of the server, and shows times relative
+// to now. The page also works without it.
 "use strict";
 (() => {
   const circuits = document.getElementById("circuits");
@@ -7,14 +7,14 @@
   const note = document.getElementById("note");
   const live = document.getElementById("live");
 
-  // ago says how far away a time is.
+  // ago returns how far away a time is.
   function ago(then, now) {
     const s = Math.round((now - then) / 1000), n = Math.abs(s);
     if (n < 2) return "now";
     const text = n < 120 ? n + " s" : n < 7200 ? Math.floor(n / 60) + " min" : n < 172800 ? Math.floor(n / 3600) + " h" : Math.floor(n / 86400) + " days";
-    return s > 0 ? text + " ago" : "in " + text;
+    return (s > 0 ? text + " ago" : "in " + text).replaceAll(" ", "\u00a0");
   }
-  function tellTimes() {
+  function showTimes() {
     const now = Date.now();
     for (const time of document.querySelectorAll("time")) {
       const then = new Date(time.dateTime);
@@ -23,11 +23,11 @@
       if (time.textContent !== text) time.textContent = text;
     }
   }
-  tellTimes();
-  setInterval(tellTimes, 1000);
+  showTimes();
+  setInterval(showTimes, 1000);
   if (!circuits) return;
 
-  // fill replaces what an element shows, and keeps the focus on its link.
+  // fill replaces the content of an element, and keeps the focus on its link.
   function fill(element, html) {
     const focused = element.contains(document.activeElement);
     element.innerHTML = html;
@@ -47,11 +47,11 @@
       }
     }
   }
-  function say(element, text) {
+  function show(element, text) {
     if (element.textContent !== text) element.textContent = text;
   }
   const shown = new Map(), notes = { html: null };
-  function take(frame) {
+  function apply(frame) {
     if (frame.order) put(frame.order);
     for (const { id, html } of frame.rows ?? []) {
       const row = document.getElementById(id);
@@ -59,18 +59,32 @@
       shown.set(id, html);
     }
     for (const id of [...shown.keys()]) if (!document.getElementById(id)) shown.delete(id);
-    say(summary, frame.summary);
+    show(summary, frame.summary);
     if (notes.html !== frame.note) note.innerHTML = notes.html = frame.note;
-    tellTimes();
+    showTimes();
   }
 
-  const source = new EventSource("events" + location.search);
-  source.onopen = () => { live.className = ""; say(live, "Live"); };
-  source.onmessage = (event) => take(JSON.parse(event.data));
-  source.onerror = () => {
+  // The browser reconnects by itself, unless the server or a proxy answers with an
+  // error. A stream that ends and is back within 5 s is no loss.
+  let source, lost;
+  function connect() {
+    source = new EventSource("events" + location.search);
+    source.onopen = () => { clearTimeout(lost); lost = undefined; live.className = ""; show(live, "Live"); };
+    source.onmessage = (event) => apply(JSON.parse(event.data));
+    source.onerror = () => {
+      if (source.readyState === EventSource.CLOSED) {
+        setTimeout(connect, 30000);
+        alarm("Not live. Trying again in 30 s. Reload to refresh.");
+      } else lost ??= setTimeout(() => alarm("Connection lost. Reconnecting…"), 5000);
+    };
+  }
+  function alarm(text) {
+    clearTimeout(lost);
+    lost = undefined;
     live.className = "lost";
-    say(live, source.readyState === EventSource.CLOSED ? "Not live: reload the page" : "Connection lost: trying again");
-  };
+    show(live, text);
+  }
+  connect();
   addEventListener("pagehide", () => source.close());
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 })();

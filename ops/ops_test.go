@@ -77,6 +77,13 @@ func serve(t testing.TB, o ops.Options) string {
 	return s.URL + "/infuse/"
 }
 
+// newRequest is httptest.NewRequest for a host that is allowed.
+func newRequest(method, path string, body io.Reader) *http.Request {
+	r := httptest.NewRequest(method, path, body)
+	r.Host = "localhost"
+	return r
+}
+
 func get(t testing.TB, address string) (*http.Response, string) {
 	t.Helper()
 	response, err := http.Get(address)
@@ -96,27 +103,25 @@ func page(t testing.TB, address string) string {
 
 // report is the JSON of a page, as far as the tests look at it.
 type report struct {
-	Storage, Away            string
-	Total, Matching, LeftOut int
-	More                     bool
-	Circuits                 []struct {
+	Instance, Storage, StorageErr string
+	Total, Matching, LeftOut      int
+	More                          bool
+	Circuits                      []struct {
 		Name, Link, State, Status, Problem string
-		Here                               *struct {
-			State    string
-			Failures int
-			Calls    struct{ Success, Failure, Rejected uint64 }
-		}
-		Fleet *struct {
-			State, By, Cause string
-			Since, DueAt     time.Time
-			Trials           []time.Time
-		}
-		Override *struct {
+		Local, Shared                      *block
+		Calls                              struct{ Success, Failure, Rejected uint64 }
+		Override                           *struct {
 			State, By, Reason string
 			Until             time.Time
 		}
 		History []struct{ From, To, By, Cause string }
 	}
+}
+
+type block struct {
+	State, By, Cause string
+	Failures, Trials int
+	Since, DueAt     time.Time
 }
 
 func reportAt(t testing.TB, address string) (r report) {
@@ -185,9 +190,9 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 	address := serve(t, ops.Options{Group: here, Storage: storage, Title: "Production"})
 	text := page(t, address)
 	require.Contains(t, text, "Production")
-	require.Contains(t, text, "2 open, 1 failing, 1 closed.")
+	require.Contains(t, text, "1 open, 1 forced open, 1 failing, 1 closed.")
 	require.Contains(t, text, "connection refused")
-	require.Contains(t, text, "<q><bdi>migration</bdi></q>, until it is cleared")
+	require.Contains(t, text, "forced open by <bdi>bob</bdi>: <bdi>migration</bdi>, until it is removed")
 	at := func(name string) int { return strings.Index(text, "<bdi>"+name+"</bdi>") }
 	require.Less(t, at("z-of-another"), at("m-failing"))
 	require.Less(t, at("m-failing"), at("a-healthy-one"))
@@ -195,15 +200,15 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 	r := reportAt(t, address+"circuits.json")
 	require.Equal(t, 4, r.Total)
 	require.Equal(t, "ok", r.Storage)
-	require.Equal(t, "held", r.Circuits[0].Name)
-	require.Equal(t, "bob", r.Circuits[0].Override.By)
-	require.Equal(t, "held open", r.Circuits[0].Status)
-	require.Equal(t, "open", r.Circuits[1].State)
-	require.Nil(t, r.Circuits[1].Here)
-	require.WithinDuration(t, time.Now(), r.Circuits[1].Fleet.Since, patience)
-	require.WithinDuration(t, time.Now().Add(time.Minute), r.Circuits[1].Fleet.DueAt, patience)
-	require.Equal(t, 1, r.Circuits[2].Here.Failures)
-	require.Equal(t, uint64(1), r.Circuits[3].Here.Calls.Success)
+	require.Equal(t, "held", r.Circuits[1].Name)
+	require.Equal(t, "bob", r.Circuits[1].Override.By)
+	require.Equal(t, "forced open", r.Circuits[1].Status)
+	require.Equal(t, "open", r.Circuits[0].State)
+	require.Nil(t, r.Circuits[0].Local)
+	require.WithinDuration(t, time.Now(), r.Circuits[0].Shared.Since, patience)
+	require.WithinDuration(t, time.Now().Add(time.Minute), r.Circuits[0].Shared.DueAt, patience)
+	require.Equal(t, 1, r.Circuits[2].Local.Failures)
+	require.Equal(t, uint64(1), r.Circuits[3].Calls.Success)
 
 	r = reportAt(t, address+"circuits.json?"+"circuit=z-of-another")
 	require.Len(t, r.Circuits, 1)
@@ -222,6 +227,34 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 	require.Equal(t, "application/json", response.Header.Get("Content-Type"))
 }
 
+// An open shared circuit rejects no calls in a process whose calls succeed.
+func TestThePageOfAProcessThatRunsCalls(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	here, there := groupOn(t, storage), groupOn(t, storage)
+	own := breaker(t, here, "prices")
+	open(t, storage, breaker(t, there, "prices"))
+	require.NoError(t, own.Call(t.Context(), succeeds))
+	const runs = "runs calls: its last call did not fail"
+	text := page(t, serve(t, ops.Options{Group: here, Storage: storage}))
+	require.Contains(t, text, `<p class="badge">open</p>`)
+	require.Contains(t, text, runs)
+	require.NotContains(t, page(t, serve(t, ops.Options{Group: there, Storage: storage})), runs)
+	require.NotContains(t, page(t, serve(t, ops.Options{Storage: storage})), runs)
+}
+
+// A dry run is shown.
+func TestThePageOfADryRun(t *testing.T) {
+	group, err := infuse.NewGroup(infuse.Config{DryRun: true, CountCalls: true})
+	require.NoError(t, err)
+	t.Cleanup(group.Stop)
+	b := breaker(t, group, "prices")
+	for range 8 {
+		_ = b.Call(t.Context(), fails)
+	}
+	address := serve(t, ops.Options{Group: group})
+	require.Contains(t, page(t, address), "This process rejects no calls. It would have rejected 3.")
+}
+
 func TestAPageOfOneProcess(t *testing.T) {
 	group := groupOn(t, nil)
 	b := breaker(t, group, "prices")
@@ -232,10 +265,10 @@ func TestAPageOfOneProcess(t *testing.T) {
 	r := reportAt(t, address+"circuits.json")
 	require.Equal(t, "none", r.Storage)
 	require.Equal(t, "open", r.Circuits[0].State)
-	require.Equal(t, "connection refused", r.Circuits[0].Fleet.Cause)
-	require.Equal(t, http.StatusSeeOther, post(t, address+"change?circuit=prices", "do=closed&reason=fixed&confirm=yes").StatusCode)
+	require.Equal(t, "connection refused", r.Circuits[0].Local.Cause)
+	require.Equal(t, http.StatusSeeOther, post(t, address+"change?circuit=prices", "do=set-closed&reason=fixed&confirm=yes").StatusCode)
 	require.Equal(t, infuse.StateClosed, b.State())
-	require.Equal(t, http.StatusNotFound, post(t, address+"change?circuit=other", "do=closed&reason=fixed&confirm=yes").StatusCode)
+	require.Equal(t, http.StatusNotFound, post(t, address+"change?circuit=other", "do=set-closed&reason=fixed&confirm=yes").StatusCode)
 }
 
 func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
@@ -248,7 +281,7 @@ func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
 	address := serve(t, ops.Options{Group: group, Storage: storage})
 	require.Contains(t, page(t, address), "redis: &lt;connection&gt; refused")
 	r := reportAt(t, address+"circuits.json")
-	require.Equal(t, "away", r.Storage)
+	require.Equal(t, "unavailable", r.Storage)
 	require.Equal(t, "open", r.Circuits[0].State, "as this process knows")
 	storage.err.Store(nil)
 	require.Eventually(t, func() bool { return reportAt(t, address+"circuits.json").Storage == "ok" }, patience, 200*time.Millisecond)
@@ -262,7 +295,7 @@ func TestAStorageThatHangs(t *testing.T) {
 	address := serve(t, ops.Options{Storage: storage})
 	began := time.Now()
 	for range 3 {
-		require.Contains(t, page(t, address), "The storage is away")
+		require.Contains(t, page(t, address), "Redis is unavailable")
 	}
 	require.Less(t, time.Since(began), 10*time.Second)
 	require.Equal(t, int64(1), storage.asked.Load())
@@ -285,16 +318,16 @@ func TestPathsUnderAnyPrefix(t *testing.T) {
 	h := ops.Handler(ops.Options{Group: groupOn(t, nil)})
 	for path, want := range map[string]int{"/a/b/": 200, "/a/b/ops.css": 200, "/a/b/ops.js": 200, "/a/b/circuits.json": 200, "/a/b/else": 404, "/": 200} {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		h.ServeHTTP(w, newRequest(http.MethodGet, path, nil))
 		require.Equal(t, want, w.Code, path)
 		require.NotContains(t, w.Body.String(), `href="/`)
 	}
 	w := httptest.NewRecorder()
-	http.StripPrefix("/a/b", h).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/a/b?q=x", nil))
+	http.StripPrefix("/a/b", h).ServeHTTP(w, newRequest(http.MethodGet, "/a/b?q=x", nil))
 	require.Equal(t, http.StatusTemporaryRedirect, w.Code)
 	require.Equal(t, "./b/?q=x", w.Header().Get("Location"))
 	w = httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/a/b/", nil))
+	h.ServeHTTP(w, newRequest(http.MethodPost, "/a/b/", nil))
 	require.Equal(t, http.StatusMethodNotAllowed, w.Code)
 }
 
@@ -342,14 +375,14 @@ func TestHostileNamesAndCauses(t *testing.T) {
 		one := "?circuit=" + url.QueryEscape(name)
 		harmless(page(t, address+one))
 		require.Len(t, reportAt(t, address+"circuits.json"+one).Circuits, 1, "%q", name)
-		require.Equal(t, http.StatusSeeOther, post(t, address+"change"+one, "do=closed&reason=fixed&confirm=yes").StatusCode)
+		require.Equal(t, http.StatusSeeOther, post(t, address+"change"+one, "do=set-closed&reason=fixed&confirm=yes").StatusCode)
 		r, err := storage.Load(t.Context(), name)
 		require.NoError(t, err)
 		require.Equal(t, infuse.StateClosed, r.State, "the name comes through as it is: %q", name)
 	}
-	response := post(t, address+"change?circuit="+url.QueryEscape(names[0]), "do=clear&reason=%3Cscript%3E&for=")
+	response := post(t, address+"change?circuit="+url.QueryEscape(names[0]), "do=remove&reason=%3Cscript%3E&for=")
 	text, _ := io.ReadAll(response.Body)
-	require.Contains(t, string(text), "Do you want to clear its override?")
+	require.Contains(t, string(text), "Remove override?")
 	harmless(string(text))
 	require.Equal(t, http.StatusBadRequest, func() int { r, _ := get(t, address+"?circuit="+strings.Repeat("x", 300)); return r.StatusCode }())
 	require.Equal(t, http.StatusBadRequest, func() int { r, _ := get(t, address+"?circuit="); return r.StatusCode }())
@@ -365,8 +398,8 @@ func TestTenThousandCircuits(t *testing.T) {
 	address := serve(t, ops.Options{Storage: storage})
 	text := page(t, address)
 	require.Equal(t, 200, strings.Count(text, "<article"))
-	require.Contains(t, text, "9800 are left out")
-	require.Contains(t, text, "Not all circuits could be listed")
+	require.Contains(t, text, "9800 more match")
+	require.Contains(t, text, "The list is incomplete")
 	require.Less(t, len(text), 400_000)
 	r := reportAt(t, address+"circuits.json?limit=100000")
 	require.Len(t, r.Circuits, 1000)
@@ -406,7 +439,7 @@ type events struct {
 // follow opens a stream of events as a browser does.
 func follow(t testing.TB, address string) *events {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	require.NoError(t, err)
 	client := &http.Client{Transport: &http.Transport{}}

@@ -1,62 +1,82 @@
 package ops
 
 import (
-	"bytes"
+	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"html/template"
+	"io"
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/internal/tally"
 )
 
-// This file is what a page says of the circuits, as JSON and as words.
+// This file is the output: JSON and texts.
 
-// report is the JSON of a page. Fields may be added.
+// report is the JSON of a page but its circuits. Fields may be added.
 type report struct {
-	Storage  string    `json:"storage"`        // "none", "ok" or "away"
-	Away     string    `json:"away,omitempty"` // why
-	Total    int       `json:"total"`          // circuits that are known
-	More     bool      `json:"more"`           // the storage has others
-	Matching int       `json:"matching"`       // those that the query is about
-	LeftOut  int       `json:"leftOut"`        // of them, and not in Circuits
-	Circuits []circuit `json:"circuits"`
+	Instance   string    `json:"instance"`             // the process that answers
+	Storage    string    `json:"storage"`              // "none", "ok" or "unavailable"
+	StorageErr string    `json:"storageErr,omitempty"` // why it is unavailable
+	Total      int       `json:"total"`                // known circuits
+	More       bool      `json:"more"`                 // the storage has others
+	Matching   int       `json:"matching"`             // circuits that the query selects
+	LeftOut    int       `json:"leftOut"`              // of them, not in circuits
+	At         time.Time `json:"at"`
 
-	Time time.Time `json:"at"`
-
-	counts [7]int // of those that match, by rank
+	counts [ranks]int // of those that match
 }
 
-// circuit is what is known of one.
+// same reports whether two reports read alike.
+func (r *report) same(than *report) bool {
+	a, b := *r, *than
+	a.At, b.At = time.Time{}, time.Time{}
+	return a == b
+}
+
+// circuit is the JSON of a circuit.
 type circuit struct {
-	Name     string    `json:"name"`
-	Link     string    `json:"link"`   // to its page, below that of all
-	State    string    `json:"state"`  // the worse of the two
-	Status   string    `json:"status"` // for people: the state, or what is amiss
-	Here     *here     `json:"here,omitempty"`
-	Fleet    *fleet    `json:"fleet,omitempty"`
-	Override *override `json:"override,omitempty"`
-	Problem  string    `json:"problem,omitempty"` // why its record cannot be read
-	History  []event   `json:"history,omitempty"` // the newest first
+	Name         string    `json:"name"`
+	Link         string    `json:"link"`                   // to its page, relative to that of all
+	State        string    `json:"state"`                  // the worse of the two
+	ProcessState string    `json:"processState,omitempty"` // what calls of this process meet
+	Status       string    `json:"status"`                 // for people: the state, or the problem
+	Local        *block    `json:"local,omitempty"`
+	Shared       *block    `json:"shared,omitempty"`
+	Calls        *calls    `json:"calls,omitempty"` // in this process
+	DryRun       bool      `json:"dryRun,omitempty"`
+	StorageErr   string    `json:"storageErr,omitempty"`
+	Override     *override `json:"override,omitempty"`
+	Problem      string    `json:"problem,omitempty"` // why its record cannot be read
+	History      []event   `json:"history,omitempty"` // the newest first
 
-	rank     int
-	detailed bool // the history is wanted
+	item *item
 }
 
-// here is what this process knows.
-type here struct {
+// block is the local or the shared circuit.
+type block struct {
 	State    string     `json:"state"`
-	Local    bool       `json:"local"` // the circuit of this process alone is not closed
+	Suspect  bool       `json:"suspect,omitempty"`
+	Failures int        `json:"failures"` // consecutive
 	Since    *time.Time `json:"since,omitempty"`
-	Failures int        `json:"failures"`
-	Calls    calls      `json:"calls"`
-	Away     string     `json:"away,omitempty"`
+	DueAt    *time.Time `json:"dueAt,omitempty"`
+	By       string     `json:"by,omitempty"`
+	Cause    string     `json:"cause,omitempty"`
+	Trials   int        `json:"trials,omitempty"` // in progress
+	Window   *window    `json:"window,omitempty"` // of the failure rate
+}
+
+type window struct {
+	Calls    int `json:"calls"`
+	Failures int `json:"failures"`
 }
 
 type calls struct {
@@ -68,18 +88,6 @@ type calls struct {
 	WouldReject uint64 `json:"wouldReject"`
 }
 
-// fleet is what is on record; without a storage, of this process.
-type fleet struct {
-	State    string      `json:"state"`
-	Since    *time.Time  `json:"since,omitempty"`
-	Failures int         `json:"failures"`
-	By       string      `json:"by,omitempty"`
-	Cause    string      `json:"cause,omitempty"`
-	DueAt    *time.Time  `json:"dueAt,omitempty"`
-	Suspect  bool        `json:"suspect,omitempty"`
-	Trials   []time.Time `json:"trials,omitempty"` // when their leases end
-}
-
 type override struct {
 	State  string     `json:"state"`
 	By     string     `json:"by"`
@@ -88,134 +96,172 @@ type override struct {
 }
 
 type event struct {
-	At       time.Time `json:"at"`
-	From     string    `json:"from"`
-	To       string    `json:"to"`
-	ByHand   bool      `json:"byHand"`
-	By       string    `json:"by"`
-	Cause    string    `json:"cause,omitempty"`
-	Override *override `json:"override,omitempty"`
+	At       *time.Time `json:"at"`
+	From     string     `json:"from"`
+	To       string     `json:"to"`
+	Manually bool       `json:"manually"`
+	By       string     `json:"by"`
+	Cause    string     `json:"cause,omitempty"`
+	Override *override  `json:"override,omitempty"`
+
+	removed bool // the event removed an override
 }
 
-// report returns what a page says.
-func (b *board) report(s *snapshot, q query) *report {
-	matching := s.matching(q)
-	r := &report{Time: time.Now(), Storage: "ok", More: s.more, Matching: len(matching), LeftOut: max(0, len(matching)-q.Limit), Circuits: []circuit{}}
+// Step is what the event did, for people; empty if the override says it.
+func (e event) Step() string {
 	switch {
-	case b.storage == nil:
-		r.Storage = "none"
-	case s.away != nil:
-		r.Storage, r.Away = "away", clip(s.away.Error(), maxError)
+	case e.From != e.To:
+		return e.From + " → " + e.To
+	case e.removed:
+		return "override removed"
+	case e.Override != nil:
+		return ""
 	}
-	for i := range s.entries {
-		if s.entries[i].listed {
-			r.Total++
-		}
-	}
-	for i, e := range matching {
-		r.counts[e.rank]++
-		if i < q.Limit {
-			r.Circuits = append(r.Circuits, e.describe())
-		}
-	}
-	if q.Circuit != "" && len(r.Circuits) == 1 {
-		r.Circuits[0].detailed = true
-		r.Circuits[0].History = b.history(q.Circuit)
-	}
-	return r
+	return "set to " + e.To
 }
 
-func (b *board) history(circuit string) (all []event) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if d := b.details[circuit]; d != nil {
-		for _, e := range d.events {
-			all = append(all, event{*at(e.At), e.From.String(), e.To.String(), e.ByHand, e.By, e.Cause, overrideOf(e.Override)})
+// eventsOf returns a history for people: the newest first.
+func eventsOf(history []infuse.Event) (all []event) {
+	for i, e := range history {
+		var before overrideFacts
+		if i+1 < len(history) {
+			before = overrideOf(history[i+1].Override)
 		}
+		all = append(all, event{
+			timeOf(seconds(e.At)), e.From.String(), e.To.String(), e.ByHand, e.By, e.Cause, overrideOf(e.Override).describe(),
+			e.ByHand && e.Override == nil && before.exists && (before.until == 0 || before.until > seconds(e.At)),
+		})
 	}
 	return all
 }
 
-func (e *entry) describe() circuit {
-	c := circuit{Name: e.name, Link: link(e.name), State: e.state.String(), Override: overrideOf(e.override()), rank: e.rank}
-	if e.problem != nil {
-		c.Problem = clip(e.problem.Error(), maxError)
+func (it *item) describe() *circuit {
+	f := &it.facts
+	c := &circuit{
+		Name: it.named.name, Link: link(it.named.name), State: f.state.String(), Status: f.status(), Local: f.local.describe(), Shared: f.shared.describe(),
+		StorageErr: f.storageErr, Override: f.override.describe(), Problem: f.problem, History: it.history, item: it,
 	}
-	if e.breaker != nil {
-		s := e.stats
-		c.Here = &here{State: s.State.String(), Local: tally.OnlyLocal(s), Since: at(tally.Since(s)), Failures: tally.Failures(s), Calls: calls(s.Calls)}
-		if s.StorageErr != nil {
-			c.Here.Away = clip(s.StorageErr.Error(), maxError)
-		}
+	if f.local.exists {
+		c.ProcessState = f.processState.String()
+		c.Calls, c.DryRun = &f.calls, f.dryRun
 	}
-	if e.record != nil && e.problem == nil {
-		c.Fleet = fleetOf(e.record)
-	}
-	c.Status = e.status()
 	return c
 }
 
-func (e *entry) status() string {
-	o := e.override()
-	switch {
-	case o != nil && o.State == e.state:
-		return "held " + e.state.String()
-	case e.state == infuse.StateOpen && tally.OnlyLocal(e.stats):
-		return "open here"
-	case e.state != infuse.StateClosed:
-		return e.state.String()
-	case e.problem != nil:
-		return "unreadable"
-	case e.rank == 4:
-		return "suspect"
-	case e.rank == 5:
-		return "failing"
-	}
-	return "closed"
-}
+// Rate is the failure rate in percent.
+func (w *window) Rate() int { return int(math.Round(100 * float64(w.Failures) / float64(w.Calls))) }
 
-func fleetOf(r *infuse.Record) *fleet {
-	f := &fleet{State: r.State.String(), Failures: r.Failures, By: r.By, Cause: r.Cause}
-	since := r.Since
-	if r.State != infuse.StateClosed { // evidence opens it without a new state for the calls that run
-		since = max(since, r.Opened)
-	}
-	if since > 0 {
-		f.Since = at(time.UnixMilli(since)) // a generation is at least the time
-	}
-	if r.State == infuse.StateOpen {
-		f.DueAt = at(r.DueAt)
-	}
-	f.Suspect = r.Suspect()
-	for _, t := range r.Trials {
-		f.Trials = append(f.Trials, t.Deadline)
-	}
-	return f
-}
-
-func overrideOf(o *infuse.Override) *override {
-	if o == nil {
+func (f *blockFacts) describe() *block {
+	if !f.exists {
 		return nil
 	}
-	return &override{o.State.String(), o.By, o.Reason, at(o.Until)}
+	b := &block{f.state.String(), f.suspect, f.failures, timeOf(f.since), timeOf(f.due), f.by, f.cause, f.trials, nil}
+	if f.window.Calls > 0 {
+		b.Window = &f.window
+	}
+	return b
 }
 
-// at rounds a time, so that two readings of it are alike: a storage translates
-// from its clock to this one each time.
-func at(t time.Time) *time.Time {
-	if t.IsZero() {
+func (f overrideFacts) describe() *override {
+	if !f.exists {
 		return nil
 	}
-	t = t.UTC().Round(time.Second)
-	return &t
+	return &override{f.state.String(), f.by, f.reason, timeOf(f.until)}
 }
 
-// Summary says how many there are of each kind.
+// status returns what the badge shows.
+func (f *facts) status() string {
+	switch f.rank {
+	case rankOpen, rankReady, rankHalfOpen:
+		status := rankNames[f.rank]
+		if f.localOnly && f.shared.exists {
+			status += " (local circuit)"
+		}
+		return status
+	}
+	return rankNames[f.rank]
+}
+
+var rankNames = [ranks]string{"open", "forced open", "open, ready for a trial", "half-open", "unreadable", "forced closed", "suspect", "failing", "closed"}
+
+// HTML returns the circuit as HTML.
+func (it *item) HTML() template.HTML {
+	return it.html.get(func() template.HTML {
+		text, err := execute("circuit", it.describe())
+		if err != nil {
+			return template.HTML(template.HTMLEscapeString(err.Error()))
+		}
+		return template.HTML(text) // escaped by the template
+	})
+}
+
+// JSON returns the circuit as JSON.
+func (it *item) JSON() []byte {
+	return it.json.get(func() []byte { return encode(it.describe()) })
+}
+
+// row returns the circuit as a row of a frame.
+func (it *item) row() []byte {
+	return it.frame.get(func() []byte {
+		return encode(struct {
+			ID   string        `json:"id"`
+			HTML template.HTML `json:"html"`
+		}{it.named.id, it.HTML()})
+	})
+}
+
+func encode(v any) []byte {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return []byte("null")
+	}
+	return data
+}
+
+func (r *report) writeJSON(w io.Writer, rows []*item) error {
+	head := encode(r)
+	return writeList(w, string(head[:len(head)-1])+`,"circuits":`, rows, (*item).JSON, "}\n")
+}
+
+// writeList writes a JSON array of what each row gives, between two texts.
+func writeList(w io.Writer, before string, rows []*item, each func(*item) []byte, after string) error {
+	_, err := io.WriteString(w, before+"[")
+	for i, row := range rows {
+		if i > 0 && err == nil {
+			_, err = io.WriteString(w, ",")
+		}
+		if err == nil {
+			_, err = w.Write(each(row))
+		}
+	}
+	if err == nil {
+		_, err = io.WriteString(w, "]"+after)
+	}
+	return err
+}
+
+var buffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 32<<10) }}
+
+// buffered gathers many small writes. The error is that of the writer: its client
+// may have gone.
+func buffered(w io.Writer, write func(io.Writer) error) error {
+	b := buffers.Get().(*bufio.Writer)
+	b.Reset(w)
+	err := write(b)
+	if err == nil {
+		err = b.Flush()
+	}
+	b.Reset(nil)
+	buffers.Put(b)
+	return err
+}
+
+// Summary returns how many circuits there are of each kind.
 func (r *report) Summary() string {
 	var parts []string
-	for rank, what := range [...]string{"open", "half-open", "unreadable", "held", "suspect", "failing", "closed"} {
-		if n := r.counts[rank]; n > 0 {
-			parts = append(parts, fmt.Sprint(n, " ", what))
+	for rank, n := range r.counts {
+		if n > 0 {
+			parts = append(parts, fmt.Sprint(n, " ", strings.ReplaceAll(rankNames[rank], ",", " and")))
 		}
 	}
 	if len(parts) == 0 {
@@ -224,50 +270,56 @@ func (r *report) Summary() string {
 	return strings.Join(parts, ", ") + "."
 }
 
-// Class is how a circuit looks.
+// Shown is how many circuits the page shows.
+func (r *report) Shown() int { return r.Matching - r.LeftOut }
+
+// Class is the CSS class of a circuit.
 func (c *circuit) Class() string {
-	return [...]string{"open", "half", "open", "held", "half", "failing", "closed"}[c.rank]
+	return [ranks]string{"open", "forced", "half", "half", "open", "forced", "half", "failing", "closed"}[c.item.facts.rank]
 }
 
-// Detailed tells whether the history is to be shown.
-func (c *circuit) Detailed() bool { return c.detailed }
-
-// Failures are those in a row: of this process or, if those are more, on record.
-func (c *circuit) Failures() (n int) {
-	if c.Here != nil {
-		n = c.Here.Failures
+// DueAt is when the next trial may run, if calls decide it: nil if that is unknown.
+func (c *circuit) DueAt() *time.Time {
+	switch {
+	case c.Override != nil:
+		return nil
+	case c.Shared != nil && c.Shared.DueAt != nil:
+		return c.Shared.DueAt
+	case c.Local != nil:
+		return c.Local.DueAt
 	}
-	if c.Fleet != nil {
-		n = max(n, c.Fleet.Failures)
+	return nil
+}
+
+// Cause is that of the shared circuit, if that is not closed, else of the local one.
+func (c *circuit) Cause() string {
+	for _, b := range []*block{c.Shared, c.Local} {
+		if b != nil && b.State != infuse.StateClosed.String() {
+			return b.Cause
+		}
 	}
-	return n
+	return ""
 }
 
-// Counted tells whether there are counters.
-func (h *here) Counted() bool { return h.Calls != calls{} }
-
-// row is a circuit as HTML.
-type row struct {
-	ID   string        `json:"id"`
-	HTML template.HTML `json:"html"`
+// Bypassed reports whether the circuit is open, and this process runs calls: an
+// open shared circuit rejects calls only if the last call of the process failed.
+func (c *circuit) Bypassed() bool {
+	return c.Local != nil && c.Override == nil && c.StorageErr == "" && c.State == infuse.StateOpen.String() && c.ProcessState == infuse.StateClosed.String()
 }
 
-func rows(r *report) (all []row) {
-	for i := range r.Circuits {
-		all = append(all, rowOf(&r.Circuits[i]))
-	}
-	return all
-}
+// Ready reports whether the next call may be a trial.
+func (c *circuit) Ready() bool { return c.item.facts.rank == rankReady }
 
-func rowOf(c *circuit) row {
-	var text bytes.Buffer
-	if err := templates.ExecuteTemplate(&text, "circuit", c); err != nil {
-		return row{rowID(c.Name), template.HTML(template.HTMLEscapeString(err.Error()))}
-	}
-	return row{rowID(c.Name), template.HTML(text.String())} // escaped by the template
-}
+// Detailed reports whether the history is shown.
+func (c *circuit) Detailed() bool { return c.item.detail }
 
-// rowID names an element: no two circuits have the same, whatever their names.
+// Failures are the consecutive failures.
+func (c *circuit) Failures() int { return c.item.facts.failures() }
+
+// Counted reports whether there are counters.
+func (c *calls) Counted() bool { return *c != calls{} }
+
+// rowID returns the ID of an element: different for each name.
 func rowID(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return "c" + hex.EncodeToString(sum[:12])
@@ -275,12 +327,20 @@ func rowID(name string) string {
 
 func link(name string) string { return "?circuit=" + url.QueryEscape(name) }
 
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+func timeOf(seconds int64) *time.Time {
+	if seconds == 0 {
+		return nil
+	}
+	t := time.Unix(seconds, 0).UTC()
+	return &t
+}
+
+func iso(t time.Time) string   { return t.UTC().Format(time.RFC3339) }
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 const maxError = 300
 
-// clip cuts a text at so many bytes, and not within a letter.
+// clip truncates a text to a number of bytes, at a character boundary.
 func clip(text string, most int) string {
 	if len(text) <= most {
 		return text
@@ -291,8 +351,8 @@ func clip(text string, most int) string {
 	return text[:most]
 }
 
-// plain shows what cannot be seen, or would change how the rest is seen: line
-// breaks, marks of direction, bytes that are no text.
+// plain makes visible what is invisible or changes how the rest is displayed: line
+// breaks, direction marks, bytes that are not text.
 func plain(text string) string {
 	var shown strings.Builder
 	for text != "" {

@@ -6,17 +6,16 @@ import (
 	"sync"
 )
 
-// This file is how streams end when their server shuts down, which would wait
-// for them otherwise.
+// This file ends the streams of a server that shuts down, because it waits for them.
 
-// shutdowns has a context for each server, done once it shuts down.
+// shutdowns has a context for each server, which is done when the server shuts down.
 type shutdowns struct {
 	mu      sync.Mutex
 	servers map[*http.Server]context.Context
 }
 
-// of returns the context of the request's server. Each request asks for it: a
-// server that shuts down already tells nobody new.
+// of returns the context of the request's server. Each request calls it, because a
+// server that is already shutting down notifies no new callback.
 func (s *shutdowns) of(r *http.Request) context.Context {
 	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
 	if !ok {

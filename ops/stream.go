@@ -1,92 +1,124 @@
 package ops
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
+	"io"
 	"net/http"
-	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
-// This file is how an open page is kept up to date: one loop for all viewers,
-// which ends with the last of them, and a frame for all who look at the same.
+// This file keeps open pages up to date: one loop takes snapshots for all viewers,
+// and stops with the last of them. A viewer keeps no copy of a circuit: it writes
+// the rows that all share.
 
 const (
-	tick       = 500 * time.Millisecond // between two looks at this process's circuits
-	settleTime = 50 * time.Millisecond  // news that come together make one frame
+	tick       = 500 * time.Millisecond // between two snapshots
+	settleTime = 50 * time.Millisecond  // notifications within it make one snapshot
 	readEvery  = 5 * time.Second        // between two readings of the storage,
-	readShare  = 9                      // or so many times as long as the last took
-	heartbeat  = 15 * time.Second       // a comment: it shows whether the viewer is there
+	readShare  = 9                      // or this many times as long as the last reading took
+	heartbeat  = 15 * time.Second       // a comment: it detects viewers that have gone
 	writeTime  = 10 * time.Second       // a viewer that takes longer to read is dropped
-	streamTime = 5 * time.Minute        // a browser asks again then
-	mostViewer = 1000
+	streamTime = 5 * time.Minute        // the browser then reconnects
+	maxViewers = 1000
 )
 
-// stream is the loop, and what viewers look at.
+// stream is the loop and its viewers.
 type stream struct {
 	board *board
 
 	mu      sync.Mutex
-	viewers int
-	frames  map[query]*frames
-	end     context.CancelFunc // of the loop
+	total   int
+	clients map[string][]*viewer // by client, in the order in which they came
+	current *snapshot            // nil: the loop has taken none
+	fresh   chan struct{}        // closed when current is replaced
+	end     context.CancelFunc   // of the loop
 	ended   chan struct{}
 }
 
-// frames are what those see who look at the same circuits.
-type frames struct {
-	viewers int
-	number  uint64
-	fresh   chan struct{} // closed by the next frame
-	report  *report
-	rows    []row
-	full    []byte // for who has not had the frame before
-	delta   []byte // for who has
-}
+// viewer is an open stream.
+type viewer struct {
+	view
+	client string
+	cancel context.CancelFunc
 
-// frame is what a browser is told. What is nil has not changed.
-type frame struct {
-	Full    bool     `json:"full"`
-	Summary string   `json:"summary"`
-	Note    string   `json:"note"`
-	Order   []string `json:"order"`
-	Rows    []row    `json:"rows"`
+	seen   uint64 // the number of the snapshot that was sent last; 0: none
+	sent   report
+	order  []*named
+	one    *item  // the row that was sent last, of a query for one circuit
+	note   string // of sent
+	marked map[*named]struct{}
+	delta  []*item
 }
 
 func (s *stream) running() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.viewers > 0
+	return s.total > 0
 }
 
-// join adds a viewer. The first starts the loop.
-func (s *stream) join(q query) (*frames, bool) {
+// join adds a viewer. The first one starts the loop. If all streams are in use, the
+// viewer takes the place of the latest of the client that has the most, unless that
+// client would then have fewer than its own.
+func (s *stream) join(v *viewer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.viewers == mostViewer {
-		return nil, false
+	if s.total == maxViewers {
+		var most []*viewer
+		for _, all := range s.clients {
+			if len(all) > len(most) {
+				most = all
+			}
+		}
+		if len(most) < len(s.clients[v.client])+2 {
+			return false
+		}
+		last := most[len(most)-1]
+		last.cancel()
+		s.remove(last)
 	}
-	if s.viewers++; s.viewers == 1 {
+	if s.total == 0 {
 		s.begin()
 	}
-	f := s.frames[q]
-	if f == nil {
-		f = &frames{fresh: make(chan struct{})}
-		s.frames[q] = f
+	if s.clients == nil {
+		s.clients = make(map[string][]*viewer)
 	}
-	f.viewers++
-	return f, true
+	s.clients[v.client] = append(s.clients[v.client], v)
+	s.total++
+	return true
 }
 
-// begin starts the loop, once the last one has ended.
+func (s *stream) leave(v *viewer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.remove(v); s.total == 0 && s.end != nil {
+		s.end()
+		s.end, s.current = nil, nil
+	}
+}
+
+// remove does nothing if another viewer has taken the place.
+func (s *stream) remove(v *viewer) {
+	all := s.clients[v.client]
+	i := slices.Index(all, v)
+	if i < 0 {
+		return
+	}
+	s.total--
+	if all = slices.Delete(all, i, i+1); len(all) == 0 {
+		delete(s.clients, v.client)
+	} else {
+		s.clients[v.client] = all
+	}
+}
+
+// begin starts the loop, after the one before has stopped.
 func (s *stream) begin() {
-	before := s.ended
 	ctx, cancel := context.WithCancel(context.Background())
-	s.frames, s.end, s.ended = make(map[query]*frames), cancel, make(chan struct{})
+	before := s.ended
+	s.end, s.ended, s.fresh = cancel, make(chan struct{}), make(chan struct{})
 	go func(ended chan struct{}) {
 		defer close(ended)
 		if before != nil {
@@ -96,45 +128,32 @@ func (s *stream) begin() {
 	}(s.ended)
 }
 
-func (s *stream) leave(q query) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f := s.frames[q]; f != nil {
-		if f.viewers--; f.viewers == 0 {
-			delete(s.frames, q)
-		}
-	}
-	if s.viewers--; s.viewers == 0 {
-		s.end()
-	}
-}
-
-// loop makes frames until the last viewer has gone.
+// loop takes snapshots until the last viewer has left.
 func (s *stream) loop(ctx context.Context) {
 	news := make(chan struct{}, 1)
-	s.board.look(func() {
+	s.board.startWatching(func() {
 		select {
 		case news <- struct{}{}:
 		default:
 		}
 	})
-	defer s.board.lookAway()
+	defer s.board.stopWatching()
 	var reader sync.WaitGroup
 	defer reader.Wait()
-	moved := make(chan struct{}, 1)
+	changed := make(chan struct{}, 1)
 	if s.board.storage != nil {
-		reader.Go(func() { s.read(ctx, moved) })
+		reader.Go(func() { s.read(ctx, changed) })
 	}
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
-		s.draw()
+		s.publish(ctx)
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
 		case <-news:
 			select {
-			case moved <- struct{}{}:
+			case changed <- struct{}{}:
 			default:
 			}
 			sleep(ctx, settleTime)
@@ -142,19 +161,31 @@ func (s *stream) loop(ctx context.Context) {
 	}
 }
 
-// read reads the storage over and over, and the histories of circuits that have
-// moved. A storage that takes long, or has much, is asked less often.
-func (s *stream) read(ctx context.Context, moved <-chan struct{}) {
+// publish takes a snapshot. It wakes the viewers if anything has changed.
+func (s *stream) publish(ctx context.Context) {
+	next := s.board.snapshot(0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() == nil && s.current != next {
+		s.current = next
+		close(s.fresh)
+		s.fresh = make(chan struct{})
+	}
+}
+
+// read reads the storage again and again, and the histories of circuits that have
+// changed. A storage that is slow or large is read less often.
+func (s *stream) read(ctx context.Context, changed <-chan struct{}) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		s.board.list.fresh(ctx, 0)
-		s.readHistories(ctx, true)
+		s.readHistories(ctx)
 		next := time.NewTimer(max(readEvery, readShare*time.Since(began)))
 		for waiting := true; waiting; {
 			select {
-			case <-moved:
+			case <-changed:
 				sleep(ctx, settleTime)
-				s.readHistories(ctx, false)
+				s.readHistories(ctx)
 			case <-next.C:
 				waiting = false
 			case <-ctx.Done():
@@ -165,18 +196,19 @@ func (s *stream) read(ctx context.Context, moved <-chan struct{}) {
 	}
 }
 
-// readHistories reads the histories that somebody looks at: all, or those that
-// are out of date.
-func (s *stream) readHistories(ctx context.Context, all bool) {
+// readHistories reads the histories that are on a page and out of date.
+func (s *stream) readHistories(ctx context.Context) {
 	wanted := make(map[string]bool)
 	s.mu.Lock()
-	for q := range s.frames {
-		wanted[q.Circuit] = true
+	for _, all := range s.clients {
+		for _, v := range all {
+			wanted[v.Circuit] = true
+		}
 	}
 	s.mu.Unlock()
 	delete(wanted, "")
 	for circuit := range wanted {
-		if all || s.board.isStale(circuit) {
+		if s.board.isStale(circuit) {
 			s.board.detail(circuit).fresh(ctx, 0)
 		}
 	}
@@ -191,151 +223,189 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// draw makes the frames that have changed.
-func (s *stream) draw() {
+// pending returns the frame from what was sent last to the current snapshot, if
+// there is a difference, and what is closed when the snapshot is replaced.
+func (v *viewer) pending(s *stream) (*frame, <-chan struct{}) {
 	s.mu.Lock()
-	queries := make(map[query]*frames, len(s.frames))
-	for q, f := range s.frames {
-		queries[q] = f
-	}
+	current, fresh := s.current, s.fresh
 	s.mu.Unlock()
-	now := s.board.snapshot()
-	for q, f := range queries {
-		s.redraw(f, s.board.report(now, q))
+	if current == nil {
+		return nil, fresh
 	}
+	return v.next(current), fresh
 }
 
-func (s *stream) redraw(f *frames, r *report) {
-	next, delta := f.next(r) // only the loop writes f
-	if delta == nil {
-		return
-	}
-	full := &frame{Full: true, Summary: r.Summary(), Note: note(r), Order: order(next), Rows: next}
-	whole, part := encode(full), encode(delta)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.report, f.rows, f.full, f.delta = r, next, whole, part
-	f.number++
-	close(f.fresh)
-	f.fresh = make(chan struct{})
-}
-
-// next returns the rows of a report, and what has changed: nil for nothing.
-func (f *frames) next(r *report) (next []row, delta *frame) {
-	had := make(map[string]int)
-	for i, row := range f.rows {
-		had[row.ID] = i
-	}
-	delta = &frame{Summary: r.Summary(), Note: note(r)}
-	for i := range r.Circuits {
-		old, ok := had[rowID(r.Circuits[i].Name)]
-		if ok && reflect.DeepEqual(f.report.Circuits[old], r.Circuits[i]) {
-			next = append(next, f.rows[old])
-			continue
-		}
-		drawn := rowOf(&r.Circuits[i])
-		next, delta.Rows = append(next, drawn), append(delta.Rows, drawn)
-	}
-	if f.report == nil || !slices.Equal(order(f.rows), order(next)) {
-		delta.Order = order(next)
-	}
-	if f.report != nil && delta.Order == nil && delta.Rows == nil && delta.Summary == f.report.Summary() && delta.Note == note(f.report) {
-		return next, nil
-	}
-	return next, delta
-}
-
-func order(rows []row) []string {
-	ids := make([]string, len(rows))
-	for i := range rows {
-		ids[i] = rows[i].ID
-	}
-	return ids
-}
-
-// note is what a page says besides its circuits, as HTML.
-func note(r *report) string {
-	var text bytes.Buffer
-	_ = templates.ExecuteTemplate(&text, "note", r)
-	return text.String()
-}
-
-func encode(f *frame) []byte {
-	data, err := json.Marshal(f)
-	if err != nil {
-		return nil
-	}
-	return fmt.Appendf(nil, "data: %s\n\n", data) // JSON has no line breaks of its own
-}
-
-// after returns what a viewer who has had that frame is to see next: nil for
-// nothing yet.
-func (s *stream) after(f *frames, had uint64) (data []byte, number uint64, fresh <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch f.number {
-	case had:
-		return nil, had, f.fresh
-	case had + 1:
-		if had > 0 {
-			return f.delta, f.number, f.fresh
-		}
-	}
-	return f.full, f.number, f.fresh
-}
-
-// live answers with a stream of events. Nothing is kept for a viewer who reads
-// slowly: it misses frames, and is dropped when it reads none. The stream ends when
-// over is done, too.
-func (h *handler) live(w http.ResponseWriter, r *http.Request, over context.Context) {
+// live answers with a stream of events. A viewer that reads slowly misses
+// snapshots, and is dropped if it does not read. The stream also ends when shutdown
+// is done.
+func (h *handler) live(w http.ResponseWriter, r *http.Request, shutdown context.Context) {
 	q, err := parseQuery(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	s := &h.board.stream
-	f, ok := s.join(q)
-	if !ok {
-		w.Header().Set("Retry-After", "30")
-		http.Error(w, "Too many look already.", http.StatusServiceUnavailable)
-		return
-	}
-	defer s.leave(q)
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold it back
 	ctx, cancel := context.WithTimeout(r.Context(), streamTime)
 	defer cancel()
-	defer context.AfterFunc(over, cancel)()
-	s.follow(ctx, f, func(data []byte) error { return send(w, data) })
+	defer context.AfterFunc(shutdown, cancel)()
+	v := &viewer{view: view{query: q, board: h.board}, client: h.client(r), cancel: cancel}
+	s := &h.board.stream
+	if !s.join(v) {
+		w.Header().Set("Retry-After", "30")
+		http.Error(w, "Too many viewers. Try again later.", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.leave(v)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // otherwise nginx buffers the stream
+	v.follow(ctx, s, w)
 }
 
-func (s *stream) follow(ctx context.Context, f *frames, send func([]byte) error) {
+func (v *viewer) follow(ctx context.Context, s *stream, w http.ResponseWriter) {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
-	had := uint64(0)
-	err := send([]byte("retry: 2000\n\n"))
+	err := send(w, func(w io.Writer) error { return writeAll(w, "retry: 2000\n\n") })
 	for err == nil && ctx.Err() == nil {
-		data, number, fresh := s.after(f, had)
-		if had = number; data != nil {
-			err = send(data)
+		f, fresh := v.pending(s)
+		if f != nil {
+			err = send(w, f.write)
 			continue
 		}
 		select {
 		case <-ctx.Done():
 		case <-fresh:
 		case <-beat.C:
-			err = send([]byte(":\n\n"))
+			err = send(w, func(w io.Writer) error { return writeAll(w, ":\n\n") })
 		}
 	}
 }
 
-func send(w http.ResponseWriter, data []byte) error {
+// frame is an event for a browser. It replaces the order of the circuits if there
+// is one, and the rows that have changed.
+type frame struct {
+	full    bool
+	summary string
+	note    string
+	ordered bool
+	order   []*named
+	rows    []*item
+}
+
+// next returns the frame from what was sent last to a snapshot: nil if the viewer
+// sees no difference.
+func (v *viewer) next(s *snapshot) *frame {
+	if v.seen == s.number {
+		return nil
+	}
+	rows, report := v.look(s)
+	f := &frame{full: v.seen == 0, rows: rows}
+	f.ordered = f.full || !slices.EqualFunc(rows, v.order, func(row *item, n *named) bool { return row.named == n })
+	if !f.full {
+		f.rows = v.changed(s, rows, f.ordered)
+	}
+	if !f.full && !f.ordered && len(f.rows) == 0 && report.same(&v.sent) {
+		v.seen = s.number
+		return nil
+	}
+	if f.full || !report.same(&v.sent) {
+		v.note = note(report)
+	}
+	if f.ordered {
+		v.order = v.order[:0]
+		for _, row := range rows {
+			v.order = append(v.order, row.named)
+		}
+	}
+	if v.Circuit != "" && len(rows) == 1 {
+		v.one = rows[0]
+	}
+	v.seen, v.sent = s.number, *report
+	f.order, f.summary, f.note = v.order, report.Summary(), v.note
+	return f
+}
+
+// changed returns the rows that the viewer has not received as they are.
+func (v *viewer) changed(s *snapshot, rows []*item, ordered bool) []*item {
+	v.delta = v.delta[:0]
+	if v.Circuit != "" {
+		if len(rows) == 1 && rows[0] != v.one {
+			v.delta = append(v.delta, rows[0])
+		}
+		return v.delta
+	}
+	had := func(int) bool { return true }
+	if ordered {
+		had = v.had(s, rows)
+	}
+	for i, row := range rows {
+		if row.changed > v.seen || !had(i) {
+			v.delta = append(v.delta, row)
+		}
+	}
+	return v.delta
+}
+
+// had returns whether a row was sent before, in whatever state.
+func (v *viewer) had(s *snapshot, rows []*item) func(i int) bool {
+	place := func(i int) int { return int(s.was[i]) }
+	if v.Filter != "" {
+		place = func(i int) int { return int(s.was[v.at[i]]) }
+	}
+	switch before := v.seen == s.number-1; {
+	case before && v.Filter == "": // the snapshot before was sent, up to the limit
+		return func(i int) bool { return place(i) >= 0 && place(i) < v.Limit }
+	case before && v.sent.LeftOut == 0:
+		return func(i int) bool { return place(i) >= 0 }
+	}
+	if v.marked == nil {
+		v.marked = make(map[*named]struct{})
+	}
+	clear(v.marked)
+	for _, n := range v.order {
+		v.marked[n] = struct{}{}
+	}
+	return func(i int) bool { _, ok := v.marked[rows[i].named]; return ok }
+}
+
+// note returns what a page shows besides its circuits, as HTML.
+func note(r *report) string {
+	text, _ := execute("note", r)
+	return strings.TrimSpace(string(text))
+}
+
+func (f *frame) write(w io.Writer) error {
+	head := encode(struct {
+		Full    bool   `json:"full"`
+		Summary string `json:"summary"`
+		Note    string `json:"note"`
+	}{f.full, f.summary, f.note})
+	err := writeAll(w, "data: ", string(head[:len(head)-1])) // JSON has no line breaks of its own
+	if f.ordered && err == nil {
+		err = writeAll(w, `,"order":[`)
+		for i, n := range f.order {
+			if i > 0 && err == nil {
+				err = writeAll(w, ",")
+			}
+			if err == nil {
+				err = writeAll(w, `"`, n.id, `"`)
+			}
+		}
+		if err == nil {
+			err = writeAll(w, "]")
+		}
+	}
+	if err == nil {
+		err = writeList(w, `,"rows":`, f.rows, (*item).row, "}\n\n")
+	}
+	return err
+}
+
+func send(w http.ResponseWriter, write func(io.Writer) error) error {
 	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Now().Add(writeTime)) // where the writer has none, the server's holds
-	_, err := w.Write(data)
+	_ = control.SetWriteDeadline(time.Now().Add(writeTime)) // a writer without one keeps that of the server
+	err := buffered(w, write)
 	if err == nil {
 		err = control.Flush()
 	}
-	_ = control.SetWriteDeadline(time.Time{}) // HTTP/2 would end the stream then, though nothing is written
+	_ = control.SetWriteDeadline(time.Time{}) // otherwise HTTP/2 ends the stream later, even if nothing is written
 	return err
 }

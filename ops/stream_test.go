@@ -64,6 +64,29 @@ func TestACircuitThatThisProcessDoesNotKnowIsListed(t *testing.T) {
 	require.Len(t, f.Rows, 1, "only what has changed")
 }
 
+// A circuit that opens after the storage was listed is still open after the next
+// reading, which goes by that list.
+func TestACircuitThatOpensAfterTheList(t *testing.T) {
+	takesLong(t)
+	t.Parallel()
+	storage := infuse.NewMemoryStorage()
+	here, there := groupOn(t, storage), groupOn(t, storage)
+	breaker(t, here, "prices")
+	all := follow(t, serve(t, ops.Options{Group: here, Storage: storage})+"events")
+	all.until(t, func(f frame) bool { return f.Summary == "1 closed." })
+	time.Sleep(time.Second) // the storage is listed
+	open(t, storage, breaker(t, there, "prices"))
+	began := time.Now()
+	all.until(t, func(f frame) bool { return f.Summary == "1 open." })
+	go func() {
+		time.Sleep(8 * time.Second)
+		all.close()
+	}()
+	for all.lines.Scan() {
+		require.NotContains(t, all.lines.Text(), "1 closed.", "after %v", time.Since(began))
+	}
+}
+
 // http.Server.Shutdown waits for requests that are under way.
 func TestAPageEndsWithItsServer(t *testing.T) {
 	t.Parallel()
@@ -113,7 +136,7 @@ func TestAStreamEndsWithItsContext(t *testing.T) {
 	before := breakertest.Goroutines()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/events", nil).WithContext(ctx))
+	h.ServeHTTP(httptest.NewRecorder(), newRequest(http.MethodGet, "/events", nil).WithContext(ctx))
 	settled(t, before)
 }
 
@@ -128,7 +151,7 @@ func TestASlowReader(t *testing.T) {
 	before := breakertest.Goroutines()
 	w := &stuck{header: make(http.Header), since: make(chan time.Time, 100)}
 	var slow sync.WaitGroup
-	slow.Go(func() { h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/events", nil)) })
+	slow.Go(func() { h.ServeHTTP(w, newRequest(http.MethodGet, "/events", nil)) })
 	deadline := <-w.since
 	require.WithinDuration(t, time.Now().Add(10*time.Second), deadline, 5*time.Second)
 
@@ -201,7 +224,7 @@ func TestAConnectionThatNobodyReads(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
-	_, err = conn.Write([]byte("GET /events?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n"))
+	_, err = conn.Write([]byte("GET /events?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 	require.NoError(t, err)
 	select {
 	case <-ended:
@@ -324,7 +347,7 @@ func TestFigures(t *testing.T) {
 		conn, err := net.Dial("tcp", strings.Split(address, "/")[2])
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
-		_, err = conn.Write([]byte("GET /infuse/events HTTP/1.1\r\nHost: x\r\n\r\n"))
+		_, err = conn.Write([]byte("GET /infuse/events HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 		require.NoError(t, err)
 		go func() {
 			for buffer := make([]byte, 512); err == nil; {

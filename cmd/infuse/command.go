@@ -60,6 +60,7 @@ func commands() []*command {
 			},
 			checks: checkSetState},
 		{name: "plan", usage: "[flags]", does: "estimate false openings, outage cost and Redis load of settings", text: planHelp, offline: true, run: plan, flags: planFlags, checks: checkPlan},
+		serveCommand(),
 	}
 }
 

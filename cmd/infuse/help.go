@@ -61,6 +61,7 @@ Examples:
   infuse remove-override inventory.internal
   infuse set-state inventory.internal closed
   infuse plan -calls 100 -processes 20 -errors 0.01
+  infuse serve
 `
 
 const circuitFields = `

@@ -19,11 +19,11 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// runChild is one process of the fleet. It is what a service does to be seen and
-// steered: a group with counters, a page and a collector.
+// runChild is one process of the fleet. It has what a service needs for monitoring
+// and manual changes: a group with counters, an ops page and a collector.
 func runChild(ctx context.Context, s settings) error {
-	// ^C reaches the children, too. They end with their parent, which may be
-	// waiting for what they have to say.
+	// ^C also reaches the children. They ignore it and end with their parent, which
+	// prints their last lines.
 	ctx = untilStdinCloses(context.WithoutCancel(ctx))
 
 	client := redis.NewClient(&redis.Options{Addr: s.redis})
@@ -36,7 +36,7 @@ func runChild(ctx context.Context, s settings) error {
 		Storage:      storage,
 		Instance:     s.name,
 		CountCalls:   true,
-		Listeners:    []*infuse.Listener{transitions.Listener(), {StateChange: tell}},
+		Listeners:    []*infuse.Listener{transitions.Listener(), {StateChange: printTransition}},
 	})
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func runChild(ctx context.Context, s settings) error {
 	registry.MustRegister(prominfuse.NewCollector(group, prominfuse.WithTransitions(transitions)))
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.Handle("/infuse/", ops.Handler(ops.Options{Group: group, Storage: storage, Authorize: authorize, Title: s.name}))
+	mux.Handle("/infuse/", ops.Handler(ops.Options{Group: group, Storage: storage, Authorize: authorize}))
 	mux.Handle("/{$}", http.RedirectHandler("/infuse/", http.StatusFound))
 	stop, err := serve(s.listen, mux)
 	if err != nil {
@@ -67,17 +67,17 @@ func runChild(ctx context.Context, s settings) error {
 	return nil
 }
 
-// authorize names who changes a circuit. This example listens on this machine
-// alone, and so it is whoever has started it. A service looks at its own logins
-// here, and lets nobody in without one.
+// authorize returns who changes a circuit. This example listens on the loopback
+// interface only, so it is the user who started it. A service checks its own
+// sessions here, and allows no change without one.
 func authorize(*http.Request) (name string, ok bool) {
 	if u, err := user.Current(); err == nil {
 		return u.Username, true
 	}
-	return "somebody at this machine", true
+	return "unknown user", true
 }
 
-func tell(b *infuse.Breaker, t infuse.Transition) {
+func printTransition(b *infuse.Breaker, t infuse.Transition) {
 	by := t.Origin
 	if by == "" {
 		by = "time"
@@ -85,20 +85,20 @@ func tell(b *infuse.Breaker, t infuse.Transition) {
 	fmt.Printf("%s: %s -> %s, by %s\n", b.Name(), t.From, t.To, by)
 }
 
-// serve begins to serve, and prints where.
+// serve starts the server, and prints its addresses.
 func serve(address string, handler http.Handler) (stop func(), err error) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("the page is http://%s/infuse/ and the metrics are http://%[1]s/metrics\n", listener.Addr())
+	fmt.Printf("ops page http://%s/infuse/, metrics http://%[1]s/metrics\n", listener.Addr())
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		if err := server.Serve(listener); err != http.ErrServerClosed {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}()
-	return func() { _ = server.Close() }, nil // Shutdown would wait for the pages that are open
+	return func() { _ = server.Close() }, nil
 }
 
 // call calls the service ten times a second until ctx is done.
@@ -111,7 +111,7 @@ func call(ctx context.Context, url string) {
 			return
 		case <-next.C:
 		}
-		if response, err := http.Get(url); err == nil { // what fails is on the page
+		if response, err := http.Get(url); err == nil { // failures are on the ops page
 			_ = response.Body.Close()
 		}
 	}

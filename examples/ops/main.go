@@ -1,13 +1,13 @@
-// Ops is a fleet to look at: three processes (children of this program) call a
-// service through circuits that they share in Redis. The service falls ill and
-// recovers, again and again. Each process has the operator's page and /metrics.
+// Ops is a fleet to try the ops page with: three processes (children of this
+// program) call a service through circuits that they share in Redis. The service
+// fails and recovers, again and again. Each process has an ops page and /metrics.
 //
 //	cd examples/ops
-//	go run .                         # with a miniredis of its own
+//	go run .                         # with its own miniredis
 //	go run . -redis 127.0.0.1:6379   # with a real one
 //
-// Then open the page in a browser, hold a circuit, and see what the other
-// processes' pages say. ^C ends it.
+// Then open the page in a browser, force a circuit open, and look at the pages of
+// the other processes. ^C ends it.
 package main
 
 import (
@@ -39,9 +39,9 @@ const prefix = "ops-example:"
 
 // settings are the flags. The internal ones are set by this program for its children.
 type settings struct {
-	redis     string
-	listen    string
-	well, ill time.Duration
+	redis            string
+	listen           string
+	healthy, failing time.Duration
 
 	service string
 	name    string
@@ -49,10 +49,10 @@ type settings struct {
 
 func main() {
 	var s settings
-	flag.StringVar(&s.redis, "redis", "", "the address of a Redis; a miniredis of the program's own if empty")
-	flag.StringVar(&s.listen, "listen", "127.0.0.1:8080", "where the first process has its page; the others take a free port")
-	flag.DurationVar(&s.well, "well", 15*time.Second, "how long the service is well")
-	flag.DurationVar(&s.ill, "ill", 20*time.Second, "and how long it is ill then")
+	flag.StringVar(&s.redis, "redis", "", "the address of a Redis; if empty, the program starts a miniredis")
+	flag.StringVar(&s.listen, "listen", "127.0.0.1:8080", "the address of the first process; the others use a free port")
+	flag.DurationVar(&s.healthy, "healthy", 15*time.Second, "how long the service is healthy")
+	flag.DurationVar(&s.failing, "failing", 20*time.Second, "how long the service fails after that")
 	flag.StringVar(&s.service, "service", "", "internal: run as a child that calls the service at this URL")
 	flag.StringVar(&s.name, "name", "", "internal: the child's name")
 	flag.Parse()
@@ -67,7 +67,8 @@ func main() {
 	}
 }
 
-// runFleet starts the children, and makes the service ill and well until ctx is done.
+// runFleet starts the children, and switches the service between healthy and failing
+// until ctx is done.
 func runFleet(ctx context.Context, s settings) error {
 	if s.redis == "" {
 		mini, err := miniredis.Run()
@@ -91,35 +92,34 @@ func runFleet(ctx context.Context, s settings) error {
 		defer end()
 		s.listen = "127.0.0.1:0"
 	}
-	say("the commands: infuse -redis redis://%s -prefix %s list", s.redis, prefix)
+	report("CLI: infuse -redis redis://%s -prefix %s list", s.redis, prefix)
 	for {
-		for _, ill := range []bool{false, true} {
-			say("/inventory is %s", map[bool]string{false: "well", true: "ill"}[ill])
-			service.ill.Store(ill)
+		for _, failing := range []bool{false, true} {
+			report("/inventory is %s", map[bool]string{false: "healthy", true: "failing"}[failing])
+			service.failing.Store(failing)
 			select {
 			case <-ctx.Done():
 				return nil
 			case err := <-failed:
 				return err
-			case <-time.After(map[bool]time.Duration{false: s.well, true: s.ill}[ill]):
+			case <-time.After(map[bool]time.Duration{false: s.healthy, true: s.failing}[failing]):
 			}
 		}
 	}
 }
 
-// service has one part that falls ill, /inventory, and another that fails now
-// and then, as in any healthy fleet.
+// service has one part that is failing at times, /inventory. 1 % of all other calls
+// fail, as in any healthy fleet.
 type service struct {
 	*httptest.Server
-	ill   atomic.Bool
-	calls atomic.Int64
+	failing atomic.Bool
+	calls   atomic.Int64
 }
 
 func newService() *service {
 	s := &service{}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ill := r.URL.Path == "/inventory" && s.ill.Load()
-		if ill || s.calls.Add(1)%100 == 0 {
+		if r.URL.Path == "/inventory" && s.failing.Load() || s.calls.Add(1)%100 == 0 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}))
@@ -127,7 +127,7 @@ func newService() *service {
 }
 
 // startChild starts a process of the fleet and prints its lines. end closes its
-// standard input, as the death of this program would, and waits for it.
+// standard input, as a crash of this program would, and waits for it.
 func startChild(s settings, failed chan<- error) (end func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -150,7 +150,7 @@ func startChild(s settings, failed chan<- error) (end func(), err error) {
 	go func() {
 		defer close(ended)
 		for lines := bufio.NewScanner(stdout); lines.Scan(); {
-			say("%s: %s", s.name, lines.Text())
+			report("%s: %s", s.name, lines.Text())
 		}
 		failed <- cmp.Or(child.Wait(), errors.New(s.name+" has ended"))
 	}()
@@ -162,13 +162,13 @@ func startChild(s settings, failed chan<- error) (end func(), err error) {
 
 var printing sync.Mutex
 
-func say(format string, args ...any) {
+func report(format string, args ...any) {
 	printing.Lock()
 	defer printing.Unlock()
 	fmt.Printf(format+"\n", args...)
 }
 
-// untilStdinCloses returns a context that ends with this program's parent.
+// untilStdinCloses returns a context that ends with the parent of this program.
 func untilStdinCloses(ctx context.Context) context.Context {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {

@@ -225,6 +225,9 @@ func TestHelp(t *testing.T) {
 	}
 	n := 0
 	for _, m := range example.FindAllStringSubmatch(strings.Join(texts, "\n"), -1) {
+		if strings.HasPrefix(m[1], "serve") {
+			continue // it listens: TestServeExamples
+		}
 		// In fake time, which stands still while a command is at work.
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

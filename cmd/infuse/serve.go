@@ -47,8 +47,8 @@ func serveCommand() *command {
 }
 
 const serveHelp = `The page shows the shared circuits, live, for a fleet whose services do not mount
-it themselves. It is read-only unless -user-header is set. It ends on SIGINT and
-SIGTERM (with exit code 0).
+it themselves. It is read-only unless -user-header is set. Redis must be reachable
+when it starts. It ends on SIGINT and SIGTERM (with exit code 0).
 
 Everybody who can connect can read the page, and it has no TLS. Listen on the
 loopback interface, which is the default, or behind a proxy that authenticates.
@@ -72,8 +72,7 @@ Flags:
 
 Examples:
   infuse serve
-  infuse serve -listen 10.0.0.5:8080 -hosts ops.example.com \
-      -user-header X-Forwarded-User -proxies 10.0.0.4
+  infuse serve -hosts ops.example.com -user-header X-Forwarded-User
 `
 
 // stopTime is how long requests may take that are in progress at the end.

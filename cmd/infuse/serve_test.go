@@ -155,9 +155,27 @@ func TestServeRejectsInvalidFlags(t *testing.T) {
 		require.Contains(t, errs, want)
 		require.Empty(t, out)
 	}
-	_, errs, code := d.types("serve", "-listen", "256.0.0.1:1")
+	_, errs, code := memoryDesk(t).types("serve", "-listen", "256.0.0.1:1")
 	require.Equal(t, exitFailed, code)
 	require.Contains(t, errs, "256.0.0.1")
+	_, errs, code = d.types("serve")
+	require.Equal(t, exitFailed, code, "Redis is not reachable")
+	require.Contains(t, errs, "connection refused")
+}
+
+// The examples of the help serve the page, on a free port.
+func TestServeExamples(t *testing.T) {
+	t.Parallel()
+	n := 0
+	for _, m := range example.FindAllStringSubmatch(serveHelp, -1) {
+		args := words(m[1])
+		require.Equal(t, "serve", args[0])
+		address, _, stop := memoryDesk(t).serves(args[1:]...)
+		fetched(t, address)
+		require.Zero(t, stop())
+		n++
+	}
+	require.Equal(t, 2, n)
 }
 
 // The program ends on SIGTERM as on ^C, with exit code 0.

@@ -649,6 +649,13 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	return Permit{ticket: t, number: t.number.Load()}, nil
 }
 
+// Trial reports whether the call is the trial of a circuit that was open: its outcome
+// decides. It is false once the permit is settled.
+func (p Permit) Trial() bool {
+	t := p.ticket
+	return t != nil && t.number.Load() == p.number && t.admission.trial != ""
+}
+
 // Done classifies the call's error and counts its outcome; a failure before
 // it returns, as Call. Once a permit is settled, Done, Settle and Panicked
 // do nothing.

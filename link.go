@@ -53,7 +53,8 @@ const (
 	maxHung         = 16                    // probes that hang, before the pauses grow with each of them
 	firstPause      = 50 * time.Millisecond // before the first probe; it doubles
 	longestPause    = time.Second           // up to this
-	explainedWithin = time.Second           // how long listeners wait for a better reason of an outage, or for proof of its end
+	explainedWithin = 3 * time.Second       // how long listeners wait for a better reason: go-redis first tries again itself
+	provenAfter     = time.Second           // how long a storage answers before listeners are notified, unless it has stored a change
 	calmAfter       = 10 * time.Second      // a storage that has been available for this time is established
 )
 
@@ -541,7 +542,7 @@ func (l *link) probed(err error) {
 		}
 		up := time.Now()
 		l.why, l.down, l.upSince = nil, make(chan struct{}), up
-		time.AfterFunc(explainedWithin, func() { // it may refuse changes, and then the outage goes on
+		time.AfterFunc(provenAfter, func() { // it may refuse changes, and then the outage goes on
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if l.upSince.Equal(up) && !l.refused {

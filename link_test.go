@@ -721,6 +721,7 @@ func TestTheLogHasTheBeginningAndTheEndOfAnOutage(t *testing.T) {
 		r.recover()
 		time.Sleep(5 * time.Second)
 		b.Stop()
+		synctest.Wait() // listeners of a storage are called in the background
 		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
 		require.Len(t, lines, 2, log.String())
 		for i, text := range []string{"storage unavailable, using local circuits", "storage available, using shared circuits"} {

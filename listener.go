@@ -37,7 +37,7 @@ type Listener struct {
 	// The storage became unavailable, and is available again after a time: once for
 	// each outage, however many breakers the Listener serves. If the first error says
 	// no more than that there was no answer in time, StorageUnavailable waits for a
-	// better reason, for a second at most. StorageAvailable waits until a change is
+	// better reason, for 3 seconds at most. StorageAvailable waits until a change is
 	// stored, or for a second without a refused one.
 	StorageUnavailable func(err error)
 	StorageAvailable   func(unavailable time.Duration)

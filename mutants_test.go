@@ -81,7 +81,7 @@ func (m mutant) isNoticedBy(t *testing.T, tests string) {
 	replace, err := json.Marshal(map[string]map[string]string{"Replace": {here: changed}})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(overlay, replace, 0o600))
-	run := exec.Command("go", "test", "-vet=off", "-failfast", "-timeout", "3m", "-overlay", overlay, "-run", tests, ".")
+	run := exec.Command("go", "test", "-vet=off", "-failfast", "-timeout", "90s", "-overlay", overlay, "-run", tests, ".")
 	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
 	out, err := run.CombinedOutput()
 	require.NotContains(t, string(out), "[build failed]")

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
 )
 
 // State that can be read without being misled: Ready, Wait, Stats, and events.
@@ -247,3 +248,38 @@ func TestAStorageOutageIsReportedOnceWithItsReason(t *testing.T) {
 		require.NoError(t, late.Stats().StorageErr)
 	})
 }
+
+// The same with a Redis that is killed: go-redis tells the reason after its own
+// attempts, which take longer than StorageTimeout.
+func TestAKilledRedisIsReportedOnceWithItsReason(t *testing.T) {
+	server := redistest.Start(t)
+	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{PollInterval: 200 * time.Millisecond})
+	t.Cleanup(func() { _ = storage.Close() })
+	var mu sync.Mutex
+	var log bytes.Buffer
+	lines := func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Split(strings.TrimSpace(log.String()), "\n")
+	}
+	listener := infuse.LogListener(slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(p)
+	}), nil)))
+	breakers := startGroup(t, 30, infuse.Config{Storage: storage, Listeners: []*infuse.Listener{listener}})
+	server.Kill()
+	for _, b := range breakers {
+		_ = b.Call(t.Context(), fails)
+	}
+	require.Eventually(t, func() bool { return strings.Contains(lines()[0], "storage unavailable") }, patience, pace)
+	require.Contains(t, lines()[0], "connection refused")
+	require.NoError(t, server.Restart())
+	require.Eventually(t, func() bool { return len(lines()) >= 2 }, patience, pace)
+	require.Contains(t, lines()[1], "storage available")
+	require.Len(t, lines(), 2)
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -127,6 +129,17 @@ func (f *fleet) worker(i int) *worker.Worker {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.workers[i]
+}
+
+// signal sends a signal to a process. If that has just crashed, its successor gets it.
+func (f *fleet) signal(i int, signal os.Signal) (err error) {
+	for range 100 {
+		if err = f.worker(i).Signal(signal); !errors.Is(err, os.ErrProcessDone) {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return err
 }
 
 // end stops the bystander first: what happens when the processes end is of no interest.

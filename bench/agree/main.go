@@ -5,9 +5,10 @@
 //
 //	cd bench && go run ./agree -o AGREE.md
 //
-// It takes 13 minutes. It fails if a healthy call is rejected, if a circuit opens
+// It takes 15 minutes. It fails if a healthy call is rejected, if a circuit opens
 // without an outage, if an outage of 100 % costs more calls than promised, or if
-// one costs more than local breakers by more than a call or burst of each process.
+// one costs more than local breakers by more than a call or burst of each process
+// (with a FailureRate, also the calls of a bucket).
 // Fleets of a thousand are simulated, by the tests of the root module.
 package main
 
@@ -38,7 +39,7 @@ func main() {
 	worker.Serve(jobs)
 	logging.Disable() // go-redis logs each connection that a fault costs
 	var o options
-	flag.DurationVar(&o.length, "for", 150*time.Second, "how long each fleet runs beside an unhealthy process")
+	flag.DurationVar(&o.length, "for", 150*time.Second, "how long each fleet runs beside an unhealthy process, and how long faults happen")
 	flag.IntVar(&o.rounds, "rounds", 7, "of each outage")
 	flag.StringVar(&o.only, "only", "", "one section: unhealthy, outages, faults or ramp")
 	out := flag.String("o", "", "a file to write the tables to, too")
@@ -72,7 +73,7 @@ func (o options) run(out string) error {
 	}{
 		{"unhealthy", func(w io.Writer) (int, error) { return unhealthyTable(w, o.length, o.seed) }},
 		{"outages", func(w io.Writer) (int, error) { return outageTable(w, o.rounds, o.seed) }},
-		{"faults", func(w io.Writer) (int, error) { return faultTable(w, o.seed) }},
+		{"faults", func(w io.Writer) (int, error) { return faultTable(w, o.length, o.seed) }},
 		{"ramp", func(w io.Writer) (int, error) { return rampTable(w, o.seed) }},
 	} {
 		if o.only != "" && o.only != s.name {

@@ -31,7 +31,7 @@ func Acquire(ctx context.Context, b *infuse.Breaker) (Attempt, error) {
 	if err != nil {
 		return Attempt{}, err
 	}
-	return Attempt{b, permit, b.State() != infuse.StateClosed}, nil // only trials are admitted unless it is closed
+	return Attempt{b, permit, permit.Trial()}, nil
 }
 
 // Settle settles the permit by an outcome. A failure keeps its error, which

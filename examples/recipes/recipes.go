@@ -13,11 +13,15 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/ops"
 )
 
 // NewClient returns a client for upstreams with different settings.
 func NewClient(storage infuse.Storage) (*http.Client, error) {
-	settings := map[string]infuse.Config{"search.internal": {SlowCall: time.Second}, "prices.internal": {FailMax: 10}}
+	settings := map[string]infuse.Config{
+		"search.internal": {SlowCall: time.Second},
+		"prices.internal": {FailMax: 10},
+	}
 	breakers, err := infuse.NewGroupFunc(func(circuit string) infuse.Config {
 		cfg := settings[circuit]
 		cfg.Storage = storage
@@ -116,6 +120,18 @@ func FromEnvironment() (infuse.Config, error) {
 // NewDryRun returns a breaker that rejects nothing.
 func NewDryRun(storage infuse.Storage) (*infuse.Breaker, error) {
 	return infuse.New("inventory", infuse.Config{Storage: storage, DryRun: true, CountCalls: true})
+}
+
+// NewOpsPage returns the ops page, which only users see and change.
+func NewOpsPage(breakers *infuse.Group, storage infuse.Storage, user func(*http.Request) (name string, ok bool)) http.Handler {
+	page := ops.Handler(ops.Options{Group: breakers, Storage: storage, Authorize: user})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := user(r); !ok { // Authorize protects changes only
+			http.Error(w, "sign in first", http.StatusUnauthorized)
+			return
+		}
+		page.ServeHTTP(w, r)
+	})
 }
 
 // Ready is a readiness endpoint.

@@ -223,6 +223,27 @@ func TestDryRun(t *testing.T) {
 	require.EqualValues(t, 3, b.Stats().Calls.WouldReject)
 }
 
+func TestOpsPage(t *testing.T) {
+	breakers, err := infuse.NewGroup(infuse.Config{})
+	require.NoError(t, err)
+	page := httptest.NewServer(NewOpsPage(breakers, nil, func(r *http.Request) (string, bool) {
+		name, _, ok := r.BasicAuth()
+		return name, ok
+	}))
+	defer page.Close()
+	for user, status := range map[string]int{"": http.StatusUnauthorized, "alice": http.StatusOK} {
+		request, err := http.NewRequest(http.MethodGet, page.URL, nil)
+		require.NoError(t, err)
+		if user != "" {
+			request.SetBasicAuth(user, "")
+		}
+		response, err := http.DefaultClient.Do(request)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Equal(t, status, response.StatusCode)
+	}
+}
+
 func TestTenants(t *testing.T) {
 	client, err := NewTenantClient(nil, base(func(r *http.Request) (*http.Response, error) {
 		if Tenant(r) == "broken" {
@@ -298,4 +319,34 @@ func TestShutdown(t *testing.T) {
 	record, err := infuse.NewRedisStorage(redis0.Client(), infuse.RedisOptions{}).Load(t.Context(), "inventory")
 	require.NoError(t, err)
 	require.Equal(t, 1, record.Failures)
+}
+
+// What docs/rollout.md says of a fleet in which one process rejects calls.
+func TestRollout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		dry := start(t, infuse.Config{Storage: storage, CountCalls: true, DryRun: true})
+		one := start(t, infuse.Config{Storage: storage, CountCalls: true})
+		works := func(context.Context) error { return nil }
+		require.NoError(t, one.Override(t.Context(), infuse.Override{State: infuse.StateOpen, Reason: "rollout, step 2", Until: time.Now().Add(5 * time.Minute)}))
+		synctest.Wait()
+		require.ErrorIs(t, one.Call(t.Context(), works), infuse.ErrOpen)
+		require.NoError(t, dry.Call(t.Context(), works))
+		require.EqualValues(t, 1, one.Stats().Calls.Rejected)
+		require.EqualValues(t, 1, dry.Stats().Calls.WouldReject)
+
+		require.NoError(t, one.Configure(infuse.Config{DryRun: true, CountCalls: true})) // going back
+		require.NoError(t, one.Call(t.Context(), works))
+		require.Equal(t, infuse.StateOpen, one.State(), "circuits keep their state")
+		time.Sleep(5 * time.Minute)
+		require.Equal(t, infuse.StateClosed, one.State())
+
+		require.NoError(t, one.Configure(infuse.Config{CountCalls: true}))
+		for range 5 {
+			require.ErrorIs(t, one.Call(t.Context(), fails), errUnavailable)
+		}
+		require.ErrorIs(t, one.Call(t.Context(), works), infuse.ErrOpen)
+		require.NoError(t, one.Override(t.Context(), infuse.Override{State: infuse.StateClosed, Reason: "false alarm", Until: time.Now().Add(time.Hour)}))
+		require.NoError(t, one.Call(t.Context(), works))
+	})
 }

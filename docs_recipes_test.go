@@ -14,7 +14,7 @@ const recipes = "docs/recipes.md"
 
 var (
 	recipeTest   = regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\| \\[[^]]*\\]\\(\\.\\./([^)]*)\\) \\|$")
-	notOfBreaker = regexp.MustCompile(`^([})\],]*|//.*|"[^"]*": \{.*|if err != nil \{.*|return (nil, |infuse\.Config\{\}, |false, )?err|for \{|defer cancel\(\)|require\.(NoError\(t, err\)|Equal.*))$`)
+	notOfBreaker = regexp.MustCompile(`^([})\],]*|//.*|"[^"]*": \{.*|if err != nil \{.*|return (nil, |infuse\.Config\{\}, |false, )?err|for \{|.*context\.WithTimeout.*|defer cancel\(\)|require\.(NoError\(t, err\)|Equal.*))$`)
 )
 
 // TestRecipes: each recipe has a test, each block of Go of it is part of the code

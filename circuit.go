@@ -489,11 +489,13 @@ func (b *Breaker) stop() {
 	if done == nil {
 		return
 	}
+	listeners := b.link.listeners()
 	b.unwatch()
 	received := make(chan struct{})
 	go func() {
 		<-done
 		b.background.Wait()
+		listeners.silent()
 		close(received)
 	}()
 	b.await(received, b.storageTimeout())

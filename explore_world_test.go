@@ -138,20 +138,22 @@ func (w *world) change(p int) *process {
 // must keep.
 func (w *world) step(p int, input func(r *replica)) *violation {
 	pr := w.change(p)
-	return w.follow(p, pr.replica.shared, func() *request {
+	first := pr.replica.news == 0
+	problem := w.follow(p, pr.replica.shared, func() *request {
 		return pr.step(w.now, func(r *replica) {
 			pending := r.out.next.Calls.Failures
-			since, first := r.shared.Since, r.news == 0
+			since := r.shared.Since
 			input(r)
-			if first && r.news > 0 && r.local.State == StateClosed {
-				// It goes on from what it may have reported before it crashed.
-				pr.reference.failures = min(r.local.Failures, w.kind.settings.FailMax-1)
-			}
 			if !first && r.out.next.Calls.Failures < pending && r.shared.Since == since && !w.manually {
 				panic(violates("I4", "%c drops a failure that it has not reported", 'a'+p))
 			}
 		})
 	})
+	if r := &pr.replica; first && r.news > 0 && r.local.State == StateClosed {
+		// It goes on from what it may have reported before it crashed.
+		pr.reference.failures = min(r.local.Failures, w.kind.settings.FailMax-1)
+	}
+	return problem
 }
 
 // follow carries out what do returns.

@@ -24,19 +24,17 @@ type link struct {
 	storage Storage
 	places  chan struct{} // a semaphore: one element for each request that has a place
 	news    queue[func()] // changes of availability, for all circuits, in order
-	events  queue[func()] // and for all listeners, which may be slow
-
-	informed map[*Listener]bool // that the storage is unavailable. Only what is in events uses it
 
 	mu       sync.Mutex
 	circuits map[weak.Pointer[Breaker]]struct{}
+	audience *audience                // replaced when the last circuit leaves
 	reads    map[*Breaker]*sharedRead // the last read of each circuit, until it ends
 
 	why      error         // the storage is unavailable because of this error; nil while it is available
 	down     chan struct{} // closed when the storage becomes unavailable; nil without circuits
 	since    time.Time     // of that
 	told     bool          // listeners were notified of it, and not yet of its end
-	refused  bool          // a change was refused since the storage became available
+	refused  bool          // a change was refused since the storage became available, or since tellAvailableIn looked
 	failures int           // failed probes and the failure before them, since the storage was last established
 	upSince  time.Time
 	probing  bool        // a probe is under way
@@ -44,6 +42,24 @@ type link struct {
 	timer    *time.Timer // of the next probe
 	outages  int64
 	doubted  atomic.Int64 // the outage after which no change has been written, or 0: the storage answers reads, but may refuse changes
+}
+
+// audience is the listeners of the circuits that use a link, until the last of them
+// leaves. Listeners may be slow.
+type audience struct {
+	events   queue[func()]
+	informed map[*Listener]bool // that the storage is unavailable. Only what is in events uses it
+	over     atomic.Bool        // no circuit is left: no event is delivered any more
+	running  sync.WaitGroup     // used under link.mu until over is set
+}
+
+func newAudience() *audience { return &audience{informed: make(map[*Listener]bool)} }
+
+// silent waits for the event that is being delivered, if no circuit is left.
+func (a *audience) silent() {
+	if a != nil && a.over.Load() {
+		a.running.Wait()
+	}
 }
 
 const (
@@ -74,7 +90,7 @@ func linkTo(s Storage) *link {
 	}
 	return &link{
 		storage: s, places: make(chan struct{}, linkPlaces),
-		circuits: make(map[weak.Pointer[Breaker]]struct{}), informed: make(map[*Listener]bool), reads: make(map[*Breaker]*sharedRead),
+		circuits: make(map[weak.Pointer[Breaker]]struct{}), audience: newAudience(), reads: make(map[*Breaker]*sharedRead),
 	}
 }
 
@@ -105,12 +121,13 @@ func (l *link) join(c weak.Pointer[Breaker]) (*link, error) {
 		l.down = make(chan struct{})
 	}
 	if l.why != nil && l.told {
-		l.tellUnavailable()
+		l.tellUnavailable(c)
 	}
 	return l, l.why
 }
 
-// leave undoes join. The last circuit to leave ends the outage and the probes.
+// leave undoes join. The last circuit to leave ends the outage, the probes and the
+// events.
 func (l *link) leave(c weak.Pointer[Breaker]) {
 	links.Lock()
 	defer links.Unlock()
@@ -120,7 +137,9 @@ func (l *link) leave(c weak.Pointer[Breaker]) {
 	if len(l.circuits) > 0 {
 		return
 	}
-	l.why, l.down = nil, nil // the timer of a probe finds no outage
+	l.why, l.down, l.told = nil, nil, false // the timers find no outage
+	l.audience.over.Store(true)
+	l.audience = newAudience()
 	if isComparable(l.storage) && links.of[l.storage] == l {
 		delete(links.of, l.storage)
 	}
@@ -355,16 +374,15 @@ func (l *link) lose(err error) {
 		l.since = time.Now()
 	}
 	switch {
-	case l.told:
-	case explains(err):
-		l.tellUnavailable()
+	case l.told || explains(err):
+		l.tellUnavailable(l.everyCircuit()...)
 	default:
 		outage := l.outages + 1
 		time.AfterFunc(explainedWithin, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if l.why != nil && l.outages == outage && !l.told {
-				l.tellUnavailable()
+				l.tellUnavailable(l.everyCircuit()...)
 			}
 		})
 	}
@@ -384,29 +402,29 @@ func (l *link) explain(err error) {
 	if l.why != nil && explains(err) {
 		l.why = err
 		if !l.told {
-			l.tellUnavailable()
+			l.tellUnavailable(l.everyCircuit()...)
 		}
 	}
 }
 
-// tellUnavailable notifies the listeners of an outage: each once, also those whose
-// circuits have joined since. l.mu is held.
-func (l *link) tellUnavailable() {
+// tellUnavailable notifies the listeners of these circuits of an outage: each once,
+// also those whose circuits have joined since. l.mu is held.
+func (l *link) tellUnavailable(circuits ...weak.Pointer[Breaker]) {
 	l.told = true
-	err, circuits := l.why, slices.Collect(maps.Keys(l.circuits))
-	l.tellListeners(func() {
+	err := l.why
+	l.tellListeners(func(a *audience) {
 		for _, weakly := range circuits {
 			b := weakly.Value()
 			if b == nil {
 				continue
 			}
 			for _, listener := range b.settings().Listeners {
-				if l.informed[listener] {
+				if a.informed[listener] {
 					continue
 				}
-				l.informed[listener] = true
+				a.informed[listener] = true
 				if listener.StorageUnavailable != nil {
-					l.events.add(func() { listener.StorageUnavailable(err) })
+					a.events.add(func() { listener.StorageUnavailable(err) })
 				}
 			}
 		}
@@ -421,21 +439,61 @@ func (l *link) tellAvailable() {
 	}
 	l.told = false
 	unavailable := l.upSince.Sub(l.since)
-	l.tellListeners(func() {
-		for listener := range l.informed {
+	l.tellListeners(func(a *audience) {
+		for listener := range a.informed {
 			if listener.StorageAvailable != nil {
-				l.events.add(func() { listener.StorageAvailable(unavailable) })
+				a.events.add(func() { listener.StorageAvailable(unavailable) })
 			}
 		}
-		clear(l.informed)
+		clear(a.informed)
+	})
+}
+
+// tellAvailableIn calls tellAvailable after this time without a refused change. A
+// circuit whose change was refused may be gone: then its change is never stored.
+// l.mu is held.
+func (l *link) tellAvailableIn(wait time.Duration) {
+	up, weakly := l.upSince, weak.Make(l)
+	time.AfterFunc(wait, func() {
+		l := weakly.Value()
+		if l == nil {
+			return
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		switch {
+		case !l.told || !l.upSince.Equal(up):
+		case l.refused:
+			l.refused = false
+			l.tellAvailableIn(calmAfter)
+		default:
+			l.tellAvailable()
+		}
 	})
 }
 
 // tellListeners does something for the listeners in the background, after all that
-// was to be done before.
-func (l *link) tellListeners(do func()) {
-	l.events.add(do)
-	go l.events.drain(protected)
+// was to be done before, as long as the link has circuits. l.mu is held.
+func (l *link) tellListeners(do func(*audience)) {
+	a := l.audience
+	a.events.add(func() { do(a) })
+	a.running.Go(func() {
+		a.events.drain(func(event func()) {
+			if !a.over.Load() {
+				protected(event)
+			}
+		})
+	})
+}
+
+// listeners returns the audience. A nil link has none.
+func (l *link) listeners() *audience {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.audience
 }
 
 // reason returns why the storage is unavailable, as far as is known by now, for a
@@ -454,7 +512,7 @@ func (l *link) reason(trouble error) error {
 
 // tell reports to all circuits, in the background. l.mu is held.
 func (l *link) tell(news func(*Breaker)) {
-	all := slices.Collect(maps.Keys(l.circuits))
+	all := l.everyCircuit()
 	l.news.add(func() {
 		for _, weakly := range all {
 			if c := weakly.Value(); c != nil {
@@ -538,20 +596,16 @@ func (l *link) probed(err error) {
 		l.probeIn(l.pause())
 	default:
 		if !l.told {
-			l.tellUnavailable()
+			l.tellUnavailable(l.everyCircuit()...)
 		}
-		up := time.Now()
-		l.why, l.down, l.upSince = nil, make(chan struct{}), up
-		time.AfterFunc(provenAfter, func() { // it may refuse changes, and then the outage goes on
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if l.upSince.Equal(up) && !l.refused {
-				l.tellAvailable()
-			}
-		})
+		l.why, l.down, l.upSince = nil, make(chan struct{}), time.Now()
+		l.tellAvailableIn(provenAfter) // it may refuse changes, and then the outage goes on
 		l.tell((*Breaker).back)
 	}
 }
+
+// everyCircuit returns the circuits of the link. l.mu is held.
+func (l *link) everyCircuit() []weak.Pointer[Breaker] { return slices.Collect(maps.Keys(l.circuits)) }
 
 // anyCircuit returns a circuit at random, whose record is read next: one that
 // has a problem of its own does not keep the others waiting. l.mu is held.

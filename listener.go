@@ -38,7 +38,8 @@ type Listener struct {
 	// each outage, however many breakers the Listener serves. If the first error says
 	// no more than that there was no answer in time, StorageUnavailable waits for a
 	// better reason, for 3 seconds at most. StorageAvailable waits until a change is
-	// stored, or for a second without a refused one.
+	// stored, or for a second without a refused one (10 s after a refused one). Neither
+	// is called after the last breaker of the storage has stopped.
 	StorageUnavailable func(err error)
 	StorageAvailable   func(unavailable time.Duration)
 }

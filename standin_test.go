@@ -24,3 +24,38 @@ func TestAnIgnoredTrialOfADetachedProcessFreesItsSlot(t *testing.T) {
 		r.ended(&a, result{outcome: OutcomeIgnored}, noon.Add(time.Minute))
 	}
 }
+
+// While a process is detached, the record by which it rejected calls is old: after a
+// success its local circuit decides alone.
+func TestASuccessOfADetachedProcessEndsTheSharedOpening(t *testing.T) {
+	s, err := newSettings(Config{FailMax: 5, ResetTimeout: time.Second})
+	require.NoError(t, err)
+	r := newReplica(s, "a", true, 1)
+	r.hasRead(Record{}, 0, noon)
+	call := func(o Outcome, at time.Time) decision {
+		a, d := r.asked(at)
+		if d == admits {
+			res := result{outcome: o}
+			if o == OutcomeFailure {
+				res.err, res.cause = errAttack, keepCause(errAttack)
+			}
+			r.ended(&a, res, at)
+		}
+		return d
+	}
+	running, _ := r.asked(noon)
+	require.Equal(t, admits, call(OutcomeFailure, noon))
+	open := Record{
+		State: StateOpen, Generation: noon.UnixMilli(), SuspectAt: noon, DueAt: noon.Add(time.Second), Threshold: 5, Score: 10,
+	}
+	r.observed(open, noon)
+	require.Equal(t, rejects, call(OutcomeFailure, noon))
+	r.lost(errors.New("no route to Redis"), noon)
+	require.NotNil(t, r.standIn)
+	require.Equal(t, rejects, call(OutcomeFailure, noon))
+	r.ended(&running, result{outcome: OutcomeSuccess}, noon) // it began before
+	require.Nil(t, r.standIn)
+	for range 4 {
+		require.Equal(t, admits, call(OutcomeFailure, noon))
+	}
+}

@@ -16,7 +16,7 @@ type view struct {
 	counts      *callCounts // of all calls; nil without CountCalls
 	admits      gate
 	readyAt     time.Time // when a trial may run, if that is in less than armedEarly
-	localSince  int64 // the generations of the calls that it admits
+	localSince  int64     // the generations of the calls that it admits
 	sharedSince int64
 	settings    *settings
 	state       State

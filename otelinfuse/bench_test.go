@@ -83,7 +83,7 @@ func every(interval time.Duration, fn func()) (stop func()) {
 	}
 }
 
-// BenchmarkCollect is what a collection costs, but for its export.
+// BenchmarkCollect measures a collection without its export.
 func BenchmarkCollect(b *testing.B) {
 	for _, n := range []int{1, 100, 400} {
 		b.Run(fmt.Sprintf("%d circuits", n), func(b *testing.B) {

@@ -1,8 +1,7 @@
-// Package otelinfuse shows circuits to OpenTelemetry: metrics of those of a
-// process, and attributes of the span whose call was rejected. The metrics are
-// read when they are collected, so a call pays for nothing but
-// infuse.Config.CountCalls. It is a module of its own, so that nobody else needs
-// the API.
+// Package otelinfuse exports metrics of the circuits of a process to OpenTelemetry, and
+// sets attributes on the spans of rejected calls. The metrics are read at each
+// collection, so calls cost no more than with infuse.Config.CountCalls alone. It is a
+// separate module, so that other users do not depend on the API.
 //
 // README.md lists the metrics and the attributes.
 package otelinfuse

@@ -12,8 +12,8 @@ import (
 	"github.com/infuse-go/infuse/otelinfuse"
 )
 
-// A client whose circuits have metrics, and whose rejected requests have spans
-// that say what rejected them.
+// A client with metrics of its circuits, and with attributes of the rejection on the
+// spans of rejected requests.
 func Example() {
 	transitions := new(otelinfuse.Transitions)
 	breakers, err := infuse.NewGroup(infuse.Config{
@@ -34,7 +34,7 @@ func Example() {
 	})}
 }
 
-// A call that is no HTTP request tells its span by itself.
+// Calls other than HTTP requests set the attributes with Rejected.
 func ExampleRejected() {
 	breaker, err := infuse.New("inventory", infuse.Config{})
 	if err != nil {

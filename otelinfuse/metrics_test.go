@@ -3,10 +3,10 @@ package otelinfuse_test
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -21,7 +21,7 @@ import (
 	"github.com/infuse-go/infuse/otelinfuse"
 )
 
-// start registers the source with an SDK of its own.
+// start registers the source with a new SDK.
 func start(tb testing.TB, source otelinfuse.Source, options ...otelinfuse.Option) *sdk.ManualReader {
 	tb.Helper()
 	reader := sdk.NewManualReader()
@@ -84,18 +84,22 @@ func TestRegister(t *testing.T) {
 	require.Positive(t, got[age])
 	delete(got, age)
 	require.Equal(t, map[string]float64{
-		"infuse.circuit.count{}": 1,
+		"infuse.circuit.count{}":   1,
+		"infuse.circuit.omitted{}": 0,
+		"infuse.circuit.calls{infuse.call.outcome=would_reject,infuse.circuit.name=prices}":                                0,
+		"infuse.circuit.dry_run{infuse.circuit.name=prices}":                                                               0,
+		"infuse.circuit.ready_for_trial{infuse.circuit.name=prices}":                                                       0,
 		"infuse.circuit.calls{infuse.call.outcome=success,infuse.circuit.name=prices}":                                     3,
 		"infuse.circuit.calls{infuse.call.outcome=failure,infuse.circuit.name=prices}":                                     2,
 		"infuse.circuit.calls{infuse.call.outcome=ignored,infuse.circuit.name=prices}":                                     0,
 		"infuse.circuit.calls{infuse.call.outcome=rejected,infuse.circuit.name=prices}":                                    1,
 		"infuse.circuit.consecutive_failures{infuse.circuit.name=prices}":                                                  2,
-		"infuse.circuit.local{infuse.circuit.name=prices}":                                                                 0,
+		"infuse.circuit.local_only{infuse.circuit.name=prices}":                                                            0,
 		"infuse.circuit.overridden{infuse.circuit.name=prices}":                                                            0,
-		"infuse.circuit.storage_away{infuse.circuit.name=prices}":                                                          0,
-		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=closed}":                                     0,
-		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=half_open}":                                  0,
-		"infuse.circuit.state{infuse.circuit.name=prices,infuse.circuit.state=open}":                                       1,
+		"infuse.circuit.storage_unavailable{infuse.circuit.name=prices}":                                                   0,
+		"infuse.circuit.status{infuse.circuit.name=prices,infuse.circuit.state=closed}":                                    0,
+		"infuse.circuit.status{infuse.circuit.name=prices,infuse.circuit.state=half_open}":                                 0,
+		"infuse.circuit.status{infuse.circuit.name=prices,infuse.circuit.state=open}":                                      1,
 		"infuse.circuit.transitions{infuse.circuit.local=false,infuse.circuit.name=prices,infuse.circuit.state=closed}":    0,
 		"infuse.circuit.transitions{infuse.circuit.local=false,infuse.circuit.name=prices,infuse.circuit.state=half_open}": 0,
 		"infuse.circuit.transitions{infuse.circuit.local=false,infuse.circuit.name=prices,infuse.circuit.state=open}":      0,
@@ -105,21 +109,99 @@ func TestRegister(t *testing.T) {
 	}, got)
 }
 
-// Names, units and kinds follow OpenTelemetry's rules for naming.
-func TestInstruments(t *testing.T) {
+// Names, units and kinds follow OpenTelemetry's rules for naming: names are lower case
+// and in one namespace, a counter has no suffix _total, units are of UCUM, and no name
+// is used for a metric and for an attribute, or as the namespace of another name.
+func TestNamesFollowTheConventions(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
 	all := collect(t, start(t, group, otelinfuse.WithTransitions(new(otelinfuse.Transitions))))
-	require.Len(t, all, 9)
+	require.Len(t, all, 12)
+	names := make(map[string]string) // what each is the name of
 	for _, m := range all {
-		require.Regexp(t, regexp.MustCompile(`^infuse\.circuit\.[a-z]+(_[a-z]+)*$`), m.Name)
-		require.NotRegexp(t, `_total$`, m.Name)
+		require.NotContains(t, names, m.Name)
+		names[m.Name] = "metric"
+		require.NotRegexp(t, `(_total|\.total|_count)$`, m.Name)
 		require.Regexp(t, `^(s|\{[a-z]+\})$`, m.Unit, m.Name)
 		require.NotEmpty(t, m.Description, m.Name)
 		if sum, is := m.Data.(metricdata.Sum[int64]); is {
 			require.Equal(t, strings.HasSuffix(m.Name, "s") && m.Unit != "{circuit}", sum.IsMonotonic, m.Name)
 		}
+		for key := range attributesOfMetric(t, m) {
+			require.NotEqual(t, "metric", names[key], "%s is a metric and an attribute", key)
+			names[key] = "attribute"
+		}
 	}
+	for _, a := range otelinfuse.Attributes(&infuse.OpenError{Circuit: "prices", By: "ann", Reason: "test", DueAt: time.Now()}) {
+		require.NotEqual(t, "metric", names[string(a.Key)], "%s is a metric and an attribute", a.Key)
+		names[string(a.Key)] = "attribute"
+	}
+	require.Len(t, names, 12+7)
+	for name := range names {
+		require.Regexp(t, `^infuse(\.[a-z]+(_[a-z]+)*)+$`, name)
+		for other := range names {
+			require.False(t, strings.HasPrefix(other, name+"."), "%s is a name, and the namespace of %s", name, other)
+		}
+	}
+}
+
+// attributesOfMetric returns the keys of all data points.
+func attributesOfMetric(t *testing.T, m metricdata.Metrics) map[string]bool {
+	keys := make(map[string]bool)
+	add := func(set attribute.Set) {
+		for _, a := range set.ToSlice() {
+			keys[string(a.Key)] = true
+		}
+	}
+	switch data := m.Data.(type) {
+	case metricdata.Sum[int64]:
+		for _, p := range data.DataPoints {
+			add(p.Attributes)
+		}
+	case metricdata.Gauge[int64]:
+		for _, p := range data.DataPoints {
+			add(p.Attributes)
+		}
+	case metricdata.Gauge[float64]:
+		for _, p := range data.DataPoints {
+			add(p.Attributes)
+		}
+	default:
+		t.Fatalf("%s is a %T", m.Name, data)
+	}
+	return keys
+}
+
+// In a dry run, calls that would be rejected run, and have an outcome of their own.
+func TestDryRun(t *testing.T) {
+	group := newGroup(t, infuse.Config{FailMax: 2, CountCalls: true, DryRun: true})
+	b := breakerOf(t, group, "prices")
+	trip(t, b)
+	for range 3 {
+		require.NoError(t, b.Call(t.Context(), succeeds))
+	}
+	got := values(t, start(t, group))
+	require.Equal(t, 3.0, got["infuse.circuit.calls{infuse.call.outcome=would_reject,infuse.circuit.name=prices}"])
+	require.Zero(t, got["infuse.circuit.calls{infuse.call.outcome=rejected,infuse.circuit.name=prices}"])
+	require.Zero(t, got["infuse.circuit.calls{infuse.call.outcome=success,infuse.circuit.name=prices}"])
+	require.Equal(t, 1.0, got["infuse.circuit.dry_run{infuse.circuit.name=prices}"])
+	require.Equal(t, 1.0, got["infuse.circuit.status{infuse.circuit.name=prices,infuse.circuit.state=open}"])
+}
+
+// Without calls, an open circuit stays open and ready for a trial.
+func TestReadyForTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		group := newGroup(t, infuse.Config{FailMax: 2, ResetTimeout: time.Minute})
+		b := breakerOf(t, group, "prices")
+		reader := start(t, group)
+		const ready = "infuse.circuit.ready_for_trial{infuse.circuit.name=prices}"
+		trip(t, b)
+		require.Zero(t, values(t, reader)[ready])
+		time.Sleep(time.Hour)
+		require.Equal(t, 1.0, values(t, reader)[ready])
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		require.Zero(t, values(t, reader)[ready])
+	})
 }
 
 func TestOverrideAndStorageUnavailable(t *testing.T) {
@@ -127,16 +209,16 @@ func TestOverrideAndStorageUnavailable(t *testing.T) {
 	b := breakerOf(t, group, "prices")
 	reader := start(t, group)
 	require.Eventually(t, func() bool { return b.Stats().StorageErr != nil }, 10*time.Second, time.Millisecond)
-	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.storage_away{infuse.circuit.name=prices}"])
+	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.storage_unavailable{infuse.circuit.name=prices}"])
 	trip(t, b)
-	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.local{infuse.circuit.name=prices}"])
+	require.Equal(t, 1.0, values(t, reader)["infuse.circuit.local_only{infuse.circuit.name=prices}"])
 	require.Error(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm"}))
 	got := values(t, reader)
 	require.Equal(t, 1.0, got["infuse.circuit.overridden{infuse.circuit.name=prices}"])
-	require.Zero(t, got["infuse.circuit.local{infuse.circuit.name=prices}"])
+	require.Zero(t, got["infuse.circuit.local_only{infuse.circuit.name=prices}"])
 }
 
-func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
+func TestEvictedCircuitsHaveNoMetrics(t *testing.T) {
 	counted := new(otelinfuse.Transitions)
 	group := newGroup(t, infuse.Config{MaxCircuits: 2, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
 	reader := start(t, group, otelinfuse.WithTransitions(counted))
@@ -145,14 +227,14 @@ func TestMetricsOfEvictedCircuitsGo(t *testing.T) {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
-		require.LessOrEqual(t, len(values(t, reader)), 1+2*(5+3+4+6))
+		require.LessOrEqual(t, len(values(t, reader)), 2+2*(7+3+5+6))
 	}
 	got := values(t, reader)
-	require.Len(t, got, 1+2*(5+3+4+6))
-	require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name=service-49}")
+	require.Len(t, got, 2+2*(7+3+5+6))
+	require.Contains(t, got, "infuse.circuit.local_only{infuse.circuit.name=service-49}")
 }
 
-func TestNothingIsSaidAfterUnregister(t *testing.T) {
+func TestUnregisteredCircuitsHaveNoMetrics(t *testing.T) {
 	reader := sdk.NewManualReader()
 	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
 	group := newGroup(t, infuse.Config{})
@@ -164,8 +246,8 @@ func TestNothingIsSaidAfterUnregister(t *testing.T) {
 	require.Empty(t, values(t, reader))
 }
 
-// With CountCalls off nobody knows how many calls there were.
-func TestNothingIsSaidOfCallsThatAreNotCounted(t *testing.T) {
+// Without CountCalls, 0 calls would be wrong.
+func TestCallsThatAreNotCountedHaveNoMetrics(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
 	for name := range values(t, start(t, group)) {
@@ -173,7 +255,8 @@ func TestNothingIsSaidOfCallsThatAreNotCounted(t *testing.T) {
 	}
 }
 
-// By default the SDK's bound is never met: beyond it a point has no name.
+// The default limit is below that of the SDK, which drops the names of data points
+// above its limit.
 func TestManyCircuits(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	for i := range 1000 {
@@ -182,16 +265,17 @@ func TestManyCircuits(t *testing.T) {
 	trip(t, breakerOf(t, group, "998"))
 	_ = breakerOf(t, group, "997").Call(t.Context(), fails)
 	got := values(t, start(t, group, otelinfuse.WithTransitions(new(otelinfuse.Transitions))))
-	require.Len(t, got, 1+300*(5+3+4+6))
+	require.Len(t, got, 2+300*(7+3+5+6))
 	require.Equal(t, 1000.0, got["infuse.circuit.count{}"])
+	require.Equal(t, 700.0, got["infuse.circuit.omitted{}"])
 	for _, name := range []string{"998", "997", "000", "297"} {
-		require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name="+name+"}")
+		require.Contains(t, got, "infuse.circuit.local_only{infuse.circuit.name="+name+"}")
 	}
-	require.NotContains(t, got, "infuse.circuit.local{infuse.circuit.name=298}")
+	require.NotContains(t, got, "infuse.circuit.local_only{infuse.circuit.name=298}")
 
 	got = values(t, start(t, group, otelinfuse.WithMaxCircuits(1)))
-	require.Len(t, got, 1+(5+3+4))
-	require.Contains(t, got, "infuse.circuit.local{infuse.circuit.name=998}")
+	require.Len(t, got, 2+(7+3+5))
+	require.Contains(t, got, "infuse.circuit.local_only{infuse.circuit.name=998}")
 }
 
 func TestNamesAreUntrusted(t *testing.T) {
@@ -200,14 +284,14 @@ func TestNamesAreUntrusted(t *testing.T) {
 		breakerOf(t, group, name)
 	}
 	got := values(t, start(t, group))
-	require.Len(t, got, 1+5*(5+3))
+	require.Len(t, got, 2+5*(7+3))
 	for name := range got {
 		require.True(t, strings.ToValidUTF8(name, "") == name)
-		require.Less(t, len(name), 6*infuse.MaxNameLength, "with what the encoder escapes")
+		require.Less(t, len(name), 6*infuse.MaxNameLength, "including escapes of the encoder")
 	}
 }
 
-// Two groups may have circuits of one name.
+// Two groups may have circuits with the same name.
 func TestAttributesTellGroupsApart(t *testing.T) {
 	reader := sdk.NewManualReader()
 	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
@@ -219,10 +303,10 @@ func TestAttributesTellGroupsApart(t *testing.T) {
 		require.NoError(t, err)
 		defer func() { require.NoError(t, unregister()) }()
 	}
-	require.Len(t, values(t, reader), 2*(1+5+3))
+	require.Len(t, values(t, reader), 2*(2+7+3))
 }
 
-// Two breakers of one name are one circuit: the first is shown.
+// Of two breakers with the same name, the first has metrics.
 func TestBreakers(t *testing.T) {
 	var all otelinfuse.Breakers
 	for _, name := range []string{"prices", "stock", "prices"} {
@@ -249,7 +333,7 @@ func TestTheGlobalProviderIsTheDefault(t *testing.T) {
 	require.NoError(t, unregister())
 }
 
-// brokenMeter makes no gauge.
+// brokenMeter fails to create gauges.
 type brokenMeter struct{ noop.Meter }
 
 var errBroken = errors.New("broken")
@@ -270,7 +354,7 @@ func TestErrorsOfRegister(t *testing.T) {
 	require.ErrorIs(t, err, errBroken)
 }
 
-func TestCollectionsAndCallsAtOnce(t *testing.T) {
+func TestConcurrentCollectionsAndCalls(t *testing.T) {
 	counted := new(otelinfuse.Transitions)
 	group := newGroup(t, infuse.Config{MaxCircuits: 3, CountCalls: true, Listeners: []*infuse.Listener{counted.Listener()}})
 	reader := start(t, group, otelinfuse.WithTransitions(counted))

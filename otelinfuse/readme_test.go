@@ -12,7 +12,7 @@ import (
 	"github.com/infuse-go/infuse/otelinfuse"
 )
 
-// The README's code is that of an example, which is compiled.
+// The code in the README is part of an example, which is compiled.
 func TestReadmeHasTheExample(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
@@ -26,7 +26,7 @@ func TestReadmeHasTheExample(t *testing.T) {
 	}
 }
 
-// Its table has the metrics that there are, with their units, and no others.
+// The table in the README lists the metrics with their units, and no others.
 func TestReadmeHasTheMetrics(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)

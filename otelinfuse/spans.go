@@ -4,37 +4,36 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/tally"
 )
 
 // The attributes of metrics and spans.
 const (
 	NameKey    = attribute.Key("infuse.circuit.name")  // the circuit's name: valid UTF-8, and bounded
 	StateKey   = attribute.Key("infuse.circuit.state") // closed, open or half_open
-	LocalKey   = attribute.Key("infuse.circuit.local") // whether it is the circuit of this process alone
-	OutcomeKey = attribute.Key("infuse.call.outcome")  // success, failure, ignored or rejected
+	LocalKey   = attribute.Key("infuse.circuit.local") // true for the local circuit, false for the shared one
+	OutcomeKey = attribute.Key("infuse.call.outcome")  // success, failure, ignored, rejected or would_reject
 
-	RejectedByKey     = attribute.Key("infuse.rejection.by")     // the instance that opened the circuit, or who holds it; where that is known
+	RejectedByKey     = attribute.Key("infuse.rejection.by")     // the instance that opened the circuit, or who made the override; if known
 	RejectedReasonKey = attribute.Key("infuse.rejection.reason") // of an override
-	RejectedDueKey    = attribute.Key("infuse.rejection.due_at") // when a trial may run, in RFC 3339; where that is known
+	RejectedDueKey    = attribute.Key("infuse.rejection.due_at") // when a trial may run or the override ends, in RFC 3339; if known
 )
 
 // states are the values of StateKey.
 var states = [...]string{infuse.StateClosed: "closed", infuse.StateOpen: "open", infuse.StateHalfOpen: "half_open"}
 
-// OnRejected is an infuse.Transport's OnRejected: it tells the span of the
-// request's context of the rejection, and then does what next does. With nil it
-// returns the *OpenError, as a Transport does by itself.
+// OnRejected is an OnRejected of an infuse.Transport. It sets the attributes of the
+// rejection on the span of the request's context, and then calls next. If next is nil,
+// it returns the *OpenError, as a Transport without OnRejected does.
 //
-// What starts the span must be outside of the Transport:
+// The span must be started outside of the Transport:
 //
 //	otelhttp.NewTransport(&infuse.Transport{OnRejected: otelinfuse.OnRejected(nil)})
 func OnRejected(next func(*http.Request, *infuse.OpenError) (*http.Response, error)) func(*http.Request, *infuse.OpenError) (*http.Response, error) {
@@ -47,9 +46,9 @@ func OnRejected(next func(*http.Request, *infuse.OpenError) (*http.Response, err
 	}
 }
 
-// Rejected tells the span of ctx if err is or wraps an *infuse.OpenError, and
-// returns whether it is. It sets attributes, and leaves the span's status and
-// end to who started it. A span has the attributes of its last rejection.
+// Rejected reports whether err is or wraps an *infuse.OpenError. If so, it sets the
+// attributes of the rejection on the span of ctx. It leaves the span's status and end
+// to the code that started the span. A span has the attributes of its last rejection.
 func Rejected(ctx context.Context, err error) bool {
 	var rejected *infuse.OpenError
 	if !errors.As(err, &rejected) {
@@ -61,12 +60,12 @@ func Rejected(ctx context.Context, err error) bool {
 	return true
 }
 
-// Attributes returns what a span or a log may say of a rejection. Not all of
-// them are fit for a metric: a reason is free text.
+// Attributes returns the attributes of a rejection, for a span or a log. Do not use
+// all of them for a metric: a reason is free text.
 func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 	all := []attribute.KeyValue{
 		OutcomeKey.String("rejected"),
-		NameKey.String(nameOf(rejected.Circuit)),
+		NameKey.String(tally.Name(rejected.Circuit)),
 		StateKey.String(states[min(int(rejected.State), len(states)-1)]),
 		LocalKey.Bool(rejected.Local),
 	}
@@ -82,17 +81,8 @@ func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 	return all
 }
 
-// nameOf returns a circuit's name as an attribute may have it. What is no UTF-8
-// is quoted, and so is what looks quoted: no two names become one.
-func nameOf(circuit string) string {
-	if utf8.ValidString(circuit) && !strings.HasPrefix(circuit, `"`) {
-		return circuit
-	}
-	return strconv.Quote(circuit)
-}
-
-// text returns what an exporter can send: one string that is no UTF-8 costs a
-// whole batch. What comes from a record was written by another.
+// text returns s as valid UTF-8 of limited length. An exporter drops a whole batch for
+// one invalid string, and records come from other processes.
 func text(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
 
 const maxText = 200

@@ -34,8 +34,8 @@ func attributesOf(span trace.ReadOnlySpan) map[attribute.Key]string {
 	return all
 }
 
-// A rejected request has a span of otelhttp that says what rejected it; one that
-// was sent has nothing of it.
+// The span of otelhttp of a rejected request has attributes of the rejection. The span of
+// a request that was sent has none.
 func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
@@ -54,8 +54,8 @@ func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 			response.Body.Close()
 
 			until := time.Now().Add(time.Hour).Truncate(time.Millisecond)
-			held := infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "moving house", Until: until}
-			require.NoError(t, breakerOf(t, group, "prices").Override(t.Context(), held))
+			forced := infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "upgrade", Until: until}
+			require.NoError(t, breakerOf(t, group, "prices").Override(t.Context(), forced))
 			response, err = client.Get(server.URL)
 			if next == nil {
 				require.ErrorIs(t, err, infuse.ErrOpen)
@@ -74,7 +74,7 @@ func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 			require.Equal(t, "false", got[otelinfuse.LocalKey])
 			require.Equal(t, "rejected", got[otelinfuse.OutcomeKey])
 			require.Equal(t, "ann", got[otelinfuse.RejectedByKey])
-			require.Equal(t, "moving house", got[otelinfuse.RejectedReasonKey])
+			require.Equal(t, "upgrade", got[otelinfuse.RejectedReasonKey])
 			due, err := time.Parse(time.RFC3339Nano, got[otelinfuse.RejectedDueKey])
 			require.NoError(t, err)
 			require.WithinDuration(t, until, due, time.Second)
@@ -87,7 +87,7 @@ func TestRejected(t *testing.T) {
 	recorder, provider := newTracer()
 	tracer := provider.Tracer("test")
 	rejected := &infuse.OpenError{Circuit: "prices\xff", State: infuse.StateHalfOpen, Local: true, By: "\xff", Reason: strings.Repeat("ä", 1000)}
-	for _, err := range []error{rejected, fmt.Errorf("stock: %w", rejected), errors.New("sick"), nil} {
+	for _, err := range []error{rejected, fmt.Errorf("stock: %w", rejected), errors.New("failing"), nil} {
 		ctx, span := tracer.Start(t.Context(), "call")
 		require.Equal(t, errors.Is(err, infuse.ErrOpen), otelinfuse.Rejected(ctx, err))
 		span.End()
@@ -103,5 +103,5 @@ func TestRejected(t *testing.T) {
 	for _, span := range spans[2:] {
 		require.Empty(t, span.Attributes())
 	}
-	require.True(t, otelinfuse.Rejected(context.Background(), rejected), "also where there is no span")
+	require.True(t, otelinfuse.Rejected(context.Background(), rejected), "also without a span")
 }

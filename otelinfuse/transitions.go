@@ -5,11 +5,11 @@ import (
 	"github.com/infuse-go/infuse/internal/tally"
 )
 
-// Transitions counts the transitions of circuits, including those that come and
-// go between two collections. Add its Listener to infuse.Config.Listeners, and pass it to
-// Register with WithTransitions. It costs calls nothing, and keeps no breaker alive.
-// The zero value is ready to use; do not copy it.
+// Transitions counts the transitions of circuits, including transitions between two
+// collections. Add its Listener to infuse.Config.Listeners, and pass it to Register with
+// WithTransitions. It adds no cost to calls, and keeps no breaker alive. The zero value
+// is ready to use; do not copy it.
 type Transitions struct{ counted tally.Transitions }
 
-// Listener returns a Listener that counts.
+// Listener returns a Listener that counts transitions.
 func (t *Transitions) Listener() *infuse.Listener { return t.counted.Listener() }

@@ -89,7 +89,7 @@ func every(interval time.Duration, fn func()) (stop func()) {
 	}
 }
 
-// BenchmarkGather is what a scrape costs, but for its text.
+// BenchmarkGather measures a scrape without its text.
 func BenchmarkGather(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprintf("%d circuits", n), func(b *testing.B) {

@@ -3,9 +3,6 @@ package prominfuse
 import (
 	"iter"
 	"slices"
-	"strconv"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,8 +10,8 @@ import (
 	"github.com/infuse-go/infuse/internal/tally"
 )
 
-// Source has the circuits that a Collector shows: an *infuse.Group, or Breakers.
-// All is called once for each collection, and by several goroutines at once.
+// Source has the circuits of a Collector: an *infuse.Group, or Breakers. All is
+// called once for each collection, and by several goroutines at once.
 type Source interface {
 	All() iter.Seq[*infuse.Breaker]
 }
@@ -33,21 +30,34 @@ func WithTransitions(t *Transitions) Option {
 	return func(c *Collector) { c.transitions = t }
 }
 
-// Collector is a prometheus.Collector of circuits. It makes its metrics when
-// they are collected, from what the Source has then: a circuit that a Group has
-// evicted has no metrics any more. It does no I/O, and never fails a scrape. All
-// methods are safe for concurrent use.
+// WithMaxCircuits limits the number of circuits that have metrics. Default 300, also
+// if n is not positive. A circuit has up to 21 series. If the Source has more circuits,
+// circuits that are not closed or that have an override come first, then circuits
+// with failures, then the others by name. infuse_circuits counts all circuits, and
+// infuse_circuits_omitted those without metrics.
+func WithMaxCircuits(n int) Option {
+	return func(c *Collector) {
+		if n > 0 {
+			c.maxCircuits = n
+		}
+	}
+}
+
+// Collector is a prometheus.Collector of circuits. It reads the Source at each
+// collection: a circuit that a Group has evicted has no metrics any more. It does no
+// I/O, and never fails a scrape. All methods are safe for concurrent use.
 type Collector struct {
 	source      Source
 	transitions *Transitions
+	maxCircuits int
 }
 
-// NewCollector returns a Collector of these circuits. Register it once. Two
-// that share a registry need a label that tells them apart: see
-// prometheus.WrapRegistererWith. It panics if the source is nil.
+// NewCollector returns a Collector of the circuits of source. Register it once. Two
+// Collectors in one registry need a label that tells them apart: see
+// prometheus.WrapRegistererWith. NewCollector panics if the source is nil.
 func NewCollector(source Source, options ...Option) *Collector {
-	source.All() // a nil Group is to panic here, and not at a scrape
-	c := &Collector{source: source}
+	source.All() // a nil Group must panic here, and not at a scrape
+	c := &Collector{source: source, maxCircuits: tally.MaxCircuits}
 	for _, option := range options {
 		option(c)
 	}
@@ -55,15 +65,18 @@ func NewCollector(source Source, options ...Option) *Collector {
 }
 
 var (
-	circuits    = prometheus.NewDesc("infuse_circuits", "Circuits that this process keeps.", nil, nil)
-	state       = describe("state", "1 for the state that the circuit is in, 0 for the others.", "state")
-	stateSince  = describe("state_since_timestamp_seconds", "When this process saw the state begin, in Unix time.")
-	local       = describe("local", "1 if the circuit of this process alone is not closed, while the fleet's is.")
-	failures    = describe("consecutive_failures", "Failures in a row: of this process or, if those are more, of the fleet.")
-	overridden  = describe("overridden", "1 if an override holds the circuit open or closed.")
-	storageAway = describe("storage_away", "1 if the storage is away, so that the circuit is not shared.")
-	calls       = describe("calls_total", "Calls by what became of them. Needs Config.CountCalls.", "outcome")
-	transitions = describe("transitions_total", "Transitions of the local and of the shared circuit, by the state that began.", "local", "to")
+	circuits           = prometheus.NewDesc("infuse_circuits", "Circuits of this process.", nil, nil)
+	omitted            = prometheus.NewDesc("infuse_circuits_omitted", "Circuits of this process without metrics of their own, because there are more than WithMaxCircuits allows.", nil, nil)
+	state              = describe("state", "1 for the state that calls of this process meet, 0 for the others.", "state")
+	stateSince         = describe("state_since_timestamp_seconds", "When this process saw the state begin, in Unix time.")
+	readyForTrial      = describe("ready_for_trial", "1 if the circuit is open or half-open and the next call becomes a trial. Without calls it stays so.")
+	localOnly          = describe("local_only", "1 if the local circuit rejects calls while the shared circuit is closed.")
+	failures           = describe("consecutive_failures", "Consecutive failures of the local circuit or, if that is more, of the shared circuit.")
+	overridden         = describe("overridden", "1 if an override forces the circuit open or closed.")
+	dryRun             = describe("dry_run", "1 if Config.DryRun is set, so that no call is rejected.")
+	storageUnavailable = describe("storage_unavailable", "1 if the storage is unavailable, so that the process uses its local circuit.")
+	calls              = describe("calls_total", "Calls by outcome. Needs Config.CountCalls.", "outcome")
+	transitions        = describe("transitions_total", "Transitions of the local and of the shared circuit, by the new state.", "local", "to")
 )
 
 // states are the values of the labels state and to.
@@ -75,7 +88,9 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{circuits, state, stateSince, local, failures, overridden, storageAway, calls} {
+	for _, d := range []*prometheus.Desc{
+		circuits, omitted, state, stateSince, readyForTrial, localOnly, failures, overridden, dryRun, storageUnavailable, calls,
+	} {
 		ch <- d
 	}
 	if c.transitions != nil {
@@ -85,31 +100,27 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
-	seen := make(map[string]bool)
-	for b := range c.source.All() {
-		if b == nil {
-			continue
-		}
-		// A metric that comes twice fails the whole scrape.
-		if circuit := label(b.Name()); !seen[circuit] {
-			seen[circuit] = true
-			c.collect(sink{ch, circuit}, b)
-		}
+	shown, others := tally.Circuits(c.source.All(), c.maxCircuits)
+	for _, circuit := range shown {
+		c.collect(sink{ch, circuit.Name}, circuit)
 	}
-	ch <- prometheus.MustNewConstMetric(circuits, prometheus.GaugeValue, float64(len(seen)))
+	ch <- prometheus.MustNewConstMetric(circuits, prometheus.GaugeValue, float64(len(shown)+others))
+	ch <- prometheus.MustNewConstMetric(omitted, prometheus.GaugeValue, float64(others))
 }
 
-func (c *Collector) collect(s sink, b *infuse.Breaker) {
-	stats := b.Stats()
+func (c *Collector) collect(s sink, circuit tally.Circuit) {
+	stats := circuit.Stats
 	for i, name := range states {
 		s.gauge(state, one(int(stats.State) == i), name)
 	}
 	s.gauge(stateSince, float64(tally.Since(stats).UnixMilli())/1000)
-	s.gauge(local, one(tally.OnlyLocal(stats)))
+	s.gauge(readyForTrial, one(circuit.ReadyForTrial))
+	s.gauge(localOnly, one(tally.OnlyLocal(stats)))
 	s.gauge(failures, float64(tally.Failures(stats)))
 	s.gauge(overridden, one(stats.Override != nil))
-	s.gauge(storageAway, one(stats.StorageErr != nil))
-	// Where nothing is counted, 0 calls would be wrong.
+	s.gauge(dryRun, one(stats.DryRun))
+	s.gauge(storageUnavailable, one(stats.StorageErr != nil))
+	// If calls are not counted, 0 calls would be wrong.
 	if n := stats.Calls; n != (infuse.CallCounts{}) {
 		s.counter(calls, n.Success, "success")
 		s.counter(calls, n.Failure, "failure")
@@ -118,7 +129,7 @@ func (c *Collector) collect(s sink, b *infuse.Breaker) {
 		s.counter(calls, n.WouldReject, "would_reject")
 	}
 	if c.transitions != nil {
-		n := c.transitions.counted.Of(b)
+		n := c.transitions.counted.Of(circuit.Breaker)
 		for i, name := range states {
 			s.counter(transitions, n.Local[i], "true", name)
 			s.counter(transitions, n.Shared[i], "false", name)
@@ -149,13 +160,4 @@ func one(is bool) float64 {
 		return 1
 	}
 	return 0
-}
-
-// label returns a circuit's name as a label may have it. What is no UTF-8 is
-// quoted, and so is what looks quoted: no two names become one.
-func label(circuit string) string {
-	if utf8.ValidString(circuit) && !strings.HasPrefix(circuit, `"`) {
-		return circuit
-	}
-	return strconv.Quote(circuit)
 }

@@ -1,8 +1,8 @@
-// Package prominfuse shows the circuits of a process to Prometheus. A Collector
-// reads them when it is scraped, so a call pays for nothing but
-// infuse.Config.CountCalls. It is a module of its own, so that nobody else needs
-// the client library.
+// Package prominfuse exports metrics of the circuits of a process to Prometheus. A
+// Collector reads them at each scrape, so calls cost no more than with
+// infuse.Config.CountCalls alone. It is a separate module, so that other users do not
+// depend on the client library.
 //
-// README.md lists the metrics. grafana-dashboard.json and alerts.yml beside it
-// are a dashboard and alert rules for them.
+// README.md lists the metrics. grafana-dashboard.json and alerts.yml are a dashboard
+// and alert rules for them.
 package prominfuse

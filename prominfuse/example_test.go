@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// A client whose circuits Prometheus sees.
+// A client with Prometheus metrics of its circuits.
 func Example() {
 	transitions := new(prominfuse.Transitions)
 	breakers, err := infuse.NewGroup(infuse.Config{
@@ -26,7 +26,7 @@ func Example() {
 	http.DefaultClient = &http.Client{Transport: &infuse.Transport{Breakers: breakers}}
 }
 
-// Two groups that may have circuits of the same name need a label more.
+// Two groups that may have circuits of the same name need another label.
 func ExampleNewCollector_twoGroups() {
 	registry := prometheus.NewRegistry()
 	for _, client := range []string{"web", "batch"} {

@@ -1,10 +1,12 @@
 package prominfuse_test
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,31 +49,42 @@ type sample struct {
 	value  float64
 }
 
-// scrapeFleet runs a fleet, and scrapes it. For the processes a and b, the
-// circuit sick is open and held is held open. The processes c, d and e have lost
-// their storage, and the circuit alone of each is open. All call healthy.
+// String returns the series.
+func (s sample) String() string {
+	pairs := make([]string, 0, len(s.labels))
+	for _, name := range slices.Sorted(maps.Keys(s.labels)) {
+		pairs = append(pairs, fmt.Sprintf("%s=%q", name, s.labels[name]))
+	}
+	return s.name + "{" + strings.Join(pairs, ",") + "}"
+}
+
+// scrapeFleet runs a fleet, and scrapes it. In the processes a and b, the circuit
+// failing is open and forced is forced open. To c, d and e the storage is unavailable,
+// and their local circuit partitioned is open. All call healthy.
 func scrapeFleet(t *testing.T) []sample {
 	shared := infuse.NewMemoryStorage()
 	fleet := map[string]process{"a": startProcess(t, shared), "b": startProcess(t, shared)}
 	for _, name := range []string{"c", "d", "e"} {
 		fleet[name] = startProcess(t, nowhere(t))
-		trip(t, breakerOf(t, fleet[name].group, "alone"))
+		partitioned := breakerOf(t, fleet[name].group, "partitioned")
+		trip(t, partitioned)
+		require.ErrorIs(t, partitioned.Call(t.Context(), succeeds), infuse.ErrOpen)
 	}
 	for _, p := range fleet {
 		require.NoError(t, breakerOf(t, p.group, "healthy").Call(t.Context(), succeeds))
 	}
 	a, b := fleet["a"].group, fleet["b"].group
-	breakerOf(t, b, "sick")
-	breakerOf(t, b, "held")
-	trip(t, breakerOf(t, a, "sick"))
+	breakerOf(t, b, "failing")
+	breakerOf(t, b, "forced")
+	trip(t, breakerOf(t, a, "failing"))
 	time.Sleep(60 * time.Millisecond)
-	trip(t, breakerOf(t, b, "sick")) // one process alone opens nothing
-	require.NoError(t, breakerOf(t, a, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "moving house"}))
+	trip(t, breakerOf(t, b, "failing")) // a failing process opens nothing without evidence of another
+	require.NoError(t, breakerOf(t, a, "forced").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "upgrade"}))
 	require.Eventually(t, func() bool {
-		sick, mine, held := breakerOf(t, b, "sick").Stats(), breakerOf(t, a, "sick").Stats(), breakerOf(t, b, "held").Stats()
-		return sick.State == infuse.StateOpen && !mine.Local && held.Override != nil
+		failing, mine, forced := breakerOf(t, b, "failing").Stats(), breakerOf(t, a, "failing").Stats(), breakerOf(t, b, "forced").Stats()
+		return failing.State == infuse.StateOpen && mine.Shared.State == infuse.StateOpen && forced.Override != nil
 	}, 10*time.Second, time.Millisecond)
-	for _, name := range []string{"sick", "held"} {
+	for _, name := range []string{"failing", "forced"} {
 		require.ErrorIs(t, breakerOf(t, b, name).Call(t.Context(), succeeds), infuse.ErrOpen)
 	}
 

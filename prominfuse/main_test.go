@@ -12,10 +12,10 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-var errSick = errors.New("sick")
+var errFailing = errors.New("failing")
 
 func succeeds(context.Context) error { return nil }
-func fails(context.Context) error    { return errSick }
+func fails(context.Context) error    { return errFailing }
 
 func newGroup(tb testing.TB, cfg infuse.Config) *infuse.Group {
 	tb.Helper()
@@ -41,7 +41,7 @@ func trip(tb testing.TB, b *infuse.Breaker) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// nowhere is a storage that is away: no server listens there.
+// nowhere returns an unavailable storage: no server listens there.
 func nowhere(tb testing.TB) infuse.Storage {
 	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})

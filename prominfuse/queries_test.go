@@ -16,7 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// query is an expression, and what is shown of its result.
+// query is an expression, with the texts that show its result.
 type query struct {
 	where string
 	expr  string
@@ -57,7 +57,7 @@ type dashboard struct {
 	}
 }
 
-// anything stands for what Grafana puts in place of a variable.
+// anything replaces the variables, as Grafana does.
 var anything = strings.NewReplacer("$__rate_interval", "5m", "$job", ".*", "$circuit", ".*")
 
 func dashboardQueries(t *testing.T) (all []query) {
@@ -88,7 +88,7 @@ var (
 	shown     = regexp.MustCompile(`\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}`)
 )
 
-// Each metric, label and value that is asked for is one of a running fleet.
+// Each metric, label and value in a query is one of a running fleet.
 func TestQueriesAskForWhatThereIs(t *testing.T) {
 	scraped := scrapeFleet(t)
 	for _, q := range append(alertQueries(t), dashboardQueries(t)...) {
@@ -167,17 +167,22 @@ func TestAlertRules(t *testing.T) {
 	promtool(t, "test", "rules", "alerts_test.yml")
 }
 
-// The alerts fire at what a fleet really shows, and at nothing else; and each
-// panel has something to show.
+// With the metrics of a running fleet, the right alerts fire and no others, and each
+// panel shows something.
 func TestAlertsAndPanelsOnARunningFleet(t *testing.T) {
+	testRules(t, map[string]any{
+		"interval":         "1m",
+		"input_series":     lasting(scrapeFleet(t)),
+		"promql_expr_test": append([]any{firing()}, panels(t)...),
+	})
+}
+
+// testRules has promtool run a test of the alert rules.
+func testRules(t *testing.T, test map[string]any) {
 	file := map[string]any{
 		"rule_files":          []string{absolute(t, "alerts.yml")},
 		"evaluation_interval": "1m",
-		"tests": []any{map[string]any{
-			"interval":         "1m",
-			"input_series":     lasting(scrapeFleet(t)),
-			"promql_expr_test": append([]any{firing()}, panels(t)...),
-		}},
+		"tests":               []any{test},
 	}
 	text, err := yaml.Marshal(file)
 	require.NoError(t, err)
@@ -195,19 +200,15 @@ func absolute(t *testing.T, path string) string {
 // day is a little longer than the longest alert takes to fire, in minutes.
 const day = 24*60 + 10
 
-// lasting returns what was scraped as series that stay so. Rejections go on.
+// lasting returns the samples as series that keep their values. Rejections continue.
 func lasting(scraped []sample) (series []any) {
 	for _, s := range scraped {
-		pairs := make([]string, 0, len(s.labels))
-		for _, name := range slices.Sorted(maps.Keys(s.labels)) {
-			pairs = append(pairs, fmt.Sprintf("%s=%q", name, s.labels[name]))
-		}
 		step := 0
 		if s.labels["outcome"] == "rejected" && s.value > 0 {
 			step = 60
 		}
 		series = append(series, map[string]string{
-			"series": s.name + "{" + strings.Join(pairs, ",") + "}",
+			"series": s.String(),
 			"values": fmt.Sprintf("%g+%dx%d", s.value, step, day),
 		})
 	}
@@ -217,19 +218,20 @@ func lasting(scraped []sample) (series []any) {
 func firing() any {
 	var samples []any
 	for _, labels := range []string{
-		`{alertname="InfuseCircuitOpen", circuit="sick"}`,
-		`{alertname="InfuseCircuitOpenInManyProcesses", circuit="alone"}`,
-		`{alertname="InfuseOverrideHeld", circuit="held"}`,
-		`{alertname="InfuseRejectedShareHigh", circuit="held"}`,
-		`{alertname="InfuseRejectedShareHigh", circuit="sick"}`,
-		`{alertname="InfuseStorageAway"}`,
+		`{alertname="InfuseCircuitOpen", circuit="failing"}`,
+		`{alertname="InfuseCircuitOpenInManyProcesses", circuit="partitioned"}`,
+		`{alertname="InfuseOverrideOld", circuit="forced"}`,
+		`{alertname="InfuseRejectedShareHigh", circuit="forced"}`,
+		`{alertname="InfuseRejectedShareHigh", circuit="failing"}`,
+		`{alertname="InfuseRejectedShareHigh", circuit="partitioned"}`,
+		`{alertname="InfuseStorageUnavailable"}`,
 	} {
 		samples = append(samples, map[string]any{"labels": labels, "value": 1})
 	}
 	return evaluated(`count by (alertname, circuit) (ALERTS{alertstate="firing"})`, samples...)
 }
 
-// panels has a check of each panel: that its query is one, and finds something.
+// panels returns a check of each panel: its query is valid, and finds something.
 func panels(t *testing.T) (all []any) {
 	for _, q := range dashboardQueries(t) {
 		found := map[string]any{"labels": "{}", "value": 1}

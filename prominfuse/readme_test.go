@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The README's code is that of an example, which is compiled.
+// The code in the README is part of an example, which is compiled.
 func TestReadmeHasTheExample(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
@@ -23,7 +23,7 @@ func TestReadmeHasTheExample(t *testing.T) {
 	}
 }
 
-// Its table has the metrics that a fleet shows, and no others.
+// The table in the README lists the metrics of a fleet, and no others.
 func TestReadmeHasTheMetrics(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -17,22 +16,22 @@ func override(ctx context.Context, j *job) error {
 		return err
 	}
 	to := states[j.args[1]]
-	return j.change(ctx, func(b *infuse.Breaker) error {
+	return j.change(ctx, j.requireUsed, func(b *infuse.Breaker) error {
 		return b.Override(ctx, infuse.Override{State: to, By: j.by, Reason: j.reason, Until: until})
 	}, func(c *circuit) string {
 		if c.Override == nil {
-			return "the override was made, and is over or cleared"
+			return "the override was set, and has expired or was removed"
 		}
-		return "held " + c.hold(time.Now())
+		return c.forced(time.Now())
 	})
 }
 
 func checkOverride(o *options, args []string) error {
 	if s, ok := states[args[1]]; !ok || s == infuse.StateHalfOpen {
-		return misused("%q is no state that a circuit can be held in: open or closed", args[1])
+		return misused("invalid state: %s: want open or closed", shownWord(args[1]))
 	}
 	if strings.TrimSpace(o.reason) == "" {
-		return misused("-reason is not given: every rejection shows it, so that nobody has to ask")
+		return misused("-reason is missing: every rejection shows it")
 	}
 	if len(o.reason) > 200 {
 		return misused("-reason has %d bytes: at most 200 are allowed", len(o.reason))
@@ -43,9 +42,9 @@ func checkOverride(o *options, args []string) error {
 
 var states = map[string]infuse.State{"closed": infuse.StateClosed, "open": infuse.StateOpen, "half-open": infuse.StateHalfOpen}
 
-const untilCleared = "cleared"
+const untilRemoved = "removed"
 
-// parseUntil reads a duration from now, a time of day, a full time, or "cleared".
+// parseUntil reads a duration from now, a time of day, a full time, or "removed".
 func parseUntil(text string, now time.Time) (time.Time, error) {
 	const most = 366 * 24 * time.Hour
 	var until time.Time
@@ -54,8 +53,8 @@ func parseUntil(text string, now time.Time) (time.Time, error) {
 	full, notFull := time.Parse(time.RFC3339, text)
 	switch {
 	case text == "":
-		return until, misused("-until is not given: 2h, 17:30, %s, or %s", now.Add(2*time.Hour).Format(time.RFC3339), untilCleared)
-	case text == untilCleared:
+		return until, misused("-until is missing: 2h, 17:30, %s, or %s", now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
+	case text == untilRemoved:
 		return until, nil
 	case notDuration == nil:
 		until = now.Add(d)
@@ -67,44 +66,47 @@ func parseUntil(text string, now time.Time) (time.Time, error) {
 	case notFull == nil:
 		until = full
 	default:
-		return until, misused("-until is %q: must be like 2h, 17:30, %s, or %s", text, now.Add(2*time.Hour).Format(time.RFC3339), untilCleared)
+		return until, misused("-until is %s: must be like 2h, 17:30, %s, or %s", shownWord(text), now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
 	}
 	if ahead := until.Sub(now); ahead <= 0 || ahead > most {
-		return until, misused("-until is %s: must be ahead, by at most %d days, or %s", text, int(most.Hours())/24, untilCleared)
+		return until, misused("-until is %s: must be in the future, at most %d days, or %s", shownWord(text), int(most.Hours())/24, untilRemoved)
 	}
 	return until, nil
 }
 
-func clearOverride(ctx context.Context, j *job) error {
+func removeOverride(ctx context.Context, j *job) error {
 	before, err := look(ctx, j.storage, j.args[0])
 	if err != nil {
 		return err
 	}
 	if before.Override == nil && before.State != unreadable {
-		return j.done(before, "is not held: nothing was changed")
+		if unused, _ := j.unused(ctx, before); unused {
+			return j.notFound(ctx, before)
+		}
+		return j.done(before, "no override, nothing was changed")
 	}
-	return j.change(ctx, func(b *infuse.Breaker) error { return b.ClearOverride(ctx, j.by) },
-		func(c *circuit) string { return "released: it is " + c.condition() })
+	return j.change(ctx, nil, func(b *infuse.Breaker) error { return b.ClearOverride(ctx, j.by) },
+		func(c *circuit) string { return "override removed, the state is " + c.condition() })
 }
 
-func move(ctx context.Context, j *job) error {
+func setState(ctx context.Context, j *job) error {
 	to := states[j.args[1]]
-	return j.change(ctx, func(b *infuse.Breaker) error { return b.SetState(ctx, to) },
+	return j.change(ctx, j.requireUsed, func(b *infuse.Breaker) error { return b.SetState(ctx, to) },
 		func(c *circuit) string {
-			text := "moved to " + cmp.Or(c.Behind, c.State)
-			if due := c.dueIn(time.Now()); due != "-" {
-				text += ", a trial may run in " + due
+			text := "set to " + cmp.Or(c.Underlying, c.State) + " by " + cut(plain(oneLine(j.by)), 60)
+			if trial := c.trialIn(time.Now()); trial != "-" {
+				text += ", a trial may run in " + trial
 			}
 			if c.Override != nil {
-				text += ", but held " + c.hold(time.Now())
+				text += ", still " + c.forced(time.Now())
 			}
 			return text
 		})
 }
 
-func checkMove(o *options, args []string) error {
+func checkSetState(o *options, args []string) error {
 	if _, ok := states[args[1]]; !ok {
-		return misused("%q is not a state: closed, open or half-open", args[1])
+		return misused("invalid state: %s: want closed, open or half-open", shownWord(args[1]))
 	}
 	if o.openFor < time.Millisecond || o.openFor > 366*24*time.Hour {
 		return misused("-for is %v: must be from 1ms to 366 days", o.openFor)
@@ -112,14 +114,20 @@ func checkMove(o *options, args []string) error {
 	return nil
 }
 
-// change makes a change by hand, and prints what the circuit is then.
-func (j *job) change(ctx context.Context, make func(*infuse.Breaker) error, told func(*circuit) string) error {
+// change makes a manual change if the circuit passes the check, and prints the
+// circuit after it.
+func (j *job) change(ctx context.Context, check func(context.Context, *circuit) error, make func(*infuse.Breaker) error, result func(*circuit) string) error {
 	name := j.args[0]
-	// Whether Redis answers is found out first: its own error says more than a
-	// breaker's, which bounds what it waits for.
-	_, err := j.storage.Load(ctx, name)
-	if broken := (*infuse.RecordError)(nil); err != nil && !errors.As(err, &broken) {
+	// Read it first: an error of Redis has more detail than one of a breaker, which
+	// bounds its wait.
+	before, err := look(ctx, j.storage, name)
+	if err != nil {
 		return err
+	}
+	if check != nil {
+		if err := check(ctx, before); err != nil {
+			return err
+		}
 	}
 	b, err := infuse.New(name, infuse.Config{
 		Storage: j.storage, StorageTimeout: j.timeout, Instance: oneLine(j.by),
@@ -137,14 +145,14 @@ func (j *job) change(ctx context.Context, make func(*infuse.Breaker) error, told
 	if err != nil {
 		return fmt.Errorf("the change was made, but the circuit cannot be read: %w", err)
 	}
-	return j.done(c, told(c))
+	return j.done(c, result(c))
 }
 
-func (j *job) done(c *circuit, told string) error {
+func (j *job) done(c *circuit, text string) error {
 	if j.json {
 		c.History = nil
 		return writeJSON(j.stdout, c, "  ")
 	}
-	_, err := fmt.Fprintf(j.stdout, "circuit %s %s\n", quoted(c.Circuit), told)
+	_, err := fmt.Fprintf(j.stdout, "circuit %s: %s\n", quoted(c.Circuit), text)
 	return err
 }

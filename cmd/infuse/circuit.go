@@ -13,28 +13,28 @@ import (
 // circuit is a circuit as list, show and the commands that change it print it
 // with -json. Fields may be added. The names are in the help.
 type circuit struct {
-	Circuit  string     `json:"circuit"`
-	OnRecord bool       `json:"on_record"`
-	State    string     `json:"state"`
-	Behind   string     `json:"behind,omitempty"`
-	Suspect  bool       `json:"suspect,omitempty"`
-	Since    *time.Time `json:"since,omitempty"`
-	Due      *time.Time `json:"due,omitempty"`
-	Failures int        `json:"failures"`
-	Trials   int        `json:"trials"`
-	By       string     `json:"by,omitempty"`
-	Cause    string     `json:"cause,omitempty"`
-	Override *held      `json:"override,omitempty"`
-	Error    string     `json:"error,omitempty"`
-	History  []event    `json:"history,omitempty"`
+	Circuit    string     `json:"circuit"`
+	OnRecord   bool       `json:"on_record"`
+	State      string     `json:"state"`
+	Underlying string     `json:"underlying_state,omitempty"`
+	Suspect    bool       `json:"suspect,omitempty"`
+	Since      *time.Time `json:"since,omitempty"`
+	Due        *time.Time `json:"due,omitempty"`
+	Failures   int        `json:"failures"`
+	Trials     int        `json:"trials"`
+	By         string     `json:"by,omitempty"`
+	Cause      string     `json:"cause,omitempty"`
+	Override   *forcing   `json:"override,omitempty"`
+	Error      string     `json:"error,omitempty"`
+	History    []event    `json:"history,omitempty"`
 }
 
-// held is an override.
-type held struct {
+// forcing is an override.
+type forcing struct {
 	State  string     `json:"state"`
 	By     string     `json:"by"`
 	Reason string     `json:"reason"`
-	Until  *time.Time `json:"until,omitempty"` // none: until it is cleared
+	Until  *time.Time `json:"until,omitempty"` // none: until it is removed
 }
 
 const unreadable = "unreadable"
@@ -55,7 +55,7 @@ func look(ctx context.Context, s store, name string) (*circuit, error) {
 	}
 	c := describe(name, &r, history)
 	if err != nil { // Redis may not permit it
-		c.Error = "the history cannot be read: " + saying(err)
+		c.Error = "the history cannot be read: " + textOf(err)
 	}
 	return c, nil
 }
@@ -65,7 +65,7 @@ func describe(name string, r *infuse.Record, history []infuse.Event) *circuit {
 		Circuit: name, State: r.State.String(), Failures: r.Failures, Trials: len(r.Trials), By: r.By, Cause: r.Cause,
 		Suspect:  r.Suspect(),
 		OnRecord: r.Generation > 0 || !r.Healthy(),
-		Override: heldBy(r.Override),
+		Override: forcedBy(r.Override),
 		Since:    since(r, history),
 		History:  eventsOf(name, history),
 	}
@@ -73,20 +73,20 @@ func describe(name string, r *infuse.Record, history []infuse.Event) *circuit {
 		c.Due = some(r.DueAt)
 	}
 	if c.Override != nil {
-		c.State, c.Behind = c.Override.State, c.State
+		c.State, c.Underlying = c.Override.State, c.State
 	}
 	return c
 }
 
-func heldBy(o *infuse.Override) *held {
+func forcedBy(o *infuse.Override) *forcing {
 	if o == nil {
 		return nil
 	}
-	return &held{o.State.String(), o.By, o.Reason, some(o.Until)}
+	return &forcing{o.State.String(), o.By, o.Reason, some(o.Until)}
 }
 
-// some returns a time as programs read it, or nil where there is none. What is
-// below a millisecond comes from the translation between clocks.
+// some returns a time as programs read it, or nil for a zero time. Fractions of a
+// millisecond come from the translation between clocks.
 func some(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -95,8 +95,8 @@ func some(t time.Time) *time.Time {
 	return &t
 }
 
-// since returns when the record's state began. The history knows best; after
-// that, a generation is at least the storage's time in milliseconds.
+// since returns when the record's state began: by the history, or else by the
+// generation, which is at least the storage's time in milliseconds.
 func since(r *infuse.Record, history []infuse.Event) *time.Time {
 	for _, e := range history { // the newest first
 		if e.From == e.To {
@@ -113,7 +113,7 @@ func since(r *infuse.Record, history []infuse.Event) *time.Time {
 	return some(time.UnixMilli(r.Since))
 }
 
-// condition is what there is to say of the state in a word or two.
+// condition is the state in a word or two.
 func (c *circuit) condition() string {
 	switch {
 	case c.Suspect:
@@ -124,7 +124,7 @@ func (c *circuit) condition() string {
 	return c.State
 }
 
-// urgency orders circuits: the sick ones first.
+// urgency orders circuits: unhealthy ones first.
 func (c *circuit) urgency() int {
 	switch {
 	case c.State == unreadable:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -12,7 +13,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// command is one of the things that infuse does.
+// command is a command of infuse.
 type command struct {
 	name    string
 	usage   string // its arguments
@@ -21,6 +22,7 @@ type command struct {
 	least   int    // arguments
 	most    int    // -1: any number
 	endless bool   // it has no timeout
+	offline bool   // it needs no storage
 	flags   func(*flag.FlagSet, *options)
 	checks  func(*options, []string) error
 	run     func(context.Context, *job) error
@@ -29,9 +31,9 @@ type command struct {
 // commands are in the order of the help. A func, because they refer to the help.
 func commands() []*command {
 	return []*command{
-		{name: "list", usage: "", does: "list the circuits that have a record, the sick ones first", text: listHelp, run: list},
-		{name: "show", usage: "NAME", does: "show a circuit and its last transitions", text: showHelp, least: 1, most: 1, run: show},
-		{name: "watch", usage: "[NAME…]", does: "print the transitions of the fleet as they happen", text: watchHelp, most: -1, endless: true, run: watch,
+		{name: "list", usage: "", does: "list the circuits that have a record, unhealthy ones first", text: listHelp, run: list},
+		{name: "show", usage: "NAME", does: "show a circuit and its history", text: showHelp, least: 1, most: 1, run: show},
+		{name: "watch", usage: "[NAME…]", does: "print transitions and manual changes as they happen", text: watchHelp, most: -1, endless: true, run: watch,
 			flags: func(f *flag.FlagSet, o *options) {
 				f.DurationVar(&o.interval, "interval", 2*time.Second, "")
 			},
@@ -41,20 +43,23 @@ func commands() []*command {
 				}
 				return nil
 			}},
-		{name: "override", usage: "NAME open|closed -reason TEXT -until WHEN", does: "hold a circuit open or closed", text: overrideHelp, least: 2, most: 2, run: override,
+		{name: "override", usage: "NAME open|closed -reason TEXT -until WHEN", does: "force a circuit open or closed", text: overrideHelp, least: 2, most: 2, run: override,
 			flags: func(f *flag.FlagSet, o *options) {
 				f.StringVar(&o.reason, "reason", "", "")
 				f.StringVar(&o.until, "until", "", "")
 				byFlag(f, o)
+				forceFlag(f, o)
 			},
 			checks: checkOverride},
-		{name: "clear", usage: "NAME", does: "end an override", text: clearHelp, least: 1, most: 1, run: clearOverride, flags: byFlag},
-		{name: "move", usage: "NAME closed|open|half-open", does: "move a circuit once, and let it go on from there", text: moveHelp, least: 2, most: 2, run: move,
+		{name: "remove-override", usage: "NAME", does: "remove an override", text: removeOverrideHelp, least: 1, most: 1, run: removeOverride, flags: byFlag},
+		{name: "set-state", usage: "NAME closed|open|half-open", does: "set the state once; calls decide what comes next", text: setStateHelp, least: 2, most: 2, run: setState,
 			flags: func(f *flag.FlagSet, o *options) {
 				f.DurationVar(&o.openFor, "for", time.Minute, "")
 				byFlag(f, o)
+				forceFlag(f, o)
 			},
-			checks: checkMove},
+			checks: checkSetState},
+		{name: "plan", usage: "[flags]", does: "estimate false openings, outage cost and Redis load of settings", text: planHelp, offline: true, run: plan, flags: planFlags, checks: checkPlan},
 	}
 }
 
@@ -67,9 +72,11 @@ func commandOf(name string) *command {
 	return nil
 }
 
+func forceFlag(f *flag.FlagSet, o *options) { f.BoolVar(&o.force, "force", false, "") }
+
 func byFlag(f *flag.FlagSet, o *options) { f.StringVar(&o.by, "by", somebody(), "") }
 
-// somebody returns user@host, as far as they are known.
+// somebody returns user@host, if they are known.
 func somebody() string {
 	name := os.Getenv("USER")
 	if u, err := user.Current(); err == nil {
@@ -79,8 +86,9 @@ func somebody() string {
 	return cut(plain(name), 80) + "@" + cut(plain(host), 80)
 }
 
-// check finds what is wrong with the arguments before anything is connected to.
+// check returns what is wrong with the arguments, before any connection is made.
 func (c *command) check(o *options, args []string) error {
+	o.prefix = cmp.Or(o.prefix, defaultPrefix)
 	switch {
 	case len(args) < c.least || c.most >= 0 && len(args) > c.most:
 		return misused("usage: %s", strings.TrimSpace("infuse "+c.name+" "+c.usage))

@@ -16,7 +16,7 @@ import (
 
 func TestList(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
-		require.Equal(t, "no circuit has a record with the prefix \"infuse:\": none has failed lately, and none is held\n", d.does("list"))
+		require.Equal(t, "no circuit has a record with the prefix \"infuse:\": no recent failures, no overrides\n", d.does("list"))
 		var none []circuit
 		d.decodes(&none, "list")
 		require.Equal(t, []circuit{}, none, "[], and not null")
@@ -27,9 +27,9 @@ func TestList(t *testing.T) {
 
 		lines := strings.Split(strings.TrimSuffix(d.does("list"), "\n"), "\n")
 		require.Len(t, lines, 4)
-		require.Regexp(t, `^CIRCUIT  STATE   SINCE +DUE IN  BY +CAUSE +OVERRIDE$`, lines[0])
+		require.Regexp(t, `^CIRCUIT  STATE   SINCE +TRIAL IN  BY +CAUSE +OVERRIDE$`, lines[0])
 		require.Regexp(t, `^ill      open    \d\d:\d\d:\d\d \([\d.m]+s\) +(\d\ds|1m) +web-1  503 Service Unavailable  -$`, lines[1])
-		require.Regexp(t, `^held     closed  - +-  +- +- +closed by ann until [-\d: ]+ \(2h\): false alarm$`, lines[2])
+		require.Regexp(t, `^held     closed  - +-  +- +- +forced closed by ann until [-\d: ]+ \(2h\): false alarm$`, lines[2])
 		require.Regexp(t, `^well     closed  [\d:]+ \([\d.m]+s\) +- +web-1  - +-$`, lines[3])
 
 		var all []circuit
@@ -43,13 +43,14 @@ func TestList(t *testing.T) {
 		require.WithinDuration(t, time.Now(), *ill.Since, 10*time.Second)
 		require.WithinDuration(t, time.Now().Add(time.Minute), *ill.Due, 10*time.Second)
 		require.Equal(t, "closed", all[1].Override.State)
-		require.Equal(t, "closed", all[1].Behind)
+		require.Equal(t, "closed", all[1].Underlying)
 	})
 }
 
 func TestShow(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
-		require.Equal(t, "circuit prices has no record: it is closed, and no process has told of a failure lately\n", d.does("show", "prices"))
+		d.watched("prices")
+		require.Equal(t, "circuit prices has no record: it is closed, and no failure was reported recently\n", d.does("show", "prices"))
 		var none circuit
 		d.decodes(&none, "show", "prices")
 		require.Equal(t, circuit{Circuit: "prices", State: "closed"}, none)
@@ -59,24 +60,24 @@ func TestShow(t *testing.T) {
 		out := d.does("show", "prices")
 		for _, want := range []string{
 			`(?m)^circuit +prices$`,
-			`(?m)^state +held closed; behind that it is open$`,
+			`(?m)^state +forced closed; the underlying state is open$`,
 			`(?m)^since +\d\d:\d\d:\d\d \(`,
-			`(?m)^trial due +in \d`,
+			`(?m)^trial +in \d`,
 			`(?m)^failures +5$`,
 			`(?m)^by +web-1$`,
 			`(?m)^cause +503 Service Unavailable$`,
-			`(?m)^override +closed by ann until it is cleared: false alarm$`,
-			`(?m)^  [-\d]+ [\d:.]+  held closed +by ann until it is cleared: false alarm\n  [-\d]+ [\d:.]+  closed -> open +by web-1: 503 Service Unavailable$`,
+			`(?m)^override +forced closed by ann until it is removed: false alarm$`,
+			`(?m)^  [-\d]+ [\d:.]+  forced closed +by ann until it is removed: false alarm\n  [-\d]+ [\d:.]+  closed -> open +by web-1: 503 Service Unavailable$`,
 		} {
 			require.Regexp(t, want, out)
 		}
 		var c circuit
 		d.decodes(&c, "show", "prices")
 		require.Equal(t, "closed", c.State)
-		require.Equal(t, "open", c.Behind)
+		require.Equal(t, "open", c.Underlying)
 		require.Len(t, c.History, 2)
 		require.Equal(t, isOverride, c.History[0].What)
-		require.Equal(t, &held{State: "closed", By: "ann", Reason: "false alarm"}, c.History[0].Override)
+		require.Equal(t, &forcing{State: "closed", By: "ann", Reason: "false alarm"}, c.History[0].Override)
 		require.Equal(t, isTransition, c.History[1].What)
 		require.Equal(t, "503 Service Unavailable", c.History[1].Cause)
 	})
@@ -84,26 +85,26 @@ func TestShow(t *testing.T) {
 
 func TestOverrideAndClear(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
-		b := d.breaker("prices")
+		b := d.watched("prices")
 		out := d.does("override", "prices", "open", "-reason", "database upgrade", "-until", "2h", "-by", "ann")
-		require.Regexp(t, `^circuit prices held open by ann until [-\d: ]+ \(2h\): database upgrade\n$`, out)
+		require.Regexp(t, `^circuit prices: forced open by ann until [-\d: ]+ \(2h\): database upgrade\n$`, out)
 		require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, 5*time.Second, time.Millisecond)
 		err := b.Call(t.Context(), func(context.Context) error { return nil })
 		require.ErrorContains(t, err, "database upgrade")
 
-		require.Equal(t, "circuit prices released: it is closed\n", d.does("clear", "prices", "-by", "bob"))
+		require.Equal(t, "circuit prices: override removed, the state is closed\n", d.does("remove-override", "prices", "-by", "bob"))
 		require.Eventually(t, func() bool { return b.State() == infuse.StateClosed }, 5*time.Second, time.Millisecond)
-		require.Equal(t, "circuit prices is not held: nothing was changed\n", d.does("clear", "prices"))
+		require.Equal(t, "circuit prices: no override, nothing was changed\n", d.does("remove-override", "prices"))
 
 		var c circuit
-		d.decodes(&c, "override", "-until=cleared", "prices", "-reason", "-not a flag", "closed")
+		d.decodes(&c, "override", "-until=removed", "prices", "-reason", "-not a flag", "closed")
 		require.Equal(t, "-not a flag", c.Override.Reason)
 		require.Nil(t, c.Override.Until)
 		require.Equal(t, somebody(), c.Override.By)
 		require.Contains(t, c.Override.By, "@")
 
 		d.decodes(&c, "show", "prices")
-		require.Equal(t, []string{isOverride, isClear, isOverride}, whats(c.History))
+		require.Equal(t, []string{isOverride, isRemoval, isOverride}, whats(c.History))
 		require.Equal(t, "bob", c.History[1].By)
 	})
 }
@@ -115,24 +116,24 @@ func whats(events []event) (all []string) {
 	return all
 }
 
-func TestMove(t *testing.T) {
+func TestSetState(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
-		require.Equal(t, "circuit prices moved to open, a trial may run in 10m\n", d.does("move", "prices", "open", "-for", "10m", "-by", "ann"))
-		require.Equal(t, "circuit prices moved to half-open\n", d.does("move", "prices", "half-open"))
-		require.Equal(t, "circuit prices moved to closed\n", d.does("move", "prices", "closed"))
-		require.Equal(t, "circuit prices moved to closed\n", d.does("move", "prices", "closed"))
-		d.does("override", "prices", "open", "-reason", "x", "-until", "cleared", "-by", "ann")
-		require.Equal(t, "circuit prices moved to half-open, but held open by ann until it is cleared: x\n", d.does("move", "prices", "half-open"))
+		require.Equal(t, "circuit prices: set to open by ann, a trial may run in 10m\n", d.does("set-state", "-force", "prices", "open", "-for", "10m", "-by", "ann"))
+		require.Equal(t, "circuit prices: set to half-open by bob\n", d.does("set-state", "prices", "half-open", "-by", "bob"))
+		require.Equal(t, "circuit prices: set to closed by "+somebody()+"\n", d.does("set-state", "prices", "closed"))
+		require.Equal(t, "circuit prices: set to closed by "+somebody()+"\n", d.does("set-state", "prices", "closed"))
+		d.does("override", "prices", "open", "-reason", "x", "-until", "removed", "-by", "ann")
+		require.Equal(t, "circuit prices: set to half-open by ann, still forced open by ann until it is removed: x\n", d.does("set-state", "prices", "half-open", "-by", "ann"))
 		var c circuit
 		d.decodes(&c, "show", "prices")
-		require.Equal(t, []string{isMove, isOverride, isMove, isMove, isMove, isMove}, whats(c.History))
+		require.Equal(t, []string{isSetState, isOverride, isSetState, isSetState, isSetState, isSetState}, whats(c.History))
 		require.Equal(t, "ann", c.History[5].By)
-		require.Equal(t, "half-open", c.Behind)
+		require.Equal(t, "half-open", c.Underlying)
 	})
 }
 
-// A change by hand judges the circuit by the limits of whoever makes it: those
-// of the command are no service's.
+// A manual change does not evaluate the circuit: the settings of the command are not
+// those of a service.
 func TestAChangeByHandOpensNothing(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
 		b, err := infuse.New("prices", infuse.Config{Storage: d.storage, FailMax: 1000, StorageTimeout: 5 * time.Second})
@@ -142,7 +143,7 @@ func TestAChangeByHandOpensNothing(t *testing.T) {
 			d.fail(b, "ill")
 		}
 		d.does("override", "prices", "closed", "-reason", "x", "-until", "1h")
-		d.does("clear", "prices")
+		d.does("remove-override", "prices")
 		r, err := b.Record(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 500, r.Failures)
@@ -158,7 +159,7 @@ func TestARecordThatCannotBeRead(t *testing.T) {
 	require.Regexp(t, `(?m)^prices +unreadable +- +- +- +the record .*-$`, out)
 	requireHarmless(t, out)
 	require.Regexp(t, `(?m)^error +the record `, d.does("show", "prices"))
-	require.Equal(t, "circuit prices moved to closed\n", d.does("move", "prices", "closed"))
+	require.Equal(t, "circuit prices: set to closed by "+somebody()+"\n", d.does("set-state", "prices", "closed"))
 }
 
 func TestExitCodes(t *testing.T) {
@@ -168,8 +169,8 @@ func TestExitCodes(t *testing.T) {
 		"", "bla", "list x", "list -bla", "-bla list", "show", "show a b", "override a", "override a open", "override a open -until 1h",
 		"override a open -reason x", "override a half-open -reason x -until 1h", "override a open -reason x -until yesterday",
 		"override a open -reason x -until -1h", "override a open -reason x -until 2020-01-01T00:00:00Z", "override a open -reason x -until 9000h",
-		"clear", "clear a b", "move a", "move a shut", "move a open -for 0s", "list -timeout 0s", "list -timeout x", "watch -interval 0s", "help bla",
-		"clear a -by " + strings.Repeat("x", 201), "show " + strings.Repeat("x", 257), "override a open -until 1h -reason " + strings.Repeat("x", 201),
+		"remove-override", "remove-override a b", "set-state a", "set-state a shut", "set-state a open -for 0s", "move a open", "plan x", "plan -calls 0", "plan -errors 1", "plan -fail-max -1", "plan -suspicion 1h -window 1ms", "list -timeout 0s", "list -timeout x", "watch -interval 0s", "help bla",
+		"remove-override a -by " + strings.Repeat("x", 201), "show " + strings.Repeat("x", 257), "override a open -until 1h -reason " + strings.Repeat("x", 201),
 	} {
 		out, errs, code := d.types(strings.Fields(wrong)...)
 		require.Equal(t, exitUsage, code, wrong)
@@ -187,18 +188,18 @@ func TestExitCodes(t *testing.T) {
 	var stdout, stderr screen
 	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "list"}, &stdout, &stderr))
 	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "watch"}, &stdout, &stderr))
-	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "move", "x", "open"}, &stdout, &stderr))
+	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "set-state", "x", "open"}, &stdout, &stderr))
 	require.Contains(t, stderr.String(), "connection refused")
 	require.Empty(t, stdout.String())
 }
 
-// A Redis that hangs holds no command up for longer than -timeout.
+// With a Redis that hangs, each command ends after -timeout.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	server.Pause()
 	defer server.Resume()
-	for _, args := range [][]string{{"list"}, {"show", "x"}, {"move", "x", "open"}, {"override", "x", "open", "-reason", "x", "-until", "1h"}, {"clear", "x"}} {
+	for _, args := range [][]string{{"list"}, {"show", "x"}, {"set-state", "x", "open"}, {"override", "x", "open", "-reason", "x", "-until", "1h"}, {"remove-override", "x"}} {
 		var stdout, stderr screen
 		began := time.Now()
 		code := run(t.Context(), append([]string{"-redis", server.Addr(), "-timeout", "300ms"}, args...), &stdout, &stderr)

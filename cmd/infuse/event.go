@@ -8,7 +8,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// event is what became of a circuit, as show and watch print it with -json.
+// event is a transition or a manual change, as show and watch print it with -json.
 // Fields may be added. The names are in the help.
 type event struct {
 	At       time.Time `json:"at"`
@@ -18,16 +18,16 @@ type event struct {
 	To       string    `json:"to"`
 	By       string    `json:"by,omitempty"`
 	Cause    string    `json:"cause,omitempty"`
-	Override *held     `json:"override,omitempty"`
+	Override *forcing  `json:"override,omitempty"`
 }
 
 // What an event may be.
 const (
 	isTransition = "transition" // by calls, or by time
-	isMove       = "move"       // by hand
+	isSetState   = "set-state"  // manually
 	isOverride   = "override"
-	isClear      = "clear"
-	isExpiry     = "expiry" // of an override, by time: watch sees it, no history has it
+	isRemoval    = "remove-override"
+	isExpiry     = "override-expired" // by time: watch reports it, no history has it
 )
 
 // eventsOf describes a history, the newest first.
@@ -40,26 +40,26 @@ func eventsOf(name string, history []infuse.Event) (all []event) {
 		}
 		all = append(all, event{
 			At: *some(e.At), Circuit: name, What: kind(e, before), From: e.From.String(), To: e.To.String(),
-			By: e.By, Cause: e.Cause, Override: heldBy(e.Override),
+			By: e.By, Cause: e.Cause, Override: forcedBy(e.Override),
 		})
 	}
 	return all
 }
 
-// kind tells a move from an override by what held the circuit before.
+// kind tells a new state from an override by the override before.
 func kind(e, before *infuse.Event) string {
 	switch {
 	case !e.ByHand:
 		return isTransition
 	case before == nil && (e.From != e.To || e.Override == nil), before != nil && holds(before, e.At) == holds(e, e.At):
-		return isMove
+		return isSetState
 	case e.Override == nil:
-		return isClear
+		return isRemoval
 	}
 	return isOverride
 }
 
-// holds returns what identifies the override that holds after the event, if any.
+// holds returns what identifies the override that applies after the event, if any.
 func holds(e *infuse.Event, at time.Time) string {
 	o := e.Override
 	if o == nil || !o.Until.IsZero() && !at.Before(o.Until) {
@@ -72,7 +72,7 @@ func holds(e *infuse.Event, at time.Time) string {
 	return fmt.Sprint(o.State, until.Unix(), o.By, "\x00", o.Reason)
 }
 
-// line tells an event to people: what, and then by whom and why.
+// line describes an event: what, and then by whom and why.
 func (e *event) line(now time.Time) (what, why string) {
 	var words []string
 	add := func(word, text string) {
@@ -84,13 +84,13 @@ func (e *event) line(now time.Time) (what, why string) {
 	switch e.What {
 	case isOverride:
 		add("until", e.Override.end(now))
-		return "held " + e.Override.State, strings.Join(words, " ") + ": " + cut(plain(e.Override.Reason), 200)
-	case isClear:
-		return "released", strings.Join(words, " ")
+		return "forced " + e.Override.State, strings.Join(words, " ") + ": " + cut(plain(e.Override.Reason), 200)
+	case isRemoval:
+		return "override removed", strings.Join(words, " ")
 	case isExpiry:
-		return "no longer held", strings.Join(words, " ")
-	case isMove:
-		return "moved to " + e.To, strings.Join(words, " ")
+		return "override expired", strings.Join(words, " ")
+	case isSetState:
+		return "set to " + e.To, strings.Join(words, " ")
 	}
 	why = strings.Join(words, " ")
 	if e.Cause != "" {
@@ -99,10 +99,10 @@ func (e *event) line(now time.Time) (what, why string) {
 	return e.From + " -> " + e.To, why
 }
 
-// end tells until when an override holds.
-func (h *held) end(now time.Time) string {
+// end returns until when an override applies.
+func (h *forcing) end(now time.Time) string {
 	if h.Until == nil {
-		return "it is cleared"
+		return "it is removed"
 	}
 	return fmt.Sprintf("%s (%s)", clock(*h.Until, now), brief(h.Until.Sub(now)))
 }

@@ -1,5 +1,5 @@
-// Infuse shows and steers the circuits that a fleet shares through Redis. Run
-// it with -h for what it can do.
+// Infuse inspects and controls the circuits that a fleet shares through Redis. See
+// infuse -h.
 package main
 
 import (

@@ -28,7 +28,9 @@ func TestMain(m *testing.M) {
 		failOn(addr)
 		return
 	}
-	os.Unsetenv("INFUSE_REDIS")
+	for _, name := range []string{"INFUSE_REDIS", "INFUSE_PREFIX", "INFUSE_REDIS_PASSWORD"} {
+		os.Unsetenv(name)
+	}
 	os.Exit(redistest.Run(m))
 }
 
@@ -77,6 +79,7 @@ func (s *screen) String() string {
 type desk struct {
 	t       *testing.T
 	storage store
+	survey  surveyor // of the server, if it is Redis
 	args    []string // before the command
 	run     func(ctx context.Context, args []string, stdout, stderr *screen) int
 }
@@ -90,7 +93,7 @@ func onEach(t *testing.T, test func(t *testing.T, d *desk)) {
 func memoryDesk(t *testing.T) *desk {
 	storage := infuse.NewMemoryStorage()
 	return &desk{t: t, storage: storage, run: func(ctx context.Context, args []string, stdout, stderr *screen) int {
-		open := func(*options) (store, func(), error) { return storage, func() {}, nil }
+		open := func(context.Context, *options, func(string)) (store, func(), error) { return storage, func() {}, nil }
 		return program{stdout, stderr, open}.run(ctx, args)
 	}}
 }
@@ -100,7 +103,7 @@ func redisDesk(t *testing.T) *desk {
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
 	d := deskAt(t, "redis://"+server.Addr())
-	d.storage = storage
+	d.storage, d.survey = storage, &redisStore{storage, server.Client(), defaultPrefix}
 	return d
 }
 
@@ -111,7 +114,7 @@ func deskAt(t *testing.T, url string, args ...string) *desk {
 	}}
 }
 
-// types runs a command, and returns what it says and its exit code.
+// types runs a command, and returns its output and its exit code.
 func (d *desk) types(args ...string) (out, errs string, code int) {
 	d.t.Helper()
 	var stdout, stderr screen
@@ -140,6 +143,19 @@ func (d *desk) breaker(name string) *infuse.Breaker {
 	b, err := infuse.New(name, infuse.Config{Storage: d.storage, Instance: "web-1", StorageTimeout: 5 * time.Second})
 	require.NoError(d.t, err)
 	d.t.Cleanup(b.Stop)
+	return b
+}
+
+// watched is breaker, and waits for its subscription.
+func (d *desk) watched(name string) *infuse.Breaker {
+	d.t.Helper()
+	b := d.breaker(name)
+	if s, ok := d.storage.(*infuse.RedisStorage); ok && s != nil {
+		require.Eventually(d.t, func() bool {
+			n, err := d.survey.processes(d.t.Context(), name)
+			return err == nil && n > 0
+		}, 10*time.Second, time.Millisecond)
+	}
 	return b
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,28 +30,38 @@ type store interface {
 	infuse.Lister
 }
 
+// opener opens the storage of the options. It reports with notice what the user
+// should know beside the result.
+type opener func(ctx context.Context, o *options, notice func(string)) (s store, closeStore func(), err error)
+
 // program is a run of the command. Tests give it another store.
 type program struct {
 	stdout, stderr io.Writer
-	open           func(*options) (s store, closeStore func(), err error)
+	open           opener
 }
 
 // options are the values of all flags. A command uses its own and the common ones.
 type options struct {
-	redis   string
-	cluster bool
-	prefix  string
-	json    bool
-	timeout time.Duration
+	redis    string
+	password string // of the environment only: arguments can be seen by others
+	cluster  bool
+	tlsCA    string
+	tlsCert  string
+	tlsKey   string
+	prefix   string
+	json     bool
+	timeout  time.Duration
 
 	reason   string
 	until    string
 	by       string
+	force    bool
 	openFor  time.Duration
 	interval time.Duration
+	plan     planInput
 }
 
-// job is a command that is to be carried out.
+// job is a command to carry out.
 type job struct {
 	*options
 	args           []string
@@ -77,21 +90,35 @@ func (p program) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(p.stderr, "infuse: %s\n", plain(err.Error()))
 		return exitUsage
 	}
-	fmt.Fprintf(p.stderr, "infuse: %s\n", saying(err))
+	fmt.Fprintf(p.stderr, "infuse: %s\n", textOf(err))
 	return exitFailed
 }
 
-// saying returns what an error says, without the name that every line begins with.
-func saying(err error) string { return plain(strings.ReplaceAll(err.Error(), "infuse: ", "")) }
+// notice prints a line beside the result.
+func (p program) notice(text string) { fmt.Fprintf(p.stderr, "infuse: %s\n", plain(text)) }
+
+func (j *job) notice(text string) { program{stderr: j.stderr}.notice(text) }
+
+// textOf returns an error's text without the name that every line begins with.
+func textOf(err error) string {
+	text := strings.TrimPrefix(err.Error(), "infuse: ")
+	if strings.Contains(text, "WRONGPASS") || strings.Contains(text, "NOAUTH") {
+		text = strings.TrimSuffix(text, ".") + "; check the user and password in the URL of Redis, or INFUSE_REDIS_PASSWORD"
+	}
+	return plain(strings.ReplaceAll(text, ": infuse: ", ": "))
+}
 
 func (p program) do(ctx context.Context, args []string) error {
-	opts := &options{redis: os.Getenv("INFUSE_REDIS")}
+	opts := &options{
+		redis: os.Getenv("INFUSE_REDIS"), password: os.Getenv("INFUSE_REDIS_PASSWORD"),
+		prefix: cmp.Or(os.Getenv("INFUSE_PREFIX"), defaultPrefix),
+	}
 	before := flags(opts, nil)
 	if err := before.Parse(args); err != nil {
 		return p.helpOr(err, nil)
 	}
 	if before.NArg() == 0 {
-		return misused("no command is given; infuse -h tells which there are")
+		return misused("no command is given; infuse -h lists them")
 	}
 	name, args := before.Arg(0), before.Args()[1:]
 	if name == "help" {
@@ -99,7 +126,7 @@ func (p program) do(ctx context.Context, args []string) error {
 	}
 	c := commandOf(name)
 	if c == nil {
-		return misused("%q is not a command; infuse -h tells which there are", name)
+		return misused("%s is not a command; infuse -h lists them", shownWord(name))
 	}
 	rest, err := parseMixed(flags(opts, c), args)
 	if err != nil {
@@ -112,24 +139,57 @@ func (p program) carryOut(ctx context.Context, c *command, opts *options, args [
 	if err := c.check(opts, args); err != nil {
 		return err
 	}
-	storage, closeStore, err := p.open(opts)
-	if err != nil {
-		return err
-	}
-	defer closeStore()
-	j := &job{options: opts, args: args, storage: storage, stdout: p.stdout, stderr: p.stderr}
-	if c.endless {
+	j := &job{options: opts, args: args, stdout: p.stdout, stderr: p.stderr}
+	if c.offline {
 		return c.run(ctx, j)
 	}
-	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
+	bounded, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
-	if err := c.run(ctx, j); err != nil {
-		if ctx.Err() == context.DeadlineExceeded {
+	late := func(err error) error {
+		if err != nil && bounded.Err() == context.DeadlineExceeded {
 			return fmt.Errorf("not done within %v (-timeout): %w", opts.timeout, err)
 		}
 		return err
 	}
-	return nil
+	storage, closeStore, err := p.open(bounded, opts, p.notice)
+	if err != nil {
+		return late(err)
+	}
+	defer closeStore()
+	j.storage = storage
+	if c.endless {
+		return c.run(ctx, j)
+	}
+	return late(c.run(bounded, j))
+}
+
+// shownWord returns an argument for an error text, unless it may be a URL with a
+// password in the wrong place.
+func shownWord(arg string) string {
+	if len(arg) > 40 || strings.ContainsAny(arg, "@/?#") || strings.Contains(arg, "://") {
+		return "the argument"
+	}
+	return strconv.Quote(arg)
+}
+
+var (
+	invalidValue = regexp.MustCompile(`(?s)^invalid (?:boolean )?value ".*" for (?:flag )?-([a-z-]+): `)
+	unknownFlag  = regexp.MustCompile(`^flag provided but not defined: (-[a-z-]{1,20})$`)
+)
+
+// flagError returns the text of an error of the flag package, without any value: it
+// may be a password in the wrong place.
+func flagError(err error) string {
+	if m := invalidValue.FindStringSubmatch(err.Error()); m != nil {
+		return "the value of -" + m[1] + " is invalid"
+	}
+	if m := unknownFlag.FindStringSubmatch(err.Error()); m != nil {
+		return m[1] + " is not a flag"
+	}
+	if name, ok := strings.CutPrefix(err.Error(), "flag needs an argument: "); ok {
+		return name + " needs a value"
+	}
+	return "a flag is unknown or invalid"
 }
 
 // flags returns the common flags, which may stand before the command and after
@@ -139,6 +199,9 @@ func flags(o *options, c *command) *flag.FlagSet {
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.redis, "redis", o.redis, "")
 	f.BoolVar(&o.cluster, "cluster", o.cluster, "")
+	f.StringVar(&o.tlsCA, "tls-ca", o.tlsCA, "")
+	f.StringVar(&o.tlsCert, "tls-cert", o.tlsCert, "")
+	f.StringVar(&o.tlsKey, "tls-key", o.tlsKey, "")
 	f.StringVar(&o.prefix, "prefix", o.prefix, "")
 	f.BoolVar(&o.json, "json", o.json, "")
 	if o.timeout == 0 {
@@ -171,7 +234,7 @@ func parseMixed(f *flag.FlagSet, args []string) (rest []string, err error) {
 // helpOr prints the help, if that was asked for, or returns what was misused.
 func (p program) helpOr(err error, c *command) error {
 	if !errors.Is(err, flag.ErrHelp) {
-		return misused("%v; infuse -h tells what is allowed", err)
+		return misused("%s; infuse -h lists the flags", flagError(err))
 	}
 	if c == nil {
 		return p.help(nil)
@@ -186,7 +249,7 @@ func (p program) help(topics []string) error {
 	}
 	c := commandOf(topics[0])
 	if c == nil {
-		return misused("there is no help on %q; infuse -h tells which commands there are", topics[0])
+		return misused("%s is not a command; infuse -h lists them", shownWord(topics[0]))
 	}
 	_, err := io.WriteString(p.stdout, c.help())
 	return err

@@ -41,9 +41,9 @@ func TestRunbook(t *testing.T) {
 	}
 	require.Greater(t, len(all), 12)
 	for line, want := range map[string]string{
-		`infuse list`:                     `inventory\.internal +open .*503 Service Unavailable`,
-		`infuse show inventory.internal`:  `released`,
-		`infuse clear inventory.internal`: `inventory.internal released: it is open`,
+		`infuse list`:                                                               `inventory\.internal +open .*503 Service Unavailable`,
+		`infuse show inventory.internal`:                                            `override removed`,
+		`infuse remove-override inventory.internal`:                                 `inventory.internal: override removed, the state is open`,
 		`redis-cli -u "$INFUSE_REDIS" --scan --pattern 'infuse:{*}'`:                `^infuse:\{inventory\.internal\}\n$`,
 		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' r`:         `"state":1.*"due":\d+`,
 		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' n`:         `^\d+\n$`,

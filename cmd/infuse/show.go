@@ -12,17 +12,29 @@ func show(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
+	unused, err := j.unused(ctx, c)
+	switch {
+	case err != nil && !isReply(err):
+		return err
+	case unused:
+		return j.notFound(ctx, c)
+	}
 	if j.json {
 		return writeJSON(j.stdout, c, "  ")
 	}
 	if !c.OnRecord && len(c.History) == 0 {
-		_, err := fmt.Fprintf(j.stdout, "circuit %s has no record: it is closed, and no process has told of a failure lately\n", quoted(c.Circuit))
+		_, err := fmt.Fprintf(j.stdout, "circuit %s has no record: it is closed, and no failure was reported recently\n", quoted(c.Circuit))
 		return err
 	}
 	return j.card(c, time.Now())
 }
 
-// card prints all that is known of a circuit.
+// notFound is the error of a circuit that no process uses.
+func (j *job) notFound(ctx context.Context, c *circuit) error {
+	return fmt.Errorf("circuit %s not found: no record, no history, and no process subscribes to it%s", quoted(c.Circuit), j.others(ctx))
+}
+
+// card prints the whole circuit.
 func (j *job) card(c *circuit, now time.Time) error {
 	t := tabwriter.NewWriter(j.stdout, 0, 0, 2, ' ', 0)
 	row := func(name, text string) {
@@ -31,20 +43,20 @@ func (j *job) card(c *circuit, now time.Time) error {
 		}
 	}
 	state := c.condition()
-	if c.Behind != "" {
-		state = fmt.Sprintf("held %s; behind that it is %s", c.State, c.Behind)
+	if c.Underlying != "" {
+		state = fmt.Sprintf("forced %s; the underlying state is %s", c.State, c.Underlying)
 	}
 	row("circuit", quoted(c.Circuit))
 	row("state", state)
 	if c.Since != nil {
 		row("since", c.age(now))
 	}
-	switch due := c.dueIn(now); due {
+	switch trial := c.trialIn(now); trial {
 	case "-":
-	case "now":
-		row("trial due", "now: the next call is a trial")
+	case ready:
+		row("trial", "ready: the next call that would be rejected is a trial")
 	default:
-		row("trial due", "in "+due)
+		row("trial", "in "+trial)
 	}
 	row("failures", fmt.Sprint(c.Failures))
 	if c.Trials > 0 {
@@ -52,10 +64,10 @@ func (j *job) card(c *circuit, now time.Time) error {
 	}
 	row("by", plain(c.By))
 	row("cause", plain(c.Cause))
-	row("override", c.hold(now))
+	row("override", c.overrideText(now))
 	row("error", plain(c.Error))
 	if len(c.History) > 0 {
-		fmt.Fprintln(t, "history\tthe newest first")
+		fmt.Fprintln(t, "history\tnewest first")
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -45,7 +45,7 @@ func plain(text string) string {
 	return text
 }
 
-// oneLine returns a text that a record may have, no longer than it was.
+// oneLine returns a text that a record accepts, no longer than the original.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == utf8.RuneError {

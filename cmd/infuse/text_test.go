@@ -48,9 +48,9 @@ func TestHostileNames(t *testing.T) {
 				require.Regexp(t, `(?m)^state +open`, out, "%q", given)
 				requireHarmless(t, d.does("show", "-json", "--", given))
 			}
-			requireHarmless(t, d.does("override", "-by", name[:min(len(name), 200)], "-until", "1h", "-reason", "because of "+name[:min(len(name), 180)], "--", name, "closed"))
-			requireHarmless(t, d.does("clear", "-by", name[:min(len(name), 200)], "--", name))
-			requireHarmless(t, d.does("move", "-by", name[:min(len(name), 200)], "--", name, "open"))
+			requireHarmless(t, d.does("override", "-force", "-by", name[:min(len(name), 200)], "-until", "1h", "-reason", "because of "+name[:min(len(name), 180)], "--", name, "closed"))
+			requireHarmless(t, d.does("remove-override", "-by", name[:min(len(name), 200)], "--", name))
+			requireHarmless(t, d.does("set-state", "-by", name[:min(len(name), 200)], "--", name, "open"))
 			requireHarmless(t, d.does("show", "--", name))
 		}
 		_, errs, code := d.types("show\x1b[2J")
@@ -87,7 +87,7 @@ func TestBrief(t *testing.T) {
 func TestParseUntil(t *testing.T) {
 	now := time.Date(2026, 3, 4, 22, 30, 0, 0, time.UTC)
 	for text, want := range map[string]time.Time{
-		"2h": now.Add(2 * time.Hour), "1h30m": now.Add(90 * time.Minute), "cleared": {},
+		"2h": now.Add(2 * time.Hour), "1h30m": now.Add(90 * time.Minute), "removed": {},
 		"23:15": time.Date(2026, 3, 4, 23, 15, 0, 0, time.UTC), "06:00": time.Date(2026, 3, 5, 6, 0, 0, 0, time.UTC), "22:30": time.Date(2026, 3, 5, 22, 30, 0, 0, time.UTC),
 		"2026-03-05T01:00:00+02:00": time.Date(2026, 3, 4, 23, 0, 0, 0, time.UTC),
 	} {
@@ -107,12 +107,12 @@ func TestConnect(t *testing.T) {
 		"redis://127.0.0.1:6379/2": &redis.Client{}, "127.0.0.1:6379": &redis.Client{}, "unix:///run/redis.sock?db=1": &redis.Client{}, "rediss://u:p@x": &redis.Client{},
 		"redis://x:1?addr=y:2": &redis.ClusterClient{}, "redis://x:26379?master_name=main&addr=y:26379": &redis.Client{},
 	} {
-		client, err := connect(url, false, time.Second)
+		client, err := connect(&options{redis: url, timeout: time.Second})
 		require.NoError(t, err, url)
 		require.IsType(t, want, client, url)
 		require.NoError(t, client.Close())
 	}
-	client, err := connect("redis://x:1", true, time.Second)
+	client, err := connect(&options{redis: "redis://x:1", cluster: true, timeout: time.Second})
 	require.NoError(t, err)
 	require.IsType(t, &redis.ClusterClient{}, client)
 	require.NoError(t, client.Close())

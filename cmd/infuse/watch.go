@@ -13,14 +13,14 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// watcher prints what becomes of circuits. News of one, pushed by the storage,
-// has its history read, and what was not printed yet is printed. New circuits
-// are found by listing them.
+// watcher prints the events of circuits. When the storage notifies of a circuit, its
+// history is read, and new events in it are printed. New circuits are found by
+// listing them.
 type watcher struct {
 	*job
-	looked   time.Time           // when the circuits were listed last
-	circuits map[string]*watched // of the goroutine that runs
-	away     time.Time           // since when the storage fails; zero if it does not
+	looked      time.Time           // when the circuits were listed last
+	circuits    map[string]*watched // of the goroutine that runs
+	unavailable time.Time           // since when the storage is unavailable; zero if it is available
 
 	wake chan struct{}
 
@@ -34,10 +34,10 @@ type watched struct {
 	stop    func()
 	from    time.Time      // what happened before is not printed
 	printed []infuse.Event // the history as it was read last
-	over    time.Time      // the end of an override that was printed last
+	over    time.Time      // the end of an override whose expiry was printed last
 }
 
-// watch runs until ctx is done, or until nobody reads any more what it prints.
+// watch runs until ctx is done, or until its output is closed.
 func watch(ctx context.Context, j *job) error {
 	w := &watcher{job: j, looked: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), alarms: make(map[string]*time.Timer), wake: make(chan struct{}, 1)}
 	defer w.end()
@@ -49,12 +49,17 @@ func watch(ctx context.Context, j *job) error {
 }
 
 func (w *watcher) run(ctx context.Context) error {
-	if err := w.find(ctx); err != nil { // at first, a Redis that is away is an error
+	if err := w.find(ctx); err != nil { // at the start, an unavailable Redis is an error
 		return err
 	}
 	if len(w.args) > 0 {
 		fmt.Fprintf(w.stderr, "infuse: watching %d circuits; ^C ends it\n", len(w.circuits))
 	} else {
+		if len(w.circuits) == 0 {
+			if err := w.nothingFound(ctx); err != nil {
+				w.notice(textOf(err))
+			}
+		}
 		fmt.Fprintf(w.stderr, "infuse: watching all circuits, %d have a record now; ^C ends it\n", len(w.circuits))
 	}
 	search := time.NewTimer(w.interval)
@@ -68,7 +73,7 @@ func (w *watcher) run(ctx context.Context) error {
 		case <-search.C:
 			began := time.Now()
 			pause := w.interval
-			if err = w.search(ctx); err == nil { // a large Redis is not to be searched all the time
+			if err = w.search(ctx); err == nil { // do not search a large Redis all the time
 				pause = max(pause, 10*time.Since(began))
 			}
 			search.Reset(pause)
@@ -79,9 +84,9 @@ func (w *watcher) run(ctx context.Context) error {
 			return output.err
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && w.away.IsZero():
-			w.away = time.Now()
-			fmt.Fprintf(w.stderr, "infuse: the storage fails: %s\n", saying(err))
+		case err != nil && w.unavailable.IsZero():
+			w.unavailable = time.Now()
+			fmt.Fprintf(w.stderr, "infuse: Redis is unavailable: %s\n", textOf(err))
 		}
 	}
 }
@@ -90,17 +95,17 @@ func (w *watcher) run(ctx context.Context) error {
 // only if that succeeds, too, nothing fails any more.
 func (w *watcher) search(ctx context.Context) error {
 	err := w.find(ctx)
-	if err != nil || w.away.IsZero() {
+	if err != nil || w.unavailable.IsZero() {
 		return err
 	}
 	for name := range w.circuits {
-		w.tell(name)
+		w.note(name)
 	}
 	if err := w.read(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(w.stderr, "infuse: the storage is back after %s\n", brief(time.Since(w.away)))
-	w.away = time.Time{}
+	fmt.Fprintf(w.stderr, "infuse: Redis is available again after %s\n", brief(time.Since(w.unavailable)))
+	w.unavailable = time.Time{}
 	return nil
 }
 
@@ -132,7 +137,7 @@ func (w *watcher) find(ctx context.Context) error {
 		there[name] = true
 		if w.circuits[name] == nil {
 			// It was not there at the last look: all of its events since are news.
-			w.circuits[name] = &watched{from: w.looked, stop: w.storage.Watch(name, func(r infuse.Record) { w.heard(name, r) })}
+			w.circuits[name] = &watched{from: w.looked, stop: w.storage.Watch(name, func(r infuse.Record) { w.received(name, r) })}
 			found = append(found, name)
 		}
 	}
@@ -149,14 +154,14 @@ func (w *watcher) find(ctx context.Context) error {
 	return each(len(found), func(i int) error { return w.load(ctx, found[i]) })
 }
 
-// load has the record heard as it is now: what happened before Watch is not told.
+// load reads the record once: Watch does not notify of earlier events.
 func (w *watcher) load(ctx context.Context, name string) error {
 	r, err := w.storage.Load(ctx, name)
 	if isBroken(err) {
 		return nil
 	}
 	if err == nil {
-		w.heard(name, r)
+		w.received(name, r)
 	}
 	return err
 }
@@ -166,10 +171,10 @@ func isBroken(err error) bool {
 	return errors.As(err, &broken)
 }
 
-// heard receives a new record. An override may end by time alone, of which no
+// received gets a new record. An override may end by time alone, of which no
 // process notifies: the record is loaded again then.
-func (w *watcher) heard(name string, r infuse.Record) {
-	w.tell(name)
+func (w *watcher) received(name string, r infuse.Record) {
+	w.note(name)
 	if r.Override == nil || r.Override.Until.IsZero() {
 		return
 	}
@@ -193,8 +198,8 @@ func (w *watcher) heard(name string, r infuse.Record) {
 // translation to this process's clock is usually wrong by.
 const late = 50 * time.Millisecond
 
-// tell has the circuit's history read.
-func (w *watcher) tell(name string) {
+// note has the circuit's history read.
+func (w *watcher) note(name string) {
 	w.mu.Lock()
 	w.news[name] = true
 	w.mu.Unlock()
@@ -262,7 +267,7 @@ func (c *watched) fresh(name string, history []infuse.Event, now time.Time) []ev
 }
 
 // unprinted returns how many of the newest events of a history are not in what
-// was printed of it, nor older than from. Their times do not tell: each read
+// was printed of it, nor older than from. Their times cannot decide: each read
 // translates them to this process's clock anew.
 func unprinted(history, printed []infuse.Event, from time.Time) int {
 	n := 0

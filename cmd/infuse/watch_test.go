@@ -55,17 +55,17 @@ const anyTime = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d  `
 
 func TestWatch(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
-		d.does("move", "old", "open") // before: it is not told of
+		d.does("set-state", "-force", "old", "open") // before: it is not printed
 		time.Sleep(20 * time.Millisecond)
 		w := d.watches("-interval", "50ms")
-		d.does("override", "old", "closed", "-reason", "false alarm", "-until", "cleared", "-by", "ann")
-		w.sees(anyTime + `old +held closed +by ann until it is cleared: false alarm$`)
-		d.does("clear", "old", "-by", "bob")
-		w.sees(anyTime + `old +released +by bob$`)
+		d.does("override", "-force", "old", "closed", "-reason", "false alarm", "-until", "removed", "-by", "ann")
+		w.sees(anyTime + `old +forced closed +by ann until it is removed: false alarm$`)
+		d.does("remove-override", "old", "-by", "bob")
+		w.sees(anyTime + `old +override removed +by bob$`)
 		d.opens("new", "503 Service Unavailable") // it fails for the first time
 		w.sees(anyTime + `new +closed -> open +by web-1: 503 Service Unavailable$`)
-		d.does("move", "new", "half-open", "-by", "ann")
-		w.sees(anyTime + `new +moved to half-open +by ann$`)
+		d.does("set-state", "-force", "new", "half-open", "-by", "ann")
+		w.sees(anyTime + `new +set to half-open +by ann$`)
 		require.NoError(t, d.breaker("new").Call(t.Context(), func(context.Context) error { return nil }))
 		w.sees(anyTime + `new +half-open -> closed +by web-1$`)
 		time.Sleep(200 * time.Millisecond)
@@ -77,37 +77,37 @@ func TestWatch(t *testing.T) {
 func TestWatchNamedCircuits(t *testing.T) {
 	onEach(t, func(t *testing.T, d *desk) {
 		w := d.watches("-json", "one", "two")
-		d.does("move", "other", "open")
-		d.does("move", "one", "open", "-by", "ann")
-		d.does("override", "two", "open", "-by", "ann", "-reason", "x", "-until", "1h")
+		d.does("set-state", "-force", "other", "open")
+		d.does("set-state", "-force", "one", "open", "-by", "ann")
+		d.does("override", "-force", "two", "open", "-by", "ann", "-reason", "x", "-until", "1h")
 		w.sees(`"override"`)
 		w.sees(`"one"`)
 		require.Zero(t, w.stop())
 		decoder := json.NewDecoder(strings.NewReader(w.stdout.String()))
-		var moved, held event
-		require.NoError(t, decoder.Decode(&moved))
-		require.NoError(t, decoder.Decode(&held))
+		var set, forced event
+		require.NoError(t, decoder.Decode(&set))
+		require.NoError(t, decoder.Decode(&forced))
 		require.ErrorIs(t, decoder.Decode(&event{}), io.EOF)
-		require.WithinDuration(t, time.Now(), moved.At, 10*time.Second)
-		moved.At = time.Time{}
-		require.Equal(t, event{Circuit: "one", What: isMove, From: "closed", To: "open", By: "ann"}, moved)
-		require.Equal(t, isOverride, held.What)
-		require.Equal(t, "open", held.Override.State)
-		require.WithinDuration(t, time.Now().Add(time.Hour), *held.Override.Until, 10*time.Second)
+		require.WithinDuration(t, time.Now(), set.At, 10*time.Second)
+		set.At = time.Time{}
+		require.Equal(t, event{Circuit: "one", What: isSetState, From: "closed", To: "open", By: "ann"}, set)
+		require.Equal(t, isOverride, forced.What)
+		require.Equal(t, "open", forced.Override.State)
+		require.WithinDuration(t, time.Now().Add(time.Hour), *forced.Override.Until, 10*time.Second)
 	})
 }
 
-// The end of an override is told once, and not where somebody has ended it.
+// The expiry of an override is printed once, and not if it was removed.
 func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, d *desk) {
 		w := d.watches("-interval", "50ms")
-		d.does("override", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
-		d.does("override", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
-		d.does("clear", "cleared", "-by", "bob")
-		w.sees(anyTime + `ends +no longer held +by ann$`)
-		d.does("move", "ends", "open", "-by", "ann")
-		w.sees(anyTime + `ends +moved to open +by ann$`)
+		d.does("override", "-force", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.does("override", "-force", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.does("remove-override", "cleared", "-by", "bob")
+		w.sees(anyTime + `ends +override expired +by ann$`)
+		d.does("set-state", "-force", "ends", "open", "-by", "ann")
+		w.sees(anyTime + `ends +set to open +by ann$`)
 		time.Sleep(300 * time.Millisecond)
 		require.Zero(t, w.stop())
 		require.Equal(t, 5, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
@@ -131,26 +131,26 @@ func TestWatchSeesAnotherProcess(t *testing.T) {
 	}
 }
 
-// Redis goes away and comes back, empty.
+// Redis becomes unavailable, and is available again, empty.
 // After a search that failed at its timeout, the next one came ten times as long
 // later.
 func TestWatchGoesOnWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	d := deskAt(t, "redis://"+server.Addr(), "-timeout", "2s")
-	d.does("move", "old", "open")
+	d.does("set-state", "-force", "old", "open")
 	w := d.watches("-interval", "50ms")
 	server.Kill()
 	hears := func(text string) {
 		require.Eventually(t, func() bool { return strings.Contains(w.stderr.String(), text) }, 15*time.Second, 5*time.Millisecond, "no %s", text)
 	}
-	hears("the storage fails: ")
+	hears("Redis is unavailable: ")
 	require.NoError(t, server.Restart())
-	hears("the storage is back after ")
-	d.does("move", "old", "closed", "-by", "ann")
-	d.does("move", "new", "open", "-by", "ann")
-	w.sees(`old +moved to closed +by ann$`)
-	w.sees(`new +moved to open +by ann$`)
+	hears("Redis is available again after ")
+	d.does("set-state", "-force", "old", "closed", "-by", "ann")
+	d.does("set-state", "-force", "new", "open", "-by", "ann")
+	w.sees(`old +set to closed +by ann$`)
+	w.sees(`new +set to open +by ann$`)
 	require.Zero(t, w.stop())
 	require.Equal(t, 3, strings.Count(w.stderr.String(), "\n"), "each once: %s", w.stderr.String())
 }
@@ -167,7 +167,7 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 	for want, stdout := range map[int]io.Writer{exitDone: closedPipe{}, exitFailed: fullDisk{}} {
 		storage := infuse.NewMemoryStorage()
 		var stderr screen
-		p := program{stdout, &stderr, func(*options) (store, func(), error) { return storage, func() {}, nil }}
+		p := program{stdout, &stderr, func(context.Context, *options, func(string)) (store, func(), error) { return storage, func() {}, nil }}
 		ended := make(chan int, 1)
 		go func() { ended <- p.run(t.Context(), []string{"watch", "a"}) }()
 		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), "watching") }, 10*time.Second, time.Millisecond)
@@ -179,7 +179,7 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 	}
 }
 
-// The program itself: signals, and a reader that goes away.
+// The program itself: signals, and a reader that closes its end.
 func TestTheProgram(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -191,7 +191,7 @@ func TestTheProgram(t *testing.T) {
 		c.Env = append(os.Environ(), "INFUSE_REDIS=redis://"+server.Addr())
 		return c
 	}
-	out, err = program("override", "prices", "open", "-reason", "x", "-until", "1h").CombinedOutput()
+	out, err = program("override", "prices", "open", "-force", "-reason", "x", "-until", "1h").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	out, err = program("list").CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -213,10 +213,10 @@ func TestTheProgram(t *testing.T) {
 		return w, stdout
 	}
 	w, stdout := begin()
-	require.NoError(t, program("clear", "prices").Run())
+	require.NoError(t, program("remove-override", "prices").Run())
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	require.NoError(t, err)
-	require.Contains(t, line, "released")
+	require.Contains(t, line, "override removed")
 	if runtime.GOOS != "windows" {
 		require.NoError(t, w.Process.Signal(syscall.SIGTERM))
 		require.NoError(t, w.Wait(), "exit code 0")
@@ -224,7 +224,7 @@ func TestTheProgram(t *testing.T) {
 
 	w, stdout = begin()
 	require.NoError(t, stdout.Close())
-	require.NoError(t, program("move", "prices", "open").Run())
+	require.NoError(t, program("set-state", "prices", "open").Run())
 	ended := make(chan struct{})
 	go func() { _ = w.Wait(); close(ended) }()
 	select {
@@ -249,11 +249,11 @@ func TestClusterAndSentinel(t *testing.T) {
 		d := deskAt(t, url)
 		w := d.watches("-interval", "50ms")
 		for i := range 10 {
-			d.does("move", fmt.Sprint("circuit", i), "open")
+			d.does("set-state", "-force", fmt.Sprint("circuit", i), "open")
 		}
 		require.Equal(t, 11, strings.Count(d.does("list"), "\n"), name)
 		for i := range 10 {
-			w.sees(fmt.Sprintf("circuit%d +moved to open", i))
+			w.sees(fmt.Sprintf("circuit%d +set to open", i))
 		}
 		require.Zero(t, w.stop())
 	}
@@ -274,26 +274,26 @@ func TestManyCircuits(t *testing.T) {
 	t.Log("listed after", time.Since(began))
 	require.Less(t, time.Since(began), 4*time.Second)
 	w := d.watches("-interval", "50ms")
-	d.does("move", "circuit7", "closed")
-	d.does("move", "another", "closed")
-	w.sees("circuit7 +moved to closed")
-	w.sees("another +moved to closed")
+	d.does("set-state", "-force", "circuit7", "closed")
+	d.does("set-state", "-force", "another", "closed")
+	w.sees("circuit7 +set to closed")
+	w.sees("another +set to closed")
 	require.Zero(t, w.stop())
 }
 
-// One that may not read the history is told so once.
+// A missing permission to read the history is reported once.
 func TestWatchWithoutTheRight(t *testing.T) {
 	server := redistest.Start(t)
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", "-lrange").Err())
 	d := deskAt(t, "redis://ann:secret@"+server.Addr())
-	d.does("move", "prices", "open")
+	d.does("set-state", "-force", "prices", "open")
 	require.Regexp(t, `(?m)^prices +open .*the history cannot be read`, d.does("list"))
 	require.Regexp(t, `(?m)^error +the history cannot be read: `, d.does("show", "prices"))
 	w := d.watches("-interval", "20ms")
 	time.Sleep(300 * time.Millisecond)
 	require.Zero(t, w.stop())
-	require.Equal(t, 1, strings.Count(w.stderr.String(), "the storage fails"), w.stderr.String())
-	require.NotContains(t, w.stderr.String(), "back")
+	require.Equal(t, 1, strings.Count(w.stderr.String(), "Redis is unavailable"), w.stderr.String())
+	require.NotContains(t, w.stderr.String(), "again")
 }
 
 // Redis delivers the messages of all databases (faults R1), and anybody may have
@@ -303,18 +303,18 @@ func TestWatchKeepsToItsDatabaseAndToWhatItCanRead(t *testing.T) {
 	server := redistest.Start(t)
 	d, staging := deskAt(t, "redis://"+server.Addr()+"/0"), deskAt(t, "redis://"+server.Addr()+"/1")
 	w := d.watches("-interval", "50ms")
-	staging.does("move", "prices", "open", "-by", "staging")
-	d.does("move", "prices", "half-open", "-by", "ann")
-	staging.does("override", "prices", "open", "-reason", "x", "-until", "500ms", "-by", "staging")
-	w.sees(anyTime + `prices +moved to half-open +by ann$`)
+	staging.does("set-state", "-force", "prices", "open", "-by", "staging")
+	d.does("set-state", "-force", "prices", "half-open", "-by", "ann")
+	staging.does("override", "-force", "prices", "open", "-reason", "x", "-until", "500ms", "-by", "staging")
+	w.sees(anyTime + `prices +set to half-open +by ann$`)
 
 	admin := server.Client()
 	require.NoError(t, admin.Set(t.Context(), "infuse:{broken}:log", "garbage", 0).Err())
-	d.does("move", "broken", "open", "-by", "ann")
-	d.does("move", "prices", "closed", "-by", "ann")
-	w.sees(anyTime + `prices +moved to closed +by ann$`)
+	d.does("set-state", "-force", "broken", "open", "-by", "ann")
+	d.does("set-state", "-force", "prices", "closed", "-by", "ann")
+	w.sees(anyTime + `prices +set to closed +by ann$`)
 	time.Sleep(700 * time.Millisecond)
 	require.Zero(t, w.stop())
 	require.Equal(t, 2, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
-	require.NotContains(t, w.stderr.String(), "fails")
+	require.NotContains(t, w.stderr.String(), "unavailable")
 }

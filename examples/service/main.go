@@ -1,5 +1,5 @@
-// Service is all of it together: a service that quotes prices asks two others, and
-// both may fall ill. go run . settings.json
+// Service shows everything together: a service that quotes prices calls two others,
+// and both may become unhealthy. go run . settings.json
 package main
 
 import (
@@ -41,11 +41,12 @@ func run(path string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	settings := &settings{path: path}
-	if err := settings.reload(nil); err != nil {
+	if err := settings.read(); err != nil {
 		return err
 	}
+	file := settings.current.Load()
 	// What is made first stops last: breakers, storage, client.
-	client := redis.NewClient(&redis.Options{Addr: settings.file().Redis})
+	client := redis.NewClient(&redis.Options{Addr: file.Redis})
 	defer client.Close()
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: "quotes-example:"})
 	defer storage.Close()
@@ -56,8 +57,8 @@ func run(path string) error {
 	}
 	defer breakers.Stop()
 
-	q := &quotes{http: newClient(http.DefaultTransport, breakers), inventory: settings.file().Inventory, prices: settings.file().Prices}
-	server := &http.Server{Addr: settings.file().Listen, Handler: routes(q, breakers, storage), ReadHeaderTimeout: 5 * time.Second}
+	q := &quotes{http: newClient(http.DefaultTransport, breakers), inventory: file.Inventory, prices: file.Prices}
+	server := &http.Server{Addr: file.Listen, Handler: routes(q, breakers, storage), ReadHeaderTimeout: 5 * time.Second}
 	failed, hangUp := make(chan error, 1), make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
 	go func() { failed <- server.ListenAndServe() }()
@@ -67,7 +68,7 @@ func run(path string) error {
 			return err
 		case <-hangUp:
 			if err := settings.reload(breakers); err != nil {
-				slog.Error("the settings are as they were", "error", err)
+				slog.Error("settings not changed", "error", err)
 			}
 		case <-ctx.Done(): // requests under way may use the breakers until they have ended
 			draining, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -50,12 +50,12 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 // start returns the service in a world that is well, without Redis.
 func start(t *testing.T) (http.Handler, *world, *settings, *infuse.Group) {
 	s := &settings{path: "settings.json"}
-	require.NoError(t, s.reload(nil))
+	require.NoError(t, s.read())
 	breakers, err := infuse.NewGroupFunc(s.of)
 	require.NoError(t, err)
 	t.Cleanup(breakers.Stop)
 	w := &world{answers: map[string]string{"inventory.internal": "3", "prices.internal": "9.5"}, calls: map[string]int{}}
-	q := &quotes{http: newClient(w, breakers), inventory: s.file().Inventory, prices: s.file().Prices}
+	q := &quotes{http: newClient(w, breakers), inventory: s.current.Load().Inventory, prices: s.current.Load().Prices}
 	return routes(q, breakers, nil), w, s, breakers
 }
 
@@ -132,6 +132,7 @@ func TestSettingsAreReadAgain(t *testing.T) {
 		write := func(text string) { require.NoError(t, os.WriteFile(s.path, []byte(text), 0o600)) }
 		for text, wrong := range map[string]string{
 			`{`: "unexpected EOF", `{"failMax": 1}`: "unknown field", `{} {}`: "goes on",
+			`{"circuits": {"": {"ramp": "10"}}}`:                                                    `"10" is not a duration`,
 			`{"circuits": {"inventory.internal": {"failMix": 2}}}`:                                  `unknown field "failMix"`,
 			`{"circuits": {"inventory.internal": {"failMax": 1}, "new.internal": {"failMax": -1}}}`: `circuit "new.internal": infuse: Config.FailMax is -1`,
 		} {

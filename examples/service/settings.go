@@ -8,13 +8,11 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
-	"time"
 
 	"github.com/infuse-go/infuse"
 )
 
-// settings are a file of JSON, with the settings of circuits by name; those of ""
-// are for all others.
+// settings are a file of JSON that can be read again.
 type settings struct {
 	path    string
 	storage infuse.Storage
@@ -23,66 +21,53 @@ type settings struct {
 
 type file struct {
 	Listen, Redis, Inventory, Prices string
-	Circuits                         map[string]struct {
-		FailMax, MinCalls, ResetSeconds, RampSeconds int
-		FailureRate                                  float64
-	}
+	Circuits                         map[string]infuse.Settings // by name; those of "" are for all others
 }
 
-func (s *settings) file() *file { return s.current.Load() }
+var listeners = []*infuse.Listener{infuse.LogListener(nil)} // one for all circuits: it logs an outage of Redis once
 
-// reload reads the file again. Where anything in it is wrong, all settings stay as
-// they were. Circuits stay as they are: what is open stays so.
-func (s *settings) reload(breakers *infuse.Group) error {
-	f, err := read(s.path)
+// read reads the file. If anything in it is invalid, all settings stay as they were.
+func (s *settings) read() error {
+	text, err := os.ReadFile(s.path)
 	if err != nil {
 		return err
 	}
-	s.current.Store(f)
-	if breakers == nil {
-		return nil
-	}
-	return breakers.Configure(s.of("")) // asks of for each circuit
-}
-
-// read reads a file whose settings are valid.
-func read(path string) (*file, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
 	f := new(file)
 	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields() // a setting that is misspelt
+	decoder.DisallowUnknownFields() // a misspelled setting
 	if err := decoder.Decode(f); err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := decoder.Token(); err != io.EOF {
-		return nil, fmt.Errorf("%s goes on behind its settings", path)
+		return fmt.Errorf("%s goes on behind its settings", s.path)
 	}
-	for name := range f.Circuits {
-		if _, invalid := infuse.NewGroup(f.of(name)); invalid != nil { // which checks them, and no more
+	for name, c := range f.Circuits {
+		if invalid := c.Config().Validate(); invalid != nil {
 			err = errors.Join(err, fmt.Errorf("circuit %q: %w", name, invalid))
 		}
 	}
-	return f, err
+	if err == nil {
+		s.current.Store(f)
+	}
+	return err
+}
+
+// reload reads the file again, and applies it. Open circuits stay open.
+func (s *settings) reload(breakers *infuse.Group) error {
+	if err := s.read(); err != nil {
+		return err
+	}
+	return breakers.Reload()
 }
 
 // of returns the settings of a circuit.
 func (s *settings) of(name string) infuse.Config {
-	c := s.file().of(name)
-	c.Storage = s.storage
-	return c
-}
-
-func (f *file) of(name string) infuse.Config {
-	c, ok := f.Circuits[name]
+	circuits := s.current.Load().Circuits
+	c, ok := circuits[name]
 	if !ok {
-		c = f.Circuits[""]
+		c = circuits[""]
 	}
-	return infuse.Config{
-		FailMax: c.FailMax, FailureRate: c.FailureRate, MinCalls: c.MinCalls,
-		ResetTimeout: time.Duration(c.ResetSeconds) * time.Second, Ramp: time.Duration(c.RampSeconds) * time.Second,
-		Listeners: []*infuse.Listener{infuse.LogListener(nil)}, CountCalls: true,
-	}
+	cfg := c.Config()
+	cfg.Storage, cfg.Listeners, cfg.CountCalls = s.storage, listeners, true
+	return cfg
 }

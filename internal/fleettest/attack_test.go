@@ -2,7 +2,6 @@ package fleettest
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -108,15 +108,13 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 			calls.Wait()
 			var counted int
 			near := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, s)}))
-			require.Eventually(t, func() bool {
-				for _, b := range breakers { // each has said all that it had to say
-					if b.Stats().StorageErr != nil {
-						return false
-					}
+			require.EventuallyWithT(t, func(c *assert.CollectT) {
+				for i, b := range breakers { // each has reported everything
+					require.NoError(c, b.Stats().StorageErr, "process %d", i)
 				}
 				counted = recordOf(t, near).Failures
-				return counted >= int(made.Load())
-			}, patience, 10*pace, "%d of %d were counted", counted, made.Load())
+				require.GreaterOrEqual(c, counted, int(made.Load()))
+			}, patience, 10*pace)
 			time.Sleep(200 * time.Millisecond) // for what would be too many
 			counted = recordOf(t, near).Failures
 			t.Logf("%d failures, %d counted, worst extra wait %v", made.Load(), counted, time.Duration(waited.Load()).Round(time.Millisecond))
@@ -182,7 +180,7 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 }
 
 // After an outage of a Redis that is far away and loses 0.5 %, 1,000 circuits were
-// shared again after ten minutes, and each was told of dozens of outages.
+// shared again after ten minutes, and each reported dozens of outages.
 func TestLossOnRedis(t *testing.T) {
 	quietRedis()
 	const circuits = 1000
@@ -191,42 +189,29 @@ func TestLossOnRedis(t *testing.T) {
 	client := s.Client(through(proxy), func(o *redis.Options) { o.PoolSize = 20 })
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
-	heard := make(map[string]*edges, circuits)
-	for i := range circuits {
-		heard[fmt.Sprint("circuit ", i)] = &edges{}
-	}
-	breakers := startGroup(t, circuits, infuse.Config{FailMax: 1000, Storage: storage, StorageTimeout: faultTimeout, Listeners: []*infuse.Listener{{
-		StorageUnavailable: func(_ error) { heard[b.Name()].Away.Add(1) },
-		StorageAvailable: func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
-	}}})
+	var heard edges
+	breakers := startGroup(t, circuits, infuse.Config{
+		FailMax: 1000, Storage: storage, StorageTimeout: faultTimeout, Listeners: []*infuse.Listener{heard.Listener()},
+	})
 	proxy.SetDelay(faultTimeout / 20) // all circuits take longer than faultTimeout, and each far less
 	s.Kill()
 	for _, b := range breakers[:20] {
 		require.Equal(t, errIll, b.Call(t.Context(), fails))
 	}
-	told := func(n func(*edges) int32) (all int) {
-		for _, e := range heard {
-			if n(e) > 0 {
-				all++
-			}
-		}
-		return all
-	}
-	away := func(e *edges) int32 { return e.Away.Load() }
-	back := func(e *edges) int32 { return e.Back.Load() }
-	require.Eventually(t, func() bool { return told(away) == circuits }, patience, pace)
+	detached := func() int { return len(detachedOf(breakers)) }
+	require.Eventually(t, func() bool { return detached() == circuits }, patience, pace)
+	require.Eventually(t, func() bool { return heard.Away.Load() > 0 }, patience, pace)
 	time.Sleep(time.Second)
 	require.NoError(t, s.Restart())
 	proxy.SetLoss(0.005)
 	began := time.Now()
-	require.Eventually(t, func() bool { return told(back) == circuits }, patience, pace)
+	require.Eventually(t, func() bool { return detached() == 0 }, patience, pace)
 	took := time.Since(began)
+	require.Eventually(t, func() bool { return heard.Back.Load() > 0 }, patience, pace)
 	proxy.SetLoss(0)
 	t.Logf("%d circuits shared again after %v", circuits, took.Round(time.Millisecond))
 	require.Greater(t, took, faultTimeout, "or the outage would not show whether all were waited for together")
-	for name, e := range heard {
-		require.Equal(t, [2]int32{1, 1}, [2]int32{away(e), back(e)}, "%s was told that it is away, and back", name)
-	}
+	heard.Require(t, 1, 1) // one outage, however many circuits
 	failures := 0
 	for _, b := range breakers[:20] {
 		failures += recordOf(t, b).Failures

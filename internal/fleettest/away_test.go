@@ -311,6 +311,8 @@ func TestRequestsThatHangForEverAreForgotten(t *testing.T) {
 					go func() { _ = o.Call(context.Background(), fails) }()
 				}
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				time.Sleep(3 * time.Second) // there is no better reason
+				synctest.Wait()
 				heard.Require(t, 1, 0)
 				time.Sleep(outage)
 				w.between(nil, nil)
@@ -489,9 +491,9 @@ func TestNoListenerRunsAfterStop(t *testing.T) {
 			}
 			w := &way{Storage: infuse.NewMemoryStorage()}
 			b := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w, Listeners: []*infuse.Listener{{
-				StateChange: func(*infuse.Breaker, infuse.Transition) { told() },
+				StateChange:        func(*infuse.Breaker, infuse.Transition) { told() },
 				StorageUnavailable: func(error) { told() },
-				StorageAvailable: func(time.Duration) { told() },
+				StorageAvailable:   func(time.Duration) { told() },
 			}}})
 			other := startBreaker(t, "prices", infuse.Config{FailMax: 1, Storage: w.Storage})
 			w.between(func(string, *infuse.Change) error {
@@ -545,15 +547,16 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, 100, recordOf(t, all[1]).Failures)
-		heard[0].Require(t, 1, 0)
-		for i := 1; i < 3; i++ { // the first failure may take the link down once
-			require.LessOrEqual(t, heard[i].Away.Load(), int32(1))
-			require.Equal(t, heard[i].Away.Load(), heard[i].Back.Load())
-		}
+		require.ErrorContains(t, all[0].Stats().StorageErr, "NOREPLICAS")
+		require.NoError(t, all[1].Stats().StorageErr)
+		require.NoError(t, all[2].Stats().StorageErr)
 		w.between(nil, nil)
 		time.Sleep(5 * time.Second)
 		require.Equal(t, 101, recordOf(t, all[0]).Failures)
-		heard[0].Require(t, 1, 1)
+		require.NoError(t, all[0].Stats().StorageErr)
+		for i := range heard { // the first failure makes the storage unavailable, until a change of another circuit is stored
+			heard[i].Require(t, 1, 1)
+		}
 	})
 }
 
@@ -563,38 +566,123 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
-		heard := make(map[string]*edges)
-		for i := range 20 {
-			heard[fmt.Sprint("circuit ", i)] = &edges{}
-		}
-		breakers := startGroup(t, len(heard), infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
-			StorageUnavailable: func(_ error) { heard[b.Name()].Away.Add(1) },
-			StorageAvailable: func(_ time.Duration) { heard[b.Name()].Back.Add(1) },
-		}}})
-		w.between(func(_ string, c *infuse.Change) error {
-			if c != nil {
-				return errors.New("READONLY You can't write against a read only replica.")
-			}
-			return nil
-		}, nil)
+		var heard edges
+		breakers := startGroup(t, 20, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.Listener()}})
+		w.between(refusesChanges, nil)
 		for second := range 60 {
 			for _, b := range breakers[:min(10, 1+second/5)] { // one after the other has something to say
 				require.Equal(t, errIll, b.Call(t.Context(), fails))
 			}
 			time.Sleep(time.Second)
+			heard.Require(t, 1, 0)
 		}
 		w.between(nil, nil)
 		time.Sleep(5 * time.Second)
-		for name, e := range heard {
-			// One that had nothing to say when reads were answered again may
-			// find out for itself once more.
-			require.LessOrEqual(t, e.Away.Load(), int32(2), name)
-			require.Equal(t, e.Away.Load(), e.Back.Load(), name)
-		}
-		for _, b := range breakers[10:] {
-			heard[b.Name()].Require(t, 1, 1)
-		}
+		heard.Require(t, 1, 1)
 	})
+}
+
+// refusesChanges is a Redis that is read-only.
+func refusesChanges(_ string, c *infuse.Change) error {
+	if c != nil {
+		return errors.New("READONLY You can't write against a read only replica.")
+	}
+	return nil
+}
+
+// An outage has one end for each listener that was notified of its begin,
+// whichever circuits come and go meanwhile.
+func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
+	start := func(t *testing.T, w *way) (heard *edges, breaker func(name string) *infuse.Breaker) {
+		heard = &edges{}
+		group, err := infuse.NewGroup(infuse.Config{FailMax: 1000, MaxCircuits: 20_000, Storage: w, Listeners: []*infuse.Listener{heard.Listener()}})
+		require.NoError(t, err)
+		t.Cleanup(group.Stop)
+		return heard, func(name string) *infuse.Breaker {
+			b, err := group.Breaker(name)
+			require.NoError(t, err)
+			return b
+		}
+	}
+	for name, test := range map[string]func(t *testing.T){
+		"the circuit whose change was refused is gone": func(t *testing.T) {
+			w := &way{Storage: infuse.NewMemoryStorage()}
+			heard, breaker := start(t, w)
+			refused := breaker("refused")
+			breaker("idle")
+			w.between(refusesChanges, nil)
+			require.Equal(t, errIll, refused.Call(t.Context(), fails))
+			time.Sleep(10 * time.Second)
+			heard.Require(t, 1, 0)
+			refused.Stop()
+			w.between(nil, nil)
+			time.Sleep(time.Minute)
+			heard.Require(t, 1, 1)
+		},
+		"all circuits are gone, and others come": func(t *testing.T) {
+			w := &way{Storage: infuse.NewMemoryStorage()}
+			heard, breaker := start(t, w)
+			first := breaker("first")
+			w.between(isLost, nil)
+			require.Equal(t, errIll, first.Call(t.Context(), fails))
+			time.Sleep(time.Second)
+			heard.Require(t, 1, 0)
+			first.Stop()
+			w.between(nil, nil)
+			time.Sleep(time.Minute)
+			heard.Require(t, 1, 0) // nobody uses the storage
+			second := breaker("second")
+			w.between(isLost, nil)
+			require.Equal(t, errIll, second.Call(t.Context(), fails))
+			time.Sleep(time.Second)
+			heard.Require(t, 2, 0)
+			w.between(nil, nil)
+			time.Sleep(time.Minute)
+			heard.Require(t, 2, 1)
+		},
+		"10,000 circuits are made during the outage": func(t *testing.T) {
+			w := &way{Storage: infuse.NewMemoryStorage()}
+			heard, breaker := start(t, w)
+			first := breaker("first")
+			w.between(isLost, nil)
+			require.Equal(t, errIll, first.Call(t.Context(), fails))
+			for i := range 10_000 {
+				breaker(fmt.Sprint("circuit ", i))
+			}
+			time.Sleep(10 * time.Second)
+			heard.Require(t, 1, 0)
+			w.between(nil, nil)
+			time.Sleep(10 * time.Second)
+			heard.Require(t, 1, 1)
+		},
+		"a listener is new when the outage goes on": func(t *testing.T) {
+			w := &way{Storage: infuse.NewMemoryStorage()}
+			heard, breaker := start(t, w)
+			first := breaker("first")
+			w.between(isLost, nil)
+			_, err := first.Record(t.Context())
+			require.Error(t, err) // and no change waits for the storage
+			time.Sleep(10 * time.Second)
+			w.between(nil, nil)
+			for first.Stats().StorageErr != nil {
+				time.Sleep(time.Millisecond)
+			}
+			var others edges
+			other := startBreaker(t, "other", infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{others.Listener()}})
+			w.between(isLost, nil)
+			_, err = other.Record(t.Context())
+			require.Error(t, err)
+			time.Sleep(10 * time.Second)
+			heard.Require(t, 1, 0)
+			others.Require(t, 1, 0)
+			w.between(nil, nil)
+			time.Sleep(10 * time.Second)
+			heard.Require(t, 1, 1)
+			others.Require(t, 1, 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) { inFakeTime(t, test) })
+	}
 }
 
 // A probe began before all breakers stopped, and ended after new ones had found
@@ -646,35 +734,16 @@ func TestLoss(t *testing.T) {
 				t.Logf("seed %d", seed)
 				roll := rand.New(rand.NewPCG(seed, 0))
 				w := &way{Storage: infuse.NewMemoryStorage()}
-				var mu sync.Mutex
-				counts := make(map[string][2]int) // away, back
-				shared := 0
-				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{{
-					StorageUnavailable: func(_ error) {
-						mu.Lock()
-						defer mu.Unlock()
-						n := counts[b.Name()]
-						n[0]++
-						counts[b.Name()] = n
-						shared--
-					},
-					StorageAvailable: func(_ time.Duration) {
-						mu.Lock()
-						defer mu.Unlock()
-						n := counts[b.Name()]
-						n[1]++
-						counts[b.Name()] = n
-						shared++
-					},
-				}}})
+				var heard edges
+				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.Listener()}})
 				w.between(isLost, nil)
 				for _, b := range breakers[:10] {
 					require.Equal(t, errIll, b.Call(t.Context(), fails))
 				}
 				time.Sleep(5 * time.Second)
-				mu.Lock()
-				require.Equal(t, -c.circuits, shared)
-				mu.Unlock()
+				require.Len(t, detachedOf(breakers), c.circuits)
+				heard.Require(t, 1, 0)
+				var mu sync.Mutex
 				w.between(func(string, *infuse.Change) error {
 					time.Sleep(c.latency)
 					mu.Lock()
@@ -687,10 +756,7 @@ func TestLoss(t *testing.T) {
 				began := time.Now()
 				for time.Since(began) < time.Minute {
 					time.Sleep(10 * time.Millisecond)
-					mu.Lock()
-					all := shared == 0
-					mu.Unlock()
-					if all {
+					if len(detachedOf(breakers)) == 0 {
 						break
 					}
 				}
@@ -698,11 +764,8 @@ func TestLoss(t *testing.T) {
 				w.between(nil, nil)
 				t.Logf("shared again after %v", took)
 				require.Less(t, took, 2*time.Second)
-				mu.Lock()
-				defer mu.Unlock()
-				for name, n := range counts {
-					require.Equal(t, [2]int{1, 1}, n, "%s was told that it is away, and back", name)
-				}
+				time.Sleep(5 * time.Second)
+				heard.Require(t, 1, 1)
 			})
 		})
 	}
@@ -747,22 +810,21 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 		circuits = 30_000
 	}
 	w := &way{Storage: infuse.NewMemoryStorage()}
-	var away, back atomic.Int64
+	var heard edges
 	// A storage that fails at once, and never for a pause of the machine.
-	breakers := startGroup(t, circuits, infuse.Config{Storage: w, StorageTimeout: patience, Listeners: []*infuse.Listener{{
-		StorageUnavailable: func(error) { away.Add(1) },
-		StorageAvailable: func(time.Duration) { back.Add(1) },
-	}}})
+	breakers := startGroup(t, circuits, infuse.Config{Storage: w, StorageTimeout: patience, Listeners: []*infuse.Listener{heard.Listener()}})
 	least := patience // of several outages: the machine has other things to do
-	for outage := int64(1); outage <= 3 && least > storageTimeout; outage++ {
+	for outage := int32(1); outage <= 3 && least > storageTimeout; outage++ {
 		w.between(isLost, nil)
 		waited, err := waitOf(breakers[0], fails)
 		require.Equal(t, errIll, err)
 		t.Logf("the first failing call of %d circuits waited %v", circuits, waited)
 		least = min(least, waited)
-		require.Eventually(t, func() bool { return away.Load() == outage*int64(circuits) }, patience, pace)
+		require.Eventually(t, func() bool { return len(detachedOf(breakers)) == circuits }, patience, pace)
+		require.Eventually(t, func() bool { return heard.Away.Load() == outage }, patience, pace)
 		w.between(nil, nil)
-		require.Eventually(t, func() bool { return back.Load() == outage*int64(circuits) }, patience, pace)
+		require.Eventually(t, func() bool { return heard.Back.Load() == outage }, patience, pace)
+		heard.Require(t, outage, outage) // however many circuits
 	}
 	require.LessOrEqual(t, least, storageTimeout, "no call waits longer")
 }

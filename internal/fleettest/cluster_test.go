@@ -53,7 +53,8 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 	here, there := hostOn(t, client), hostOn(t, cluster.Client())
 	var troubles stateLog
 	cfg := patiently(infuse.Config{ResetTimeout: 100 * time.Millisecond, Listeners: []*infuse.Listener{{
-		StorageUnavailable: func(err error) { troubles.Add(fmt.Sprintf("%q: %v", b.Name(), err)) },
+		StorageUnavailable: func(err error) { troubles.Add(err.Error()) },
+		Warning:            func(b *infuse.Breaker, err error) { troubles.Add(fmt.Sprintf("%q: %v", b.Name(), err)) },
 	}}})
 	names := []string{"{", "}", "{}", "{a}b", "a}{b", "a b", "a\nb", "é"}
 	for i := range 24 {

@@ -91,6 +91,16 @@ func startGroup(t testing.TB, n int, cfg infuse.Config) []*infuse.Breaker {
 	return breakers
 }
 
+// detachedOf returns the breakers whose shared circuit does not apply.
+func detachedOf(breakers []*infuse.Breaker) (detached []*infuse.Breaker) {
+	for _, b := range breakers {
+		if b.Stats().StorageErr != nil {
+			detached = append(detached, b)
+		}
+	}
+	return detached
+}
+
 // through has a client go through a proxy.
 func through(proxy *redistest.Proxy) func(*redis.Options) {
 	return func(o *redis.Options) { o.Addr = proxy.Addr() }

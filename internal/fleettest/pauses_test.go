@@ -108,7 +108,7 @@ func TestARedisThatPausesInASuspicionOpensNothing(t *testing.T) {
 	for i := range 5 { // neither has enough consecutive failures to open its local circuit
 		require.ErrorIs(t, []*infuse.Breaker{one, two}[i%2].Call(t.Context(), fails), errIll)
 	}
-	require.Eventually(t, func() bool { return one.Stats().Failures < 5 && two.Stats().Failures < 5 }, patience, pace, "notified of the suspicion")
+	require.Eventually(t, func() bool { return one.Stats().Shared.Suspect && two.Stats().Shared.Suspect }, patience, pace, "notified of the suspicion")
 
 	s.Pause()
 	for range 4 {

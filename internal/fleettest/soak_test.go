@@ -174,7 +174,7 @@ func (s *soaker) call(b *infuse.Breaker, circuit int) {
 // in, as this process knows it. A call that was admitted all the same, and is
 // not the end of that, is a trial of the fleet.
 func ofTheFleet(s infuse.Stats) bool {
-	return s.State != infuse.StateClosed && !s.Local && s.Away == nil
+	return s.State != infuse.StateClosed && s.Shared.State != infuse.StateClosed && s.StorageErr == nil
 }
 
 func (s *soaker) get(circuit int) error {

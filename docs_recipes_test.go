@@ -67,3 +67,22 @@ func unindented(text string) string {
 	}
 	return b.String()
 }
+
+// TestRunbookHasTheLogLines: the lines that docs/runbook.md explains are those of
+// LogListener.
+func TestRunbookHasTheLogLines(t *testing.T) {
+	t.Parallel()
+	runbook, err := os.ReadFile("docs/runbook.md")
+	require.NoError(t, err)
+	source, err := os.ReadFile("listener.go")
+	require.NoError(t, err)
+	explained := make(map[string]bool)
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]*?)( …[^`]*)?` (?:\\(\\w+\\) )?\\|").FindAllStringSubmatch(string(runbook), -1) {
+		explained[m[1]] = true
+	}
+	logged := regexp.MustCompile(`(?:slog|logger)\.(?:Log\(.*?, level, |Warn\(|Info\(|Error\()"([^"]*)"`).FindAllStringSubmatch(string(source), -1)
+	require.Len(t, logged, 5)
+	for _, m := range logged {
+		require.True(t, explained[m[1]], "docs/runbook.md is to explain %q", m[1])
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -168,7 +169,10 @@ func TestCapacityAgreesWithRedis(t *testing.T) {
 		lasted := time.Since(began).Seconds()
 		c.calls = float64(calls.Load()-called) / lasted / float64(c.processes*c.circuits) // a busy machine makes fewer
 		is, expected := (received()-before)/lasted, c.commands()
-		t.Logf("%3.0f %% errors, %.1f calls/s: %.0f commands/s, by the formula %.0f", 100*c.errors, c.calls, is, expected)
+		clients, err := server.Client().Info(t.Context(), "clients").Result()
+		require.NoError(t, err)
+		connections := regexp.MustCompile(`connected_clients:\d+`).FindString(clients)
+		t.Logf("%3.0f %% errors, %.1f calls/s: %.0f commands/s, by the formula %.0f; %s", 100*c.errors, c.calls, is, expected, connections)
 		require.InDelta(t, 0, math.Log(is/expected), math.Log(2), "%v errors: %.0f commands/s, by the formula %.0f", c.errors, is, expected)
 	}
 }

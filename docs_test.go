@@ -85,6 +85,7 @@ const imports = `package documents
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 	"log"
@@ -99,6 +100,7 @@ import (
 var (
 	_ context.Context
 	_ tls.Config
+	_ x509.CertPool
 	_ sql.DB
 	_ = errors.Is
 	_ log.Logger
@@ -116,7 +118,8 @@ var (
 	client      *http.Client
 	redisClient *redis.Client
 	password    string
-	tlsConfig   *tls.Config
+	rootCAs     *x509.CertPool
+	certificate tls.Certificate
 	storage     infuse.Storage
 	inventory   *infuse.Breaker
 )

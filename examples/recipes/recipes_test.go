@@ -339,6 +339,7 @@ func TestRollout(t *testing.T) {
 		require.NoError(t, one.Call(t.Context(), works))
 		require.Equal(t, infuse.StateOpen, one.State(), "circuits keep their state")
 		time.Sleep(5 * time.Minute)
+		synctest.Wait()
 		require.Equal(t, infuse.StateClosed, one.State())
 
 		require.NoError(t, one.Configure(infuse.Config{CountCalls: true}))

@@ -1,5 +1,5 @@
 # Shortcuts. Everything that must hold before a change lands is in .ci/run.
-.PHONY: quick test race soak linearizability mutants explore fuzz bench agree docs lint
+.PHONY: quick test race soak linearizability mutants explore fuzz bench agree failover docs lint
 
 quick: ; go test -short .
 test: ; go test ./...
@@ -11,5 +11,6 @@ explore: ; INFUSE_EXPLORE=1 go test -run 'TestExplore$$' -v -timeout 3h .
 fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter HostCircuit Frames; do go test -run '^$$' -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -o AGREE.md
-docs: ; go test -count=1 -run 'TestDocuments|TestReadme|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' .
+failover: ; cd bench && go run ./failover
+docs: ; go test -count=1 -run 'TestDocuments|TestRecipes|TestReadme|TestRunbookHas|TestCapacity|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' .
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

@@ -277,7 +277,7 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	return r, nil
 }
 
-// Move sets the state manually. It applies to all processes, whatever their own
+// SetState sets the state manually. It applies to all processes, whatever their own
 // calls were, and clears their local circuits. Open rejects calls for
 // Config.ResetTimeout from now; half-open makes the next call a trial; closed
 // forgets all failures. It waits at most Config.StorageTimeout.
@@ -294,7 +294,7 @@ func (b *Breaker) SetState(ctx context.Context, to State) error {
 
 // Override forces the circuit open or closed for all processes, whatever the
 // results of calls are, until it is removed or expires. It clears their local
-// circuits. Another override replaces it; Move changes the underlying state. It
+// circuits. Another override replaces it; SetState changes the underlying state. It
 // also applies while the storage is unavailable, and a process that knows it
 // restores it in a storage that lost it.
 //

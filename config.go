@@ -128,7 +128,7 @@ type Config struct {
 	//
 	// Calls that arrive while the storage is slow share a read, which starts after
 	// they arrived. If a call gets no answer within StorageTimeout, the breaker
-	// detaches: Stats.Away has the reason, and the local circuit decides. A call
+	// detaches: Stats.StorageErr has the reason, and the local circuit decides. A call
 	// whose own context ends before the answer comes does not wait any longer: it
 	// is decided from the last known state, and its fn gets a context that has
 	// ended.

@@ -44,6 +44,9 @@ func TestDocumentsCompile(t *testing.T) {
 	add("given.go", given)
 	blocks := 0
 	for _, document := range documents(t) {
+		if document == recipes { // TestRecipes finds its blocks in code that is compiled, in modules with more dependencies
+			continue
+		}
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
 		for _, at := range goBlock.FindAllSubmatchIndex(text, -1) {
@@ -81,6 +84,8 @@ const imports = `package documents
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 	"log"
@@ -94,6 +99,8 @@ import (
 
 var (
 	_ context.Context
+	_ tls.Config
+	_ x509.CertPool
 	_ sql.DB
 	_ = errors.Is
 	_ log.Logger
@@ -111,6 +118,8 @@ var (
 	client      *http.Client
 	redisClient *redis.Client
 	password    string
+	rootCAs     *x509.CertPool
+	certificate tls.Certificate
 	storage     infuse.Storage
 	inventory   *infuse.Breaker
 )
@@ -119,6 +128,7 @@ func routeOf(*http.Request) string     { return "" }
 func shardOf(*http.Request) string     { return "" }
 func tenantOf(context.Context) string { return "" }
 func call(context.Context) error       { return nil }
+func isShuttingDown() bool            { return false }
 
 // A storage that is yet to be written.
 type store struct{ transaction }

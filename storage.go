@@ -125,7 +125,7 @@ func deadlines(trials []Trial) (all []time.Time) {
 
 // RecordError is returned if the storage answers, but the record of one circuit
 // cannot be read: garbage, or written by a newer version. Authors of a Storage
-// return it. Users receive it in Listener.StorageAway.
+// return it. Users receive it in Listener.StorageUnavailable.
 type RecordError struct {
 	Circuit string
 	Reason  string

@@ -1,0 +1,178 @@
+package infuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse/internal/redistest"
+)
+
+// The formula of docs/redis.md for the load on Redis.
+
+// capacity is a fleet and its settings.
+type capacity struct {
+	processes, circuits int
+	calls, errors       float64 // a second, of each process and circuit
+	failMax             int
+	poll, resetTimeout  time.Duration
+}
+
+// commands returns the commands a second that the fleet sends.
+func (c *capacity) commands() float64 {
+	n, circuits, all := float64(c.processes), float64(c.circuits), c.calls*float64(c.processes)
+	pings, slowPolls := n/2, n*circuits/(15*c.poll.Seconds())
+	if c.errors == 1 { // the outage, while the circuits are open
+		return pings + circuits*(n/c.poll.Seconds()+2*(2+2*n)/c.resetTimeout.Seconds())
+	}
+	return pings + slowPolls + circuits*(all*c.errors*(2-c.errors)+2*n*c.suspicions())
+}
+
+// suspicions returns how often a second a circuit becomes suspect. It follows the
+// rule call by call, for 20,000 calls or more.
+func (c *capacity) suspicions() float64 {
+	if c.errors == 0 {
+		return 0
+	}
+	const pause = 0.05        // Suspicion, after a dismissal
+	const batched = pause / 4 // how long successes wait while the circuit is suspect
+	roll := rand.New(rand.NewPCG(1, 2))
+	knows := make([]bool, c.processes) // of failures: only then a process reports a success
+	var now, began, earliest float64
+	var streak, score, suspicions int
+	suspect := false
+	all, polls := c.calls*float64(c.processes), float64(c.processes)/(15*c.poll.Seconds())
+	for now < max(60, 20_000/all) {
+		now += roll.ExpFloat64() / (all + polls)
+		process, fails := roll.IntN(c.processes), roll.Float64() < c.errors
+		isPoll := roll.Float64() < polls/(all+polls)
+		switch {
+		case isPoll:
+			knows[process] = knows[process] || streak > 0
+		case suspect && fails:
+			score++
+		case suspect:
+			if score -= 4; score <= 0 {
+				now = max(now, began+batched)
+				suspect, streak, earliest = false, 0, now+pause
+				clear(knows)
+			}
+		case fails:
+			knows[process] = true
+			if streak++; streak >= c.failMax && now >= earliest {
+				suspect, score, began = true, c.failMax, now
+				suspicions++
+			}
+		case knows[process]:
+			knows[process], streak = false, 0
+		}
+	}
+	return float64(suspicions) / now
+}
+
+// microsOfCommand is the processor time that Redis spends on a command.
+const microsOfCommand = 40
+
+// TestDocumentsCapacity computes the table of docs/redis.md.
+func TestDocumentsCapacity(t *testing.T) {
+	t.Parallel()
+	table := "| the service | 1 call/s, `FailMax` 5 | CPU | 10 calls/s, `FailMax` 5 | CPU | 10 calls/s, `FailMax` 20 | CPU |\n|---|--:|--:|--:|--:|--:|--:|\n"
+	for _, row := range []struct {
+		name   string
+		errors float64
+	}{{"no errors", 0}, {"1 % errors", 0.01}, {"10 % errors", 0.1}, {"50 % errors", 0.5}, {"outage, circuits open", 1}} {
+		table += "| " + row.name
+		for _, column := range []struct {
+			calls   float64
+			failMax int
+		}{{1, 5}, {10, 5}, {10, 20}} {
+			c := capacity{300, 10, column.calls, row.errors, column.failMax, 2 * time.Second, time.Minute}
+			n := c.commands()
+			digits := math.Pow10(int(math.Log10(n)) - 1)
+			cpu := 100 * n * microsOfCommand / 1e6
+			table += fmt.Sprintf(" | %s | %.*f %%", grouped(int(math.Round(n/digits)*digits)), map[bool]int{true: 0, false: 1}[cpu >= 10], cpu)
+		}
+		table += " |\n"
+	}
+	require.True(t, strings.Contains(redisDocument(t), table), "docs/redis.md is to have:\n%s", table)
+}
+
+// grouped returns the number with commas between thousands.
+func grouped(n int) string {
+	if n < 1000 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%s,%03d", grouped(n/1000), n%1000)
+}
+
+// TestCapacityAgreesWithRedis has a fleet call for a while, and compares what Redis
+// received with the formula. The tolerance is that of the document.
+func TestCapacityAgreesWithRedis(t *testing.T) {
+	t.Parallel()
+	require.Contains(t, redisDocument(t), "within a factor of 2")
+	server := redistest.Start(t)
+	c := capacity{processes: 60, circuits: 2, calls: 10, failMax: 5, poll: 200 * time.Millisecond, resetTimeout: 2 * time.Second}
+	var share, calls atomic.Uint64 // of the calls that fail; all calls
+	pause := float64(time.Second) / c.calls
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer cancel()
+	for range c.processes {
+		client := server.Client(func(o *redis.Options) { o.PoolSize = 4 })
+		storage := NewRedisStorage(client, RedisOptions{PollInterval: c.poll})
+		group, err := NewGroup(Config{Storage: storage, FailMax: c.failMax, ResetTimeout: c.resetTimeout, StorageTimeout: 5 * time.Second})
+		require.NoError(t, err)
+		t.Cleanup(func() { group.Stop(); _ = storage.Close() })
+		for circuit := range c.circuits {
+			b, err := group.Breaker(fmt.Sprint("service-", circuit))
+			require.NoError(t, err)
+			callers.Go(func() {
+				for ctx.Err() == nil {
+					time.Sleep(time.Duration(rand.ExpFloat64() * pause))
+					calls.Add(1)
+					_ = b.Call(ctx, func(context.Context) error {
+						if rand.Float64() < math.Float64frombits(share.Load()) {
+							return errors.New("503 Service Unavailable")
+						}
+						return nil
+					})
+				}
+			})
+		}
+	}
+	received := func() float64 {
+		all, err := server.Commands(t.Context())
+		require.NoError(t, err)
+		return float64(all["evalsha"] + all["eval"] + all["ping"])
+	}
+	for _, phase := range []struct {
+		errors float64
+		lasts  time.Duration
+	}{{0, 4 * time.Second}, {0.01, 4 * time.Second}, {0.1, 10 * time.Second}, {0.5, 4 * time.Second}, {1, 5 * time.Second}} {
+		c.errors = phase.errors
+		share.Store(math.Float64bits(c.errors))
+		time.Sleep(2500 * time.Millisecond)
+		before, called, began := received(), calls.Load(), time.Now()
+		time.Sleep(phase.lasts)
+		lasted := time.Since(began).Seconds()
+		c.calls = float64(calls.Load()-called) / lasted / float64(c.processes*c.circuits) // a busy machine makes fewer
+		is, expected := (received()-before)/lasted, c.commands()
+		clients, err := server.Client().Info(t.Context(), "clients").Result()
+		require.NoError(t, err)
+		connections := regexp.MustCompile(`connected_clients:\d+`).FindString(clients)
+		t.Logf("%3.0f %% errors, %.1f calls/s: %.0f commands/s, by the formula %.0f; %s", 100*c.errors, c.calls, is, expected, connections)
+		require.InDelta(t, 0, math.Log(is/expected), math.Log(2), "%v errors: %.0f commands/s, by the formula %.0f", c.errors, is, expected)
+	}
+}

@@ -1,0 +1,27 @@
+package neighbours
+
+import (
+	"sync/atomic"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/infuse-go/infuse"
+)
+
+// Settings are those of circuits by name. A circuit without any has the defaults.
+type Settings struct {
+	atomic.Pointer[map[string]infuse.Settings]
+}
+
+// Read reads them from YAML.
+func (s *Settings) Read(text []byte) error {
+	settings := make(map[string]infuse.Settings)
+	if err := yaml.Unmarshal(text, &settings); err != nil {
+		return err
+	}
+	s.Store(&settings)
+	return nil
+}
+
+// Config is for infuse.NewGroupFunc.
+func (s *Settings) Config(circuit string) infuse.Config { return (*s.Load())[circuit].Config() }

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 many clients still use x/net's http2, so it is tested
+
 package neighbours_test
 
 import (

@@ -124,7 +124,7 @@ func NewDryRun(storage infuse.Storage) (*infuse.Breaker, error) {
 
 // NewOpsPage returns the ops page, which only users see and change.
 func NewOpsPage(breakers *infuse.Group, storage infuse.Storage, user func(*http.Request) (name string, ok bool)) http.Handler {
-	page := ops.Handler(ops.Options{Group: breakers, Storage: storage, Authorize: user})
+	page := ops.Handler(ops.Options{Group: breakers, Storage: storage, Authorize: user, Hosts: []string{"ops.example.com"}})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, ok := user(r); !ok { // Authorize protects changes only
 			http.Error(w, "sign in first", http.StatusUnauthorized)

@@ -231,16 +231,20 @@ func TestOpsPage(t *testing.T) {
 		return name, ok
 	}))
 	defer page.Close()
-	for user, status := range map[string]int{"": http.StatusUnauthorized, "alice": http.StatusOK} {
+	for _, test := range []struct {
+		user, host string
+		status     int
+	}{{"", "ops.example.com", http.StatusUnauthorized}, {"alice", "ops.example.com", http.StatusOK}, {"alice", "another.example.com", http.StatusForbidden}} {
 		request, err := http.NewRequest(http.MethodGet, page.URL, nil)
 		require.NoError(t, err)
-		if user != "" {
-			request.SetBasicAuth(user, "")
+		request.Host = test.host
+		if test.user != "" {
+			request.SetBasicAuth(test.user, "")
 		}
 		response, err := http.DefaultClient.Do(request)
 		require.NoError(t, err)
 		require.NoError(t, response.Body.Close())
-		require.Equal(t, status, response.StatusCode)
+		require.Equal(t, test.status, response.StatusCode)
 	}
 }
 

@@ -29,7 +29,8 @@ type Config struct {
 	// Suspicion is the shortest time between suspect and open, for the shared
 	// circuit. Default 50 ms. While the circuit is suspect, calls run and all
 	// processes report their results. The score starts at FailMax; a failure adds
-	// 1, a success subtracts 4. A report of failures that finds 2 × FailMax or more
+	// 1, a success subtracts 4. A report of failures that finds 2 × FailMax or more (of
+	// the highest FailMax among its own and that of the process that made it suspect)
 	// opens it; then it rejects the calls of each process whose own last call
 	// failed. At 0 it stays closed. Nothing opens by time.
 	Suspicion time.Duration

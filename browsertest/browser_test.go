@@ -339,3 +339,17 @@ func TestHostileNamesInABrowser(t *testing.T) {
 	require.NotEqual(t, "pwned", result(b, chromedp.Title()))
 	b.looks("hostile")
 }
+
+// A process in a dry run shows how many calls it would have rejected.
+func TestADryRunInABrowser(t *testing.T) {
+	server := redistest.Start(t)
+	m := startMember(t, "dry-run-1", server.Addr())
+	b := startBrowser(t)
+	for range 25 {
+		require.Equal(t, "connection refused", m.call(t, "payments.example", "connection refused"), "every call runs")
+	}
+	b.opens(m, "?circuit=payments.example")
+	b.sees("Live", "dry-run-1", "20")
+	require.Contains(t, strings.ToLower(b.text()), "dry run")
+	b.looks("dry-run")
+}

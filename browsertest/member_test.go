@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -41,7 +42,7 @@ func runMember(name, address string) error {
 	defer client.Close()
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	defer storage.Close()
-	group, err := infuse.NewGroup(infuse.Config{Storage: storage, Instance: name, CountCalls: true})
+	group, err := infuse.NewGroup(infuse.Config{Storage: storage, Instance: name, CountCalls: true, DryRun: strings.HasPrefix(name, "dry-run")})
 	if err != nil {
 		return err
 	}

@@ -163,7 +163,8 @@ func (b *Breaker) Ready() bool {
 
 // Wait waits until the breaker is Ready, or until ctx is done, and returns the error
 // of ctx then. It does no I/O. Each waiter is woken once: of those that wait for one
-// trial, one gets it, and the calls of the others are rejected.
+// trial, one gets it, and the calls of the others are rejected. On a Ramp it does not
+// wait: the share of calls decides.
 func (b *Breaker) Wait(ctx context.Context) error {
 	if !b.view.Load().ready() {
 		select {
@@ -215,10 +216,9 @@ type CallCounts struct {
 
 // Stats returns the last known state of the breaker. It does no I/O.
 func (b *Breaker) Stats() Stats {
-	v := b.view.Load()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := time.Now()
+	v, now := b.view.Load(), time.Now()
 	b.takeTally(now)
 	r := &b.replica
 	s := Stats{State: v.state, DryRun: v.settings.DryRun, StorageErr: b.link.reason(r.trouble)}
@@ -253,7 +253,7 @@ func (r *Record) stats(state State, since time.Time, l *Limits, now time.Time) C
 	for _, b := range r.Window.last(l.Window, now) {
 		c.Window.Calls, c.Window.Failures = c.Window.Calls+b.Calls, c.Window.Failures+b.Failures
 	}
-	if r.State == StateOpen {
+	if state == StateOpen && r.State == StateOpen {
 		c.DueAt = r.dueAt(l)
 	}
 	return c
@@ -609,6 +609,7 @@ func unwoundResult(ctx context.Context, panicked any) result {
 type Permit struct {
 	ticket *ticket
 	number uint64
+	trial  bool
 }
 
 // ticket settles a permit once without an allocation for each: it is used
@@ -646,14 +647,13 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	a.late = isLate(ctx)
 	t := tickets.Get().(*ticket)
 	t.breaker, t.ctx, t.admission = b, ctx, a
-	return Permit{ticket: t, number: t.number.Load()}, nil
+	return Permit{t, t.number.Load(), a.trial != ""}, nil
 }
 
 // Trial reports whether the call is the trial of a circuit that was open: its outcome
 // decides. It is false once the permit is settled.
 func (p Permit) Trial() bool {
-	t := p.ticket
-	return t != nil && t.number.Load() == p.number && t.admission.trial != ""
+	return p.trial && p.ticket.number.Load() == p.number
 }
 
 // Done classifies the call's error and counts its outcome; a failure before

@@ -176,6 +176,7 @@ func (g *Group) make(name string) (*Breaker, error) {
 		}
 		close(e.made)
 	}()
+	before := g.shared()
 	cfg := g.config(name)
 	s, l, err := g.settingsOf(name, cfg)
 	if err != nil {
@@ -187,6 +188,9 @@ func (g *Group) make(name string) (*Breaker, error) {
 	b := newBreaker(name, s, l)
 	e.err = nil
 	e.breaker.Store(b)
+	if g.shared() != before { // Configure did not find it
+		_ = b.Configure(g.config(name))
+	}
 	if g.isStopped() { // while it was made
 		b.Stop()
 	}

@@ -195,7 +195,7 @@ func (l *link) send(c *Breaker, q *request) {
 				}
 			}
 			c.answered(q, a.record)
-		case l.doubted.Load() != 0 && !isTrouble(l.tryRead(c, func(answer) {})):
+		case l.doubted.Load() != 0 && isTrouble(a.err) && !isTrouble(l.tryRead(c, func(answer) {})):
 			l.mu.Lock()
 			l.refused = true
 			l.mu.Unlock()
@@ -300,7 +300,7 @@ func (l *link) readAfter(c *Breaker, r, before *sharedRead, down <-chan struct{}
 		defer l.mu.Unlock()
 		r.started = l.reads[c] == r && r.callers > 0
 		if !r.started {
-			l.endRead(c, r, answer{})
+			l.endRead(c, r, answer{err: errStorageTimeout})
 		}
 		return r.started
 	}

@@ -24,7 +24,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"a suspicion lasts for Suspicion at least", "state.go", "return r.Score >= r.opensAt(t.limits) && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))", "return r.Score >= r.opensAt(t.limits)"},
 	{"it opens at twice FailMax", "state.go", "}{4, 2, 4}", "}{4, 1, 4}"},
 	{"successes dismiss", "state.go", "}{4, 2, 4}", "}{0, 2, 4}"},
-	{"a trial that succeeds closes the local circuits of all", "replica.go", "if moved := rec.Moved > before.Moved; moved || !first && rec.Since > before.Since && rec.State == StateClosed {", "if moved := rec.Moved > before.Moved; moved {"},
+	{"a trial that succeeds closes the local circuits of all", "replica.go", "	if moved || !first && rec.Since > before.Since && rec.State == StateClosed {", "	if moved {"},
 	{"a number counts once", "state.go", "r.applied(&c, r.hasHeard(&c), now)", "r.applied(&c, false, now)"},
 	{"an older change of a source is a duplicate, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
 	{"outcomes of an older state are not counted", "state.go", "|| t.generation < r.Since", ""},

@@ -661,7 +661,9 @@ func (r *replica) receive(rec Record, now time.Time) {
 	r.news++
 	r.shared = rec.bounded(&before, &r.settings.limits, now)
 	r.out.checkAt = time.Time{}
-	if moved := rec.Moved > before.Moved; moved || !first && rec.Since > before.Since && rec.State == StateClosed {
+	// A manual change of before this process started is none for its own circuit, once it is over.
+	moved := rec.Moved > before.Moved && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
+	if moved || !first && rec.Since > before.Since && rec.State == StateClosed {
 		// A manual change, or a trial has closed it: that is for all.
 		if r.failing = false; moved {
 			r.local.Override = nil
@@ -693,7 +695,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 func (r *replica) limitEvidence(first bool) {
 	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
 	if first && joined { // of which its own failures may be a repetition
-		r.out.next.Calls = Calls{Successes: r.out.next.Calls.Successes}
+		r.out.next.Calls, r.out.next.OpenFor = Calls{Successes: r.out.next.Calls.Successes}, 0
 	}
 	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
@@ -750,6 +752,9 @@ func (r *replica) back() {
 // detach has the local circuit decide alone.
 func (r *replica) detach(why error, now time.Time) {
 	if r.trouble != nil {
+		if !isTrouble(why) { // the storage is available, and the record cannot be read: a manual change replaces it
+			r.trouble = why
+		}
 		return
 	}
 	r.trouble, r.since, r.failed = why, now, 0

@@ -892,7 +892,7 @@ func (w *twin) limits() Limits {
 		SuccessThreshold: 1 + w.roll(3),
 		MaxTrials:        1 + w.roll(3),
 		TrialTimeout:     w.duration(),
-		Suspicion:        time.Duration(w.roll(2)) * w.duration(),
+		Suspicion:        time.Millisecond + time.Duration(w.roll(2))*w.duration(), // 0 is for local records, which are in no storage
 	}
 	if w.roll.oneIn(2) {
 		l.FailureRate, l.MinCalls = float64(1+w.roll(10))/10, 1+w.roll(20)

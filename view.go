@@ -15,6 +15,7 @@ type view struct {
 	tally       *striped
 	counts      *callCounts // of all calls; nil without CountCalls
 	admits      gate
+	asking      bool      // a call has asked for the trial already
 	readyAt     time.Time // when a trial may run, if that is in less than armedEarly
 	localSince  int64     // the generations of the calls that it admits
 	sharedSince int64
@@ -26,7 +27,7 @@ type view struct {
 }
 
 // ready reports whether a call would run, or could become a trial, in readyIn.
-func (v *view) ready() bool { return v.admits != admitsNone || v.settings.DryRun }
+func (v *view) ready() bool { return v.admits != admitsNone && !v.asking || v.settings.DryRun }
 
 // readyIn is what is left of armedEarly.
 func (v *view) readyIn() time.Duration {
@@ -100,7 +101,7 @@ func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 		e.DueAt = time.Time{}
 	}
 	if v.reject(e, r.causeOf(b.record)); due {
-		v.admits, v.readyAt = admitsAsker, b.until
+		v.admits, v.readyAt, v.asking = admitsAsker, b.until, r.asking()
 	}
 }
 
@@ -146,7 +147,7 @@ func (v *view) countCall(what int) {
 
 // same reports whether calls meet the same in both: all but quiet, fast and readyAt.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits &&
+	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits && v.asking == w.asking &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&
 		v.settings == w.settings && v.state == w.state && v.cause == w.cause &&
 		v.rejection.same(w.rejection)

@@ -142,7 +142,9 @@ func TestAHundredQueriesCostWhatOneDoes(t *testing.T) {
 			t.Logf("100 viewers: %v", many)
 			require.LessOrEqual(t, many.commands, 2*one.commands)
 			require.LessOrEqual(t, many.cpu, 2*one.cpu)
-			require.LessOrEqual(t, many.allocated, 2*one.allocated)
+			if !underRace { // which allocates for each write to a viewer
+				require.LessOrEqual(t, many.allocated, 2*one.allocated)
+			}
 			require.LessOrEqual(t, many.heap, 2*one.heap)
 		})
 	}

@@ -109,6 +109,10 @@ func (w *watcher) search(ctx context.Context) error {
 	return nil
 }
 
+// clockError is how much earlier the time of an event may be than it was: Redis keeps
+// milliseconds, and its clock is known to a round trip.
+const clockError = 10 * time.Millisecond
+
 // outputError is one of writing to stdout.
 type outputError struct{ err error }
 
@@ -137,7 +141,7 @@ func (w *watcher) find(ctx context.Context) error {
 		there[name] = true
 		if w.circuits[name] == nil {
 			// It was not there at the last look: all of its events since are news.
-			w.circuits[name] = &watched{from: w.looked, stop: w.storage.Watch(name, func(r infuse.Record) { w.received(name, r) })}
+			w.circuits[name] = &watched{from: w.looked.Add(-clockError), stop: w.storage.Watch(name, func(r infuse.Record) { w.received(name, r) })}
 			found = append(found, name)
 		}
 	}

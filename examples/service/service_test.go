@@ -61,7 +61,7 @@ func start(t *testing.T) (http.Handler, *world, *settings, *infuse.Group) {
 
 func get(service http.Handler, path string) *httptest.ResponseRecorder {
 	answer := httptest.NewRecorder()
-	service.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, path, nil))
+	service.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "http://localhost"+path, nil))
 	return answer
 }
 

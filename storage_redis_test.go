@@ -623,7 +623,7 @@ func (all *twins) compare(t *testing.T, steps int) {
 	if testing.Short() {
 		steps /= 10
 	} else if !long() {
-		steps /= 3
+		steps /= 10
 	}
 	for stalls := 0; steps > 0; {
 		w := all.newTwin()

@@ -228,11 +228,7 @@ func (b *Breaker) Stats() Stats {
 	}
 	s.Local = r.local.stats(b.states.local, b.since.local, &r.settings.local, now)
 	if r.linked {
-		shared := &r.shared
-		if r.standIn != nil {
-			shared = r.standIn
-		}
-		s.Shared = shared.stats(b.states.shared, b.since.shared, &r.settings.limits, now)
+		s.Shared = r.lastShared().stats(b.states.shared, b.since.shared, &r.settings.limits, now)
 	}
 	if v.state == StateOpen {
 		s.DueAt = r.opensUntil(now)
@@ -250,9 +246,8 @@ func (r *Record) stats(state State, since time.Time, l *Limits, now time.Time) C
 	if !r.hasEvidence() {
 		c.Failures = r.Failures
 	}
-	for _, b := range r.Window.last(l.Window, now) {
-		c.Window.Calls, c.Window.Failures = c.Window.Calls+b.Calls, c.Window.Failures+b.Failures
-	}
+	calls := sum(r.Window.last(l.Window, now))
+	c.Window.Calls, c.Window.Failures = calls.Calls, calls.Failures
 	if state == StateOpen && r.State == StateOpen {
 		c.DueAt = r.dueAt(l)
 	}
@@ -268,7 +263,7 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 		b.look(func(r *replica) { own = r.local.At(time.Now()).clone() })
 		return own, nil
 	}
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := b.patience(ctx, time.Now())
 	defer cancel()
 	r, err := b.link.read(ctx, b)
 	if err != nil {
@@ -347,15 +342,10 @@ func (b *Breaker) handle(ctx context.Context, c Change, what string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("infuse: circuit %q was not %s, nothing was done: %w", b.Name(), what, err)
 	}
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := b.patience(ctx, time.Now())
 	defer cancel()
 	defer b.tell()
 	return b.manual(ctx, c, what)
-}
-
-// bounded returns a context for one request that a caller has asked for.
-func (b *Breaker) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, b.settings().StorageTimeout, errStorageTimeout)
 }
 
 // Configure replaces all settings, those that cfg leaves out by their defaults,
@@ -562,9 +552,7 @@ func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 	if (r.outcome == OutcomeSuccess || r.outcome == OutcomeIgnored && isCancelled(ctx)) && a.isSlow() {
 		r = a.slowResult() // a service that hangs is seen, although its callers give up
 	}
-	if a.view.counts != nil {
-		a.view.counts.add(int(r.outcome))
-	}
+	a.view.countCall(int(r.outcome))
 	if a.view.plain {
 		b.count(a, &r)
 		return

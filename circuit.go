@@ -223,10 +223,7 @@ type since struct{ local, shared time.Time }
 // states returns the state of each circuit. An override is one of the circuit that
 // it was made for.
 func (r *replica) states(now time.Time) states {
-	s := states{r.local.State, r.shared.State}
-	if r.standIn != nil {
-		s.shared = r.standIn.State
-	}
+	s := states{r.local.State, r.lastShared().State}
 	switch o := r.override(now); {
 	case o == nil:
 	case o == r.local.Override:

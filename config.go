@@ -70,7 +70,7 @@ type Config struct {
 	// opens again, from ResetTimeout up to this, for the whole fleet alike. For
 	// every such time that the circuit stays closed, one doubling is forgotten. 0:
 	// it does not grow. A Retry-After may keep the circuit open for longer (see
-	// MaxRetryAfter), and a move by hand is for ResetTimeout.
+	// MaxRetryAfter), and a manual opening lasts for ResetTimeout.
 	MaxResetTimeout time.Duration
 
 	// MaxRetryAfter is the longest that a Retry-After header keeps the circuit open.

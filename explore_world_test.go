@@ -382,7 +382,7 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 		return violates("I5", "the storage has another record of generation %d: %s, not %s", base.Generation, w.show(next), w.show(base))
 	case next.Generation != base.Generation && verdict != VerdictMoved:
 		return violates("I5", "the storage has a new generation, and nobody is notified")
-	case again && !restored && next.Generation == base.Generation && (next.Failures != base.Failures || next.Score != base.Score || next.Successes != base.Successes || sum(next.Window) != sum(base.Window)):
+	case again && !restored && next.Generation == base.Generation && (next.Failures != base.Failures || next.Score != base.Score || next.Successes != base.Successes || sum(next.Window.Buckets) != sum(base.Window.Buckets)):
 		return violates("I4", "%s counts twice: %s, not %s", w.showChange(c), w.show(next), w.show(base))
 	case again && !w.lost && next.State == StateOpen && base.State == StateHalfOpen:
 		return violates("I4", "%s ends a trial twice", w.showChange(c))
@@ -397,13 +397,6 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 		return violates("I5", "successes change a healthy record")
 	}
 	return nil
-}
-
-func sum(w Window) (b Bucket) {
-	for _, all := range w.Buckets {
-		b.Calls, b.Failures = b.Calls+all.Calls, b.Failures+all.Failures
-	}
-	return b
 }
 
 // Actions.
@@ -935,7 +928,7 @@ func (w *world) show(r *Record) string {
 	add(!r.SuspectAt.IsZero(), "suspect %s", w.at(r.SuspectAt))
 	add(!r.DueAt.IsZero(), "due %s", w.at(r.DueAt))
 	add(!r.DismissedAt.IsZero(), "dismissed %s", w.at(r.DismissedAt))
-	add(len(r.Window.Buckets) > 0, "window %d/%d", sum(r.Window).Failures, sum(r.Window).Calls)
+	add(len(r.Window.Buckets) > 0, "window %d/%d", sum(r.Window.Buckets).Failures, sum(r.Window.Buckets).Calls)
 	for _, t := range r.Trials {
 		add(true, "trial %s until %s", t.ID, w.at(t.Deadline))
 		add(t.Stale, "stale")
@@ -954,7 +947,7 @@ func (w *world) showChange(c *Change) string {
 		s += fmt.Sprintf(" %d failures %d successes", n.Failures, n.Successes)
 	}
 	if len(c.Counted) > 0 {
-		n := sum(Window{Buckets: c.Counted})
+		n := sum(c.Counted)
 		s += fmt.Sprintf(" %d/%d failed", n.Failures, n.Calls)
 	}
 	for _, t := range c.Settled {

@@ -130,7 +130,7 @@ func TestAnOverrideLosesCounts(t *testing.T) {
 	one.must(Change{Override: &Override{State: StateClosed, By: "ann"}})
 	r := other.load()
 	require.NotNil(t, r.Override)
-	w := r.Window.sum()
+	w := sum(r.Window.Buckets)
 	require.Equal(t, counts, r.Failures, "in a row; the window has %+v", w)
 }
 

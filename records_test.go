@@ -38,11 +38,3 @@ func (r Record) then(c Change, now time.Time) Record {
 	next, _ := r.Apply(c, now)
 	return next
 }
-
-// sum returns all calls of the window.
-func (w *Window) sum() (all Bucket) {
-	for _, b := range w.Buckets {
-		all.add(b)
-	}
-	return all
-}

@@ -108,6 +108,14 @@ func (r *replica) fleet(now time.Time) *Record {
 	return &closed
 }
 
+// lastShared is the shared record as this process last knew it to apply.
+func (r *replica) lastShared() *Record {
+	if r.standIn != nil {
+		return r.standIn
+	}
+	return &r.shared
+}
+
 // terms are those of this process for the shared record.
 func (r *replica) terms() *terms {
 	return &terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: r.cause.short}
@@ -690,8 +698,8 @@ func (r *replica) receive(rec Record, now time.Time) {
 // limitEvidence keeps account of the evidence that this process has supplied. A
 // process that starts takes what is on record for its own, also in its local circuit,
 // and reports no failures of before it received the record: it may have reported
-// these failures before it restarted. Once the others have
-// dismissed them, they are not held against it.
+// these failures before it restarted. Once the others have dismissed them, they are
+// not held against it.
 func (r *replica) limitEvidence(first bool) {
 	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
 	if first && joined { // of which its own failures may be a repetition

@@ -217,7 +217,7 @@ func (s *script) text() string {
 	add(r.Failures > 0 && !r.scored(), "failures %d", r.Failures)
 	add(r.scored(), "score %d of %d", r.Score, 2*r.Threshold)
 	add(r.Rated, "rated")
-	calls := r.Window.sum()
+	calls := sum(r.Window.Buckets)
 	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)
 	add(r.Successes > 0, "successes %d", r.Successes)
 	add(!r.SuspectAt.IsZero(), "since %s", s.at(r.SuspectAt))

@@ -83,8 +83,16 @@ func (w *Window) put(c Bucket, width time.Duration) {
 }
 
 func (b *Bucket) add(c Bucket) {
-	sum := func(a, b int) int { return int(min(int64(a)+int64(b), unlimited)) }
-	b.Calls, b.Failures = sum(b.Calls, c.Calls), sum(b.Failures, c.Failures)
+	plus := func(a, b int) int { return int(min(int64(a)+int64(b), unlimited)) }
+	b.Calls, b.Failures = plus(b.Calls, c.Calls), plus(b.Failures, c.Failures)
+}
+
+// sum returns all calls, without a Start.
+func sum(buckets []Bucket) (all Bucket) {
+	for _, b := range buckets {
+		all.add(b)
+	}
+	return all
 }
 
 // failed returns how many of the calls have failed.

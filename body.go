@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"mime"
 	"net"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/stream"
 )
 
 // This file decides when a response has ended, and how. A response that ends
@@ -40,7 +40,7 @@ type body struct {
 	waited    time.Duration
 
 	response   *http.Response
-	from       io.ReadCloser // *frames where the status is in the body itself
+	from       io.ReadCloser // a *stream.Body if the status is in its last frame
 	began      time.Duration // by the clock of monotonic: the headers where the length is not known, or else the first data; 0 before
 	ended      atomic.Bool   // the exchange is settled
 	reads      uint8         // so many have delivered something; after 255 it goes on with stride
@@ -68,7 +68,7 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		return false
 	}
 	if e.transport.Classify != nil {
-		from = framed(from, response)
+		from = stream.BodyOf(from, response)
 	}
 	var b *body
 	if _, ok := from.(io.WriterTo); ok {
@@ -205,17 +205,44 @@ func (b *body) delivers(n int) {
 			b.began = monotonic()
 		}
 	case b.ended.Load():
-	case b.hasLastFrame(): // the service has said how it went
+	case b.lastFrame() != nil: // the status is known
 		b.end(io.EOF)
 	case b.reads == 1 && b.isEventful() || b.reads%stride == 0 && b.lasts():
 		b.prove()
 	}
 }
 
+// hasTrailer reports whether Classify is called again at the end of the body, which
+// may report a failure.
+func (b *body) hasTrailer() bool {
+	return b.transport.Classify != nil && (len(b.response.Trailer) > 0 || b.lastFrame() != nil)
+}
+
+// lastFrame returns the status in the last frame as a trailer; nil if it was not
+// received.
+func (b *body) lastFrame() http.Header {
+	if f, ok := b.from.(*stream.Body); ok {
+		return f.Trailer()
+	}
+	return nil
+}
+
+// withTrailer returns the response for Classify. The status of a last frame is in the
+// trailer of a copy: the caller's response does not change.
+func (b *body) withTrailer() *http.Response {
+	last := b.lastFrame()
+	if last == nil {
+		return b.response
+	}
+	seen := *b.response
+	seen.Trailer = last
+	return &seen
+}
+
 // isEventful reports whether the body is a stream of events, in a circuit that
 // has something to do with a success.
 func (b *body) isEventful() bool {
-	return (b.isNews() || b.view.tallies) && streamOf(b.request, b.response) == streamOfEvents
+	return (b.isNews() || b.view.tallies) && stream.KindOf(b.request, b.response) == stream.Events
 }
 
 // lasts reports whether the response has been running for long enough.
@@ -279,66 +306,7 @@ func (b *body) isCut(err error) bool {
 	}
 	// A stream can be silent for as long as it likes. What is none by its nature,
 	// and is silent, may be what stalls.
-	return streamOf(b.request, b.response) != noStream || b.lasts() && !isTimeout(b.request, err)
-}
-
-// stream is what a response is by its nature.
-type stream uint8
-
-const (
-	noStream       stream = iota
-	streamOfEvents        // it is established with its first data
-	streamOfFrames        // it may yet report that it failed
-)
-
-// streamOf returns what a response without a length is, by its type or by what
-// was asked for.
-func streamOf(r *http.Request, response *http.Response) stream {
-	if t := response.Header["Content-Type"]; len(t) > 0 {
-		switch media := mediaType(t[0]); media {
-		case "application/json": // as most are
-		case "text/event-stream", "application/x-ndjson", "application/json-seq", "application/jsonl", "application/stream+json",
-			"application/vnd.amazon.eventstream", "multipart/x-mixed-replace", "multipart/mixed":
-			return streamOfEvents
-		default:
-			if strings.HasPrefix(media, "application/grpc") || strings.HasPrefix(media, "application/connect+") {
-				return streamOfFrames
-			}
-		}
-		if strings.Contains(strings.ToLower(t[0]), "stream=") {
-			if _, parameters, err := mime.ParseMediaType(t[0]); err == nil && parameters["stream"] == "watch" {
-				return streamOfEvents
-			}
-		}
-	}
-	if isWatch(r.URL.RawQuery) {
-		return streamOfEvents
-	}
-	return noStream
-}
-
-// mediaType returns the media type of a Content-Type without its parameters, in
-// lower case (RFC 9110, 8.3.1); "" if it is invalid. One that is in that form
-// already, as most are, is not parsed.
-func mediaType(contentType string) string {
-	media, _, _ := strings.Cut(contentType, ";")
-	if media == strings.ToLower(strings.TrimSpace(media)) {
-		return media
-	}
-	media, _, _ = mime.ParseMediaType(media)
-	return media
-}
-
-// isWatch reports whether a query asks for a watch in the manner of Kubernetes,
-// whose answer has the type of any other.
-func isWatch(query string) bool {
-	for query != "" {
-		var one string
-		if one, query, _ = strings.Cut(query, "&"); one == "watch=true" || one == "watch=1" {
-			return true
-		}
-	}
-	return false
+	return stream.KindOf(b.request, b.response) != stream.None || b.lasts() && !isTimeout(b.request, err)
 }
 
 // isTimeout reports whether somebody's patience has ended, and not the

@@ -3,12 +3,16 @@ package infuse
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"sync"
 	"time"
 	"weak"
+
+	"github.com/infuse-go/infuse/internal/hostname"
+	"github.com/infuse-go/infuse/internal/ordered"
 )
 
 // circuit is the part of a Breaker that is the shell around a replica: the only lock
@@ -21,7 +25,7 @@ import (
 type circuit struct {
 	name    string
 	link    *link // nil: there is no storage
-	events  queue[event]
+	events  ordered.Queue[event]
 	unwatch func() // does not refer to the circuit
 
 	background sync.WaitGroup
@@ -73,7 +77,7 @@ func (b *Breaker) init(name string, s *settings, l *link) {
 	b.name, b.link = name, l
 	b.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
 	b.unwatch = func() {}
-	b.events.hold()
+	b.events.Hold()
 	b.step(func(*replica, time.Time) {}) // a link needs the view of all that have joined it
 	if l == nil {
 		return
@@ -86,8 +90,8 @@ func (b *Breaker) init(name string, s *settings, l *link) {
 		}
 	})
 	b.unwatch = b.link.watch(weakly, name)
-	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && isLoopback(name) {
-		b.events.add(warning(errLoopback))
+	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && hostname.IsLoopback(name) {
+		b.events.Add(warning(errLoopback))
 	}
 	if down == nil { // nobody waits for a storage that is known to be unavailable
 		ctx, cancel := b.patience(context.Background(), time.Now())
@@ -96,9 +100,11 @@ func (b *Breaker) init(name string, s *settings, l *link) {
 	}
 }
 
+var errLoopback = errors.New("infuse: the circuit is named after a loopback host, which is another service on each machine, but its storage is shared: set Transport.Circuit, or use no Storage")
+
 // start lets listeners be notified.
 func (b *Breaker) start() {
-	b.events.release()
+	b.events.Release()
 	b.mu.Lock()
 	b.started = true
 	b.mu.Unlock()
@@ -146,7 +152,7 @@ func (b *Breaker) follow(now time.Time) *request {
 	b.waiting.release(r.acknowledged())
 	if invalid := r.trouble != nil && !isTrouble(r.trouble); invalid != b.invalid { // the storage is available
 		if b.invalid = invalid; invalid {
-			b.events.add(warning(r.trouble))
+			b.events.Add(warning(r.trouble))
 		}
 	}
 	return change
@@ -260,7 +266,7 @@ func (b *Breaker) notify(now time.Time) {
 		if o != nil && o == rec.Override {
 			t.Origin, t.Cause = o.By, o.Reason
 		}
-		b.events.add(stateChanged(t))
+		b.events.Add(stateChanged(t))
 	}
 	add(false, before.shared, after.shared, &r.shared, r.shared.By)
 	add(true, before.local, after.local, &r.local, r.settings.Instance)
@@ -515,7 +521,7 @@ func (b *Breaker) patience(ctx context.Context, began time.Time) (context.Contex
 
 // tell notifies the listeners of what they do not know yet. No lock is held.
 func (b *Breaker) tell() {
-	b.events.drain(func(ev event) {
+	b.events.Drain(func(ev event) {
 		for _, l := range b.view.Load().settings.Listeners {
 			protected(func() { ev(l, b) })
 		}
@@ -525,7 +531,7 @@ func (b *Breaker) tell() {
 // tellAside is tell where a slow listener would hold back the storage's
 // notifications. After stop nothing runs aside: the next call notifies.
 func (b *Breaker) tellAside() {
-	if b.events.empty() {
+	if b.events.Empty() {
 		return
 	}
 	b.mu.Lock()

@@ -16,8 +16,6 @@ func IsTrialOfTheFleet(p Permit) (yes bool) {
 	return yes
 }
 
-var HostCircuit = hostCircuit
-
 // IsLinked reports whether the link of a storage is kept for others.
 func IsLinked(s Storage) bool {
 	links.Lock()

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 	"weak"
+
+	"github.com/infuse-go/infuse/internal/ordered"
 )
 
 // link is the path to one storage, for all circuits of this process that use it:
@@ -22,8 +24,8 @@ import (
 // No code of a storage runs under a lock: see storage_call.go.
 type link struct {
 	storage Storage
-	places  chan struct{} // a semaphore: one element for each request that has a place
-	news    queue[func()] // changes of availability, for all circuits, in order
+	places  chan struct{}         // a semaphore: one element for each request that has a place
+	news    ordered.Queue[func()] // changes of availability, for all circuits, in order
 
 	mu       sync.Mutex
 	circuits map[weak.Pointer[Breaker]]struct{}
@@ -47,7 +49,7 @@ type link struct {
 // audience is the listeners of the circuits that use a link, until the last of them
 // leaves. Listeners may be slow.
 type audience struct {
-	events   queue[func()]
+	events   ordered.Queue[func()]
 	informed map[*Listener]bool // that the storage is unavailable. Only what is in events uses it
 	over     atomic.Bool        // no circuit is left: no event is delivered any more
 	running  sync.WaitGroup     // used under link.mu until over is set
@@ -424,7 +426,7 @@ func (l *link) tellUnavailable(circuits ...weak.Pointer[Breaker]) {
 				}
 				a.informed[listener] = true
 				if listener.StorageUnavailable != nil {
-					a.events.add(func() { listener.StorageUnavailable(err) })
+					a.events.Add(func() { listener.StorageUnavailable(err) })
 				}
 			}
 		}
@@ -442,7 +444,7 @@ func (l *link) tellAvailable() {
 	l.tellListeners(func(a *audience) {
 		for listener := range a.informed {
 			if listener.StorageAvailable != nil {
-				a.events.add(func() { listener.StorageAvailable(unavailable) })
+				a.events.Add(func() { listener.StorageAvailable(unavailable) })
 			}
 		}
 		clear(a.informed)
@@ -476,9 +478,9 @@ func (l *link) tellAvailableIn(wait time.Duration) {
 // was to be done before, as long as the link has circuits. l.mu is held.
 func (l *link) tellListeners(do func(*audience)) {
 	a := l.audience
-	a.events.add(func() { do(a) })
+	a.events.Add(func() { do(a) })
 	a.running.Go(func() {
-		a.events.drain(func(event func()) {
+		a.events.Drain(func(event func()) {
 			if !a.over.Load() {
 				protected(event)
 			}
@@ -513,14 +515,14 @@ func (l *link) reason(trouble error) error {
 // tell reports to all circuits, in the background. l.mu is held.
 func (l *link) tell(news func(*Breaker)) {
 	all := l.everyCircuit()
-	l.news.add(func() {
+	l.news.Add(func() {
 		for _, weakly := range all {
 			if c := weakly.Value(); c != nil {
 				news(c)
 			}
 		}
 	})
-	go l.news.drain(func(tell func()) { tell() })
+	go l.news.Drain(func(tell func()) { tell() })
 }
 
 // backoff is the pause before the n-th attempt, ± 50 %: processes that lost a

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -88,34 +87,6 @@ func TestTheCircuitIsNamedAsTheHostIsDialled(t *testing.T) {
 			require.Equal(t, dialled, b.Name()+":80")
 		}
 	}
-}
-
-func TestAUsualHostCostsNothing(t *testing.T) {
-	for _, host := range []string{"inventory.test", "127.0.0.1:8080", "xn--bcher-kva.example:8443"} {
-		u := &url.URL{Scheme: "https", Host: host}
-		require.Zero(t, allocations(func() { infuse.HostCircuit(u) }), host)
-	}
-}
-
-// Whatever the host: its name is one that names itself.
-func FuzzHostCircuit(f *testing.F) {
-	for _, host := range []string{"Inventory.test:80", "[fe80::1%25Eth0]:443", "bücher.example.", "a..", ":", "]", "\xff", "xn--ü", "%"} {
-		f.Add(host, true)
-	}
-	f.Fuzz(func(t *testing.T, host string, secure bool) {
-		scheme := "http"
-		if secure {
-			scheme = "https"
-		}
-		u, err := url.Parse(scheme + "://" + host + "/")
-		if err != nil || u.Host == "" || len(u.Host) > infuse.MaxNameLength {
-			return
-		}
-		name := infuse.HostCircuit(u)
-		if again := infuse.HostCircuit(&url.URL{Scheme: scheme, Host: name}); again != name && !strings.HasSuffix(u.Hostname(), "..") {
-			t.Fatalf("%q is %q, and that is %q", u.Host, name, again)
-		}
-	})
 }
 
 func TestALoopbackHostThatIsSharedIsAMistake(t *testing.T) {

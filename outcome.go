@@ -1,11 +1,14 @@
 package infuse
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/stream"
 )
 
 // This file decides what an HTTP exchange says of the service: how headers and
@@ -92,6 +95,51 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 		return OutcomeIgnored
 	}
 	return e.admission.view.settings.classify(e.request.Context(), e.breaker.Name(), err)
+}
+
+// GRPCStatus is a Transport's Classify for gRPC, gRPC-Web and Connect, whose
+// failures may come as a 200. These codes are failures: DeadlineExceeded,
+// ResourceExhausted, Internal, Unavailable and DataLoss. Canceled is ignored. Any
+// other code is a success: Unknown, because an application's own errors have that
+// code, and Unimplemented, because one missing method is no reason to reject calls
+// of the others. A response without a code, as that of a Connect unary call, and an
+// error are classified as by DefaultClassify.
+//
+// For other lists of codes, a Classify of your own finds the code in the Trailer
+// or the Header of the response, as Grpc-Status, in all three protocols.
+func GRPCStatus(r *http.Request, response *http.Response, err error) Outcome {
+	if err == nil {
+		if status, ok := stream.StatusOf(response); ok {
+			return grpcOutcome(status)
+		}
+	}
+	return DefaultClassify(r, response, err)
+}
+
+func grpcOutcome(s stream.Status) Outcome {
+	switch s {
+	case stream.Canceled:
+		return OutcomeIgnored
+	case stream.DeadlineExceeded, stream.ResourceExhausted, stream.Internal, stream.Unavailable, stream.DataLoss:
+		return OutcomeFailure
+	}
+	return OutcomeSuccess
+}
+
+var errTrailer = errors.New("infuse: the trailer of the response reports a failure")
+
+// failureOf returns the error of a response that is classified as a failure.
+func failureOf(response *http.Response) error {
+	status, ok := stream.StatusOf(response)
+	switch {
+	case response.StatusCode != http.StatusOK:
+		return statusError(response.StatusCode)
+	case ok && status != stream.OK:
+		return status
+	case len(response.Trailer) > 0:
+		return errTrailer
+	}
+	return statusError(response.StatusCode)
 }
 
 // Retry-After.

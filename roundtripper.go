@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/infuse-go/infuse/internal/hostname"
 )
 
 // Transport is an http.RoundTripper that fails a request to an unhealthy
@@ -306,7 +308,7 @@ func (t *Transport) circuit(r *http.Request) string {
 	if last := t.last.Load(); last != nil && last.portless && last.name == r.URL.Host {
 		return last.name
 	}
-	return hostCircuit(r.URL)
+	return hostname.Of(r.URL)
 }
 
 func (t *Transport) reject(r *http.Request, rejected *OpenError) (*http.Response, error) {

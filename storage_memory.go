@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/ordered"
 )
 
 // MemoryStorage keeps circuits in the memory of this process: for unit tests
@@ -28,7 +30,7 @@ type memoryCircuit struct {
 	until    time.Time // from then on, the record may go if nobody watches it
 	history  []Event   // the oldest first
 	watchers []*memoryWatcher
-	news     queue[Record] // what the watchers are yet to hear
+	news     ordered.Queue[Record] // what the watchers are yet to hear
 }
 
 type memoryWatcher struct{ fn func(Record) }
@@ -61,7 +63,7 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 		return Record{}, VerdictRefused, err
 	}
 	record, verdict, c := s.apply(circuit, change)
-	c.news.drain(func(r Record) { s.tell(c, r) })
+	c.news.Drain(func(r Record) { s.tell(c, r) })
 	return record.clone(), verdict, nil
 }
 
@@ -80,7 +82,7 @@ func (s *MemoryStorage) apply(circuit string, change Change) (Record, Verdict, *
 		c.until = record.keepUntil(now)
 	}
 	if verdict == VerdictMoved {
-		c.news.add(c.record)
+		c.news.Add(c.record)
 	}
 	s.tidy(circuit, c, now)
 	return record, verdict, c

@@ -1,8 +1,8 @@
-package infuse
+// Package hostname gives a host one name, however a URL spells it.
+package hostname
 
 import (
 	"bytes"
-	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,21 +11,22 @@ import (
 	"unicode/utf8"
 )
 
-// This file gives a host one name, however it is written: the default circuit
-// of a request.
+// maxLength is the number of bytes above which a host is not converted to Punycode:
+// no circuit's name is as long.
+const maxLength = 1024
 
-// hostCircuit returns the circuit of an http or https URL: its host, with the
-// port where that is not the scheme's. A host that is in that form already
-// costs one look at each of its bytes.
-func hostCircuit(u *url.URL) string {
-	if host := u.Host; isHostCircuit(host, u.Scheme) {
-		return host
+// Of returns the host of an http or https URL in lower case and Punycode, with the
+// port if that is not the default port of the scheme. A host that is in this form
+// already costs one pass over its bytes.
+func Of(u *url.URL) string {
+	if isNormal(u.Host, u.Scheme) {
+		return u.Host
 	}
-	return newHostCircuit(u)
+	return normalize(u)
 }
 
-// isHostCircuit reports whether there is certainly nothing to change.
-func isHostCircuit(host, scheme string) bool {
+// isNormal reports whether there is certainly nothing to change.
+func isNormal(host, scheme string) bool {
 	colon := -1
 	for i := range len(host) {
 		switch c := host[i]; {
@@ -53,7 +54,7 @@ func defaultPort(scheme string) string {
 	return "80"
 }
 
-func newHostCircuit(u *url.URL) string {
+func normalize(u *url.URL) string {
 	host, port := u.Hostname(), u.Port()
 	zone := ""
 	if strings.Contains(host, ":") { // an IPv6 address; its zone is case-sensitive
@@ -62,8 +63,8 @@ func newHostCircuit(u *url.URL) string {
 		}
 		host = "[" + strings.ToLower(host) + zone + "]"
 	} else {
-		host = asciiHost(strings.ToLower(host))
-		if name := strings.TrimSuffix(host, "."); name != "" { // a root that is written out
+		host = ascii(strings.ToLower(host))
+		if name := strings.TrimSuffix(host, "."); name != "" { // the root of DNS, written out
 			host = name
 		}
 	}
@@ -73,11 +74,10 @@ func newHostCircuit(u *url.URL) string {
 	return host + ":" + port
 }
 
-// asciiHost returns a host in the form in which DNS has it, with Punycode for
-// what is not ASCII. It is what net/http sends as the Host of a request, so
-// net/http is asked: the module needs no library of its own for that.
-func asciiHost(host string) string {
-	if isASCII(host) || len(host) > 4*MaxNameLength {
+// ascii returns a host in Punycode, as net/http sends it in the Host header. It uses
+// net/http for the conversion: so the module needs no library for it.
+func ascii(host string) string {
+	if isASCII(host) || len(host) > maxLength {
 		return host
 	}
 	var sent bytes.Buffer
@@ -102,11 +102,10 @@ func isASCII(s string) bool {
 	return true
 }
 
-// isLoopback reports whether a circuit's name is that of a host which is another
-// one on each machine.
-func isLoopback(circuit string) bool {
-	host := circuit
-	if h, _, err := net.SplitHostPort(circuit); err == nil {
+// IsLoopback reports whether a host, with or without a port, is another service on
+// each machine.
+func IsLoopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
 	if strings.EqualFold(host, "localhost") {
@@ -115,5 +114,3 @@ func isLoopback(circuit string) bool {
 	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return err == nil && ip.Unmap().IsLoopback()
 }
-
-var errLoopback = errors.New("infuse: a loopback host is another service on each machine, and its circuit is shared by all: name it by Transport.Circuit, or use no Storage")

@@ -1,0 +1,98 @@
+// Package ordered delivers events in order, without a lock held and without a
+// goroutine of its own.
+package ordered
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Queue delivers its items in the order in which they were added. A caller of Drain
+// delivers for all, unless another is doing so already. The zero value is ready to
+// use, and all methods are safe for concurrent use.
+type Queue[T any] struct {
+	waiting atomic.Int32 // the number of items: an empty queue costs no lock
+
+	mu      sync.Mutex
+	items   []T
+	held    bool
+	running bool
+}
+
+// Add appends an item.
+func (q *Queue[T]) Add(item T) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.items = append(q.items, item)
+	q.waiting.Add(1)
+}
+
+// Drain calls deliver with every item, unless another call of Drain is running. If
+// deliver ends its goroutine, the next Drain continues after that item.
+func (q *Queue[T]) Drain(deliver func(T)) {
+	if q.Empty() {
+		return
+	}
+	item, some := q.begin()
+	if !some {
+		return
+	}
+	ended := false
+	defer func() {
+		if !ended {
+			q.mu.Lock()
+			q.running = false
+			q.mu.Unlock()
+		}
+	}()
+	for some {
+		deliver(item)
+		item, some = q.next()
+	}
+	ended = true
+}
+
+func (q *Queue[T]) begin() (item T, some bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.held || q.running || len(q.items) == 0 {
+		return item, false
+	}
+	q.running = true
+	return q.take(), true
+}
+
+// next takes the oldest item. If there is none, running ends under the same lock: an
+// item that is added later finds the queue idle.
+func (q *Queue[T]) next() (item T, some bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.items) == 0 {
+		q.running = false
+		return item, false
+	}
+	return q.take(), true
+}
+
+func (q *Queue[T]) take() T {
+	item := q.items[0]
+	q.items = q.items[1:]
+	q.waiting.Add(-1)
+	return item
+}
+
+// Hold keeps all items back until Release.
+func (q *Queue[T]) Hold() { q.hold(true) }
+
+// Release ends a Hold. The next Drain delivers.
+func (q *Queue[T]) Release() { q.hold(false) }
+
+func (q *Queue[T]) hold(held bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held = held
+}
+
+// Empty reports whether no item waits. An item that is being delivered does not
+// wait.
+func (q *Queue[T]) Empty() bool { return q.waiting.Load() == 0 }

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/snippets"
 )
 
 // The documents tell what is true: each block of Go in them compiles, and each
@@ -50,9 +51,13 @@ func TestDocumentsCompile(t *testing.T) {
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
 		for _, at := range goBlock.FindAllSubmatchIndex(text, -1) {
+			block := string(text[at[2]:at[3]])
+			if strings.HasPrefix(block, "package ") { // TestProgramsInDocuments
+				continue
+			}
 			blocks++
 			line := 1 + strings.Count(string(text[:at[2]]), "\n")
-			add(fmt.Sprintf("block%d.go", blocks), source(string(text[at[2]:at[3]]), absolute(t, document), line, blocks))
+			add(fmt.Sprintf("block%d.go", blocks), source(block, absolute(t, document), line, blocks))
 		}
 	}
 	require.Greater(t, blocks, 5)
@@ -62,6 +67,13 @@ func TestDocumentsCompile(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, text, 0o600))
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-overlay", file, "./internal/documents").CombinedOutput()
 	require.NoError(t, err, "%s", out)
+}
+
+// TestProgramsInDocuments: each block that is a whole program compiles as it stands.
+func TestProgramsInDocuments(t *testing.T) {
+	t.Parallel()
+	require.Positive(t, snippets.Build(t, "README.md"), "the README needs a program")
+	snippets.Build(t, documents(t)...)
 }
 
 func absolute(t *testing.T, path string) string {

@@ -16,26 +16,24 @@ import (
 	"github.com/infuse-go/infuse/internal/redact"
 )
 
-// ErrOpen is what every rejection is: errors.Is(err, ErrOpen).
+// ErrOpen matches every rejection: errors.Is(err, ErrOpen) is true for an *OpenError.
 var ErrOpen = errors.New("infuse: circuit open")
 
 // OpenError is returned for a rejected call; the function did not run. While a
 // circuit stays open, rejections may share one OpenError: do not change it.
 //
-// It wraps nothing: errors.As does not find the Cause, which belongs to an earlier
-// call.
+// It does not wrap its Cause, because that error belongs to an earlier call.
 type OpenError struct {
 	Circuit string
-	State   State     // open, half-open while others' trials run, or closed on a ramp (Config.Ramp)
+	State   State     // open; half-open while other trial calls run; or closed during a ramp (Config.Ramp)
 	Local   bool      // only the local circuit rejects the call
-	Cause   error     // the error that opened it, as text if another process met it; nil if not known. It is not part of Error()
-	By      string    // the instance that opened it, or that began the trials, or who forced it open; empty if not known
+	Cause   error     // the error that opened the circuit; only its text if it occurred in another process; nil if unknown. Error does not contain it
+	By      string    // the instance that opened the circuit or began the trials, or who forced it open; empty if unknown
 	Reason  string    // of an override
-	DueAt   time.Time // when a trial or, on a ramp, every call may run, or when an override ends; zero: ready for a trial, another trial runs, or the override has no end
+	DueAt   time.Time // when the next trial call may run, the ramp ends, or the override ends. Zero if a trial may run now or is running, or if the override has no end
 }
 
-// RetryAfter returns the time until DueAt; 0 if DueAt is zero: the circuit is ready
-// for a trial, another trial runs, or an override has no end.
+// RetryAfter returns the time until DueAt; 0 if DueAt is zero or in the past.
 func (e *OpenError) RetryAfter() time.Duration {
 	if e.DueAt.IsZero() {
 		return 0
@@ -44,15 +42,14 @@ func (e *OpenError) RetryAfter() time.Duration {
 }
 
 // Error names the circuit, its state, and the reason of an override. The text is
-// the same for each rejection, so that error trackers group them: RetryAfter
-// returns the time, and Local and Cause are fields. Retriers match on words of a
-// cause.
+// the same for each rejection, because error trackers group by text. It contains
+// no Cause, because some retry policies search the text for words such as "timeout".
 func (e *OpenError) Error() string {
 	switch {
 	case e.Reason != "":
 		return fmt.Sprintf("infuse: circuit %q is forced %v: %q", e.Circuit, e.State, e.Reason)
 	case e.State == StateClosed:
-		return fmt.Sprintf("infuse: circuit %q is on its ramp: it lets only some calls run", e.Circuit)
+		return fmt.Sprintf("infuse: circuit %q is recovering: only some calls run until its ramp ends", e.Circuit)
 	}
 	return fmt.Sprintf("infuse: circuit %q is %v", e.Circuit, e.State)
 }
@@ -75,35 +72,35 @@ func isRejectionBy(circuit string, err error) (is bool) {
 	switch err.(type) {
 	case *OpenError, interface{ Unwrap() error }, interface{ Unwrap() []error }, interface{ As(any) bool }:
 	default:
-		return false // errors.As would come to the same, at ten times the price
+		return false // errors.As returns the same, and takes ten times as long
 	}
 	defer func() { _ = recover() }() // the Unwrap of a typed nil may panic
 	var open *OpenError
 	return errors.As(err, &open) && open != nil && open.Circuit == circuit
 }
 
-// cause is what a rejection may carry around of an error without carrying along
-// the request or the response that the error came with.
+// cause replaces the error of a failed call in rejections. It does not keep the
+// request or the response alive that the error may refer to.
 type cause struct {
-	text  string // all of it
-	short string // of its root: as records have it
-	root  error  // the root itself where that cannot keep anything alive; else nil
+	text  string // of the whole chain
+	short string // of the root: the text for records
+	root  error  // the root if it refers to nothing; otherwise nil
 }
 
 func (c *cause) Error() string { return c.text }
 func (c *cause) Unwrap() error { return c.root }
 
-// keptCause is what is kept of the error of a failed call. Making it calls the
-// error's methods; using it calls no user code.
+// keptCause is the error of a failed call in the form for rejections and for
+// records. keepCause calls the error's methods; using a keptCause calls no user code.
 type keptCause struct {
-	err   error  // what a rejection carries
-	short string // the text, as records have it
+	err   error  // for rejections
+	short string // for records
 }
 
 func (c *keptCause) known() bool { return c.err != nil }
 
-// keepCause makes what may be kept of an error. A method of the error that panics is
-// contained; one that ends the goroutine ends it.
+// keepCause contains a panic of the error's methods. A method that ends the goroutine
+// ends it.
 func keepCause(err error) (c keptCause) {
 	if err == nil {
 		return keptCause{}
@@ -120,7 +117,7 @@ func keepCause(err error) (c keptCause) {
 
 var errUnreadable = errors.New("an error whose method panicked")
 
-// causeOf returns what may be kept of an error.
+// causeOf returns err itself if it refers to nothing, or else a *cause.
 func causeOf(err error) error {
 	depth, root := rootOf(err)
 	if depth == 0 && isSentinel(err) {
@@ -133,9 +130,9 @@ func causeOf(err error) error {
 	return c
 }
 
-// rootOf returns how many errors are around the innermost one, and that one. The
-// Unwrap of a typed nil may panic. Errors are not compared: some, as slices,
-// cannot be.
+// rootOf returns the innermost error of the chain, and the number of errors around
+// it. The Unwrap of a typed nil may panic. Errors are not compared: some types are
+// not comparable.
 func rootOf(err error) (depth int, root error) {
 	root = err
 	defer func() { _ = recover() }()
@@ -145,22 +142,22 @@ func rootOf(err error) (depth int, root error) {
 	return depth, root
 }
 
-// shortText returns the text of the root, unless only an error around it says
-// that a deadline passed: the root may be "request canceled".
+// shortText returns the text of the root, unless only an error around it reports that
+// a deadline passed: the root may be "request canceled".
 func shortText(err error, depth int) (short string) {
 	for ; depth > 0; err, depth = errors.Unwrap(err), depth-1 {
-		if text := errorText(err); saysDeadline(text) {
+		if text := errorText(err); isDeadlineText(text) {
 			short = text
 		}
 	}
 	root := errorText(err)
-	if short == "" || saysDeadline(root) {
+	if short == "" || isDeadlineText(root) {
 		return root
 	}
 	return short
 }
 
-func saysDeadline(text string) bool {
+func isDeadlineText(text string) bool {
 	return strings.Contains(text, "deadline exceeded") || strings.Contains(text, "Client.Timeout exceeded")
 }
 
@@ -185,7 +182,7 @@ func isError(err, target error) (is bool) {
 
 const maxCauseLength = 1024
 
-// textOf returns a cause as records have it.
+// textOf returns the text of a cause for records.
 func textOf(err error) string {
 	if err == nil {
 		return ""
@@ -196,8 +193,8 @@ func textOf(err error) string {
 	return presentable(err.Error(), maxTextLength)
 }
 
-// presentable returns a text that may be shown and stored: one line, bounded,
-// and without what URLs in it may have of secrets.
+// presentable returns the text on one line, bounded, and without the credentials,
+// queries and fragments of URLs.
 func presentable(text string, most int) string { return oneLine(redact.Text(text), most) }
 
 func oneLine(text string, most int) string {
@@ -213,11 +210,11 @@ func oneLine(text string, most int) string {
 	return text
 }
 
-// clip returns the first bytes of s that are valid UTF-8, as many as are allowed.
+// clip returns at most the first most bytes of s, as valid UTF-8.
 func clip(s string, most int) string {
 	if len(s) > most {
 		s = s[:most]
-		for range utf8.UTFMax - 1 { // a rune that was cut
+		for range utf8.UTFMax - 1 { // a rune may be truncated
 			if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
 				break
 			}
@@ -229,26 +226,27 @@ func clip(s string, most int) string {
 
 var sentinelType = reflect.TypeOf(ErrOpen)
 
-// isSentinel reports whether err is made by errors.New, or is a bare number
-// such as syscall.ECONNREFUSED.
+// isSentinel reports whether err was made by errors.New, or is a number such as
+// syscall.ECONNREFUSED.
 func isSentinel(err error) bool {
 	t := reflect.TypeOf(err)
 	return t == sentinelType || t.Kind() >= reflect.Int && t.Kind() <= reflect.Uintptr
 }
 
-// panicError is the cause where a call has panicked.
+// panicError is the cause of a call that panicked.
 type panicError struct{ value any }
 
 func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// Answered reports whether err is an answer of the service: neither a connection
-// error nor a timeout. In Config.Exclude it makes failures of those two only. That
-// fits databases: a syntax error or a violated constraint is no sign of an outage.
+// Answered reports whether err shows that the service answered: it is neither a
+// connection error, a timeout, nor a rejection by a circuit. In Config.Exclude it
+// leaves connection errors and timeouts as the only failures. This suits databases: a
+// syntax error or a violated constraint does not indicate an outage.
 //
 // Connection errors are those of package net, of TLS certificates, io.EOF,
-// io.ErrUnexpectedEOF and driver.ErrBadConn of database/sql. A timeout is any error
-// whose Timeout method returns true. A driver may have errors of its own for either:
-// add them to a func of yours. A rejection by a circuit is no answer.
+// io.ErrUnexpectedEOF and driver.ErrBadConn of database/sql. A timeout is an error
+// whose Timeout method returns true. If a driver has other errors for these, wrap
+// Answered in a func that checks them too.
 func Answered(err error) bool {
 	var timeout interface{ Timeout() bool }
 	var operation *net.OpError

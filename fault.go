@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// This file tells the caller's own faults from the service's. It is asked only
-// about a request that has failed.
+// This file decides whether a request failed through a fault of its caller: it was
+// malformed, cancelled, or its own body failed.
 
-// isCallersFault reports whether the request could not be sent, or not wholly,
-// for a reason of its own.
+// isCallersFault reports whether the request itself was the reason that it was not
+// sent, or not completely.
 func (e *exchange) isCallersFault(err error) bool {
 	return e.admission.late || isMalformed(e.request) || isRefusedUnsent(err) || e.upload.isCauseOf(err)
 }
@@ -60,7 +60,7 @@ func hasControl(value string) bool {
 func isBlankOrControl(c rune) bool { return c <= ' ' || c == 0x7f }
 
 // isRefusedUnsent reports whether net/http refused to send the request, or the
-// server did not process it. These errors have no names, but stable texts.
+// server did not process it. These errors have no exported types, but stable texts.
 func isRefusedUnsent(err error) (refused bool) {
 	defer func() { _ = recover() }() // the methods of a typed nil may panic
 	for ; err != nil && !refused; err = errors.Unwrap(err) {
@@ -73,19 +73,17 @@ func isRefusedUnsent(err error) (refused bool) {
 	return refused
 }
 
-// isOfGracefulShutdown reports whether the server shut its connection down and
-// said that it had not processed the request (RFC 9113, 6.8). An http.Transport
-// sends such a request again, unless its body cannot be sent twice.
+// isOfGracefulShutdown reports whether the server closed its connection gracefully
+// without processing the request (RFC 9113, 6.8). An http.Transport sends such a
+// request again, unless its body cannot be sent twice.
 func isOfGracefulShutdown(text string) bool {
 	const shutdown = "http2: Transport received Server's graceful shutdown GOAWAY"
 	return text == shutdown || strings.HasPrefix(text, "http2: Transport: cannot retry err ["+shutdown+"]")
 }
 
-// isCalledOff reports whether the caller has cancelled the request, by its
-// context or by its Cancel.
-//
-// An http.Client with a Timeout closes the Cancel, too, at the very deadline that
-// it has given the context: that is a timeout.
+// isCalledOff reports whether the caller cancelled the request, by its context or by
+// Request.Cancel. An http.Client with a Timeout also closes Cancel, at the deadline of
+// the context: that is a timeout.
 func isCalledOff(r *http.Request) bool {
 	return isCancelled(r.Context()) || isClosed(cancelOf(r)) && !isPastDeadline(r)
 }
@@ -109,12 +107,12 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// upload is the body of a request that cannot be sent twice: it has no GetBody,
-// so its reader may fail or stall. It records what its own Read returned.
+// upload is the body of a request without GetBody. Its reader may fail or stall, and
+// the error of the request alone does not show whether it did: so it records what its
+// own Read returned.
 //
-// It has no WriteTo, also if the original has one: while a WriteTo runs, waiting
-// for the body cannot be told from waiting for the service. So a file is sent
-// without sendfile.
+// It never has a WriteTo: while a WriteTo runs, waiting for the body looks the same as
+// waiting for the service. So a file is sent without sendfile.
 type upload struct {
 	original *http.Request
 	request  http.Request  // the copy that Base receives
@@ -124,7 +122,7 @@ type upload struct {
 	reading atomic.Bool  // a Read is pending
 	late    atomic.Bool  // the deadline passed during a Read
 	failed  atomic.Bool  // a Read returned an error, before Close
-	closed  atomic.Bool  // Base closed the body: errors of later Reads are its own doing
+	closed  atomic.Bool  // Base closed the body, which causes errors of later Reads
 	ended   atomic.Int64 // when the body ended, by monotonic; 0 before
 }
 
@@ -193,9 +191,8 @@ func (u *upload) end() {
 	}
 }
 
-// isCauseOf reports whether the request failed because of its body: its reader
-// failed, or stalled until the deadline. A request that was not sent wholly says
-// nothing of the service, whatever error Base makes of it.
+// isCauseOf reports whether the request failed because of its body: the reader failed,
+// or stalled until the deadline. The service is not at fault then, whatever err is.
 func (u *upload) isCauseOf(err error) bool {
 	switch {
 	case u == nil:

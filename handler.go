@@ -8,10 +8,9 @@ import (
 	"net/http"
 )
 
-// Handler returns an http.Handler for a func that may fail. If its error is,
-// or wraps, the *OpenError of a circuit that it depends on, the answer is 503
-// with a Retry-After. For any other error onError is called; if that is nil,
-// the answer is a bare 500.
+// Handler returns an http.Handler for a func that may fail. If the error is or wraps
+// an *OpenError, the response is 503 with a Retry-After. For any other error, onError
+// is called; if onError is nil, the response is 500.
 //
 //	mux.Handle("/orders", infuse.Handler(func(w http.ResponseWriter, r *http.Request) error {
 //		stock, err := inventory.Stock(r.Context())
@@ -21,8 +20,8 @@ import (
 //		return json.NewEncoder(w).Encode(stock)
 //	}, nil))
 //
-// Where the func has begun an answer itself, nothing is added to it; onError
-// is called all the same, with a writer that has begun.
+// If the func has begun a response, nothing is added to it. onError is then still
+// called, with the writer of that response.
 func Handler(serve func(http.ResponseWriter, *http.Request) error, onError func(http.ResponseWriter, *http.Request, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &answering{ResponseWriter: w}
@@ -42,9 +41,9 @@ func Handler(serve func(http.ResponseWriter, *http.Request) error, onError func(
 	})
 }
 
-// RespondUnavailable answers with 503 and a Retry-After, if err is or wraps an
-// *OpenError, and returns whether it did. It is for a handler that has not
-// begun its answer, or for the ErrorHandler of an httputil.ReverseProxy.
+// RespondUnavailable responds with 503 and a Retry-After if err is or wraps an
+// *OpenError, and reports whether it did. Call it before a response has begun, for
+// example in the ErrorHandler of an httputil.ReverseProxy.
 func RespondUnavailable(w http.ResponseWriter, err error) bool {
 	var rejected *OpenError
 	if !errors.As(err, &rejected) {
@@ -55,9 +54,9 @@ func RespondUnavailable(w http.ResponseWriter, err error) bool {
 	return true
 }
 
-// answering records whether an answer has begun. It is an http.Flusher and an
-// http.Hijacker only if the original is; http.ResponseController reaches whatever
-// else the original can do.
+// answering records whether a response has begun. It is an http.Flusher and an
+// http.Hijacker only if the original is; http.ResponseController unwraps it for the
+// other methods of the original.
 type answering struct {
 	http.ResponseWriter
 	begun bool

@@ -6,57 +6,56 @@ import (
 	"time"
 )
 
-// Listener has callbacks for the events of a breaker. Every func is optional, and
-// is called without any lock held: it may use the breaker. A panic is recovered
-// and logged with slog.Error; the call goes on.
+// Listener has callbacks for the events of breakers. Every func is optional. No lock
+// is held during a call of it, so it may use the breaker. A panic is recovered and
+// logged with slog.Error; the call of the service continues.
 //
-// BeforeCall, Success, Failure, Ignored, Rejected and WouldReject are called by the
-// goroutine that makes the call, and cost every call; a breaker without them
-// keeps its full speed. The others are called in order, by one goroutine at a
-// time. All should be quick.
+// BeforeCall, Success, Failure, Ignored, Rejected and WouldReject run on the goroutine
+// of the call and delay it. The others run in order, one at a time. All should return
+// quickly.
 //
-// StateChange is called on changes only: a breaker that is made while its circuit
-// is open begins open, without a call. Stats, and metrics that read it, have the
-// state from the start. For a response, Failure gets an error whose text is the
-// status; Transport.Classify has the response itself.
+// StateChange reports changes only: for a breaker that is made while its circuit is
+// open, it is not called until the state changes. Breaker.Stats has the state from
+// the start. If a response counted as a failure, the error of Failure has the status
+// as its text; Transport.Classify receives the response itself.
 //
-// Set the funcs before a breaker is made with it, and not after. One Listener
-// may serve many breakers, whose calls then run its funcs concurrently.
+// Set the funcs before making a breaker with the Listener. One Listener may serve
+// many breakers; its funcs are then called concurrently.
 type Listener struct {
-	BeforeCall func(ctx context.Context, b *Breaker)                 // a call was admitted, and is about to run
-	Success    func(ctx context.Context, b *Breaker)                 // it counted as a success
-	Failure    func(ctx context.Context, b *Breaker, err error)      // it counted as a failure
-	Ignored    func(ctx context.Context, b *Breaker, err error)      // it was not counted. Every BeforeCall is followed by one of these three, once the call, the body or the permit has ended
-	Rejected   func(ctx context.Context, b *Breaker, err *OpenError) // a call was rejected, and did not run
+	BeforeCall func(ctx context.Context, b *Breaker)                 // a call was admitted and is about to run
+	Success    func(ctx context.Context, b *Breaker)                 // the call counted as a success
+	Failure    func(ctx context.Context, b *Breaker, err error)      // the call counted as a failure
+	Ignored    func(ctx context.Context, b *Breaker, err error)      // the call was not counted. One of these three follows every BeforeCall, when the call, the body or the permit ends
+	Rejected   func(ctx context.Context, b *Breaker, err *OpenError) // a call was rejected and did not run
 
-	WouldReject func(ctx context.Context, b *Breaker, err *OpenError) // a call runs only because of Config.DryRun. It is called in place of BeforeCall; the call is not counted, and none of the above follows
+	WouldReject func(ctx context.Context, b *Breaker, err *OpenError) // a call runs only because of Config.DryRun. Called in place of BeforeCall; the call is not counted, and none of the above follows
 
-	StateChange func(b *Breaker, t Transition) // the local or the shared circuit has changed, whichever process caused it
+	StateChange func(b *Breaker, t Transition) // the local or the shared circuit changed state, whichever process caused it
 	Warning     func(b *Breaker, err error)    // a probable misconfiguration, or a record that cannot be read; called once
 
-	// The storage became unavailable, and is available again after a time: once for
-	// each outage, however many breakers the Listener serves. If the first error says
-	// no more than that there was no answer in time, StorageUnavailable waits for a
-	// better reason, for 3 seconds at most. StorageAvailable waits until a change is
-	// stored, or for a second without a refused one (10 s after a refused one). Neither
-	// is called after the last breaker of the storage has stopped.
+	// The storage became unavailable, and is available again. Both are called once for
+	// each outage, however many breakers the Listener serves. After a mere timeout,
+	// StorageUnavailable waits up to 3 s for a more specific error. StorageAvailable
+	// waits until a change was stored, or until 1 s passed without a refused change
+	// (10 s after a refused change). Neither is called after the last breaker of the
+	// storage has stopped.
 	StorageUnavailable func(err error)
 	StorageAvailable   func(unavailable time.Duration)
 }
 
 // Transition is a state change of one circuit, the local or the shared one. What
-// Breaker.State returns depends on both, and on the last call of this process: it
-// may stay closed when the shared circuit opens. Fields may be added.
+// Breaker.State returns depends on both circuits and on the last call of this
+// process: it may stay closed when the shared circuit opens. Fields may be added.
 type Transition struct {
 	From, To State
-	Local    bool   // of the local circuit; otherwise of the shared one
-	Origin   string // the instance that caused it: Config.Instance if it was this process; empty if not known
+	Local    bool   // the local circuit changed; otherwise the shared one
+	Origin   string // the Config.Instance of the process that caused the change; empty if unknown
 	Cause    string // the error that opened the circuit; empty otherwise
 	At       time.Time
 }
 
-// LogListener logs state changes, and storage outages and recoveries, to the
-// logger, by default slog.Default(). Calls are not logged.
+// LogListener returns a Listener that logs state changes, warnings, and outages of the
+// storage. Default logger: slog.Default(). It logs no calls.
 func LogListener(logger *slog.Logger) *Listener {
 	if logger == nil {
 		logger = slog.Default()
@@ -136,7 +135,7 @@ func (s *settings) tellOutcome(ctx context.Context, b *Breaker, r result) {
 	}
 }
 
-// protected runs a listener. Its panic must not affect the call.
+// protected runs a func of a listener. Its panic must not affect the call.
 func protected(tell func()) {
 	defer func() {
 		if r := recover(); r != nil {

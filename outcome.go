@@ -11,20 +11,18 @@ import (
 	"github.com/infuse-go/infuse/internal/stream"
 )
 
-// This file decides what an HTTP exchange says of the service: how headers and
-// errors are classified, and how long a Retry-After keeps the circuit open. How
-// a body ends is in body.go, and whose fault an error is in fault.go.
+// This file classifies HTTP responses and errors, and reads Retry-After. How a body
+// ends is in body.go, and whether the caller is at fault is in fault.go.
 
-// DefaultClassify is the Classify of a Transport that has none. A Classify that
-// wants to change a part of it may call it for the rest.
+// DefaultClassify is the default Transport.Classify. A Classify of your own may call
+// it for the cases that it does not decide.
 //
-// A 5xx is a failure, and any other response is a success. An error is ignored
-// if the caller has cancelled the request: ctx.Err() is context.Canceled,
-// whatever the cause, or Request.Cancel is closed. Any other error is a failure,
-// besides those about which no Classify is asked (see Transport.Classify). That
-// includes the end of the caller's own deadline, or of http.Client.Timeout,
-// because a server that stalls looks the same. This is a Classify for a caller
-// whose deadlines a healthy service may miss:
+// A 5xx is a failure, and any other response is a success. An error is ignored if the
+// caller cancelled the request: ctx.Err() is context.Canceled, or Request.Cancel is
+// closed. Any other error is a failure, also the end of the caller's deadline or of
+// http.Client.Timeout, because a server that stalls looks the same. (Transport.Classify
+// lists the errors for which no Classify is called.) If a healthy service may miss the
+// deadlines of its callers, ignore them:
 //
 //	Classify: func(r *http.Request, resp *http.Response, err error) infuse.Outcome {
 //		if err != nil && r.Context().Err() != nil {
@@ -33,15 +31,15 @@ import (
 //		return infuse.DefaultClassify(r, resp, err)
 //	}
 //
-// With a Config.SlowCall, a cancelled request that took longer is a failure all the
-// same, also if Classify ignores it: a service that hangs is seen, although its
-// callers give up.
+// With Config.SlowCall, a cancelled request that took longer is a failure even if
+// Classify ignores it: otherwise a service that hangs until its callers give up would
+// never open its circuit.
 func DefaultClassify(r *http.Request, response *http.Response, err error) Outcome {
 	return classifyHTTP(r, response, err, isServerError)
 }
 
-// FailAlsoOn returns a Transport's Classify for which these statuses are
-// failures besides those of DefaultClassify: FailAlsoOn(429), say.
+// FailAlsoOn returns a Transport.Classify for which these statuses are failures in
+// addition to those of DefaultClassify, for example FailAlsoOn(429).
 func FailAlsoOn(statuses ...int) func(*http.Request, *http.Response, error) Outcome {
 	statuses = slices.Clone(statuses)
 	return func(r *http.Request, response *http.Response, err error) Outcome {
@@ -51,10 +49,9 @@ func FailAlsoOn(statuses ...int) func(*http.Request, *http.Response, error) Outc
 	}
 }
 
-// FailOnlyOn returns a Transport's Classify for which these statuses are
-// failures in place of every 5xx: FailOnlyOn(502, 503, 504), say. Without
-// statuses only errors are failures. Errors are classified as by
-// DefaultClassify.
+// FailOnlyOn returns a Transport.Classify for which only these statuses are failures,
+// for example FailOnlyOn(502, 503, 504). Without statuses, only errors are failures.
+// Errors are classified as by DefaultClassify.
 func FailOnlyOn(statuses ...int) func(*http.Request, *http.Response, error) Outcome {
 	statuses = slices.Clone(statuses)
 	return func(r *http.Request, response *http.Response, err error) Outcome {
@@ -76,8 +73,8 @@ func classifyHTTP(r *http.Request, response *http.Response, err error, fails fun
 
 func isServerError(status int) bool { return status >= 500 && status <= 599 }
 
-// classify decides on an exchange. It is called with a response, with an error,
-// or with both if the body of the response has failed.
+// classify is called with a response, with an error, or with both if the body of the
+// response failed.
 func (e *exchange) classify(response *http.Response, err error) Outcome {
 	if err == nil && e.transport.Classify == nil {
 		return DefaultClassify(e.request, response, nil)
@@ -86,7 +83,7 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 	case err != nil && isRejectionBy(e.breaker.Name(), err):
 		return OutcomeIgnored
 	case err != nil && isError(err, http.ErrSkipAltProtocol):
-		return OutcomeIgnored // the http.Transport that Base is registered with sends the request itself
+		return OutcomeIgnored // Base is registered with an http.Transport, which sends the request itself
 	case response == nil && e.isCallersFault(err):
 		return OutcomeIgnored
 	case e.transport.Classify != nil:
@@ -97,16 +94,15 @@ func (e *exchange) classify(response *http.Response, err error) Outcome {
 	return e.admission.view.settings.classify(e.request.Context(), e.breaker.Name(), err)
 }
 
-// GRPCStatus is a Transport's Classify for gRPC, gRPC-Web and Connect, whose
-// failures may come as a 200. These codes are failures: DeadlineExceeded,
-// ResourceExhausted, Internal, Unavailable and DataLoss. Canceled is ignored. Any
-// other code is a success: Unknown, because an application's own errors have that
-// code, and Unimplemented, because one missing method is no reason to reject calls
-// of the others. A response without a code, as that of a Connect unary call, and an
-// error are classified as by DefaultClassify.
+// GRPCStatus is a Transport.Classify for gRPC, gRPC-Web and Connect, whose failures may
+// have the status 200. These codes are failures: DeadlineExceeded, ResourceExhausted,
+// Internal, Unavailable and DataLoss. Canceled is ignored. Any other code is a success:
+// Unknown, because an application's own errors have this code, and Unimplemented,
+// because the other methods of the service may work. Errors, and responses without a
+// code such as those of Connect unary calls, are classified as by DefaultClassify.
 //
-// For other lists of codes, a Classify of your own finds the code in the Trailer
-// or the Header of the response, as Grpc-Status, in all three protocols.
+// To choose other codes, write a Classify that reads Grpc-Status from the Trailer or
+// the Header of the response: it is there for all three protocols.
 func GRPCStatus(r *http.Request, response *http.Response, err error) Outcome {
 	if err == nil {
 		if status, ok := stream.StatusOf(response); ok {
@@ -144,9 +140,8 @@ func failureOf(response *http.Response) error {
 
 // Retry-After.
 
-// retryAfter returns for how long a 503 or a 429 asks not to be called, at most
-// most: 0 if it does not ask, or if its value is invalid. The value comes from
-// the remote service, so it is bounded.
+// retryAfter returns the Retry-After of a 503 or a 429, at most most; 0 if there is
+// none, or if its value is invalid. The value is bounded because it is untrusted.
 func retryAfter(response *http.Response, most time.Duration) time.Duration {
 	if most < 0 || response.StatusCode != http.StatusServiceUnavailable && response.StatusCode != http.StatusTooManyRequests {
 		return 0
@@ -166,8 +161,8 @@ func retryAfter(response *http.Response, most time.Duration) time.Duration {
 	return min(max(0, at.Sub(sentAt(response))), most)
 }
 
-// sentAt returns when the service sent the response, by the service's clock: its
-// dates are of that clock. A response without a Date is taken to be sent now.
+// sentAt returns when the service sent the response, by the service's own clock: a date
+// in Retry-After is of that clock. Without a Date header it returns the time now.
 func sentAt(response *http.Response) time.Time {
 	if date, err := http.ParseTime(response.Header.Get("Date")); err == nil {
 		return date
@@ -184,8 +179,8 @@ func isDigits(s string) bool {
 	return s != ""
 }
 
-// retryAfterHeader returns how long a rejection lasts, in whole seconds. It is
-// at least 1: 0 would invite an immediate retry.
+// retryAfterHeader returns the time until a retry makes sense, in whole seconds. It is
+// at least 1, because 0 would invite an immediate retry.
 func retryAfterHeader(rejected *OpenError) string {
 	left := rejected.RetryAfter()
 	return strconv.FormatInt(max(1, int64((left+time.Second-1)/time.Second)), 10)

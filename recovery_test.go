@@ -240,7 +240,7 @@ func TestARampEndsByHand(t *testing.T) {
 				break
 			}
 		}
-		require.EqualError(t, err, `infuse: circuit "service" is on its ramp: it lets only some calls run`)
+		require.EqualError(t, err, `infuse: circuit "service" is recovering: only some calls run until its ramp ends`)
 		require.ErrorIs(t, err, infuse.ErrOpen)
 		require.NoError(t, b.SetState(ctx, infuse.StateClosed))
 		for range 20 {

@@ -395,7 +395,7 @@ func (e *exchange) named(err error) error {
 		return err
 	}
 	text := errorText(err)
-	if saysDeadline(text) || !strings.Contains(text, "request canceled") && !isError(err, context.Cause(e.request.Context())) {
+	if isDeadlineText(text) || !strings.Contains(text, "request canceled") && !isError(err, context.Cause(e.request.Context())) {
 		return err
 	}
 	return deadlineError{err}

@@ -7,9 +7,9 @@ import (
 	"reflect"
 )
 
-// This file has the calls of a storage's own code, except Watch (link.watch). Such
-// code may panic, end the goroutine, hang, or call a breaker: it never runs under a
-// lock, and its results become plain data.
+// This file calls the code of a storage, except Watch (link.watch). That code may
+// panic, end the goroutine, hang, or call a breaker: it never runs under a lock, and
+// its results are converted to plain data.
 
 // answer is the answer of a storage.
 type answer struct {
@@ -20,9 +20,8 @@ type answer struct {
 
 var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
 
-// ask has the storage make a change, or read if the change has no number, and
-// passes the answer on. A storage that panics, or that ends its goroutine, is one
-// that fails.
+// ask sends a change to the storage, or a read if the change has no number, and passes
+// the answer to done. A panic, or the end of the goroutine, becomes an error.
 func ask(s Storage, circuit string, q *Change, done func(answer)) {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
 	defer cancel()
@@ -43,15 +42,15 @@ func ask(s Storage, circuit string, q *Change, done func(answer)) {
 	a = got
 }
 
-// storageError is an error of a storage, with all that circuits ask of it. The
-// methods of the error itself are not ours: they may panic, hang, or call a breaker.
+// storageError is an error of a storage, with all that circuits need to know of it.
+// The methods of the original error are user code.
 //
-// It has no Unwrap, so that nobody finds the error itself under a lock.
+// It has no Unwrap: no code can reach the original error under a lock.
 type storageError struct {
 	text     string
 	err      error // nil if its methods panic
-	ofRecord bool  // of the record of one circuit
-	ofTime   bool  // it says no more than that requestTime is over
+	ofRecord bool  // a *RecordError: the record of one circuit cannot be read
+	ofTime   bool  // only requestTime is over
 }
 
 func newStorageError(err error, late bool) error {
@@ -72,8 +71,8 @@ func (e *storageError) Error() string        { return e.text }
 func (e *storageError) Is(target error) bool { return errors.Is(e.err, target) }
 func (e *storageError) As(target any) bool   { return errors.As(e.err, target) }
 
-// isTrouble reports whether an error is the storage's, and not that of one
-// circuit's record. It calls no method of the error.
+// isTrouble reports whether the storage failed, and not only the record of one circuit.
+// It calls no method of the error.
 func isTrouble(err error) bool {
 	switch e := err.(type) {
 	case nil, *RecordError:
@@ -84,14 +83,13 @@ func isTrouble(err error) bool {
 	return true
 }
 
-// explains reports whether an error says more than that there was no answer in
-// time.
+// explains reports whether the storage failed with more than a timeout.
 func explains(err error) bool {
 	e, ok := err.(*storageError)
 	return isTrouble(err) && err != errStorageTimeout && !(ok && e.ofTime)
 }
 
-// withoutPanic calls code of a storage. A panic becomes an error.
+// withoutPanic converts a panic of a storage to an error.
 func withoutPanic(call func()) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -102,7 +100,7 @@ func withoutPanic(call func()) (err error) {
 	return nil
 }
 
-// isNil reports whether s is nil or holds a nil pointer, which has no methods to call.
+// isNil reports whether s is nil or holds a nil pointer.
 func isNil(s Storage) bool {
 	switch v := reflect.ValueOf(s); v.Kind() {
 	case reflect.Invalid:

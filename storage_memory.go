@@ -10,38 +10,35 @@ import (
 	"github.com/infuse-go/infuse/internal/ordered"
 )
 
-// MemoryStorage keeps circuits in the memory of this process: for unit tests
-// of what a fleet does, with a Breaker for each process. (A service that is
-// one process needs no storage.) The zero value is ready to use. Nothing in it
-// ever waits, and it starts no goroutine.
-//
-// It is the reference that other storages are compared with.
+// MemoryStorage keeps circuits in the memory of this process. It is for unit tests of
+// a fleet, with one Breaker for each process of the fleet. A service that runs as one
+// process needs no storage. The zero value is ready to use. It does no I/O and starts
+// no goroutine. Other storages are tested against it.
 type MemoryStorage struct {
 	mu       sync.Mutex
 	start    time.Time
 	circuits map[string]*memoryCircuit
-	sweepAt  int // the number of circuits at which the old ones are looked for
+	sweepAt  int // the number of circuits at which idle ones are removed
 }
 
-// memoryCircuit is a record and those who watch it. Its fields are guarded by
-// MemoryStorage.mu.
+// memoryCircuit is a record and its watchers, guarded by MemoryStorage.mu.
 type memoryCircuit struct {
 	record   Record
-	until    time.Time // from then on, the record may go if nobody watches it
+	until    time.Time // the record may be removed from then on, if nobody watches it
 	history  []Event   // the oldest first
 	watchers []*memoryWatcher
-	news     ordered.Queue[Record] // what the watchers are yet to hear
+	news     ordered.Queue[Record] // not yet sent to the watchers
 }
 
 type memoryWatcher struct{ fn func(Record) }
 
-// maxUnwatched bounds the circuits that are kept though nobody watches them.
+// maxUnwatched bounds the circuits that nobody watches.
 const maxUnwatched = 10_000
 
 // NewMemoryStorage returns an empty storage.
 func NewMemoryStorage() *MemoryStorage { return &MemoryStorage{} }
 
-// Load implements Storage. It fails for a name that CheckName refuses, only.
+// Load implements Storage. Its only error is that of CheckName.
 func (s *MemoryStorage) Load(_ context.Context, circuit string) (Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,10 +48,9 @@ func (s *MemoryStorage) Load(_ context.Context, circuit string) (Record, error) 
 	return Record{}, CheckName(circuit)
 }
 
-// Apply implements Storage. It fails for a name that CheckName refuses, and
-// for a source that CheckSource refuses, only. The watchers hear of a
-// transition before Apply returns, unless another call of Apply is telling
-// them already.
+// Apply implements Storage. Its only errors are that of CheckName and that of an
+// invalid change. The watchers are called before Apply returns, unless another call
+// of Apply is calling them already.
 func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) (Record, Verdict, error) {
 	if err := CheckName(circuit); err != nil {
 		return Record{}, VerdictRefused, err
@@ -63,7 +59,7 @@ func (s *MemoryStorage) Apply(_ context.Context, circuit string, change Change) 
 		return Record{}, VerdictRefused, err
 	}
 	record, verdict, c := s.apply(circuit, change)
-	c.news.Drain(func(r Record) { s.tell(c, r) })
+	c.news.Drain(func(r Record) { s.notify(c, r) })
 	return record.clone(), verdict, nil
 }
 
@@ -78,7 +74,7 @@ func (s *MemoryStorage) apply(circuit string, change Change) (Record, Verdict, *
 			c.history = slices.Concat(c.history, events)
 			c.history = c.history[max(0, len(c.history)-MaxHistory):]
 		}
-		c.record = record.clone() // its trials may be the sender's
+		c.record = record.clone() // its slices may be the sender's
 		c.until = record.keepUntil(now)
 	}
 	if verdict == VerdictMoved {
@@ -135,7 +131,7 @@ func (s *MemoryStorage) Circuits(context.Context) iter.Seq2[string, error] {
 	}
 }
 
-func (s *MemoryStorage) tell(c *memoryCircuit, r Record) {
+func (s *MemoryStorage) notify(c *memoryCircuit, r Record) {
 	s.mu.Lock()
 	watchers := c.watchers
 	s.mu.Unlock()
@@ -167,9 +163,8 @@ func (s *MemoryStorage) circuit(name string) *memoryCircuit {
 	return c
 }
 
-// tidy forgets a circuit of which nothing is worth keeping and, whenever the
-// number of circuits has doubled, all that nobody watches and that are old, or
-// too many.
+// tidy removes the circuit if it is idle. Whenever the number of circuits has doubled,
+// it removes all idle circuits, and those without watchers above maxUnwatched.
 func (s *MemoryStorage) tidy(name string, c *memoryCircuit, now time.Time) {
 	idle := func(c *memoryCircuit) bool { return len(c.watchers) == 0 && !now.Before(c.until) }
 	if idle(c) {
@@ -190,8 +185,8 @@ func (s *MemoryStorage) tidy(name string, c *memoryCircuit, now time.Time) {
 	s.sweepAt = 2 * len(s.circuits)
 }
 
-// now is the storage's clock: the wall clock at its first use, and monotonic
-// from there, so that a jump of the wall clock moves nothing.
+// now is the storage's clock: the wall clock of its first use plus the monotonic time
+// since then. A jump of the wall clock has no effect.
 func (s *MemoryStorage) now() time.Time {
 	if s.start.IsZero() {
 		s.start = time.Now()

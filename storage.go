@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// Storage keeps the records of circuits, for one process or for many. A user of a
-// breaker makes one, for example with NewRedisStorage, and calls none of its
-// methods. The rest of this comment is for authors of a storage.
+// Storage keeps the records of circuits. Users make one, for example with
+// NewRedisStorage, and set it in a Config. The rest of this comment is for authors of
+// a storage.
 //
-// A storage for any database does this: begin; load the record as it was saved;
-// Record.Apply; save the bytes of AppendRecord unless the verdict is
+// A storage for a database works as follows: begin a transaction; load the record;
+// call Record.Apply; save the bytes of AppendRecord, unless the verdict is
 // VerdictRefused; commit; and notify the watchers if the verdict is VerdictMoved.
 // Package storagetest has the tests that every storage must pass.
 //
-// All methods are safe for concurrent use, and the type is comparable, best a
-// pointer: breakers with equal storages share one path to it (Config.Storage). A
-// circuit's name is any text that CheckName accepts, and untrusted: escape it. Any
-// other name is an error. The caller owns the slices of a returned Record. A
-// storage may ignore ctx; Breaker enforces its own timeout.
+// All methods are safe for concurrent use. The type is comparable, usually a pointer:
+// breakers with equal storages share one connection state (Config.Storage). The name
+// of a circuit is untrusted: escape it. A name that CheckName refuses is an error. The
+// caller owns the slices of a returned Record. A storage may ignore ctx, because
+// Breaker enforces its own timeout.
 //
-// Methods will never be added; optional ones are interfaces of their own.
+// Methods will never be added; optional methods are interfaces of their own.
 type Storage interface {
 	// Load returns the record of the circuit as it is now (Record.At): the
 	// zero Record if there is none.
@@ -33,17 +33,16 @@ type Storage interface {
 	// in other processes, and returns what Record.Apply returned.
 	Apply(ctx context.Context, circuit string, c Change) (Record, Verdict, error)
 
-	// Watch calls fn with every record saved with VerdictMoved, soon after that,
-	// whichever process saved it, and in the order of generations, unless the
-	// storage lost data. A record that was replaced soon may be left out. Only
-	// records read from the storage may be passed to fn, because a Breaker
-	// restores what it received. Earlier changes need not be reported. fn must
-	// not be called after stop has returned, except for a call in progress. Watch
-	// does no I/O of its own: it returns at once.
+	// Watch calls fn with each record that any process saved with VerdictMoved, soon
+	// after that, in the order of generations unless the storage lost data. A record
+	// that was replaced soon may be left out, and so may changes before Watch. fn
+	// receives only records read from the storage, because a Breaker restores what it
+	// received. After stop has returned, only a call in progress may still run. Watch
+	// returns at once and does no I/O.
 	Watch(circuit string, fn func(Record)) (stop func())
 }
 
-// MaxNameLength is the most bytes a circuit's name may have.
+// MaxNameLength is the maximum number of bytes in the name of a circuit.
 const MaxNameLength = 256
 
 // CheckName returns an error for a name that no circuit may have: empty, or
@@ -75,7 +74,7 @@ func CheckSource(source string) error {
 	return nil
 }
 
-// check refuses a change that no storage could keep.
+// check returns an error for an invalid change.
 func (c *Change) check() error {
 	if c.Number > 0 {
 		if err := CheckSource(c.Source); err != nil {
@@ -84,11 +83,11 @@ func (c *Change) check() error {
 	}
 	for _, b := range c.Counted {
 		if b.Start.IsZero() || b.Calls < 1 || b.Failures < 0 || b.Failures > b.Calls || len(c.Counted) > windowBuckets {
-			return fmt.Errorf("infuse: the change has counted %.200v, which cannot be", c.Counted)
+			return fmt.Errorf("infuse: the change has invalid counts %.200v", c.Counted)
 		}
 	}
 	if o := c.Override; o != nil && !o.canBe() {
-		return fmt.Errorf("infuse: the change has an override of the state %v, by %.40q for %.40q, which cannot be", o.State, o.By, o.Reason)
+		return fmt.Errorf("infuse: the change has an invalid override: state %v, by %.40q, reason %.40q", o.State, o.By, o.Reason)
 	}
 	if c.Ask != "" {
 		return CheckSource(c.Ask)
@@ -96,16 +95,16 @@ func (c *Change) check() error {
 	return nil
 }
 
-// keptFor is how long the storages of this package keep a record that nobody
-// changes beyond its last deadline: long enough for a sender that was cut off
-// to find that its change had been applied.
+// keptFor is how long the storages of this package keep a record after its last
+// deadline if nobody changes it. It lets a sender that was partitioned find out that
+// its change was applied.
 const keptFor = time.Hour
 
 // keepUntil returns when a record that is saved now may be forgotten.
 func (r Record) keepUntil(now time.Time) time.Time {
 	last := now
 	if o := r.Override; o != nil {
-		if last = o.Until; last.IsZero() { // until it is cleared
+		if last = o.Until; last.IsZero() { // until it is removed
 			last = now.Add(maxTimeout)
 		}
 	}
@@ -124,9 +123,9 @@ func deadlines(trials []Trial) (all []time.Time) {
 	return all
 }
 
-// RecordError is returned if the storage answers, but the record of one circuit
-// cannot be read: garbage, or written by a newer version. Authors of a Storage
-// return it. Users receive it in Listener.StorageUnavailable.
+// RecordError is returned if the storage answers, but the record of one circuit cannot
+// be read: it is invalid, or was written by a newer version. Authors of a Storage
+// return it. Users receive it in Listener.Warning and Stats.StorageErr.
 type RecordError struct {
 	Circuit string
 	Reason  string
@@ -136,48 +135,48 @@ func (e *RecordError) Error() string {
 	return fmt.Sprintf("infuse: the record of circuit %q %s", e.Circuit, e.Reason)
 }
 
-// Historian is a Storage that remembers, for pages and commands of operators.
-// MemoryStorage and RedisStorage do. It is safe for concurrent use.
+// Historian is a Storage that keeps the history of its circuits, for ops pages and
+// commands; breakers do not use it. MemoryStorage and RedisStorage implement it. It is
+// safe for concurrent use.
 type Historian interface {
-	// History returns what became of the circuit, the newest first: at most
-	// MaxHistory events, and none for a circuit that it does not know. It may do
-	// I/O, until ctx is done.
+	// History returns the last events of the circuit, the newest first: at most
+	// MaxHistory, and none for an unknown circuit. It may do I/O, until ctx is done.
 	History(ctx context.Context, circuit string) ([]Event, error)
 }
 
-// Lister is a Storage that tells its circuits, for pages and commands of
-// operators. MemoryStorage and RedisStorage do. It is safe for concurrent use.
+// Lister is a Storage that lists its circuits, for ops pages and commands; breakers do
+// not use it. MemoryStorage and RedisStorage implement it. It is safe for concurrent
+// use.
 type Lister interface {
-	// Circuits yields the names of the circuits that have a record, in no
-	// order: those that are or were sick within the life of a record. A name is
-	// untrusted, and may come twice. It stops at the first error.
-	// It may do I/O while it is ranged over, until ctx is done.
+	// Circuits yields the names of the circuits that have a record, in no particular
+	// order: those with failures or changes within the life of a record. Names are
+	// untrusted, and may repeat. The sequence ends at the first error. It may do I/O
+	// while it is ranged over, until ctx is done.
 	Circuits(ctx context.Context) iter.Seq2[string, error]
 }
 
-// MaxHistory is how many events of a circuit a storage of this package keeps,
-// and the most that a Historian returns.
+// MaxHistory is the maximum number of events of a circuit that a Historian returns.
 const MaxHistory = 50
 
-// Event is a transition of the fleet's circuit, or an override, as a Historian
-// tells it. At is on the clock of this process. Fields may be added.
+// Event is a transition of a shared circuit, or an override, in the history of a
+// Historian. At is on the clock of this process. Fields may be added.
 type Event struct {
 	At       time.Time
-	From, To State     // equal where a move or an override left the state as it was
-	ByHand   bool      // by Move or Override
-	By       string    // the instance that caused it, or who overrode it
-	Cause    string    // of an opening
-	Override *Override // what holds the circuit from then on; nil: nothing does
+	From, To State     // equal if a manual change or an override did not change the state
+	Manual   bool      // by SetState, Announce or Override
+	By       string    // the instance that caused it, or the author of the override
+	Cause    string    // the error that opened the circuit; empty otherwise
+	Override *Override // in force from then on; nil if there is none
 }
 
-// events returns the event of a change that left the record as next, if it is one.
+// events returns the event of a change from r to next, if it is one for the history.
 func (r *Record) events(next *Record, c *Change, now time.Time) []Event {
 	before := r.At(now)
 	overridden := !sameOverride(before.Override, next.Override)
 	if before.State == next.State && before.Moved == next.Moved && before.Opened == next.Opened && !overridden {
 		return nil
 	}
-	e := Event{At: now, From: before.State, To: next.State, By: next.By, Override: next.Override, ByHand: next.Moved > before.Moved}
+	e := Event{At: now, From: before.State, To: next.State, By: next.By, Override: next.Override, Manual: next.Moved > before.Moved}
 	if next.State == StateOpen {
 		e.Cause = next.Cause
 	}

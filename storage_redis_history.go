@@ -27,7 +27,7 @@ type encodedEvent struct {
 	At       int64            `json:"at"`
 	From     State            `json:"from"`
 	To       State            `json:"to"`
-	ByHand   bool             `json:"hand,omitempty"`
+	Manual   bool             `json:"hand,omitempty"`
 	By       string           `json:"by,omitempty"`
 	Cause    string           `json:"cause,omitempty"`
 	Override *encodedOverride `json:"override,omitempty"` // its end is at, and not left
@@ -35,7 +35,7 @@ type encodedEvent struct {
 
 func appendEvent(b []byte, e *Event) []byte {
 	out := encodedEvent{
-		At: e.At.UnixMilli(), From: e.From, To: e.To, ByHand: e.ByHand,
+		At: e.At.UnixMilli(), From: e.From, To: e.To, Manual: e.Manual,
 		By: clip(e.By, maxTextLength), Cause: clip(e.Cause, maxTextLength),
 	}
 	if o := e.Override; o != nil {
@@ -67,7 +67,7 @@ func parseEvent(text string) (e Event, err error) {
 	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
 		return e, errors.New("has values that cannot be")
 	}
-	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, ByHand: in.ByHand, By: in.By, Cause: in.Cause}
+	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, Manual: in.Manual, By: in.By, Cause: in.Cause}
 	if o := in.Override; o != nil {
 		var until time.Time
 		if o.Left != nil {

@@ -128,8 +128,8 @@ func eventsOf(history []infuse.Event) (all []event) {
 			before = overrideOf(history[i+1].Override)
 		}
 		all = append(all, event{
-			timeOf(seconds(e.At)), e.From.String(), e.To.String(), e.ByHand, e.By, e.Cause, overrideOf(e.Override).describe(),
-			e.ByHand && e.Override == nil && before.exists && (before.until == 0 || before.until > seconds(e.At)),
+			timeOf(seconds(e.At)), e.From.String(), e.To.String(), e.Manual, e.By, e.Cause, overrideOf(e.Override).describe(),
+			e.Manual && e.Override == nil && before.exists && (before.until == 0 || before.until > seconds(e.At)),
 		})
 	}
 	return all

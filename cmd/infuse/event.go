@@ -49,7 +49,7 @@ func eventsOf(name string, history []infuse.Event) (all []event) {
 // kind tells a new state from an override by the override before.
 func kind(e, before *infuse.Event) string {
 	switch {
-	case !e.ByHand:
+	case !e.Manual:
 		return isTransition
 	case before == nil && (e.From != e.To || e.Override == nil), before != nil && holds(before, e.At) == holds(e, e.At):
 		return isSetState

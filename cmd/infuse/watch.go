@@ -294,7 +294,7 @@ const translation = 2 * time.Second
 func continues(history, printed []infuse.Event) bool {
 	for i := range min(len(history), len(printed)) {
 		a, b := &history[i], &printed[i]
-		if a.From != b.From || a.To != b.To || a.ByHand != b.ByHand || a.By != b.By || a.Cause != b.Cause ||
+		if a.From != b.From || a.To != b.To || a.Manual != b.Manual || a.By != b.By || a.Cause != b.Cause ||
 			(a.Override == nil) != (b.Override == nil) || a.At.Sub(b.At).Abs() > translation {
 			return false
 		}

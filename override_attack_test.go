@@ -8,7 +8,7 @@ import (
 	"time"
 	"weak"
 
-	"github.com/alicebob/miniredis/v2"
+	"github.com/infuse-go/infuse/internal/redistest"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
@@ -109,8 +109,7 @@ func TestABreakerUnderAnOverrideIsNoGarbage(t *testing.T) {
 }
 
 func TestAnOverrideLosesCounts(t *testing.T) {
-	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
-	t.Cleanup(func() { _ = client.Close() })
+	client := redistest.StartMini(t).Client()
 	busy := redis.NewClient(client.Options())
 	t.Cleanup(func() { _ = busy.Close() })
 	one, other := newSender(t, busy, "one"), newSender(t, client, "other")

@@ -12,9 +12,7 @@ import (
 	"time"
 	"weak"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/infuse-go/infuse/internal/redistest"
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -515,8 +513,7 @@ func TestABreakerThatKeepsWakingIsNoGarbage(t *testing.T) {
 
 // One report that cannot be makes the record unreadable for all.
 func TestAStrangersCountSpoilsTheRecord(t *testing.T) {
-	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
-	t.Cleanup(func() { _ = client.Close() })
+	client := redistest.StartMini(t).Client()
 	one, other := newSender(t, client, "one"), newSender(t, client, "other")
 	one.limits.FailureRate, one.limits.Window, one.limits.MinCalls = 0.5, 10*time.Second, 20
 	other.limits = one.limits

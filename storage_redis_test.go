@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -97,9 +96,7 @@ func (h *scripts) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func onBoth(t *testing.T, run func(t *testing.T, client *redis.Client)) {
 	t.Run("redis", func(t *testing.T) { run(t, redistest.Start(t).Client()) })
 	t.Run("miniredis", func(t *testing.T) {
-		client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
-		t.Cleanup(func() { _ = client.Close() })
-		run(t, client)
+		run(t, redistest.StartMini(t).Client())
 	})
 }
 
@@ -207,9 +204,8 @@ func TestLostReply(t *testing.T) {
 // TestAClockThatStepsBack (review, B32; attack 5): open circuits stayed open,
 // and dead leases stayed, for as long as the step.
 func TestAClockThatStepsBack(t *testing.T) {
-	mini := miniredis.RunT(t)
-	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
-	t.Cleanup(func() { _ = client.Close() })
+	mini := redistest.StartMini(t)
+	client := mini.Client()
 	now := time.UnixMilli(1_790_000_000_000)
 	mini.SetTime(now)
 	one, newcomer := newSender(t, client, "one"), newSender(t, client, "newcomer")
@@ -509,7 +505,7 @@ func FuzzRedisAgainstApply(f *testing.F) {
 	shared := twinsOnMiniredis(f)
 	clock := shared.clock.(*miniClock)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		clock.mini.FlushAll()
+		require.NoError(t, shared.client.FlushAll(t.Context()).Err())
 		data = data[:min(len(data), 1<<12)]
 		w := twinsOf(shared.client, clock, bytesAsDice(&data)).newTwin()
 		for len(data) > 0 {
@@ -571,11 +567,11 @@ func (c realClock) stalled(since time.Time) bool { return time.Since(since) > c.
 
 // miniClock moves both of miniredis's clocks: TIME, and that by which keys expire.
 type miniClock struct {
-	mini *miniredis.Miniredis
+	mini *redistest.Mini
 	at   time.Time
 }
 
-func newMiniClock(mini *miniredis.Miniredis) *miniClock {
+func newMiniClock(mini *redistest.Mini) *miniClock {
 	c := &miniClock{mini: mini, at: time.UnixMilli(1_790_000_000_000)}
 	c.advance(0)
 	return c
@@ -613,10 +609,8 @@ func twinsOf(client *redis.Client, clock redisClock, roll dice) *twins {
 }
 
 func twinsOnMiniredis(tb testing.TB) *twins {
-	mini := miniredis.RunT(tb)
-	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
-	tb.Cleanup(func() { _ = client.Close() })
-	return twinsOf(client, newMiniClock(mini), nil)
+	mini := redistest.StartMini(tb)
+	return twinsOf(mini.Client(), newMiniClock(mini), nil)
 }
 
 func (all *twins) compare(t *testing.T, steps int) {
@@ -762,7 +756,7 @@ func (w *twin) agrees(got Record, here, now time.Time) error {
 // passTime moves the clock, and then away from all deadlines. On miniredis, the
 // key may have expired: then there is nothing left that was worth keeping.
 func (w *twin) passTime(c Change) error {
-	mini, virtual := w.clock.(*miniClock)
+	_, virtual := w.clock.(*miniClock)
 	switch {
 	case !virtual || w.roll.oneIn(2):
 	case w.roll.oneIn(100):
@@ -773,9 +767,12 @@ func (w *twin) passTime(c Change) error {
 	for w.checked = time.Now(); w.nearDeadline(c); w.checked = time.Now() {
 		w.advance(w.clock.unit() / 3)
 	}
-	key := w.storages[0].key(w.circuit)
-	if !virtual || mini.mini.Exists(key) || w.model.Generation == 0 && w.model.Failures == 0 && w.model.heard == nil {
+	if !virtual {
 		return nil
+	}
+	kept, err := w.client.Exists(context.Background(), w.storages[0].key(w.circuit)).Result()
+	if err != nil || kept == 1 || w.model.Generation == 0 && w.model.Failures == 0 && w.model.heard == nil {
+		return err
 	}
 	if w.clock.now().Before(w.model.keepUntil(time.Time{})) {
 		return fmt.Errorf("%s: lost: %+v", w.circuit, w.model)

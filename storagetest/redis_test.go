@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -43,9 +41,7 @@ func TestRedisBehindSentinel(t *testing.T) {
 // TestMiniredis has what examples and unit tests of users run on.
 func TestMiniredis(t *testing.T) {
 	t.Parallel()
-	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
-	t.Cleanup(func() { _ = client.Close() })
-	runOnRedis(t, client)
+	runOnRedis(t, redistest.StartMini(t).Client())
 }
 
 // runOnRedis has each test meet keys of its own.

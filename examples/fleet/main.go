@@ -6,8 +6,9 @@
 // runs one trial; then all go on. The program checks that, and ends by itself
 // in seconds.
 //
-//	go run ./examples/fleet                         # with a miniredis of its own
-//	go run ./examples/fleet -redis 127.0.0.1:6379   # with a real one
+//	cd examples/fleet
+//	go run .                         # with its own miniredis
+//	go run . -redis 127.0.0.1:6379   # with a real Redis
 package main
 
 import (

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -128,7 +127,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 // dead leases stayed, for that hour.
 func TestAClockSetBackProlongsNothing(t *testing.T) {
 	t.Parallel()
-	mini := miniredis.RunT(t)
+	mini := redistest.StartMini(t)
 	noon := time.UnixMilli(1_790_000_000_000)
 	began := time.Now()
 	var step atomic.Int64
@@ -150,10 +149,8 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 	t.Cleanup(ticking.Wait)
 	t.Cleanup(stop)
 	start := func(reset time.Duration) *infuse.Breaker {
-		client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
-		t.Cleanup(func() { _ = client.Close() })
 		return startBreaker(t, "prices", patiently(infuse.Config{
-			FailMax: 2, ResetTimeout: reset, TrialTimeout: reset, Storage: hostOn(t, client),
+			FailMax: 2, ResetTimeout: reset, TrialTimeout: reset, Storage: hostOn(t, mini.Client()),
 		}))
 	}
 	const soon = 400 * time.Millisecond

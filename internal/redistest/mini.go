@@ -1,0 +1,122 @@
+package redistest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A Mini is a miniredis: a Redis written in Go, whose clock a test can set. It
+// is another process, because miniredis is a dependency of the module in the
+// folder miniredis and not of Infuse.
+type Mini struct {
+	tb     testing.TB
+	addr   string
+	client *redis.Client
+}
+
+// StartMini builds and starts a miniredis, which ends when the test ends. Where
+// it cannot be built, for want of the go command or of the module's download,
+// the test is skipped; with CI=true it fails.
+func StartMini(tb testing.TB) *Mini {
+	tb.Helper()
+	addr, err := launchMini(tb)
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			tb.Fatal(err)
+		}
+		tb.Skip(err)
+	}
+	m := &Mini{tb: tb, addr: addr}
+	m.client = m.Client()
+	return m
+}
+
+// Addr is the host:port at which the miniredis listens.
+func (m *Mini) Addr() string { return m.addr }
+
+// Client returns a new client of the miniredis. It is closed when the test ends,
+// if not before.
+func (m *Mini) Client() *redis.Client {
+	client := redis.NewClient(&redis.Options{Addr: m.addr})
+	m.tb.Cleanup(func() { _ = client.Close() }) // the test may have closed it
+	return client
+}
+
+// SetTime sets the clock of TIME, which stands still from then on.
+func (m *Mini) SetTime(t time.Time) { m.do("test.settime", t.UnixNano()) }
+
+// FastForward makes the keys expire whose time to live is at most d.
+func (m *Mini) FastForward(d time.Duration) { m.do("test.fastforward", d.Nanoseconds()) }
+
+func (m *Mini) do(args ...any) {
+	if err := m.client.Do(context.Background(), args...).Err(); err != nil {
+		m.tb.Errorf("redistest: miniredis: %v: %v", args[0], err)
+	}
+}
+
+// launchMini returns the address of a process that ends with the test, and with
+// this process.
+func launchMini(tb testing.TB) (addr string, err error) {
+	dir, err := miniModule()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "run", ".")
+	cmd.Dir = dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return "", fmt.Errorf("redistest: %w", err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", fmt.Errorf("redistest: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return "", fmt.Errorf("redistest: %w", err)
+	}
+	end := func() error { return errors.Join(stdin.Close(), cmd.Wait()) }
+	addr, err = bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		return "", fmt.Errorf("redistest: start a miniredis: %w; it printed:\n%s", errors.Join(err, end()), &stderr)
+	}
+	tb.Cleanup(func() {
+		if err := end(); err != nil {
+			tb.Errorf("redistest: miniredis: %v\n%s", err, &stderr)
+		}
+	})
+	return strings.TrimSpace(addr), nil
+}
+
+// miniModule returns the folder of the program, from the folder of a package of
+// the repository, in which its tests run.
+func miniModule() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("redistest: %w", err)
+	}
+	for {
+		module := filepath.Join(dir, "internal", "redistest", "miniredis")
+		if _, err := os.Stat(filepath.Join(module, "go.mod")); !errors.Is(err, fs.ErrNotExist) {
+			return module, err
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("redistest: no miniredis outside of Infuse's repository")
+		}
+		dir = parent
+	}
+}

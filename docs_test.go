@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"go/parser"
 	"go/token"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -128,19 +130,18 @@ const given = imports + `
 var (
 	ctx         context.Context
 	client      *http.Client
+	request     *http.Request
 	redisClient *redis.Client
 	password    string
 	rootCAs     *x509.CertPool
 	certificate tls.Certificate
 	storage     infuse.Storage
-	inventory   *infuse.Breaker
+	breaker     *infuse.Breaker
 )
 
 func routeOf(*http.Request) string     { return "" }
-func shardOf(*http.Request) string     { return "" }
 func tenantOf(context.Context) string { return "" }
 func call(context.Context) error       { return nil }
-func isShuttingDown() bool            { return false }
 
 // A storage that is yet to be written.
 type store struct{ transaction }
@@ -171,7 +172,7 @@ var (
 // TestDocumentsLinkToFiles: each link leads to a file, and to a heading of it.
 func TestDocumentsLinkToFiles(t *testing.T) {
 	t.Parallel()
-	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md", "examples/service/README.md") {
+	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md", "examples/service/README.md", "examples/neighbours/README.md") {
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
 		for _, m := range link.FindAllSubmatch(codeOfAPage.ReplaceAll(text, nil), -1) {
@@ -212,15 +213,62 @@ func TestReadmeIsTheIndex(t *testing.T) {
 	}
 }
 
-// TestDocumentsHaveEverySetting: docs/settings.md has each field of a Config.
+// TestDocumentsHaveEverySetting: docs/configuration.md has a row for each field of a
+// Config, with its default.
 func TestDocumentsHaveEverySetting(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("docs/settings.md")
+	text, err := os.ReadFile("docs/configuration.md")
 	require.NoError(t, err)
+	rows := make(map[string]string) // the default by field
+	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| ([^|]+?) \\|").FindAllSubmatch(text, -1) {
+		require.NotContains(t, rows, string(m[1]), "twice")
+		rows[string(m[1])] = string(m[2])
+	}
 	for _, settings := range []any{infuse.Config{}, infuse.RedisOptions{}} {
 		for _, field := range reflect.VisibleFields(reflect.TypeOf(settings)) {
-			require.Contains(t, string(text), "`"+field.Name+"`")
+			require.Contains(t, rows, field.Name)
 		}
+	}
+	for name, inText := range rows {
+		field, ok := reflect.TypeFor[infuse.Config]().FieldByName(name)
+		if !ok {
+			continue
+		}
+		invalid := reflect.New(reflect.TypeFor[infuse.Config]()).Elem()
+		switch value := invalid.FieldByIndex(field.Index); {
+		case name == "MaxRetryAfter":
+			value.SetInt(math.MaxInt64)
+		case value.CanInt():
+			value.SetInt(-1)
+		default:
+			continue
+		}
+		err := invalid.Interface().(infuse.Config).Validate()
+		require.ErrorContains(t, err, name)
+		_, preset, _ := strings.Cut(err.Error(), "or 0 for ") // as the error has it
+		if d, err := time.ParseDuration(preset); err == nil {
+			documented, err := time.ParseDuration(strings.TrimSuffix(strings.ReplaceAll(inText, " ", ""), "in"))
+			require.NoError(t, err, name)
+			require.Equal(t, d, documented, name)
+			continue
+		}
+		require.Equal(t, preset, inText, name)
+	}
+}
+
+// TestDocumentedSettingsAreRead: the JSON of docs/configuration.md is one of Settings.
+func TestDocumentedSettingsAreRead(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/configuration.md")
+	require.NoError(t, err)
+	blocks := regexp.MustCompile("(?ms)^```json\n(.*?)^```").FindAllStringSubmatch(string(text), -1)
+	require.NotEmpty(t, blocks)
+	for _, block := range blocks {
+		var settings infuse.Settings
+		decoder := json.NewDecoder(strings.NewReader(block[1]))
+		decoder.DisallowUnknownFields()
+		require.NoError(t, decoder.Decode(&settings))
+		require.NoError(t, settings.Config().Validate())
 	}
 }
 

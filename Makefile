@@ -8,7 +8,7 @@ soak: ; INFUSE_SOAK=60s go test -race -count=1 -run TestSoak -v -timeout 10m ./i
 linearizability: ; cd linearizability && go test -count=1 -v .
 mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
 explore: ; INFUSE_EXPLORE=1 go test -run 'TestExplore$$' -v -timeout 3h .
-fuzz: ; for f in ParseRecord ParseMessage RedisAgainstApply Presentable RetryAfter Frames; do go test -run "^$$" -fuzz "^Fuzz$$f$$" -fuzztime 1m . || exit 1; done; go test -run "^$$" -fuzz FuzzOf -fuzztime 1m ./internal/hostname
+fuzz: ; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 1m $$p || exit 1; done; done
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -o AGREE.md
 failover: ; cd bench && go run ./failover

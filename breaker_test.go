@@ -33,8 +33,8 @@ func TestTheZeroConfigIsPybreakers(t *testing.T) {
 		require.Equal(t, "prices", b.Name())
 		for i := range 5 {
 			requireState(t, infuse.StateClosed, b)
-			require.Equal(t, i, infuse.FailuresOf(b))
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, i, failuresOf(b))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		}
 		require.Equal(t, time.Minute, requireRejected(t, b).RetryAfter())
 		waitUntilDue(t, b)
@@ -46,7 +46,7 @@ func TestTheZeroConfigIsPybreakers(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		requireState(t, infuse.StateClosed, b)
-		require.Zero(t, infuse.FailuresOf(b))
+		require.Zero(t, failuresOf(b))
 		hung.Done(nil)
 	})
 }
@@ -57,8 +57,8 @@ func TestCallReturnsWhatItsFuncReturnsAndHandsItTheContext(t *testing.T) {
 	for listening, listeners := range map[string][]*infuse.Listener{"unheard": nil, "heard": {{}}} {
 		t.Run(listening, func(t *testing.T) {
 			b := startBreaker(t, "prices", infuse.Config{Listeners: listeners})
-			wrapped := fmt.Errorf("wrapped: %w", errIll)
-			for _, want := range []error{nil, errIll, wrapped, nil} {
+			wrapped := fmt.Errorf("wrapped: %w", errUnhealthy)
+			for _, want := range []error{nil, errUnhealthy, wrapped, nil} {
 				ran := 0
 				require.Equal(t, want, b.Call(ctx, func(got context.Context) error {
 					ran++
@@ -76,8 +76,8 @@ func TestDoReturnsTheValueAndTheZeroValueOnRejection(t *testing.T) {
 	price, err := infuse.Do(t.Context(), b, func(context.Context) (int, error) { return 250, nil })
 	require.NoError(t, err)
 	require.Equal(t, 250, price)
-	price, err = infuse.Do(t.Context(), b, func(context.Context) (int, error) { return 7, errIll })
-	require.Equal(t, errIll, err)
+	price, err = infuse.Do(t.Context(), b, func(context.Context) (int, error) { return 7, errUnhealthy })
+	require.Equal(t, errUnhealthy, err)
 	require.Equal(t, 7, price, "a value beside an error goes through, too")
 
 	ran := func(context.Context) (int, error) {
@@ -113,13 +113,13 @@ func TestACallThatItsCallerCancelledIsIgnored(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			b := startBreaker(t, "prices", infuse.Config{FailMax: 2})
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
-			for _, err := range []error{context.Canceled, gone, errIll, fmt.Errorf("get: %w", context.Canceled)} {
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+			for _, err := range []error{context.Canceled, gone, errUnhealthy, fmt.Errorf("get: %w", context.Canceled)} {
 				require.Equal(t, err, b.Call(cancelled(), func(context.Context) error { return err }))
-				require.Equal(t, 1, infuse.FailuresOf(b), "neither a failure nor a success")
+				require.Equal(t, 1, failuresOf(b), "neither a failure nor a success")
 			}
 			require.NoError(t, b.Call(cancelled(), succeeds))
-			require.Zero(t, infuse.FailuresOf(b), "what has succeeded has succeeded")
+			require.Zero(t, failuresOf(b), "what has succeeded has succeeded")
 		})
 	}
 }
@@ -134,17 +134,17 @@ func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
 			return ctx.Err()
 		}), context.DeadlineExceeded)
 	})
-	require.Equal(t, 1, infuse.FailuresOf(b), "the caller's own")
+	require.Equal(t, 1, failuresOf(b), "the caller's own")
 
 	require.ErrorIs(t, b.Call(t.Context(), func(context.Context) error { return context.DeadlineExceeded }), context.DeadlineExceeded)
-	require.Equal(t, 2, infuse.FailuresOf(b), "one beneath the call")
+	require.Equal(t, 2, failuresOf(b), "one beneath the call")
 
 	require.ErrorIs(t, b.Call(t.Context(), func(ctx context.Context) error {
 		inner, cancel := context.WithCancel(ctx)
 		cancel()
 		return inner.Err()
 	}), context.Canceled)
-	require.Equal(t, 3, infuse.FailuresOf(b), "a cancellation that is not the caller's")
+	require.Equal(t, 3, failuresOf(b), "a cancellation that is not the caller's")
 }
 
 // Moves by hand.
@@ -155,7 +155,7 @@ func TestEveryStateMovesToEveryOther(t *testing.T) {
 		for _, from := range all {
 			for _, to := range all {
 				b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Minute})
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				require.NoError(t, b.SetState(t.Context(), from))
 				time.Sleep(10 * time.Second)
 				before := recordOf(t, b)
@@ -167,7 +167,7 @@ func TestEveryStateMovesToEveryOther(t *testing.T) {
 				require.Greater(t, after.Generation, before.Generation, "%v to %v", from, to)
 				switch to {
 				case infuse.StateClosed:
-					require.Zero(t, infuse.FailuresOf(b))
+					require.Zero(t, failuresOf(b))
 					require.NoError(t, b.Call(t.Context(), succeeds))
 				case infuse.StateOpen:
 					require.Equal(t, time.Minute, requireRejected(t, b).RetryAfter(), "from %v: the open time starts anew", from)
@@ -203,15 +203,15 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 10, ResetTimeout: time.Minute})
 		for range 4 {
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		}
 		require.NoError(t, b.Configure(infuse.Config{FailMax: 6, ResetTimeout: 5 * time.Minute}))
-		require.Equal(t, 4, infuse.FailuresOf(b))
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, 4, failuresOf(b))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		requireState(t, infuse.StateClosed, b)
 		require.NoError(t, b.Configure(infuse.Config{FailMax: 2, ResetTimeout: 5 * time.Minute}))
 		requireState(t, infuse.StateClosed, b)
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		require.Equal(t, 5*time.Minute, requireRejected(t, b).RetryAfter())
 
 		require.NoError(t, b.Configure(infuse.Config{ResetTimeout: time.Second, MaxTrials: 2, SuccessThreshold: 2}))
@@ -225,8 +225,8 @@ func TestConfigureKeepsTheCircuitAndChangesTheLimits(t *testing.T) {
 		requireState(t, infuse.StateHalfOpen, b)
 		two.Done(nil)
 		requireState(t, infuse.StateClosed, b)
-		three.Done(errIll)
-		require.Zero(t, infuse.FailuresOf(b))
+		three.Done(errUnhealthy)
+		require.Zero(t, failuresOf(b))
 	})
 }
 
@@ -257,12 +257,12 @@ func TestConfigureChangesTheListenersAndTheClasses(t *testing.T) {
 	require.NoError(t, b.Configure(infuse.Config{
 		FailMax:   1,
 		Listeners: []*infuse.Listener{after.Listener()},
-		Exclude:   []func(error) bool{func(err error) bool { return err == errIll }},
+		Exclude:   []func(error) bool{func(err error) bool { return err == errUnhealthy }},
 	}))
 	require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 	require.Equal(t, []string{"closed>open"}, before.All())
 	require.Equal(t, []string{"open>closed"}, after.All())
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	requireState(t, infuse.StateClosed, b)
 }
 
@@ -287,7 +287,7 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 
 			require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 			require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 			requireState(t, infuse.StateOpen, b)
 			require.Equal(t, infuse.StateHalfOpen, recordOf(t, other).State, "one failed trial opens nothing for others")
 			require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
@@ -330,7 +330,7 @@ func TestStopWaitsForTheReportUnderWay(t *testing.T) {
 			cfg := patiently(infuse.Config{FailMax: 100, Storage: storage})
 			other := startBreaker(t, "orders", cfg)
 			for range 10 {
-				require.Equal(t, errIll, other.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, other.Call(t.Context(), fails))
 				b, err := infuse.New("orders", cfg)
 				require.NoError(t, err)
 				require.NoError(t, b.Call(t.Context(), succeeds))
@@ -349,7 +349,7 @@ func TestStopWhileManyCallsRun(t *testing.T) {
 			for i := range 16 {
 				all.Go(func() {
 					for n := range 200 {
-						want := []error{nil, errIll}[(i+n)%2]
+						want := []error{nil, errUnhealthy}[(i+n)%2]
 						err := b.Call(context.Background(), func(context.Context) error { return want })
 						if !errors.Is(err, infuse.ErrOpen) && err != want {
 							t.Errorf("returned %v, not %v", err, want)
@@ -375,9 +375,9 @@ func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 	}
 	one, two, lax := breaker(true), breaker(true), breaker(false)
 
-	require.Equal(t, errIll, one.Call(t.Context(), fails))
-	require.Equal(t, errIll, two.Call(t.Context(), fails))
-	require.Equal(t, 2, infuse.FailuresOf(two))
+	require.Equal(t, errUnhealthy, one.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, two.Call(t.Context(), fails))
+	require.Equal(t, 2, failuresOf(two))
 	require.NoError(t, one.Call(t.Context(), succeeds))
 	require.Zero(t, recordOf(t, two).Failures, "a success is counted before the call returns")
 	require.NoError(t, two.Call(t.Context(), succeeds), "its own streak")
@@ -399,8 +399,8 @@ func TestBreakersOfOneNameShareTheirCircuit(t *testing.T) {
 			one, two, other := startBreaker(t, "prices", cfg), startBreaker(t, "prices", cfg), startBreaker(t, "rates", cfg)
 			third := startBreaker(t, "prices", cfg)
 			for range 2 {
-				require.Equal(t, errIll, one.Call(t.Context(), fails))
-				require.Equal(t, errIll, two.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, one.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, two.Call(t.Context(), fails))
 			}
 			require.True(t, recordOf(t, one).Suspect(), "four failures of two processes")
 			requireState(t, infuse.StateClosed, one, two)
@@ -422,7 +422,7 @@ func TestBreakersOfOneNameShareTheirCircuit(t *testing.T) {
 func TestTheZeroPermitIsSettled(t *testing.T) {
 	var p infuse.Permit
 	p.Done(nil)
-	p.Done(errIll)
+	p.Done(errUnhealthy)
 }
 
 func TestAcquireAndDoneAreACallInTwoSteps(t *testing.T) {
@@ -431,15 +431,15 @@ func TestAcquireAndDoneAreACallInTwoSteps(t *testing.T) {
 		for i := range 2 {
 			p, err := b.Acquire(t.Context())
 			require.NoError(t, err)
-			p.Done(errIll)
-			require.Equal(t, i+1, infuse.FailuresOf(b))
+			p.Done(errUnhealthy)
+			require.Equal(t, i+1, failuresOf(b))
 		}
 		p, err := b.Acquire(t.Context())
 		require.ErrorIs(t, err, infuse.ErrOpen)
 		var rejection *infuse.OpenError
 		require.ErrorAs(t, err, &rejection)
-		require.Equal(t, errIll, rejection.Cause)
-		p.Done(errIll) // that of a rejection is settled
+		require.Equal(t, errUnhealthy, rejection.Cause)
+		p.Done(errUnhealthy) // that of a rejection is settled
 		waitUntilDue(t, b)
 		requireTrial(t, b).Done(nil)
 		requireState(t, infuse.StateClosed, b)
@@ -453,7 +453,7 @@ func TestDoneClassifiesByTheContextOfAcquire(t *testing.T) {
 	require.NoError(t, err)
 	cancel()
 	p.Done(ctx.Err())
-	require.Zero(t, infuse.FailuresOf(b))
+	require.Zero(t, failuresOf(b))
 }
 
 // Whatever becomes of its copies, a permit counts once, also when the place
@@ -467,14 +467,14 @@ func TestAPermitCountsOnce(t *testing.T) {
 		copied := p
 		var all sync.WaitGroup
 		for range 8 {
-			all.Go(func() { copied.Done(errIll) })
+			all.Go(func() { copied.Done(errUnhealthy) })
 		}
-		p.Done(errIll)
+		p.Done(errUnhealthy)
 		all.Wait()
 		for _, old := range settled {
 			old.Done(nil) // would clear the failures
 		}
-		require.Equal(t, i+1, infuse.FailuresOf(b))
+		require.Equal(t, i+1, failuresOf(b))
 		settled = append(settled, p)
 	}
 }
@@ -506,12 +506,12 @@ func TestSettleCountsTheOutcomeThatItIsGiven(t *testing.T) {
 	}
 	settle(infuse.OutcomeFailure)
 	settle(infuse.OutcomeFailure)
-	require.Equal(t, 2, infuse.FailuresOf(b))
+	require.Equal(t, 2, failuresOf(b))
 	settle(infuse.OutcomeIgnored)
 	settle(9)
-	require.Equal(t, 2, infuse.FailuresOf(b), "an outcome that does not exist counts for nothing")
+	require.Equal(t, 2, failuresOf(b), "an outcome that does not exist counts for nothing")
 	settle(infuse.OutcomeSuccess)
-	require.Zero(t, infuse.FailuresOf(b))
+	require.Zero(t, failuresOf(b))
 	for range 3 {
 		settle(infuse.OutcomeFailure)
 	}
@@ -545,11 +545,11 @@ func TestAPermitIsSettledOnceByDoneOrSettle(t *testing.T) {
 		var all sync.WaitGroup
 		for range 4 {
 			all.Go(func() { p.Settle(infuse.OutcomeFailure) })
-			all.Go(func() { p.Done(errIll) })
+			all.Go(func() { p.Done(errUnhealthy) })
 		}
 		all.Wait()
 		p.Settle(infuse.OutcomeSuccess) // would clear the failures
-		require.Equal(t, i+1, infuse.FailuresOf(b))
+		require.Equal(t, i+1, failuresOf(b))
 	}
 }
 
@@ -601,7 +601,7 @@ func TestFailuresAtOnceOpenTheCircuitOnce(t *testing.T) {
 					} else {
 						time.Sleep(10 * time.Second) // ends when the circuit has long been open
 					}
-					return errIll
+					return errUnhealthy
 				})
 			})
 		}
@@ -655,12 +655,12 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 		return recordOf(t, b)
 	}
 
-	r := twice("a failure", func() { require.Equal(t, errIll, b.Call(t.Context(), fails)) })
+	r := twice("a failure", func() { require.Equal(t, errUnhealthy, b.Call(t.Context(), fails)) })
 	require.Equal(t, 1, r.Failures)
-	r = twice("another", func() { require.Equal(t, errIll, b.Call(t.Context(), fails)) })
+	r = twice("another", func() { require.Equal(t, errUnhealthy, b.Call(t.Context(), fails)) })
 	require.Equal(t, 2, r.Failures)
 	opened := r.Generation
-	r = twice("the last", func() { require.Equal(t, errIll, b.Call(t.Context(), fails)) })
+	r = twice("the last", func() { require.Equal(t, errUnhealthy, b.Call(t.Context(), fails)) })
 	require.Greater(t, r.Generation, opened)
 	require.True(t, r.Suspect())
 
@@ -738,7 +738,7 @@ func TestRejectionsCountForNothing(t *testing.T) {
 		require.Equal(t, tried, recordOf(t, b))
 		trial.Done(nil)
 		requireState(t, infuse.StateClosed, b)
-		require.Zero(t, infuse.FailuresOf(b))
+		require.Zero(t, failuresOf(b))
 	})
 }
 
@@ -768,7 +768,7 @@ func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T)
 
 		require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
 		require.ErrorIs(t, outer.Call(t.Context(), calls(other)), infuse.ErrOpen)
-		require.Equal(t, 1, infuse.FailuresOf(outer))
+		require.Equal(t, 1, failuresOf(outer))
 		require.Equal(t, 1, recordOf(t, outer).Failures)
 	})
 }
@@ -782,7 +782,7 @@ func TestSuccessesOfAHalfOpenSpellThatFailedAreForgotten(t *testing.T) {
 			require.NoError(t, b.Call(t.Context(), succeeds))
 			require.NoError(t, b.Call(t.Context(), succeeds))
 			requireState(t, infuse.StateHalfOpen, b)
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 			requireState(t, infuse.StateOpen, b)
 			waitUntilDue(t, b)
 		}
@@ -792,11 +792,11 @@ func TestSuccessesOfAHalfOpenSpellThatFailedAreForgotten(t *testing.T) {
 func TestOnlyFailuresInARowOpenTheCircuit(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 3})
 	for range 20 {
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		require.Equal(t, 2, infuse.FailuresOf(b))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+		require.Equal(t, 2, failuresOf(b))
 		require.NoError(t, b.Call(t.Context(), succeeds))
-		require.Zero(t, infuse.FailuresOf(b))
+		require.Zero(t, failuresOf(b))
 	}
 	requireState(t, infuse.StateClosed, b)
 }
@@ -809,10 +809,10 @@ func TestExcludedErrorsCountAsSuccessesAndAreReturned(t *testing.T) {
 	}})
 	wrapped := fmt.Errorf("prices: %w", notFound)
 	for range 10 {
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		require.Equal(t, wrapped, b.Call(t.Context(), func(context.Context) error { return wrapped }))
-		require.Zero(t, infuse.FailuresOf(b))
+		require.Zero(t, failuresOf(b))
 	}
 	require.Equal(t, 30, excluded)
 
@@ -829,18 +829,18 @@ func TestClassifyReplacesTheDefaultAndExclude(t *testing.T) {
 			switch err {
 			case nil:
 				return infuse.OutcomeFailure // an answer that came suspiciously soon
-			case errIll:
+			case errUnhealthy:
 				return infuse.OutcomeIgnored
 			}
 			return infuse.OutcomeSuccess
 		},
 	})
 	require.NoError(t, b.Call(t.Context(), succeeds))
-	require.Equal(t, 1, infuse.FailuresOf(b))
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
-	require.Equal(t, 1, infuse.FailuresOf(b))
+	require.Equal(t, 1, failuresOf(b))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+	require.Equal(t, 1, failuresOf(b))
 	require.Error(t, b.Call(t.Context(), func(context.Context) error { return errors.ErrUnsupported }))
-	require.Zero(t, infuse.FailuresOf(b))
+	require.Zero(t, failuresOf(b))
 	for range 2 {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 	}
@@ -941,7 +941,7 @@ func TestATrialThatEndsItsGoroutineLeavesItsPlace(t *testing.T) {
 // A trial that hung kept all others out; and when its result came
 // at last, it decided over a circuit that had moved on.
 func TestATrialThatHangsPastItsLeaseIsReplacedAndItsResultDropped(t *testing.T) {
-	for late, result := range map[string]error{"a failure": errIll, "a success": nil} {
+	for late, result := range map[string]error{"a failure": errUnhealthy, "a success": nil} {
 		t.Run(late, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := startDue(t, infuse.Config{SuccessThreshold: 2, TrialTimeout: 30 * time.Second})
@@ -978,15 +978,15 @@ func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 		second := requireTrial(t, b)
 		second.Done(nil)
 		requireState(t, infuse.StateClosed, b)
-		first.Done(errIll)
+		first.Done(errUnhealthy)
 		requireState(t, infuse.StateClosed, b)
-		require.Zero(t, infuse.FailuresOf(b))
+		require.Zero(t, failuresOf(b))
 
 		require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 		first = requireTrial(t, b)
 		time.Sleep(time.Second)
 		second = requireTrial(t, b)
-		second.Done(errIll)
+		second.Done(errUnhealthy)
 		requireState(t, infuse.StateOpen, b)
 		due := recordOf(t, b).DueAt
 		first.Done(nil)
@@ -998,7 +998,7 @@ func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 // A call from before the trip, or from an earlier half-open, ended
 // in the next half-open, and its result was taken for the trial's.
 func TestACallOfAnEarlierGenerationIsNoTrial(t *testing.T) {
-	for result, err := range map[string]error{"a success": nil, "a failure": errIll} {
+	for result, err := range map[string]error{"a success": nil, "a failure": errUnhealthy} {
 		t.Run(result, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := startBreaker(t, "prices", infuse.Config{})
@@ -1032,7 +1032,7 @@ func TestATrialSettledTwiceCountsOnceAndOneNeverSettledFreesItself(t *testing.T)
 		trial.Done(nil)
 		copied := trial
 		copied.Done(nil)
-		trial.Done(errIll)
+		trial.Done(errUnhealthy)
 		require.Equal(t, 1, recordOf(t, b).Successes)
 		requireState(t, infuse.StateHalfOpen, b)
 
@@ -1157,7 +1157,7 @@ func unwind(do func()) (value any, stack string) {
 func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 	ctx := context.Background()
 	exploding := func(context.Context) error {
-		explodes(errIll)
+		explodes(errUnhealthy)
 		return nil
 	}
 	for where, c := range map[string]struct {
@@ -1174,21 +1174,21 @@ func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 		},
 		"Classify": {
 			config: infuse.Config{Classify: func(context.Context, error) infuse.Outcome {
-				explodes(errIll)
+				explodes(errUnhealthy)
 				return infuse.OutcomeSuccess
 			}},
 			use: func(b *infuse.Breaker) { _ = b.Call(ctx, succeeds) },
 		},
 		"Exclude": {
 			config: infuse.Config{Exclude: []func(error) bool{func(error) bool {
-				explodes(errIll)
+				explodes(errUnhealthy)
 				return true
 			}}},
 			use: func(b *infuse.Breaker) { _ = b.Call(ctx, fails) },
 		},
 		"Done": {
 			config: infuse.Config{Classify: func(context.Context, error) infuse.Outcome {
-				explodes(errIll)
+				explodes(errUnhealthy)
 				return infuse.OutcomeSuccess
 			}},
 			use: func(b *infuse.Breaker) {
@@ -1204,16 +1204,16 @@ func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 			b := startBreaker(t, "prices", cfg)
 			for failures := 1; failures <= 2; failures++ { // closed
 				value, stack := unwind(func() { c.use(b) })
-				require.Equal(t, errIll, value)
+				require.Equal(t, errUnhealthy, value)
 				require.Contains(t, stack, "infuse_test.explodes(")
 				require.Equal(t, failures, recordOf(t, b).Failures)
 			}
 			requireState(t, infuse.StateOpen, b)
-			require.EqualError(t, requireRejected(t, b).Cause, "panic: "+errIll.Error())
+			require.EqualError(t, requireRejected(t, b).Cause, "panic: "+errUnhealthy.Error())
 
 			require.NoError(t, b.SetState(ctx, infuse.StateHalfOpen))
 			value, stack := unwind(func() { c.use(b) })
-			require.Equal(t, errIll, value)
+			require.Equal(t, errUnhealthy, value)
 			require.Contains(t, stack, "infuse_test.explodes(")
 			requireState(t, infuse.StateOpen, b)
 			require.Empty(t, recordOf(t, b).Trials)
@@ -1233,7 +1233,7 @@ func TestAPermitReportsAPanicWithItsCause(t *testing.T) {
 		cause    string
 	}{
 		"a panic":                        {t.Context(), "bang", 1, "panic: bang"},
-		"a panic of a cancelled call":    {cancelled, errIll, 1, "panic: " + errIll.Error()},
+		"a panic of a cancelled call":    {cancelled, errUnhealthy, 1, "panic: " + errUnhealthy.Error()},
 		"the end of a goroutine":         {t.Context(), nil, 0, ""},
 		"an abort":                       {t.Context(), http.ErrAbortHandler, 1, "panic: " + http.ErrAbortHandler.Error()},
 		"an abort whose caller has left": {cancelled, http.ErrAbortHandler, 0, ""},
@@ -1244,8 +1244,8 @@ func TestAPermitReportsAPanicWithItsCause(t *testing.T) {
 			require.NoError(t, err)
 			p.Panicked(c.value)
 			p.Panicked("once more")
-			p.Done(errIll)
-			require.Equal(t, c.failures, infuse.FailuresOf(b))
+			p.Done(errUnhealthy)
+			require.Equal(t, c.failures, failuresOf(b))
 			if c.cause != "" {
 				require.EqualError(t, requireRejected(t, b).Cause, c.cause)
 			}
@@ -1259,17 +1259,17 @@ func TestAPanicWithNilIsAPanic(t *testing.T) {
 		_ = b.Call(t.Context(), func(context.Context) error { panic(nil) })
 	})
 	require.IsType(t, &runtime.PanicNilError{}, value)
-	require.Equal(t, 1, infuse.FailuresOf(b))
+	require.Equal(t, 1, failuresOf(b))
 }
 
 // A panic that the func recovers itself is its own business.
 func TestARecoveredPanicIsAResult(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{})
-	require.Equal(t, errIll, b.Call(t.Context(), func(context.Context) (err error) {
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), func(context.Context) (err error) {
 		defer func() { err = recover().(error) }()
-		panic(errIll)
+		panic(errUnhealthy)
 	}))
-	require.Equal(t, 1, infuse.FailuresOf(b))
+	require.Equal(t, 1, failuresOf(b))
 }
 
 func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
@@ -1287,7 +1287,7 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 		}},
 		"Classify": {
 			config: infuse.Config{Classify: func(_ context.Context, err error) infuse.Outcome {
-				if errors.Is(err, errIll) {
+				if errors.Is(err, errUnhealthy) {
 					return infuse.OutcomeFailure
 				}
 				runtime.Goexit()
@@ -1309,9 +1309,9 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 					<-ended
 					require.False(t, wentOn)
 				}
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				exit()
-				require.Equal(t, 1, infuse.FailuresOf(b), "neither a failure nor a success")
+				require.Equal(t, 1, failuresOf(b), "neither a failure nor a success")
 
 				require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 				exit()
@@ -1324,7 +1324,7 @@ func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 
 func TestAnOutcomeThatDoesNotExistIsNoOutcome(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{Classify: func(context.Context, error) infuse.Outcome { return 9 }})
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.NoError(t, b.Call(t.Context(), succeeds))
 	require.NotEqual(t, infuse.StateClosed, b.State(), "nobody said that it was a success")
@@ -1537,7 +1537,7 @@ func TestNamesNeverMeet(t *testing.T) {
 			for i, name := range strangeNames {
 				b := startBreaker(t, name, cfg)
 				for range i + 1 {
-					require.Equal(t, errIll, b.Call(t.Context(), fails))
+					require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				}
 			}
 			for i, name := range strangeNames {
@@ -1714,7 +1714,7 @@ func TestAFailingCallSendsOneCommand(t *testing.T) {
 	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{FailMax: 5, ResetTimeout: time.Hour})
 	for range 5 { // the fifth opens the circuit, and costs no more
 		cost := costOf(t, server, func() {
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		})
 		require.EqualValues(t, 1, runsOf(cost))
 		for name := range cost {
@@ -1748,7 +1748,7 @@ func TestManyFailuresAtOnceShareTheirReports(t *testing.T) {
 func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 	server := redistest.Start(t)
 	b := startQuietBreaker(t, server, infuse.Config{})
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 
 	server.Pause()
 	began := time.Now()
@@ -1756,7 +1756,7 @@ func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 	require.Less(t, time.Since(began), time.Second, "it is not to wait for Redis, which hangs")
 	server.Resume()
 	require.Eventually(t, func() bool { return recordOf(t, b).Failures == 0 }, patience, pace)
-	require.Eventually(t, func() bool { return infuse.FailuresOf(b) == 0 }, patience, pace)
+	require.Eventually(t, func() bool { return failuresOf(b) == 0 }, patience, pace)
 	require.Empty(t, costOf(t, server, func() {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 	}), "the circuit is quiet again")
@@ -1827,7 +1827,7 @@ func TestTheHotPathsDoNotAllocate(t *testing.T) {
 		for what, call := range map[string]func(){
 			"a rejected call":    func() { _ = b.Call(ctx, succeeds) },
 			"a rejected Acquire": func() { _, _ = b.Acquire(ctx) },
-			"State":              func() { _, _ = b.State(), infuse.FailuresOf(b) },
+			"State":              func() { _, _ = b.State(), failuresOf(b) },
 		} {
 			require.Zero(t, testing.AllocsPerRun(1000, call), "%s, with %s", what, name)
 		}
@@ -1842,7 +1842,7 @@ func failAtOnce(b *infuse.Breaker, calls int) int {
 	for range calls {
 		all.Go(func() {
 			<-start
-			if b.Call(context.Background(), fails) == errIll {
+			if b.Call(context.Background(), fails) == errUnhealthy {
 				ran.Add(1)
 			}
 		})

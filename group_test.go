@@ -3,7 +3,6 @@ package infuse_test
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -27,7 +27,7 @@ func TestAGroupHasOneBreakerAName(t *testing.T) {
 	require.Same(t, prices, breakerOf(t, g, "prices"))
 	trip(t, prices)
 	requireState(t, infuse.StateClosed, rates)
-	require.Equal(t, errIll, rates.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, rates.Call(t.Context(), fails))
 	requireState(t, infuse.StateOpen, rates)
 }
 
@@ -77,7 +77,7 @@ func TestAFullGroupEvictsTheLeastRecentlyUsed(t *testing.T) {
 	g := groupOf(t, infuse.Config{FailMax: 2, ResetTimeout: time.Hour, MaxCircuits: 8})
 	open, failing, healthy, again := breakerOf(t, g, "open"), breakerOf(t, g, "failing"), breakerOf(t, g, "healthy"), breakerOf(t, g, "again")
 	trip(t, open)
-	require.Equal(t, errIll, failing.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, failing.Call(t.Context(), fails))
 	require.NoError(t, healthy.Call(t.Context(), succeeds))
 	for i := range 4 {
 		breakerOf(t, g, fmt.Sprint("other ", i))
@@ -89,39 +89,6 @@ func TestAFullGroupEvictsTheLeastRecentlyUsed(t *testing.T) {
 		require.Len(t, namesOf(g), 8)
 	}
 	require.Contains(t, slices.Collect(g.All()), again)
-}
-
-// A client's 1,100 dead hosts beside a dead service of ours evicted the circuit
-// of the service: every call to it was sent.
-func TestHostsThatAClientChoosesDoNotEvictACircuitInUse(t *testing.T) {
-	const failMax, hosts = 5, 1100
-	for name, perCall := range map[string]int{"one host a call": 1, "eleven hosts a call": 11} {
-		t.Run(name, func(t *testing.T) {
-			sent := make(map[string]int)
-			transport := &infuse.Transport{
-				Breakers: groupOf(t, infuse.Config{FailMax: failMax}),
-				Base: baseFunc(func(r *http.Request) (*http.Response, error) {
-					sent[r.URL.Host]++
-					return nil, errIll
-				}),
-			}
-			get := func(host string) {
-				_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
-				require.Error(t, err)
-			}
-			for range 3 {
-				for i := range hosts {
-					for range failMax {
-						get(fmt.Sprintf("dead-%d.test", i))
-					}
-					if i%perCall == 0 {
-						get("ours.test")
-					}
-				}
-			}
-			require.LessOrEqual(t, sent["ours.test"], failMax+2)
-		})
-	}
 }
 
 // A flood of new hosts between two calls of a service that was in use before.
@@ -187,118 +154,6 @@ func TestOtherNamesDoNotEvictACircuitWithSettingsOfItsOwn(t *testing.T) {
 	breakerOf(t, g, "ours")
 }
 
-// Requests of a circuit whose settings are invalid went unprotected, and nobody
-// was told.
-func TestInvalidSettingsOfACircuitAreReportedOnce(t *testing.T) {
-	var warnings []string
-	var g *infuse.Group
-	listener := &infuse.Listener{Warning: func(b *infuse.Breaker, err error) {
-		_, again := g.Breaker(b.Name()) // a listener may use the group
-		require.ErrorContains(t, again, "Config.FailMax is -1")
-		require.Zero(t, b.Stats().Local.Failures)
-		warnings = append(warnings, b.Name()+": "+err.Error())
-	}}
-	for name, listeners := range map[string]map[string][]*infuse.Listener{
-		"of the group":   {"": {listener}},
-		"of the circuit": {"wrong.test": {nil, listener, {}}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			warnings = nil
-			var err error
-			g, err = infuse.NewGroupFunc(func(circuit string) infuse.Config {
-				cfg := infuse.Config{MaxCircuits: 2, Listeners: listeners[circuit]}
-				if strings.HasPrefix(circuit, "wrong") {
-					cfg.FailMax = -1
-				}
-				return cfg
-			})
-			require.NoError(t, err)
-			defer g.Stop()
-			transport := &infuse.Transport{Base: always(http.StatusOK, ""), Breakers: g}
-			for range 20 {
-				response, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://wrong.test", nil))
-				require.NoError(t, err)
-				_, _ = readAll(response)
-			}
-			require.Len(t, warnings, 1)
-			require.Contains(t, warnings[0], `wrong.test: infuse: the settings of circuit "wrong.test": infuse: Config.`)
-			for i := range 100 {
-				_, err := g.Breaker(fmt.Sprint("wrong-", i))
-				require.Error(t, err)
-			}
-			require.LessOrEqual(t, len(warnings), 2, "MaxCircuits bounds them")
-			require.NoError(t, g.Configure(infuse.Config{MaxCircuits: 2, Listeners: listeners[""]}))
-			_, err = g.Breaker("wrong.test")
-			require.Error(t, err)
-			require.GreaterOrEqual(t, len(warnings), 2, "new settings, a new warning")
-		})
-	}
-}
-
-// Hosts that died and were never called again filled a group for good: nothing
-// protected any further host.
-func TestDeadHostsDoNotFillTheGroupForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const bound = 64
-		sent := 0
-		transport := &infuse.Transport{
-			Breakers: groupOf(t, infuse.Config{MaxCircuits: bound}),
-			Base: baseFunc(func(*http.Request) (*http.Response, error) {
-				sent++
-				return nil, errIll
-			}),
-		}
-		get := func(host string, times int) {
-			for range times {
-				_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
-				require.Error(t, err)
-			}
-		}
-		for i := range bound {
-			get(fmt.Sprintf("dead-%d.test", i), 5)
-		}
-		sent = 0
-		get("ill.test", 100)
-		require.Equal(t, 5, sent, "it is protected at once")
-		time.Sleep(7 * 24 * time.Hour)
-		for i := range bound {
-			sent = 0
-			get(fmt.Sprintf("also-ill-%d.test", i), 100)
-			require.Equal(t, 5, sent)
-		}
-	})
-}
-
-// StorageDownReject rejected every call, but those that found the group full.
-func TestFallbackOpenRejectsBeyondMaxCircuits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		storage := &troubled{Storage: infuse.NewMemoryStorage()}
-		sent := 0
-		transport := &infuse.Transport{
-			Breakers: groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 2, StorageDown: infuse.StorageDownReject}),
-			Base: baseFunc(func(r *http.Request) (*http.Response, error) {
-				sent++
-				return always(http.StatusOK, "")(r)
-			}),
-		}
-		get := func(host string) error {
-			_, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://"+host, nil))
-			return err
-		}
-		require.NoError(t, get("a.test"))
-		require.NoError(t, get("b.test"))
-		storage.ill.Store(true)
-		_, err := breakerOf(t, transport.Breakers, "a.test").Record(t.Context())
-		require.ErrorIs(t, err, errAwayStorage)
-		synctest.Wait()
-		sent = 0
-		for _, host := range []string{"a.test", "b.test", "c.test", "d.test", "a.test"} {
-			require.ErrorIs(t, get(host), infuse.ErrOpen, host)
-		}
-		require.Zero(t, sent)
-	})
-}
-
 // A breaker that somebody kept was stopped when it made room: it said "closed"
 // for ever, whatever became of the circuit.
 func TestABreakerKeptFromAGroupHears(t *testing.T) {
@@ -337,22 +192,22 @@ func TestACallOfAnEvictedBreakerIsReported(t *testing.T) {
 		}
 		breakerOf(t, g, "rates")
 		for _, p := range permits {
-			p.Done(errIll)
+			p.Done(errUnhealthy)
 		}
-		require.Equal(t, 3, infuse.FailuresOf(breakerOf(t, g, "prices")))
+		require.Equal(t, 3, failuresOf(breakerOf(t, g, "prices")))
 	})
 }
 
 // A breaker that nothing refers to any more stops watching in time.
 func TestAnEvictedBreakerThatNobodyHoldsIsStopped(t *testing.T) {
-	storage := &watchedStorage{Storage: infuse.NewMemoryStorage()}
+	storage := &breakertest.Watched{Storage: infuse.NewMemoryStorage()}
 	g := groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 2})
 	for i := range 100 {
 		require.NoError(t, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), succeeds))
 	}
 	require.Eventually(t, func() bool {
 		runtime.GC()
-		return storage.watched.Load() == 2
+		return storage.Circuits.Load() == 2
 	}, patience, pace)
 	require.Len(t, slices.Collect(g.All()), 2)
 }
@@ -363,13 +218,13 @@ func TestACircuitThatMadeRoomIsFoundAgain(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			g := groupOf(t, patiently(infuse.Config{FailMax: 10, MaxCircuits: 2, Storage: storage}))
 			for range 3 {
-				require.Equal(t, errIll, breakerOf(t, g, "failing").Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, breakerOf(t, g, "failing").Call(t.Context(), fails))
 			}
 			for _, name := range []string{"b", "c"} {
-				require.Equal(t, errIll, breakerOf(t, g, name).Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, breakerOf(t, g, name).Call(t.Context(), fails))
 			}
 			require.NotContains(t, namesOf(g), "failing")
-			require.Equal(t, 3, infuse.FailuresOf(breakerOf(t, g, "failing")))
+			require.Equal(t, 3, failuresOf(breakerOf(t, g, "failing")))
 		})
 	}
 }
@@ -381,13 +236,13 @@ func TestMoreHostsThanCircuitsCostReads(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		g := groupOf(t, infuse.Config{Storage: storage, MaxCircuits: 10})
 		visit := func(hosts, rounds int) int64 {
-			before := storage.loads.Load()
+			before := storage.Loads.Load()
 			for range rounds {
 				for i := range hosts {
 					require.NoError(t, breakerOf(t, g, fmt.Sprint("host-", i)).Call(t.Context(), succeeds))
 				}
 			}
-			return storage.loads.Load() - before
+			return storage.Loads.Load() - before
 		}
 		require.Equal(t, int64(10), visit(10, 100))
 		require.InDelta(t, 11*100/2, visit(11, 100), 100, "one host too many, visited in turn: about half are made anew")
@@ -455,22 +310,22 @@ func TestConfigureChangesAGroupAndItsBreakers(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	g := groupOf(t, infuse.Config{FailMax: 5, MaxCircuits: 2, Storage: storage})
 	b := breakerOf(t, g, "prices")
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	for _, same := range []infuse.Storage{nil, storage} {
 		require.NoError(t, g.Configure(infuse.Config{FailMax: 2, MaxCircuits: 3, Storage: same}))
 	}
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	requireState(t, infuse.StateOpen, b)
 	trip(t, breakerOf(t, g, "rates"))
 	breakerOf(t, g, "stock")
 	require.Len(t, namesOf(g), 3)
-	require.Equal(t, 2, infuse.FailuresOf(breakerOf(t, g, "rates")), "a new one has them, too")
+	require.Equal(t, 2, failuresOf(breakerOf(t, g, "rates")), "a new one has them, too")
 
 	require.ErrorContains(t, g.Configure(infuse.Config{FailMax: -1}), "Config.FailMax is -1")
 	require.ErrorContains(t, g.Configure(infuse.Config{Storage: infuse.NewMemoryStorage()}), "Config.Storage is another")
 	require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	requireState(t, infuse.StateOpen, b)
 }
 
@@ -512,7 +367,7 @@ func TestAGroupHasSettingsByName(t *testing.T) {
 		b := breakerOf(t, g, name)
 		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 		trip(t, b)
-		return infuse.FailuresOf(b)
+		return failuresOf(b)
 	}
 	require.Equal(t, 1, failuresUntilOpen("payments"))
 	require.Equal(t, 3, failuresUntilOpen("prices"))
@@ -560,7 +415,7 @@ func TestSettingsByNameShareTheGroupsStorage(t *testing.T) {
 		require.NoError(t, err)
 		defer g.Stop()
 		for _, name := range []string{"prices", "apart"} {
-			require.Equal(t, errIll, breakerOf(t, g, name).Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, breakerOf(t, g, name).Call(t.Context(), fails))
 		}
 		failures := func(s infuse.Storage, name string) int {
 			r, err := s.Load(t.Context(), name)
@@ -626,10 +481,10 @@ func TestAGroupOnRedisStops(t *testing.T) {
 	server := redistest.Start(t)
 	g := groupOf(t, patiently(infuse.Config{Storage: host(t, server)}))
 	for i := range 20 {
-		require.Equal(t, errIll, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), fails))
 	}
 	g.Stop()
 	for b := range g.All() {
-		require.Equal(t, 1, infuse.FailuresOf(b))
+		require.Equal(t, 1, failuresOf(b))
 	}
 }

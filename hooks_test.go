@@ -112,15 +112,15 @@ func hookPlaces(h *hook) map[string]func(*infuse.Config) error {
 				}
 				return infuse.OutcomeSuccess
 			}
-			return errIll
+			return errUnhealthy
 		},
 		"Exclude": func(cfg *infuse.Config) error {
 			cfg.Exclude = []func(error) bool{func(error) bool { h.run(); return false }}
-			return errIll
+			return errUnhealthy
 		},
 		"a log handler": func(cfg *infuse.Config) error {
 			cfg.Listeners = append(cfg.Listeners, infuse.LogListener(slog.New(hookHandler{slog.NewTextHandler(io.Discard, nil), h})))
-			return errIll
+			return errUnhealthy
 		},
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As"} {
@@ -137,7 +137,7 @@ func hookPlaces(h *hook) map[string]func(*infuse.Config) error {
 	} {
 		places["Listener."+name] = func(cfg *infuse.Config) error {
 			cfg.Listeners = append(cfg.Listeners, listener)
-			return errIll
+			return errUnhealthy
 		}
 	}
 	return places
@@ -192,17 +192,6 @@ func overTransport(g *infuse.Group) func(*infuse.Breaker, error) {
 type roundTrips func(*http.Request) (*http.Response, error)
 
 func (f roundTrips) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// apart runs what may panic or end its goroutine, and waits for it.
-func apart(do func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() { _ = recover() }()
-		do()
-	}()
-	<-done
-}
 
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	for place := range hookPlaces(nil) {
@@ -266,7 +255,7 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 	require.NoError(t, b.Call(t.Context(), succeeds), "the slot of the trial is free")
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
-		require.Error(t, b.Call(t.Context(), func(context.Context) error { return errIll }))
+		require.Error(t, b.Call(t.Context(), func(context.Context) error { return errUnhealthy }))
 	}
 	require.ErrorIs(t, b.Call(t.Context(), succeeds), infuse.ErrOpen)
 	time.Sleep(time.Second)
@@ -298,7 +287,7 @@ func TestNoErrorOfAStorageLeavesABreakerStuck(t *testing.T) {
 					require.NoError(t, err)
 					h.breaker.Store(b)
 					for range 3 {
-						apart(func() { hookWays["Call"](b, errIll) })
+						apart(func() { hookWays["Call"](b, errUnhealthy) })
 					}
 					require.Equal(t, infuse.StateOpen, b.State())
 					apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })

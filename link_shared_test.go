@@ -384,7 +384,7 @@ func TestTheReasonOfAnOutageIsTheStoragesOwn(t *testing.T) {
 				} else {
 					r.suffer(trouble)
 				}
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				require.ErrorContains(t, b.Stats().StorageErr, "did not answer within")
 				if trouble == nil {
 					r.suffer(func() error { return refused })
@@ -413,7 +413,7 @@ func TestNoAnswerInTimeIsNoBetterReason(t *testing.T) {
 		go func() { _ = other.Call(context.Background(), fails) }()
 		time.Sleep(storageTimeout / 2)
 		r.suffer(isAway)
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		r.suffer(r.hang)
 		time.Sleep(storageTimeout)
 		require.ErrorIs(t, b.Stats().StorageErr, errAway)
@@ -459,7 +459,7 @@ func TestNoErrorOfAStorageWedgesABreaker(t *testing.T) {
 						time.Sleep(100 * time.Millisecond)
 					}
 					_, err = b.Record(t.Context())
-					require.NotErrorIs(t, err, errIll)
+					require.NotErrorIs(t, err, errUnhealthy)
 					require.Error(t, b.SetState(t.Context(), infuse.StateClosed))
 					r.recover()
 					time.Sleep(2 * time.Minute)
@@ -501,7 +501,7 @@ func TestAWatchThatPanicsLeavesNothingBehind(t *testing.T) {
 			}
 			b, err := infuse.New("prices", infuse.Config{Storage: storage})
 			require.NoError(t, err)
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 			require.Equal(t, 1, recordOf(t, b).Failures)
 			stopped := make(chan struct{})
 			go func() {

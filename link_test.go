@@ -137,21 +137,6 @@ func (r *remote) troubles() map[string]func() error {
 	}
 }
 
-// startGroup returns the breakers of a group, which share the link to their storage.
-func startGroup(t *testing.T, n int, cfg infuse.Config) []*infuse.Breaker {
-	t.Helper()
-	cfg.MaxCircuits = n
-	group, err := infuse.NewGroup(cfg)
-	require.NoError(t, err)
-	t.Cleanup(group.Stop)
-	breakers := make([]*infuse.Breaker, n)
-	for i := range breakers {
-		breakers[i], err = group.Breaker(fmt.Sprint("circuit ", i))
-		require.NoError(t, err)
-	}
-	return breakers
-}
-
 // inFakeTime runs the test, and lets the storage end what it is at when all
 // breakers have stopped.
 func inFakeTime(t *testing.T, test func(t *testing.T)) {
@@ -187,7 +172,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 		r.suffer(trouble)
 		for i := range 3 {
 			waited, err := waitOf(b, fails)
-			require.Equal(t, errIll, err)
+			require.Equal(t, errUnhealthy, err)
 			if i > 0 {
 				require.Zero(t, waited, "known to be away, it is not waited for")
 			}
@@ -199,7 +184,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 		time.Sleep(time.Minute)
 		trial := requireTrial(t, b)
 		requireRejected(t, b)
-		trial.Done(errIll)
+		trial.Done(errUnhealthy)
 		requireState(t, infuse.StateOpen, b)
 
 		time.Sleep(time.Minute)
@@ -221,11 +206,11 @@ func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
 		time.Sleep(time.Minute)
 		r.suffer(trouble)
 		waited, err := waitOf(b, fails) // would be the trial
-		require.Equal(t, errIll, err)
+		require.Equal(t, errUnhealthy, err)
 		require.LessOrEqual(t, waited, storageTimeout)
 		for range 10 {
 			waited, err = waitOf(b, fails)
-			require.Equal(t, errIll, err)
+			require.Equal(t, errUnhealthy, err)
 			require.Zero(t, waited)
 		}
 		requireState(t, infuse.StateClosed, b)
@@ -243,7 +228,7 @@ func TestFallbackOpenRejectsEveryCall(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, StorageDown: infuse.StorageDownReject})
 		r.suffer(trouble)
 		waited, err := waitOf(b, fails)
-		require.Equal(t, errIll, err, "it was admitted while the storage was there")
+		require.Equal(t, errUnhealthy, err, "it was admitted while the storage was there")
 		require.LessOrEqual(t, waited, storageTimeout)
 		requireState(t, infuse.StateOpen, b)
 		for range 10 {
@@ -275,7 +260,7 @@ func TestACallWaitsNoLongerThanStorageTimeoutInAll(t *testing.T) {
 					return nil
 				})
 				waited, err := waitOf(b, fails)
-				require.Equal(t, errIll, err)
+				require.Equal(t, errUnhealthy, err)
 				require.GreaterOrEqual(t, waited, delay)
 				require.LessOrEqual(t, waited, storageTimeout)
 				time.Sleep(delay)
@@ -312,7 +297,7 @@ func TestAThousandFailuresAtOnceWaitOnceBehindAStorageThatHangs(t *testing.T) {
 				for i := range 1000 {
 					all.Go(func() {
 						waited, err := waitOf(breakers[i%circuits], fails)
-						assert.Equal(t, errIll, err)
+						assert.Equal(t, errUnhealthy, err)
 						for seen := worst.Load(); int64(waited) > seen && !worst.CompareAndSwap(seen, int64(waited)); seen = worst.Load() {
 						}
 					})
@@ -359,9 +344,9 @@ func TestACancelledCallStillReports(t *testing.T) {
 		})
 		for range 2 {
 			ctx, cancel := context.WithCancel(t.Context())
-			require.Equal(t, errIll, b.Call(ctx, func(context.Context) error {
+			require.Equal(t, errUnhealthy, b.Call(ctx, func(context.Context) error {
 				cancel()
-				return errIll
+				return errUnhealthy
 			}))
 		}
 		require.True(t, recordOf(t, b).Suspect())
@@ -497,7 +482,7 @@ func TestAFailedLocalTrialIsNotReported(t *testing.T) {
 		r.suffer(isAway)
 		trip(t, b)
 		time.Sleep(90 * time.Second)
-		requireTrial(t, b).Done(errIll)
+		requireTrial(t, b).Done(errUnhealthy)
 		opened := time.Now()
 		time.Sleep(10 * time.Second)
 		r.recover()
@@ -537,7 +522,7 @@ func TestACircuitThatTheFleetOpenedMeanwhileIsAdopted(t *testing.T) {
 		deaf := silent{r}
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: deaf})
 		r.suffer(isAway)
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		tripFleet(t, fleet, startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage}))
 		requireState(t, infuse.StateClosed, b)
 		r.recover()
@@ -563,16 +548,16 @@ func TestWhatTheStorageHasMissedCountsOnce(t *testing.T) {
 			time.Sleep(2 * storageTimeout) // counted, but too late
 			return nil
 		})
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		time.Sleep(10 * time.Second)
 		r.suffer(isAway)
 		time.Sleep(10 * time.Second)
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
-		require.Equal(t, 2, infuse.FailuresOf(b))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+		require.Equal(t, 2, failuresOf(b))
 		r.recover()
 		time.Sleep(5 * time.Second)
 		require.Equal(t, 2, recordOf(t, b).Failures)
-		require.Equal(t, 2, infuse.FailuresOf(b))
+		require.Equal(t, 2, failuresOf(b))
 	})
 }
 

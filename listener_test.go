@@ -94,7 +94,7 @@ func TestAListenerThatPanicsChangesNothing(t *testing.T) {
 			}))
 			require.NoError(t, b.Call(t.Context(), succeeds))
 			for i := range 3 {
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				require.Equal(t, i+1, recordOf(t, b).Failures)
 			}
 			require.ErrorIs(t, b.Call(t.Context(), succeeds), infuse.ErrOpen)
@@ -150,11 +150,11 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 				return func() { require.NoError(t, b.SetState(t.Context(), to)) }
 			}
 			step(call(succeeds), "call", "success")
-			step(call(fails), "call", "failure: the service is ill")
-			step(call(fails), "call", "failure: the service is ill", "closed>open")
+			step(call(fails), "call", "failure: the service is unhealthy")
+			step(call(fails), "call", "failure: the service is unhealthy", "closed>open")
 			step(call(succeeds), "rejected: open")
 			step(due)
-			step(trial(errIll), "open>half-open", "call", "rejected: half-open", "failure: the service is ill", "half-open>open")
+			step(trial(errUnhealthy), "open>half-open", "call", "rejected: half-open", "failure: the service is unhealthy", "half-open>open")
 			step(due)
 			step(trial(nil), "open>half-open", "call", "rejected: half-open", "success", "half-open>closed")
 			step(call(succeeds), "call", "success")
@@ -164,16 +164,6 @@ func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
 			step(move(infuse.StateClosed))
 		}
 	})
-}
-
-// everyCall is a listener that notes what becomes of each call.
-func everyCall(heard *stateLog) *infuse.Listener {
-	return &infuse.Listener{
-		BeforeCall: func(context.Context, *infuse.Breaker) { heard.Add("call") },
-		Success:    func(context.Context, *infuse.Breaker) { heard.Add("success") },
-		Failure:    func(_ context.Context, _ *infuse.Breaker, err error) { heard.Add("failure: " + err.Error()) },
-		Ignored:    func(_ context.Context, _ *infuse.Breaker, err error) { heard.Add(fmt.Sprint("ignored: ", err)) },
-	}
 }
 
 // A call that was cancelled, panicked or ended its goroutine told BeforeCall
@@ -264,7 +254,7 @@ func TestACallIsToldAsAdmittedOrAsRejected(t *testing.T) {
 						ran.Add(1)
 						time.Sleep(time.Millisecond)
 						if (round+i)%3 > 0 {
-							return errIll
+							return errUnhealthy
 						}
 						return nil
 					})
@@ -369,16 +359,16 @@ func TestATransitionTellsWhoWhyAndWhen(t *testing.T) {
 		trip(t, a)
 		tripped := time.Now()
 		require.Equal(t, [2][]infuse.Transition{
-			{{From: closed, To: open, Local: true, Origin: "web-1", Cause: errIll.Error(), At: tripped}},
+			{{From: closed, To: open, Local: true, Origin: "web-1", Cause: errUnhealthy.Error(), At: tripped}},
 		}, transitions(), "its local circuit, at once")
 		passSuspicion()
 		require.Empty(t, transitions(), "time opens nothing")
 		trip(t, b)
 		opened := time.Now()
-		shared := infuse.Transition{From: closed, To: open, Origin: "web-1", Cause: errIll.Error(), At: opened}
+		shared := infuse.Transition{From: closed, To: open, Origin: "web-1", Cause: errUnhealthy.Error(), At: opened}
 		require.Equal(t, [2][]infuse.Transition{
 			{shared},
-			{{From: closed, To: open, Local: true, Origin: "web-2", Cause: errIll.Error(), At: opened}, shared},
+			{{From: closed, To: open, Local: true, Origin: "web-2", Cause: errUnhealthy.Error(), At: opened}, shared},
 		}, transitions(), "one event for each circuit")
 
 		time.Sleep(time.Minute)
@@ -437,44 +427,20 @@ func TestAnOutageOfTheStorageIsReportedOnceForAllCircuits(t *testing.T) {
 			breakerOf(t, g, fmt.Sprint(i))
 		}
 		began := time.Now()
-		storage.ill.Store(true)
+		storage.Down.Store(true)
 		for i := range circuits {
-			require.Equal(t, errIll, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, breakerOf(t, g, fmt.Sprint(i)).Call(t.Context(), fails))
 		}
 		for i := range 100 {
 			_ = breakerOf(t, g, fmt.Sprint(i%circuits)).Call(t.Context(), fails)
 			time.Sleep(100 * time.Millisecond)
 		}
-		storage.ill.Store(false)
+		storage.Down.Store(false)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		require.Equal(t, []string{"unavailable: " + errAwayStorage.Error(), "available"}, heard.All())
+		require.Equal(t, []string{"unavailable: " + errTroubled.Error(), "available"}, heard.All())
 		require.InDelta(t, time.Since(began), away.Load(), float64(6*time.Second))
 	})
-}
-
-// troubled is a storage that fails while it is ill.
-type troubled struct {
-	infuse.Storage
-	ill   atomic.Bool
-	loads atomic.Int64
-}
-
-var errAwayStorage = errors.New("the storage is ill")
-
-func (s *troubled) Load(ctx context.Context, circuit string) (infuse.Record, error) {
-	s.loads.Add(1)
-	if s.ill.Load() {
-		return infuse.Record{}, errAwayStorage
-	}
-	return s.Storage.Load(ctx, circuit)
-}
-
-func (s *troubled) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
-	if s.ill.Load() {
-		return infuse.Record{}, infuse.VerdictRefused, errAwayStorage
-	}
-	return s.Storage.Apply(ctx, circuit, c)
 }
 
 // However many breakers move a circuit at once, and however slow a listener
@@ -521,14 +487,14 @@ func TestTransitionsFormAChainUnderConcurrentMoves(t *testing.T) {
 // what had happened to it.
 func TestRejectionsCarryTheErrorOfTheTrip(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 2, ResetTimeout: time.Hour})
-	first, last := fmt.Errorf("first: %w", errIll), fmt.Errorf("last: %w", errIll)
+	first, last := fmt.Errorf("first: %w", errUnhealthy), fmt.Errorf("last: %w", errUnhealthy)
 	require.Equal(t, first, b.Call(t.Context(), func(context.Context) error { return first }))
 	require.Equal(t, last, b.Call(t.Context(), func(context.Context) error { return last }))
 
 	rejection := requireRejected(t, b)
 	require.EqualError(t, rejection.Cause, last.Error())
-	require.ErrorIs(t, rejection.Cause, errIll)
-	require.NotErrorIs(t, rejection, errIll, "a rejection is not the failure")
+	require.ErrorIs(t, rejection.Cause, errUnhealthy)
+	require.NotErrorIs(t, rejection, errUnhealthy, "a rejection is not the failure")
 	require.Equal(t, "prices", rejection.Circuit)
 	require.Equal(t, infuse.StateOpen, rejection.State)
 	require.EqualError(t, rejection, `infuse: circuit "prices" is open`)
@@ -539,7 +505,7 @@ func TestRejectionsCarryTheErrorOfTheTrip(t *testing.T) {
 type heavyError struct{ request *[1 << 20]byte }
 
 func (e *heavyError) Error() string { return "heavy" }
-func (e *heavyError) Unwrap() error { return errIll }
+func (e *heavyError) Unwrap() error { return errUnhealthy }
 
 // As long as the circuit was open, it kept alive the request that
 // had opened it, with its body.
@@ -557,7 +523,7 @@ func TestAnOpenCircuitKeepsNoRequestAlive(t *testing.T) {
 	}, patience, pace)
 	rejection := requireRejected(t, b)
 	require.EqualError(t, rejection.Cause, "heavy")
-	require.ErrorIs(t, rejection.Cause, errIll)
+	require.ErrorIs(t, rejection.Cause, errUnhealthy)
 }
 
 // What opened the circuit for the fleet is known to all, and to the process that
@@ -571,7 +537,7 @@ func TestACauseIsKnownToTheFleet(t *testing.T) {
 		trip(t, b)
 		rejection := requireRejected(t, b)
 		require.True(t, rejection.Local)
-		require.Equal(t, errIll, rejection.Cause)
+		require.Equal(t, errUnhealthy, rejection.Cause)
 		requireState(t, infuse.StateClosed, other)
 
 		passSuspicion()
@@ -583,10 +549,10 @@ func TestACauseIsKnownToTheFleet(t *testing.T) {
 		for _, rejection := range []*infuse.OpenError{requireRejected(t, b), requireRejected(t, other)} {
 			require.False(t, rejection.Local)
 			require.Equal(t, "web-1", rejection.By)
-			require.EqualError(t, rejection.Cause, errIll.Error())
+			require.EqualError(t, rejection.Cause, errUnhealthy.Error())
 		}
-		require.Equal(t, errIll, requireRejected(t, b).Cause)
-		require.NotErrorIs(t, requireRejected(t, other).Cause, errIll, "another process has but its text")
+		require.Equal(t, errUnhealthy, requireRejected(t, b).Cause)
+		require.NotErrorIs(t, requireRejected(t, other).Cause, errUnhealthy, "another process has but its text")
 
 		time.Sleep(time.Minute)
 		require.NoError(t, b.Call(t.Context(), succeeds))
@@ -610,7 +576,7 @@ func TestTheCauseIsNotAnOldUnrelatedError(t *testing.T) {
 		tripFleet(t, b, startBreaker(t, "prices", cfg))
 		synctest.Wait()
 		require.Equal(t, old, a.Call(t.Context(), func(context.Context) error { return old }))
-		require.EqualError(t, requireRejected(t, a).Cause, errIll.Error())
+		require.EqualError(t, requireRejected(t, a).Cause, errUnhealthy.Error())
 
 		require.NoError(t, a.SetState(t.Context(), infuse.StateClosed))
 		require.Equal(t, old, a.Call(t.Context(), func(context.Context) error { return old }))
@@ -643,7 +609,7 @@ func TestARejectionIsNotRetryable(t *testing.T) {
 	require.False(t, infuse.Retryable(rejection))
 	require.False(t, infuse.Retryable(fmt.Errorf("loading the prices: %w", rejection)))
 	require.False(t, infuse.Retryable(nil))
-	require.True(t, infuse.Retryable(errIll))
+	require.True(t, infuse.Retryable(errUnhealthy))
 
 	var aws interface{ RetryableError() bool } // as the AWS SDK for Go asks
 	require.ErrorAs(t, error(rejection), &aws)
@@ -664,7 +630,7 @@ func TestLogListenerLogsTransitions(t *testing.T) {
 	trip(t, b)
 	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	require.NoError(t, b.Call(t.Context(), succeeds))
-	require.Equal(t, `level=WARN msg="circuit state changed" circuit=prices from=closed to=open local=true origin=web-1 cause="the service is ill"
+	require.Equal(t, `level=WARN msg="circuit state changed" circuit=prices from=closed to=open local=true origin=web-1 cause="the service is unhealthy"
 level=INFO msg="circuit state changed" circuit=prices from=open to=half-open local=true origin=web-1 cause=""
 level=INFO msg="circuit state changed" circuit=prices from=half-open to=closed local=true origin=web-1 cause=""
 `, out.String())

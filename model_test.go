@@ -189,7 +189,7 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 			var result error
 			switch outcome {
 			case infuse.OutcomeFailure:
-				result = errIll
+				result = errUnhealthy
 			case infuse.OutcomeIgnored:
 				call.cancel()
 				result = context.Canceled
@@ -221,7 +221,7 @@ func requireAsModel(t *testing.T, m *model, b *infuse.Breaker) {
 	m.expire()
 	require.Equal(t, m.state, b.State())
 	if m.state == infuse.StateClosed {
-		require.Equal(t, m.failures, infuse.FailuresOf(b))
+		require.Equal(t, m.failures, failuresOf(b))
 	}
 	if m.state == infuse.StateOpen && time.Until(m.due) > time.Millisecond && len(m.trials) < m.cfg.MaxTrials {
 		require.Equal(t, time.Until(m.due), requireRejected(t, b).RetryAfter())
@@ -269,7 +269,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 						for !seenEnough() {
 							var want error
 							if ill.Load() {
-								want = errIll
+								want = errUnhealthy
 							}
 							p, err := b.Acquire(context.Background())
 							if err != nil {
@@ -313,7 +313,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 					_ = b.Call(context.Background(), succeeds)
 				}
 				for _, b := range fleet {
-					if b.State() != infuse.StateClosed || infuse.FailuresOf(b) != 0 || !recordOf(t, b).Healthy() {
+					if b.State() != infuse.StateClosed || failuresOf(b) != 0 || !recordOf(t, b).Healthy() {
 						return false
 					}
 				}
@@ -379,7 +379,7 @@ func replayInMemory(t *testing.T, shared bool) {
 					result := step.run(b)
 					synctest.Wait() // a success reports behind the call's back
 					if result != step.Result || !step.isTrueOf(b) {
-						t.Fatalf("got %q, %v with %d failures\n%s", result, b.State(), infuse.FailuresOf(b), trace.at(i))
+						t.Fatalf("got %q, %v with %d failures\n%s", result, b.State(), failuresOf(b), trace.at(i))
 					}
 				}
 			})
@@ -482,7 +482,7 @@ func (trace pybreakerTrace) replayOnce(circuit string, cfg infuse.Config) error 
 			return fmt.Errorf("got %q\n%s", result, trace.at(i))
 		}
 		if !step.comesTrue(b, cfg.Strict) {
-			return fmt.Errorf("got %v with %d failures\n%s", b.State(), infuse.FailuresOf(b), trace.at(i))
+			return fmt.Errorf("got %v with %d failures\n%s", b.State(), failuresOf(b), trace.at(i))
 		}
 		if step.opens() {
 			opening = before
@@ -506,7 +506,7 @@ func (step pybreakerStep) comesTrue(b *infuse.Breaker, strict bool) bool {
 }
 
 func (step pybreakerStep) isTrueOf(b *infuse.Breaker) bool {
-	return b.State().String() == step.State && (step.State != "closed" || infuse.FailuresOf(b) == step.Failures)
+	return b.State().String() == step.State && (step.State != "closed" || failuresOf(b) == step.Failures)
 }
 
 func (trace pybreakerTrace) config(scale float64) infuse.Config {

@@ -56,7 +56,7 @@ func TestAnOverrideHoldsForTheFleet(t *testing.T) {
 			require.NoError(t, other.Override(ctx, hold(infuse.StateClosed, time.Time{})))
 			eventuallyState(t, infuse.StateClosed, one, other)
 			for range 20 {
-				require.ErrorIs(t, one.Call(ctx, fails), errIll)
+				require.ErrorIs(t, one.Call(ctx, fails), errUnhealthy)
 			}
 			requireState(t, infuse.StateClosed, one)
 			require.NotZero(t, recordOf(t, one).By)
@@ -96,7 +96,7 @@ func TestAnOverrideWithoutAFleet(t *testing.T) {
 		require.NoError(t, b.Override(ctx, hold(infuse.StateClosed, time.Time{})))
 		requireState(t, infuse.StateClosed, b)
 		for range 100 {
-			require.ErrorIs(t, b.Call(ctx, fails), errIll)
+			require.ErrorIs(t, b.Call(ctx, fails), errUnhealthy)
 		}
 		require.Zero(t, allocations(func() { _ = b.Call(context.Background(), succeeds) }))
 		require.NoError(t, b.ClearOverride(ctx, ""))

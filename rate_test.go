@@ -3,9 +3,7 @@ package infuse_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
-	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,26 +12,6 @@ import (
 
 	"github.com/infuse-go/infuse"
 )
-
-// The failure rate and slow calls, through breakers. What a window is, is in
-// window_test.go; what a fleet makes of a rate, in rate_fleet_test.go.
-
-// outcomes makes calls: f fails, s succeeds. It returns after how many the
-// circuit was open; 0 if it was not.
-func outcomes(t testing.TB, b *infuse.Breaker, calls string) int {
-	t.Helper()
-	for i, o := range calls {
-		fn := succeeds
-		if o == 'f' {
-			fn = fails
-		}
-		_ = b.Call(context.Background(), fn)
-		if b.State() == infuse.StateOpen {
-			return i + 1
-		}
-	}
-	return 0
-}
 
 func repeat(n int, calls string) (all string) {
 	for range n {
@@ -94,10 +72,10 @@ func TestTheRateOpensAtAFailure(t *testing.T) {
 func TestARowOpensBesideARateOnlyIfItIsAskedFor(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, repeat(900, "f")))
-		require.Equal(t, 900, infuse.FailuresOf(b))
+		require.Equal(t, 900, failuresOf(b))
 		require.Zero(t, outcomes(t, b, "s"))
 		require.Zero(t, outcomes(t, b, "f"))
-		require.Equal(t, 1, infuse.FailuresOf(b))
+		require.Equal(t, 1, failuresOf(b))
 	})
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000, FailMax: 7}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, repeat(20, "ffffffs")))
@@ -219,7 +197,7 @@ func TestTheRateOfAFleet(t *testing.T) {
 }
 
 func TestASlowCallIsAFailure(t *testing.T) {
-	cfg := infuse.Config{SlowCall: time.Second, FailMax: 100, Exclude: []func(error) bool{func(err error) bool { return errors.Is(err, errIll) }}}
+	cfg := infuse.Config{SlowCall: time.Second, FailMax: 100, Exclude: []func(error) bool{func(err error) bool { return errors.Is(err, errUnhealthy) }}}
 	takes := func(d time.Duration, err error) func(context.Context) error {
 		return func(context.Context) error {
 			time.Sleep(d)
@@ -233,14 +211,14 @@ func TestASlowCallIsAFailure(t *testing.T) {
 		b := startBreaker(t, "service", cfg)
 		ctx := t.Context()
 		require.NoError(t, b.Call(ctx, takes(time.Second, nil)))
-		require.Zero(t, infuse.FailuresOf(b), "as long as SlowCall is in time")
+		require.Zero(t, failuresOf(b), "as long as SlowCall is in time")
 		require.NoError(t, b.Call(ctx, takes(time.Second+1, nil)))
-		require.Equal(t, 1, infuse.FailuresOf(b))
-		require.ErrorIs(t, b.Call(ctx, takes(2*time.Second, errIll)), errIll, "it would be a success otherwise")
-		require.Equal(t, 2, infuse.FailuresOf(b))
+		require.Equal(t, 1, failuresOf(b))
+		require.ErrorIs(t, b.Call(ctx, takes(2*time.Second, errUnhealthy)), errUnhealthy, "it would be a success otherwise")
+		require.Equal(t, 2, failuresOf(b))
 		_, err := infuse.Do(ctx, b, func(ctx context.Context) (int, error) { return 1, takes(2*time.Second, nil)(ctx) })
 		require.NoError(t, err)
-		require.Equal(t, 3, infuse.FailuresOf(b))
+		require.Equal(t, 3, failuresOf(b))
 		for i, settle := range []func(infuse.Permit){
 			func(p infuse.Permit) { p.Done(nil) }, func(p infuse.Permit) { p.Settle(infuse.OutcomeSuccess) },
 		} {
@@ -248,7 +226,7 @@ func TestASlowCallIsAFailure(t *testing.T) {
 			require.NoError(t, err)
 			time.Sleep(2 * time.Second)
 			settle(p)
-			require.Equal(t, 4+i, infuse.FailuresOf(b))
+			require.Equal(t, 4+i, failuresOf(b))
 		}
 		cancelled, cancel := context.WithCancel(ctx)
 		_ = b.Call(cancelled, func(ctx context.Context) error {
@@ -256,49 +234,15 @@ func TestASlowCallIsAFailure(t *testing.T) {
 			cancel()
 			return ctx.Err()
 		})
-		require.Equal(t, 6, infuse.FailuresOf(b), "also if its caller gave up")
+		require.Equal(t, 6, failuresOf(b), "also if its caller gave up")
 		require.Equal(t, []string{"slower than 1s"}, told[:1])
 		require.NoError(t, b.Call(ctx, succeeds))
-		require.Zero(t, infuse.FailuresOf(b))
+		require.Zero(t, failuresOf(b))
 
 		require.NoError(t, b.SetState(ctx, infuse.StateHalfOpen))
 		require.NoError(t, b.Call(ctx, takes(2*time.Second, nil)))
 		requireState(t, infuse.StateOpen, b)
 		require.Equal(t, "slower than 1s", requireRejected(t, b).Cause.Error())
-	})
-}
-
-// A request is slow until its headers. Its body may take its time.
-func TestASlowRequestIsAFailure(t *testing.T) {
-	t.Parallel()
-	overBoth(t, func(t *testing.T, s *webServer) {
-		const limit = 100 * time.Millisecond
-		cfg := infuse.Config{SlowCall: limit, FailMax: 100}
-		group := groupOf(t, cfg)
-		client := &http.Client{Transport: &infuse.Transport{Base: s.Client().Transport, Breakers: group}}
-		get := func() {
-			response, err := client.Get(s.URL)
-			require.NoError(t, err)
-			_, err = readAll(response)
-			require.NoError(t, err)
-		}
-		b := breakerOf(t, group, s.circuit())
-		s.does(func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(2 * limit)
-			fmt.Fprint(w, "late")
-		})
-		get()
-		require.Equal(t, 1, infuse.FailuresOf(b))
-		s.does(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusOK)
-			w.(http.Flusher).Flush()
-			time.Sleep(2 * limit)
-			fmt.Fprint(w, "in good time, and long")
-		})
-		require.Eventually(t, func() bool { // on a busy machine the headers may be late, too
-			get()
-			return infuse.FailuresOf(b) == 0
-		}, patience, pace)
 	})
 }
 

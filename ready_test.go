@@ -28,7 +28,7 @@ func TestReadyIsWhetherACallWouldRunOrBecomeTheTrial(t *testing.T) {
 			require.True(t, b.Ready())
 			began := time.Now()
 			for range 2 {
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 			}
 			require.False(t, b.Ready())
 			require.Equal(t, began.Add(time.Minute), b.Stats().DueAt)
@@ -102,7 +102,7 @@ func TestAConsumerThatWaitsGoesOnAfterTheTrial(t *testing.T) {
 				err := b.Call(t.Context(), func(context.Context) error {
 					calls++
 					if time.Now().Before(healthyAt) {
-						return errIll
+						return errUnhealthy
 					}
 					return nil
 				})
@@ -131,21 +131,21 @@ func TestStatsHaveABlockForEachCircuit(t *testing.T) {
 		cfg.Instance = "web-2"
 		two := startBreaker(t, "prices", cfg)
 		began := time.Now()
-		require.Equal(t, errIll, one.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, one.Call(t.Context(), fails))
 		require.Equal(t, infuse.CircuitStats{Failures: 1, Window: struct{ Calls, Failures int }{1, 1}, Since: began, By: "web-1", Cause: ""}, clearedCause(one.Stats().Local))
 		require.Equal(t, 1, one.Stats().Shared.Failures)
 		require.Zero(t, two.Stats().Local.Failures)
 		for range 2 {
-			require.Equal(t, errIll, one.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, one.Call(t.Context(), fails))
 		}
 		time.Sleep(time.Second)
 		s := two.Stats()
 		require.True(t, s.Shared.Suspect)
 		require.Equal(t, "web-1", s.Shared.By)
-		require.Equal(t, errIll.Error(), s.Shared.Cause)
+		require.Equal(t, errUnhealthy.Error(), s.Shared.Cause)
 		require.Equal(t, infuse.StateClosed, s.State)
 		for range 3 {
-			require.Equal(t, errIll, two.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, two.Call(t.Context(), fails))
 		}
 		synctest.Wait()
 		opened := time.Now()
@@ -190,7 +190,7 @@ func TestAnOutageReadsAsOneInEveryLog(t *testing.T) {
 			for _, b := range fleet[:2] { // the third has no traffic
 				_ = b.Call(t.Context(), func(context.Context) error {
 					if ill {
-						return errIll
+						return errUnhealthy
 					}
 					return nil
 				})

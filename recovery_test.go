@@ -69,8 +69,8 @@ func TestTheOpenTimeGrowsForTheFleet(t *testing.T) {
 		tripFleetOf(t, all)
 		for i, want := range []time.Duration{2, 4, 8, 8} {
 			time.Sleep(max(openFor(t, all[i%3]), openFor(t, all[(i+1)%3])))
-			require.ErrorIs(t, all[i%3].Call(t.Context(), fails), errIll)
-			require.ErrorIs(t, all[(i+1)%3].Call(t.Context(), fails), errIll, "another process confirms it")
+			require.ErrorIs(t, all[i%3].Call(t.Context(), fails), errUnhealthy)
+			require.ErrorIs(t, all[(i+1)%3].Call(t.Context(), fails), errUnhealthy, "another process confirms it")
 			synctest.Wait()
 			for _, b := range all {
 				require.Equal(t, want*time.Second, openFor(t, b).Round(time.Millisecond))
@@ -103,33 +103,6 @@ func TestARetryAfterDoesNotGrow(t *testing.T) {
 	r, _ = r.Apply(infuse.Change{Limits: limits, Ask: "a"}, now)
 	r, _ = r.Apply(infuse.Change{Limits: limits, Settled: []infuse.Settlement{{ID: "a", Outcome: infuse.OutcomeFailure}}}, now)
 	require.Equal(t, now.Add(2*time.Second), r.DueAt)
-}
-
-// ran makes calls for a while, and returns which share of them ran in each
-// tenth of that time.
-func ran(t testing.TB, all []*infuse.Breaker, during time.Duration) (shares []float64) {
-	t.Helper()
-	const calls = 50 // of each, in a tenth
-	for range 10 {
-		n := 0
-		for range calls {
-			for _, b := range all {
-				err := b.Call(context.Background(), succeeds)
-				if err == nil {
-					n++
-					continue
-				}
-				var rejected *infuse.OpenError
-				require.ErrorAs(t, err, &rejected)
-				require.Equal(t, infuse.StateClosed, rejected.State)
-				require.Positive(t, rejected.RetryAfter())
-				require.LessOrEqual(t, rejected.RetryAfter(), during)
-			}
-			time.Sleep(during / 10 / calls)
-		}
-		shares = append(shares, float64(n)/calls/float64(len(all)))
-	}
-	return shares
 }
 
 // requireRamp checks that the shares are the ramp's, to a call a process.
@@ -218,7 +191,7 @@ func TestFailuresDuringARampOpenAsEver(t *testing.T) {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		runs := 0
 		for b.State() == infuse.StateClosed {
-			if err := b.Call(t.Context(), fails); err == errIll {
+			if err := b.Call(t.Context(), fails); err == errUnhealthy {
 				runs++
 			}
 		}

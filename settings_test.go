@@ -81,7 +81,7 @@ func TestReloadAsksTheFuncAgain(t *testing.T) {
 	b := breakerOf(t, g, "prices")
 	settings["prices"] = infuse.Settings{FailMax: 1}
 	require.NoError(t, g.Reload())
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	require.Equal(t, infuse.StateOpen, b.State())
 	settings["prices"] = infuse.Settings{FailMax: -1}
 	require.ErrorContains(t, g.Reload(), `circuit "prices"`)

@@ -75,19 +75,3 @@ func TestCallsThatNobodyCountsAreNot(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
-
-func TestRequestsAreCounted(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *webServer) {
-		client := startWebClient(t, s, infuse.Config{CountCalls: true, FailureRate: 0.5})
-		s.does(answers(200, "well"))
-		for range 7 {
-			_, err := client.get()
-			require.NoError(t, err)
-		}
-		s.does(answers(500, "ill"))
-		_, _ = client.get()
-		calls := client.breaker.Stats().Calls
-		require.Equal(t, uint64(7), calls.Success)
-		require.Equal(t, uint64(1), calls.Failure)
-	})
-}

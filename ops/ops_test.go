@@ -30,9 +30,9 @@ const (
 	pace     = 5 * time.Millisecond
 )
 
-var errIll = errors.New("connection refused")
+var errUnhealthy = errors.New("connection refused")
 
-func fails(context.Context) error    { return errIll }
+func fails(context.Context) error    { return errUnhealthy }
 func succeeds(context.Context) error { return nil }
 
 func groupOn(t testing.TB, storage infuse.Storage) *infuse.Group {
@@ -59,7 +59,7 @@ func open(t testing.TB, storage infuse.Storage, b *infuse.Breaker) {
 	}
 	time.Sleep(breakertest.Suspicion)
 	for breakertest.RecordOf(t, b).State != infuse.StateOpen {
-		require.ErrorIs(t, other.Call(context.Background(), fails), errIll)
+		require.ErrorIs(t, other.Call(context.Background(), fails), errUnhealthy)
 	}
 }
 

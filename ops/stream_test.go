@@ -27,7 +27,7 @@ import (
 type refusing struct{ *counting }
 
 func (refusing) Apply(context.Context, string, infuse.Change) (infuse.Record, infuse.Verdict, error) {
-	return infuse.Record{}, infuse.VerdictRefused, errIll
+	return infuse.Record{}, infuse.VerdictRefused, errUnhealthy
 }
 
 func TestACircuitThatOpensIsPushed(t *testing.T) {

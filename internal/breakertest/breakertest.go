@@ -26,11 +26,11 @@ const (
 	Suspicion = 60 * time.Millisecond // longer than Config.Suspicion by default
 )
 
-// ErrIll is what Fails returns.
-var ErrIll = errors.New("the service is ill")
+// ErrUnhealthy is the error of Fails.
+var ErrUnhealthy = errors.New("the service is unhealthy")
 
 func Succeeds(context.Context) error { return nil }
-func Fails(context.Context) error    { return ErrIll }
+func Fails(context.Context) error    { return ErrUnhealthy }
 
 // Start is New for a test: the breaker is stopped when the test ends.
 func Start(t testing.TB, name string, cfg infuse.Config) *infuse.Breaker {
@@ -84,7 +84,7 @@ func Trip(t testing.TB, b *infuse.Breaker) {
 		if b.State() == infuse.StateOpen {
 			return
 		}
-		require.ErrorIs(t, b.Call(context.Background(), Fails), ErrIll)
+		require.ErrorIs(t, b.Call(context.Background(), Fails), ErrUnhealthy)
 	}
 	require.FailNow(t, "a thousand failures did not open the circuit")
 }
@@ -102,7 +102,7 @@ func TripFleet(t testing.TB, first *infuse.Breaker, others ...*infuse.Breaker) {
 			if RecordOf(t, b).State == infuse.StateOpen {
 				return
 			}
-			if b.Call(context.Background(), Fails) != ErrIll {
+			if b.Call(context.Background(), Fails) != ErrUnhealthy {
 				break // its local circuit is open, or it is notified already
 			}
 		}

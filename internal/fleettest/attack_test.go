@@ -81,7 +81,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 					calls.Go(func() {
 						for ctx.Err() == nil {
 							took, err := waitOf(b, fails)
-							if err != errIll {
+							if err != errUnhealthy {
 								t.Error(err)
 							}
 							made.Add(1)
@@ -193,7 +193,7 @@ func TestLossOnRedis(t *testing.T) {
 	proxy.SetDelay(faultTimeout / 20) // all circuits take longer than faultTimeout, and each far less
 	s.Kill()
 	for _, b := range breakers[:20] {
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 	}
 	detached := func() int { return len(detachedOf(breakers)) }
 	require.Eventually(t, func() bool { return detached() == circuits }, patience, pace)

@@ -183,7 +183,7 @@ func TestCallsUnderWayAtStopAreAllReported(t *testing.T) {
 							<-release
 							time.Sleep(time.Duration(i) * time.Millisecond)
 							ended = time.Now()
-							return errIll
+							return errUnhealthy
 						})
 						if waited := int64(time.Since(ended)); waited > worst.Load() {
 							worst.Store(waited)
@@ -247,7 +247,7 @@ func TestSuccessesOfOthersRefuteARow(t *testing.T) {
 		})
 		for range 25 {
 			b := startBreaker(t, "prices", infuse.Config{Storage: memory})
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 			b.Stop()
 			time.Sleep(3 * time.Second)
 		}
@@ -268,7 +268,7 @@ func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 		require.NoError(t, a.SetState(t.Context(), infuse.StateHalfOpen))
 		synctest.Wait()
 		first, second := requireTrial(t, a), requireTrial(t, b)
-		first.Done(errIll)
+		first.Done(errUnhealthy)
 		synctest.Wait()
 		require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
@@ -285,7 +285,7 @@ func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 			requireRejected(t, a)
 			requireRejected(t, b)
 		}
-		second.Done(errIll) // of an older half-open: it frees its place, and no more
+		second.Done(errUnhealthy) // of an older half-open: it frees its place, and no more
 		synctest.Wait()
 		require.Equal(t, infuse.StateHalfOpen, recordOf(t, a).State)
 		fourth := requireTrial(t, a)
@@ -310,7 +310,7 @@ func TestRequestsThatHangForEverAreForgotten(t *testing.T) {
 				for _, o := range others { // fill all places of their link
 					go func() { _ = o.Call(context.Background(), fails) }()
 				}
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				time.Sleep(3 * time.Second) // there is no better reason
 				synctest.Wait()
 				heard.Require(t, 1, 0)
@@ -346,7 +346,7 @@ func TestABusyStorageIsNotAway(t *testing.T) {
 				for _, b := range breakers {
 					calls.Go(func() {
 						waited, err := waitOf(b, fails)
-						if err != errIll || waited > storageTimeout {
+						if err != errUnhealthy || waited > storageTimeout {
 							t.Errorf("%v after %v", err, waited)
 						}
 					})
@@ -539,11 +539,11 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 			}
 			return nil
 		}, nil)
-		require.Equal(t, errIll, all[0].Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, all[0].Call(t.Context(), fails))
 		time.Sleep(time.Second)
 		for range 100 {
-			require.Equal(t, errIll, all[1].Call(t.Context(), fails))
-			require.Equal(t, errIll, all[0].Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, all[1].Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, all[0].Call(t.Context(), fails))
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, 100, recordOf(t, all[1]).Failures)
@@ -571,7 +571,7 @@ func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
 		w.between(refusesChanges, nil)
 		for second := range 60 {
 			for _, b := range breakers[:min(10, 1+second/5)] { // one after the other has something to say
-				require.Equal(t, errIll, b.Call(t.Context(), fails))
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 			}
 			time.Sleep(time.Second)
 			heard.Require(t, 1, 0)
@@ -611,7 +611,7 @@ func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
 			refused := breaker("refused")
 			breaker("idle")
 			w.between(refusesChanges, nil)
-			require.Equal(t, errIll, refused.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, refused.Call(t.Context(), fails))
 			time.Sleep(10 * time.Second)
 			heard.Require(t, 1, 0)
 			refused.Stop()
@@ -624,7 +624,7 @@ func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
 			heard, breaker := start(t, w)
 			first := breaker("first")
 			w.between(isLost, nil)
-			require.Equal(t, errIll, first.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, first.Call(t.Context(), fails))
 			time.Sleep(time.Second)
 			heard.Require(t, 1, 0)
 			first.Stop()
@@ -633,7 +633,7 @@ func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
 			heard.Require(t, 1, 0) // nobody uses the storage
 			second := breaker("second")
 			w.between(isLost, nil)
-			require.Equal(t, errIll, second.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, second.Call(t.Context(), fails))
 			time.Sleep(time.Second)
 			heard.Require(t, 2, 0)
 			w.between(nil, nil)
@@ -645,7 +645,7 @@ func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
 			heard, breaker := start(t, w)
 			first := breaker("first")
 			w.between(isLost, nil)
-			require.Equal(t, errIll, first.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, first.Call(t.Context(), fails))
 			for i := range 10_000 {
 				breaker(fmt.Sprint("circuit ", i))
 			}
@@ -738,7 +738,7 @@ func TestLoss(t *testing.T) {
 				breakers := startGroup(t, c.circuits, infuse.Config{FailMax: 1000, Storage: w, Listeners: []*infuse.Listener{heard.Listener()}})
 				w.between(isLost, nil)
 				for _, b := range breakers[:10] {
-					require.Equal(t, errIll, b.Call(t.Context(), fails))
+					require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 				}
 				time.Sleep(5 * time.Second)
 				require.Len(t, detachedOf(breakers), c.circuits)
@@ -823,7 +823,7 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 	for outage := int32(1); outage <= 3 && least > storageTimeout; outage++ {
 		w.between(isLost, nil)
 		waited, err := waitOf(breakers[0], fails)
-		require.Equal(t, errIll, err)
+		require.Equal(t, errUnhealthy, err)
 		t.Logf("the first failing call of %d circuits waited %v", circuits, waited)
 		least = min(least, waited)
 		require.Eventually(t, func() bool { return len(detachedOf(breakers)) == circuits }, patience, pace)

@@ -72,7 +72,7 @@ func TestInAClusterEveryCommandTouchesOneSlot(t *testing.T) {
 			require.Eventually(t, func() bool { return b.Call(t.Context(), succeeds) == nil }, patience, pace)
 			eventuallyState(t, infuse.StateClosed, b)
 		}
-		require.Equal(t, errIll, one.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, one.Call(t.Context(), fails))
 		require.NoError(t, one.SetState(t.Context(), infuse.StateOpen))
 		eventuallyState(t, infuse.StateOpen, two)
 	}

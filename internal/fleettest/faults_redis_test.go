@@ -260,7 +260,7 @@ func TestAThousandFailuresAtOnceAtARedisThatHangs(t *testing.T) {
 		all.Go(func() {
 			var err error
 			waits[i], err = waitOf(breakers[i%len(breakers)], fails)
-			assert.Equal(t, errIll, err)
+			assert.Equal(t, errUnhealthy, err)
 		})
 	}
 	all.Wait()
@@ -272,7 +272,7 @@ func TestAThousandFailuresAtOnceAtARedisThatHangs(t *testing.T) {
 	began := time.Now()
 	for _, b := range breakers {
 		for range 100 {
-			require.Equal(t, errIll, b.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		}
 	}
 	t.Logf("10,000 calls while it is known to be away: %v in all", time.Since(began).Round(time.Millisecond))

@@ -169,7 +169,7 @@ func (tr *traffic) require(right bool, format string, args ...any) {
 func (tr *traffic) callBusy(p *process, n int) {
 	var want error
 	if n%4 == 0 {
-		want = errIll
+		want = errUnhealthy
 	}
 	ran, err := tr.call(p.busy, want)
 	tr.require(ran && err == want, "busy: ran %v, error %v instead of %v", ran, err, want)
@@ -184,7 +184,7 @@ func (tr *traffic) callHeld(p *process, _ int) {
 func (tr *traffic) callIll(p *process, _ int) {
 	var want error
 	if tr.sick.Load() {
-		want = errIll
+		want = errUnhealthy
 	}
 	ran, err := tr.call(p.ill, want)
 	var rejection *infuse.OpenError

@@ -88,7 +88,7 @@ func serveAsMember(spec string) error {
 		case "done":
 			var err error
 			if o.Err {
-				err = errIll
+				err = errUnhealthy
 			}
 			held.Done(err)
 		default:
@@ -111,7 +111,7 @@ func failAtOnce(b *infuse.Breaker, n int) (a answer) {
 			err := b.Call(context.Background(), fails)
 			mu.Lock()
 			defer mu.Unlock()
-			if err == errIll {
+			if err == errUnhealthy {
 				a.Ran++
 			} else {
 				a.Rejected++
@@ -393,10 +393,10 @@ func TestFortyBreakersRejectSoon(t *testing.T) {
 		trip(t, fleet[0])
 		time.Sleep(60 * time.Millisecond) // longer than Config.Suspicion
 		for range 4 {
-			require.Equal(t, errIll, fleet[1].Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, fleet[1].Call(t.Context(), fails))
 		}
 		fifth := time.Now()
-		require.Equal(t, errIll, fleet[1].Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, fleet[1].Call(t.Context(), fails))
 		var last time.Duration
 		for i := range fleet {
 			took := (<-opened[i]).Sub(fifth)
@@ -405,7 +405,7 @@ func TestFortyBreakersRejectSoon(t *testing.T) {
 		lasts = append(lasts, last)
 		for i, b := range fleet {
 			if i > 1 {
-				require.Equal(t, errIll, b.Call(t.Context(), fails), "one failure of its own")
+				require.Equal(t, errUnhealthy, b.Call(t.Context(), fails), "one failure of its own")
 			}
 			requireRejected(t, b)
 		}

@@ -25,7 +25,7 @@ const (
 )
 
 var (
-	errIll          = breakertest.ErrIll
+	errUnhealthy          = breakertest.ErrUnhealthy
 	succeeds        = breakertest.Succeeds
 	fails           = breakertest.Fails
 	startBreaker    = breakertest.Start

@@ -78,7 +78,7 @@ func TestNothingIsLeftAfterStopWithCallsUnderWay(t *testing.T) {
 				ended <- b.Call(t.Context(), func(context.Context) error {
 					started <- struct{}{}
 					<-end
-					return errIll
+					return errUnhealthy
 				})
 			}()
 			<-started
@@ -92,7 +92,7 @@ func TestNothingIsLeftAfterStopWithCallsUnderWay(t *testing.T) {
 		require.NoError(t, storage.Close())
 		close(end)
 		for range calls {
-			require.Equal(t, errIll, <-ended)
+			require.Equal(t, errUnhealthy, <-ended)
 		}
 		require.NoError(t, client.Close())
 	})
@@ -108,7 +108,7 @@ func TestNothingIsLeftAfterStopBehindAServerThatHangs(t *testing.T) {
 		b, err := infuse.New("prices", infuse.Config{Storage: storage})
 		require.NoError(t, err)
 		server.Pause()
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		b.Stop()
 		_ = storage.Close() // may tell that the client still waits
 		require.NoError(t, client.Close())

@@ -106,7 +106,7 @@ func TestARedisThatPausesInASuspicionOpensNothing(t *testing.T) {
 	cfg.Storage = host(t, s)
 	two := startBreaker(t, "prices", cfg)
 	for i := range 5 { // neither has enough consecutive failures to open its local circuit
-		require.ErrorIs(t, []*infuse.Breaker{one, two}[i%2].Call(t.Context(), fails), errIll)
+		require.ErrorIs(t, []*infuse.Breaker{one, two}[i%2].Call(t.Context(), fails), errUnhealthy)
 	}
 	require.Eventually(t, func() bool { return one.Stats().Shared.Suspect && two.Stats().Shared.Suspect }, patience, pace, "notified of the suspicion")
 

@@ -74,12 +74,12 @@ func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {
 		}, patience, pace)
 	}
 
-	require.Equal(t, errIll, b.Call(t.Context(), fails))
-	require.Equal(t, errIll, b.Call(t.Context(), losesIn(errIll)))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, b.Call(t.Context(), losesIn(errUnhealthy)))
 	require.Equal(t, 1, recordOf(t, b).Failures, "what was counted is lost, what comes is counted")
 	recovers()
 
-	for result, err := range map[string]error{"a success": nil, "a failure": errIll} {
+	for result, err := range map[string]error{"a success": nil, "a failure": errUnhealthy} {
 		trip(t, b)
 		var ended error
 		require.Eventually(t, func() bool {
@@ -116,20 +116,20 @@ func TestLateResultsOfADeafProcessChangeNothing(t *testing.T) {
 
 	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 	opened := recordOf(t, b)
-	require.Equal(t, errIll, late[0].Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, late[0].Call(t.Context(), fails))
 	require.Equal(t, opened.Generation, recordOf(t, b).Generation)
 	requireState(t, infuse.StateOpen, late[0])
 
 	require.NoError(t, b.SetState(t.Context(), infuse.StateHalfOpen))
 	trial := requireTrial(t, b)
-	require.Equal(t, errIll, late[1].Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, late[1].Call(t.Context(), fails))
 	require.Len(t, recordOf(t, b).Trials, 1)
 	trial.Done(nil)
 
 	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
-	require.Equal(t, errIll, late[2].Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, late[2].Call(t.Context(), fails))
 	require.Zero(t, recordOf(t, b).Failures)
-	require.Equal(t, errIll, late[2].Call(t.Context(), fails))
+	require.Equal(t, errUnhealthy, late[2].Call(t.Context(), fails))
 	require.Equal(t, 1, recordOf(t, b).Failures, "now it has heard")
 }
 
@@ -142,7 +142,7 @@ func withStorage(cfg infuse.Config, s infuse.Storage) infuse.Config {
 func fleetFails(t testing.TB, b *infuse.Breaker, n int) {
 	t.Helper()
 	for range n {
-		require.Equal(t, errIll, b.Call(context.Background(), fails))
+		require.Equal(t, errUnhealthy, b.Call(context.Background(), fails))
 	}
 }
 
@@ -170,7 +170,7 @@ func TestTheKeyOutlivesItsDeadlinesAndHasAnEnd(t *testing.T) {
 		trial := requireTrial(t, b)
 		requireLife(almost(21 * time.Hour))
 		require.NoError(t, server.Client().PExpire(t.Context(), pricesKey, time.Minute).Err())
-		trial.Done(errIll)
+		trial.Done(errUnhealthy)
 		requireLife(almost(11 * time.Hour))
 		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed))
 		requireLife(0)
@@ -234,7 +234,7 @@ func TestAnUnreadableRecordIsOnlyAnErrorOfRecord(t *testing.T) {
 			requireRejected(t, b)
 			require.Equal(t, before, server.Client().Dump(t.Context(), pricesKey).Val(), "what is not ours stays as it is")
 
-			require.Equal(t, errIll, other.Call(t.Context(), fails))
+			require.Equal(t, errUnhealthy, other.Call(t.Context(), fails))
 			require.Equal(t, 1, recordOf(t, other).Failures, "another circuit is as it was")
 			require.Eventually(t, func() bool { return warnings.Load() == 1 }, patience, pace)
 
@@ -281,7 +281,7 @@ func TestTheScriptIsLoadedAgain(t *testing.T) {
 
 	require.NoError(t, server.Restart())
 	require.Eventually(t, func() bool {
-		require.Equal(t, errIll, b.Call(t.Context(), fails))
+		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		r, err := b.Record(t.Context())
 		return err == nil && r.Failures > 0
 	}, patience, 10*pace, "it is shared again")

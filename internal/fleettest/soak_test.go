@@ -185,7 +185,7 @@ func (s *soaker) get(circuit int) error {
 	defer response.Body.Close()
 	_, _ = io.Copy(io.Discard, response.Body)
 	if response.StatusCode != http.StatusOK {
-		return errIll
+		return errUnhealthy
 	}
 	return nil
 }

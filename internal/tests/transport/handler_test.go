@@ -1,7 +1,8 @@
-package infuse_test
+package transport_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -65,11 +66,11 @@ func TestAHandlersOtherErrors(t *testing.T) {
 		infuse.Handler(h, onError).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 		return w
 	}
-	fails := func(http.ResponseWriter, *http.Request) error { return errIll }
+	fails := func(http.ResponseWriter, *http.Request) error { return errUnhealthy }
 
 	w := serve(nil, fails)
 	require.Equal(t, http.StatusInternalServerError, w.Code)
-	require.NotContains(t, w.Body.String(), errIll.Error())
+	require.NotContains(t, w.Body.String(), errUnhealthy.Error())
 
 	w = serve(func(w http.ResponseWriter, _ *http.Request, err error) {
 		http.Error(w, err.Error(), http.StatusTeapot)
@@ -118,7 +119,7 @@ func TestAnAnswerThatHasBegunIsLeftAlone(t *testing.T) {
 			require.NoError(t, err)
 		},
 	} {
-		for _, err := range []error{rejection, errIll} {
+		for _, err := range []error{rejection, errUnhealthy} {
 			t.Run(name, func(t *testing.T) {
 				var after string
 				w := &strictWriter{ResponseRecorder: httptest.NewRecorder(), t: t}
@@ -178,4 +179,68 @@ func TestRespondUnavailableAnswersForAReverseProxy(t *testing.T) {
 	require.False(t, infuse.RespondUnavailable(w, errors.New("other")))
 	require.False(t, infuse.RespondUnavailable(w, nil))
 	require.Zero(t, w.Body.Len())
+}
+
+// httputil.ReverseProxy ends that way when its client is gone. It was a failure
+// (H7).
+func TestAnAbortedHandlerWhoseCallerIsGoneIsIgnored(t *testing.T) {
+	b := startBreaker(t, "inventory", infuse.Config{FailMax: 100})
+	require.ErrorIs(t, b.Call(t.Context(), fails), errUnhealthy)
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	aborts := func(context.Context) error { panic(http.ErrAbortHandler) }
+	require.PanicsWithValue(t, http.ErrAbortHandler, func() { _ = b.Call(cancelled, aborts) })
+	require.Equal(t, 1, failuresOf(b))
+	require.PanicsWithValue(t, "another", func() { _ = b.Call(cancelled, func(context.Context) error { panic("another") }) })
+	require.Equal(t, 2, failuresOf(b))
+	require.Panics(t, func() { _ = b.Call(cancelled, func(context.Context) error { panic([]int{1}) }) })
+	require.Equal(t, 3, failuresOf(b))
+	require.PanicsWithValue(t, http.ErrAbortHandler, func() { _ = b.Call(t.Context(), aborts) })
+	require.Equal(t, 4, failuresOf(b), "the caller is still there")
+}
+
+// bare is a ResponseWriter that can do nothing else.
+type bare struct{ http.ResponseWriter }
+
+// unwraps is a wrapper that has Unwrap alone.
+type unwraps struct{ http.ResponseWriter }
+
+func (u unwraps) Unwrap() http.ResponseWriter { return u.ResponseWriter }
+
+// Handler's writer claimed to be a Flusher and a Hijacker whatever was below
+// (H14).
+func TestAHandlersWriterClaimsWhatTheOriginalCan(t *testing.T) {
+	var flushes, hijacks bool
+	ask := func(w http.ResponseWriter, _ *http.Request) error {
+		_, flushes = w.(http.Flusher)
+		_, hijacks = w.(http.Hijacker)
+		return errUnhealthy
+	}
+	for _, onError := range []func(http.ResponseWriter, *http.Request, error){nil, func(w http.ResponseWriter, r *http.Request, _ error) { _ = ask(w, r) }} {
+		h := infuse.Handler(ask, onError)
+		h.ServeHTTP(bare{httptest.NewRecorder()}, httptest.NewRequest(http.MethodGet, "/", nil))
+		require.Equal(t, []bool{false, false}, []bool{flushes, hijacks})
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+		require.Equal(t, []bool{true, false}, []bool{flushes, hijacks})
+	}
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(infuse.Handler(ask, nil).ServeHTTP)
+		response, err := s.Server.Client().Get(s.URL)
+		require.NoError(t, err)
+		_, _ = readAll(response)
+		require.Equal(t, []bool{true, !s.EnableHTTP2}, []bool{flushes, hijacks})
+	})
+
+	w := httptest.NewRecorder()
+	infuse.Handler(func(w http.ResponseWriter, _ *http.Request) error {
+		return errors.Join(http.NewResponseController(w).Flush(), errUnhealthy)
+	}, nil).ServeHTTP(unwraps{w}, httptest.NewRequest(http.MethodGet, "/", nil))
+	require.True(t, w.Flushed)
+	require.Equal(t, http.StatusOK, w.Code, "the answer has begun")
+
+	w = httptest.NewRecorder()
+	infuse.Handler(func(w http.ResponseWriter, _ *http.Request) error {
+		return http.NewResponseController(w).Flush()
+	}, nil).ServeHTTP(bare{w}, httptest.NewRequest(http.MethodGet, "/", nil))
+	require.Equal(t, http.StatusInternalServerError, w.Code, "it has not")
 }

@@ -1,4 +1,4 @@
-package infuse_test
+package transport_test
 
 import (
 	"context"
@@ -90,7 +90,7 @@ func TestStreamsThatAreCutTogetherDoNotOpenTheCircuit(t *testing.T) {
 				}
 				close(h.cut)
 				running.Wait()
-				require.Zero(t, infuse.FailuresOf(c.breaker))
+				require.Zero(t, failuresOf(c.breaker))
 				requireState(t, infuse.StateClosed, c.breaker)
 			})
 		}
@@ -114,7 +114,7 @@ func TestStreamsThatAreCutInARowDoNotOpenTheCircuit(t *testing.T) {
 					_, err = readAll(response)
 					require.Error(t, err)
 				}
-				require.Zero(t, infuse.FailuresOf(c.breaker))
+				require.Zero(t, failuresOf(c.breaker))
 			})
 		}
 	})
@@ -128,16 +128,16 @@ func TestAnEventStreamIsASuccessWithItsFirstEvent(t *testing.T) {
 		c := startFailedClient(t, s)
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
-		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it has not proved itself")
+		require.Equal(t, 1, failuresOf(c.breaker), "it has not proved itself")
 		_, err = io.ReadFull(response.Body, make([]byte, len(h.first)))
 		require.NoError(t, err)
-		require.Zero(t, infuse.FailuresOf(c.breaker))
+		require.Zero(t, failuresOf(c.breaker))
 
-		require.ErrorIs(t, c.breaker.Call(t.Context(), fails), errIll)
+		require.ErrorIs(t, c.breaker.Call(t.Context(), fails), errUnhealthy)
 		close(h.cut)
 		_, err = readAll(response)
 		require.Error(t, err)
-		require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it counts once, and its end for nothing")
+		require.Equal(t, 1, failuresOf(c.breaker), "it counts once, and its end for nothing")
 	})
 }
 
@@ -155,7 +155,7 @@ func TestAStreamThatIsCutBeforeItsFirstDataCountsForNothing(t *testing.T) {
 				require.NoError(t, err)
 				_, err = readAll(response)
 				require.Error(t, err)
-				require.Equal(t, 1, infuse.FailuresOf(c.breaker))
+				require.Equal(t, 1, failuresOf(c.breaker))
 			})
 		}
 	})
@@ -182,11 +182,11 @@ func TestAResponseThatGoesOnHasProvedItself(t *testing.T) {
 					_, err := readAll(response)
 					ended <- err
 				}()
-				require.Eventually(t, func() bool { return infuse.FailuresOf(c.breaker) == 0 }, patience, pace)
-				require.ErrorIs(t, c.breaker.Call(t.Context(), fails), errIll)
+				require.Eventually(t, func() bool { return failuresOf(c.breaker) == 0 }, patience, pace)
+				require.ErrorIs(t, c.breaker.Call(t.Context(), fails), errUnhealthy)
 				close(h.cut)
 				require.Error(t, <-ended)
-				require.Equal(t, 1, infuse.FailuresOf(c.breaker), "it counts once, and its end for nothing")
+				require.Equal(t, 1, failuresOf(c.breaker), "it counts once, and its end for nothing")
 			})
 		})
 	}
@@ -275,12 +275,12 @@ func TestWhatTheEndOfAResponseSays(t *testing.T) {
 						}),
 					}
 					b := breakerOf(t, transport.Breakers, "inventory.test")
-					require.ErrorIs(t, b.Call(t.Context(), fails), errIll)
+					require.ErrorIs(t, b.Call(t.Context(), fails), errUnhealthy)
 					response, err := transport.RoundTrip(newRequest(t, http.MethodGet, "http://inventory.test", nil))
 					require.NoError(t, err)
 					_, _ = io.Copy(io.Discard, response.Body)
 					require.NoError(t, response.Body.Close())
-					require.Equal(t, test.want, infuse.FailuresOf(b))
+					require.Equal(t, test.want, failuresOf(b))
 				})
 			})
 		}

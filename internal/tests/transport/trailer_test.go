@@ -1,4 +1,4 @@
-package infuse_test
+package transport_test
 
 import (
 	"bytes"
@@ -103,7 +103,7 @@ func TestAStatusBehindThe200Counts(t *testing.T) {
 				c.transport.Classify = infuse.GRPCStatus
 				_, err := c.get()
 				require.NoError(t, err)
-				require.Equal(t, test.want, infuse.FailuresOf(c.breaker))
+				require.Equal(t, test.want, failuresOf(c.breaker))
 				if test.cause == "" {
 					return
 				}
@@ -137,7 +137,7 @@ func TestClassifyIsAskedAboutTheTrailer(t *testing.T) {
 		_, err := c.get()
 		require.NoError(t, err)
 		require.Equal(t, []string{"", "5"}, seen)
-		require.Equal(t, 1, infuse.FailuresOf(c.breaker))
+		require.Equal(t, 1, failuresOf(c.breaker))
 
 		seen = nil
 		s.does(answersInFrames("application/grpc-web", "", frame(0x80, "grpc-status: 5")))
@@ -147,7 +147,7 @@ func TestClassifyIsAskedAboutTheTrailer(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, response.Trailer, "the caller's response is as it came")
 		require.Equal(t, []string{"", "5"}, seen)
-		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
+		require.Equal(t, 2, failuresOf(c.breaker))
 
 		seen = nil
 		s.does(answers(http.StatusOK, "well"))
@@ -171,9 +171,9 @@ func TestTheLastFrameEndsTheExchange(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.ReadFull(response.Body, make([]byte, len(last)))
 		require.NoError(t, err)
-		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
+		require.Equal(t, 2, failuresOf(c.breaker))
 		require.NoError(t, response.Body.Close())
-		require.Equal(t, 2, infuse.FailuresOf(c.breaker))
+		require.Equal(t, 2, failuresOf(c.breaker))
 	})
 }
 
@@ -188,7 +188,7 @@ func TestATrailerAfterTheTrial(t *testing.T) {
 		_, err := c.get()
 		require.NoError(t, err)
 		requireState(t, infuse.StateClosed, c.breaker)
-		require.Equal(t, 1, infuse.FailuresOf(c.breaker))
+		require.Equal(t, 1, failuresOf(c.breaker))
 	})
 }
 
@@ -217,7 +217,7 @@ func FuzzFrames(f *testing.F) {
 			got, err := readAll(response)
 			require.NoError(t, err)
 			require.Equal(t, string(text), got)
-			return infuse.FailuresOf(breakerOf(t, transport.Breakers, "inventory.test"))
+			return failuresOf(breakerOf(t, transport.Breakers, "inventory.test"))
 		}
 		require.Equal(t, outcomes(bytes.NewReader(text)), outcomes(iotest.OneByteReader(bytes.NewReader(text))))
 	})

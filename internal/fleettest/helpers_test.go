@@ -25,7 +25,7 @@ const (
 )
 
 var (
-	errUnhealthy          = breakertest.ErrUnhealthy
+	errUnhealthy    = breakertest.ErrUnhealthy
 	succeeds        = breakertest.Succeeds
 	fails           = breakertest.Fails
 	startBreaker    = breakertest.Start

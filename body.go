@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/infuse-go/infuse/internal/clock"
 	"github.com/infuse-go/infuse/internal/stream"
 )
 
@@ -41,7 +42,7 @@ type body struct {
 
 	response   *http.Response
 	from       io.ReadCloser // a *stream.Body if the status is in its last frame
-	began      time.Duration // by the clock of monotonic: the headers where the length is not known, or else the first data; 0 before
+	began      time.Duration // by clock.Now: the headers where the length is not known, or else the first data; 0 before
 	ended      atomic.Bool   // the exchange is settled
 	reads      uint8         // so many have delivered something; after 255 it goes on with stride
 	afterTrial bool          // the trial ended at the headers, so that only a failure counts
@@ -82,7 +83,7 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 	b.view, b.local, b.shared, b.waited = e.admission.view, e.admission.local, e.admission.shared, e.admission.waited
 	b.response, b.from, b.afterTrial = response, from, afterTrial
 	if !b.hasLength() {
-		b.began = monotonic()
+		b.began = clock.Now()
 	}
 	return true
 }
@@ -202,7 +203,7 @@ func (b *body) delivers(n int) {
 	switch {
 	case b.reads == 1 && b.hasLength():
 		if int64(n) < b.response.ContentLength {
-			b.began = monotonic()
+			b.began = clock.Now()
 		}
 	case b.ended.Load():
 	case b.lastFrame() != nil: // the status is known
@@ -246,7 +247,7 @@ func (b *body) isEventful() bool {
 }
 
 // lasts reports whether the response has been running for long enough.
-func (b *body) lasts() bool { return b.began != 0 && monotonic()-b.began >= provedAfter }
+func (b *body) lasts() bool { return b.began != 0 && clock.Now()-b.began >= provedAfter }
 
 // prove settles the exchange as a success: what comes later counts for nothing.
 func (b *body) prove() {
@@ -316,10 +317,3 @@ func isTimeout(r *http.Request, err error) bool {
 	return r.Context().Err() != nil || isClosed(cancelOf(r)) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.As(err, &timeout) && timeout.Timeout()
 }
-
-var processBegan = time.Now()
-
-// monotonic is how long the process has been running. It costs half of what
-// time.Now does, which reads the wall clock, too. With a fake clock it may be
-// negative.
-func monotonic() time.Duration { return time.Since(processBegan) }

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/clock"
 )
 
 // Breaker is a circuit breaker for one circuit: the calls to one service. A call
@@ -423,17 +425,17 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	b.tell()
 	switch v := b.view.Load(); {
 	case rejected == nil:
-		a.view.settings.tellBeforeCall(ctx, b)
+		notifyBeforeCall(ctx, a.view.settings.Listeners, b)
 		if a.view.settings.SlowCall > 0 {
-			a.began = monotonic()
+			a.began = clock.Now()
 		}
 	case v.settings.DryRun:
 		v.countCall(wouldRejectCalls)
-		v.settings.tellWouldReject(ctx, b, rejected)
+		notifyWouldReject(ctx, v.settings.Listeners, b, rejected)
 		a, rejected = admission{view: v, dry: true}, nil
 	default:
 		v.countCall(rejectedCalls)
-		v.settings.tellRejected(ctx, b, rejected)
+		notifyRejected(ctx, v.settings.Listeners, b, rejected)
 	}
 	told = true
 	return a, rejected
@@ -511,7 +513,7 @@ func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
 
 // isSlow reports whether the call takes longer than Config.SlowCall allows.
 func (a *admission) isSlow() bool {
-	return a.began != 0 && monotonic()-a.began > a.view.settings.SlowCall
+	return a.began != 0 && clock.Now()-a.began > a.view.settings.SlowCall
 }
 
 // slowResult is that of a call which is slow and would be a success otherwise.
@@ -558,7 +560,7 @@ func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 		return
 	}
 	defer b.count(a, &r) // also if a listener ends the goroutine
-	a.view.settings.tellOutcome(ctx, b, r)
+	notifyOutcome(ctx, a.view.settings.Listeners, b, r.outcome, r.err)
 }
 
 func (b *Breaker) count(a *admission, r *result) {

@@ -112,9 +112,7 @@ func (b *Breaker) start() {
 }
 
 // newSource returns a name that no other circuit has, in any process.
-func newSource() string { return base36(rand.Uint64()) }
-
-func base36(n uint64) string { return strconv.FormatUint(n, 36) }
+func newSource() string { return strconv.FormatUint(rand.Uint64(), 36) }
 
 // step is the one way in: it takes the lock, gives the replica an input, and
 // carries out what follows from that.

@@ -22,9 +22,8 @@ const (
 // The bounds of a record that is read.
 const (
 	maxRecordLength = 256 << 10
-	maxTextLength   = 200 // of By and Cause
-	maxSourceLength = 64  // of a source, and of a trial's ID
 	maxGeneration   = 1 << 52
+	forever         = 1 << 52 // milliseconds
 )
 
 // encodedRecord is a record as JSON. Durations are whole milliseconds since
@@ -79,11 +78,6 @@ func encodeOverride(o *Override, ends *int64) *encodedOverride {
 
 func (e *encodedOverride) until(end time.Time) *Override {
 	return &Override{e.State, e.By, e.Reason, end}
-}
-
-// canBe reports whether it is an override that this package would make.
-func (o *Override) canBe() bool {
-	return o.State <= StateOpen && max(len(o.By), len(o.Reason)) <= maxTextLength
 }
 
 type encodedTrial struct {
@@ -274,10 +268,60 @@ func boundedWait(ms int64) time.Duration {
 	return time.Duration(min(max(ms, -most), most)) * time.Millisecond
 }
 
-// milliseconds rounds up, so that a storage never waits for less.
-func milliseconds(d time.Duration) int64 {
-	if d <= 0 {
-		return int64(d / time.Millisecond)
+// encodedEvent is an Event as JSON. Times are milliseconds of Redis's clock.
+type encodedEvent struct {
+	At       int64            `json:"at"`
+	From     State            `json:"from"`
+	To       State            `json:"to"`
+	Manual   bool             `json:"hand,omitempty"`
+	By       string           `json:"by,omitempty"`
+	Cause    string           `json:"cause,omitempty"`
+	Override *encodedOverride `json:"override,omitempty"` // its end is at, and not left
+}
+
+func appendEvent(b []byte, e *Event) []byte {
+	out := encodedEvent{
+		At: e.At.UnixMilli(), From: e.From, To: e.To, Manual: e.Manual,
+		By: clip(e.By, maxTextLength), Cause: clip(e.Cause, maxTextLength),
 	}
-	return int64((min(d, math.MaxInt64-time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
+	if o := e.Override; o != nil {
+		var until *int64
+		if !o.Until.IsZero() {
+			ms := o.Until.UnixMilli()
+			until = &ms
+		}
+		out.Override = encodeOverride(o, until)
+	}
+	text, err := json.Marshal(out)
+	if err != nil { // numbers and strings can always be written
+		panic(err)
+	}
+	return append(b, text...)
+}
+
+// maxEventLength bounds what is read of an event: anybody may have written it.
+const maxEventLength = 8 * maxTextLength
+
+func parseEvent(text string) (e Event, err error) {
+	var in encodedEvent
+	if len(text) > maxEventLength {
+		return e, fmt.Errorf("has %d bytes", len(text))
+	}
+	if err := json.Unmarshal([]byte(text), &in); err != nil {
+		return e, err
+	}
+	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
+		return e, errors.New("has values that cannot be")
+	}
+	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, Manual: in.Manual, By: in.By, Cause: in.Cause}
+	if o := in.Override; o != nil {
+		var until time.Time
+		if o.Left != nil {
+			until = time.UnixMilli(*o.Left)
+		}
+		if e.Override = o.until(until); !e.Override.canBe() || o.Left != nil && (*o.Left < 0 || *o.Left > forever) {
+			return Event{}, errors.New("has an override that cannot be")
+		}
+	}
+	return e, nil
 }

@@ -193,13 +193,11 @@ func (p StorageDownPolicy) String() string {
 	return fmt.Sprintf("StorageDownPolicy(%d)", uint8(p))
 }
 
-// Bounds for settings. maxMaxTrials and maxTimeout also bound records from
-// outside.
+// Bounds for settings. maxMaxTrials also bounds records that are read.
 const (
 	maxFailMax   = math.MaxInt32
 	minWindow    = 100 * time.Millisecond
 	maxMaxTrials = 1024
-	maxTimeout   = 366 * 24 * time.Hour
 )
 
 // settings is a valid Config with its defaults filled in. It never changes.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/clock"
 )
 
 // This file decides whether a request failed through a fault of its caller: it was
@@ -123,7 +125,7 @@ type upload struct {
 	late    atomic.Bool  // the deadline passed during a Read
 	failed  atomic.Bool  // a Read returned an error, before Close
 	closed  atomic.Bool  // Base closed the body, which causes errors of later Reads
-	ended   atomic.Int64 // when the body ended, by monotonic; 0 before
+	ended   atomic.Int64 // when the body ended, by clock.Now; 0 before
 }
 
 // isUpload reports whether the request's body cannot be sent twice.
@@ -187,7 +189,7 @@ func (u *upload) isLate() bool { return isLate(u.request.Context()) || isPastDea
 
 func (u *upload) end() {
 	if u.timed {
-		u.ended.CompareAndSwap(0, int64(monotonic()))
+		u.ended.CompareAndSwap(0, int64(clock.Now()))
 	}
 }
 

@@ -65,15 +65,12 @@ func (a *audience) silent() {
 }
 
 const (
-	linkPlaces      = 64                    // requests at a time: all that a storage that hangs can hold
-	placeHeld       = time.Minute           // after this time a request that never returns loses its place
-	requestTime     = 5 * time.Second       // a request continues without its callers: a client may need this time to connect
-	maxHung         = 16                    // probes that hang, before the pauses grow with each of them
-	firstPause      = 50 * time.Millisecond // before the first probe; it doubles
-	longestPause    = time.Second           // up to this
-	explainedWithin = 3 * time.Second       // how long listeners wait for a better reason: go-redis first tries again itself
-	provenAfter     = time.Second           // how long a storage answers before listeners are notified, unless it has stored a change
-	calmAfter       = 10 * time.Second      // a storage that has been available for this time is established
+	linkPlaces      = 64               // requests at a time: all that a storage that hangs can hold
+	placeHeld       = time.Minute      // after this time a request that never returns loses its place
+	maxHung         = 16               // probes that hang, before the pauses grow with each of them
+	explainedWithin = 3 * time.Second  // how long listeners wait for a better reason: go-redis first tries again itself
+	provenAfter     = time.Second      // how long a storage answers before listeners are notified, unless it has stored a change
+	calmAfter       = 10 * time.Second // a storage that has been available for this time is established
 )
 
 // links has the link of each storage that a circuit uses. Breakers share a link
@@ -523,13 +520,6 @@ func (l *link) tell(news func(*Breaker)) {
 		}
 	})
 	go l.news.Drain(func(tell func()) { tell() })
-}
-
-// backoff is the pause before the n-th attempt, ± 50 %: processes that lost a
-// storage together do not come back together.
-func backoff(n int, roll float64) time.Duration {
-	pause := min(firstPause<<min(max(n-1, 0), 10), longestPause)
-	return pause/2 + time.Duration(roll*float64(pause))
 }
 
 // pause is the time until the next probe. l.mu is held.

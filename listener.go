@@ -98,49 +98,49 @@ func warning(err error) event {
 	}
 }
 
-func (s *settings) tellBeforeCall(ctx context.Context, b *Breaker) {
-	for _, l := range s.Listeners {
+func notifyBeforeCall(ctx context.Context, to []*Listener, b *Breaker) {
+	for _, l := range to {
 		if l.BeforeCall != nil {
 			protected(func() { l.BeforeCall(ctx, b) })
 		}
 	}
 }
 
-func (s *settings) tellRejected(ctx context.Context, b *Breaker, err *OpenError) {
-	for _, l := range s.Listeners {
+func notifyRejected(ctx context.Context, to []*Listener, b *Breaker, err *OpenError) {
+	for _, l := range to {
 		if l.Rejected != nil {
 			protected(func() { l.Rejected(ctx, b, err) })
 		}
 	}
 }
 
-func (s *settings) tellWouldReject(ctx context.Context, b *Breaker, err *OpenError) {
-	for _, l := range s.Listeners {
+func notifyWouldReject(ctx context.Context, to []*Listener, b *Breaker, err *OpenError) {
+	for _, l := range to {
 		if l.WouldReject != nil {
 			protected(func() { l.WouldReject(ctx, b, err) })
 		}
 	}
 }
 
-func (s *settings) tellOutcome(ctx context.Context, b *Breaker, r result) {
-	for _, l := range s.Listeners {
+func notifyOutcome(ctx context.Context, to []*Listener, b *Breaker, o Outcome, err error) {
+	for _, l := range to {
 		switch {
-		case r.outcome == OutcomeSuccess && l.Success != nil:
+		case o == OutcomeSuccess && l.Success != nil:
 			protected(func() { l.Success(ctx, b) })
-		case r.outcome == OutcomeFailure && l.Failure != nil:
-			protected(func() { l.Failure(ctx, b, r.err) })
-		case r.outcome != OutcomeSuccess && r.outcome != OutcomeFailure && l.Ignored != nil:
-			protected(func() { l.Ignored(ctx, b, r.err) })
+		case o == OutcomeFailure && l.Failure != nil:
+			protected(func() { l.Failure(ctx, b, err) })
+		case o != OutcomeSuccess && o != OutcomeFailure && l.Ignored != nil:
+			protected(func() { l.Ignored(ctx, b, err) })
 		}
 	}
 }
 
 // protected runs a func of a listener. Its panic must not affect the call.
-func protected(tell func()) {
+func protected(notify func()) {
 	defer func() {
 		if r := recover(); r != nil {
 			slog.Error("infuse: a listener panicked", "panic", r)
 		}
 	}()
-	tell()
+	notify()
 }

@@ -54,14 +54,14 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 		if !r.countsLocally(a) || r.hasSuppliedAll(&r.shared) {
 			return 0
 		}
-		r.keep(one(res.outcome, 1, now))
+		r.keep(one(res.outcome == OutcomeFailure, 1, now))
 		r.out.next.OpenFor = max(r.out.next.OpenFor, res.openFor)
 		if sent = r.shared.scored() || r.settings.streakCounts(); sent {
 			r.share++
 		}
 	} else {
 		if r.counting(now) || r.evaluatesRate() {
-			r.keep(one(res.outcome, 1, now))
+			r.keep(one(res.outcome == OutcomeFailure, 1, now))
 		}
 		if sent = r.awaitsSuccess(); sent {
 			r.successReported(now)

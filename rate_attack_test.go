@@ -537,7 +537,7 @@ func TestThirtyTwoBits(t *testing.T) {
 	b.add(Bucket{Calls: 20, Failures: 20})
 	require.Positive(t, b.Calls)
 	w := Window{Width: time.Second, Buckets: []Bucket{{noon, math.MaxInt32, math.MaxInt32}, {after(1000), 20, 20}}}
-	require.True(t, w.rate(&Limits{FailureRate: 0.5, Window: 10 * time.Second, MinCalls: 20}, after(1500)).over)
+	require.True(t, w.rate(10*time.Second, 20, 0.5, after(1500)).over)
 	r := Record{Window: Window{time.Second, []Bucket{{noon, 1, 1}}}}
 	later := noon.Add(25 * 24 * time.Hour)
 	_, err := ParseRecord(AppendRecord(nil, r, later), later)

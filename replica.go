@@ -3,6 +3,7 @@ package infuse
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -82,7 +83,7 @@ type admission struct {
 	shared int64         //
 	trial  string        // its ID; empty for a call in a closed circuit
 	waited time.Duration // for the storage, so far
-	began  time.Duration // by the clock of monotonic, where Config.SlowCall asks for it
+	began  time.Duration // by clock.Now, where Config.SlowCall asks for it
 	late   bool          // the deadline of the call had passed before it began
 	dry    bool          // it runs only because of Config.DryRun, and is not counted
 }
@@ -241,7 +242,7 @@ func (r *replica) tallied(n int, now time.Time) {
 		return
 	}
 	if r.reports() {
-		r.keep(one(OutcomeSuccess, n, now))
+		r.keep(one(false, n, now))
 	}
 	r.tallyLocal(OutcomeSuccess, n, r.local.Generation, 0, now)
 }
@@ -254,7 +255,7 @@ func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Du
 	}
 	var counted []Bucket
 	if r.settings.FailureRate > 0 {
-		counted = []Bucket{one(o, n, now)}
+		counted = []Bucket{one(o == OutcomeFailure, n, now)}
 	}
 	t := r.localTerms()
 	t.generation, t.openFor = generation, max(t.limits.ResetTimeout, openFor)
@@ -863,7 +864,7 @@ func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 // newID returns an ID for a trial.
 func (r *replica) newID() string {
 	r.ids++
-	return r.source + "." + base36(r.ids)
+	return r.source + "." + strconv.FormatUint(r.ids, 36)
 }
 
 // roll returns a random number from 0 up to 1: the next of a splitmix64
@@ -875,3 +876,40 @@ func (r *replica) roll() float64 {
 	z = (z ^ z>>27) * 0x94d049bb133111eb
 	return float64((z^z>>31)>>11) / (1 << 53)
 }
+
+// firstShare is the share of calls that runs when a ramp begins.
+const firstShare = 0.1
+
+// share is the share of calls that runs in a closed circuit: less than 1 while
+// it is on its ramp.
+func (r *Record) share(ramp time.Duration, now time.Time) float64 {
+	if !now.Before(r.rampEnds(ramp)) {
+		return 1
+	}
+	return firstShare + (1-firstShare)*float64(max(0, now.Sub(r.ClosedAt)))/float64(ramp)
+}
+
+// rampEnds is when all calls run again: zero where they do.
+func (r *Record) rampEnds(ramp time.Duration) time.Time {
+	if ramp == 0 || r.ClosedAt.IsZero() || r.State != StateClosed {
+		return time.Time{}
+	}
+	return r.ClosedAt.Add(ramp)
+}
+
+const (
+	firstPause   = 50 * time.Millisecond // before the first attempt
+	longestPause = time.Second
+)
+
+// backoff is the pause before the n-th attempt, ± 50 %, so that processes that lost a
+// storage together do not try again together.
+func backoff(n int, roll float64) time.Duration {
+	pause := min(firstPause<<min(max(n-1, 0), 10), longestPause)
+	return pause/2 + time.Duration(roll*float64(pause))
+}
+
+// armedEarly is how much before its time a circuit counts as due in a view:
+// the record decides, so a call at the very instant is not rejected because a
+// timer is about to fire.
+const armedEarly = time.Millisecond

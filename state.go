@@ -252,7 +252,7 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 	applied, reported := false, false
 	step := func(ok bool) {
 		if evaluates {
-			r.evaluate(&t, r.Window.rate(t.limits, now), now)
+			r.evaluate(&t, r.Window.rate(t.limits.Window, t.limits.MinCalls, t.limits.FailureRate, now), now)
 		}
 		applied, reported = applied || ok, true
 	}
@@ -298,7 +298,7 @@ func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	r.expire(now)
 	r.count(c, counted, t, now)
 	if c.Failures > 0 {
-		r.evaluate(t, r.Window.rate(t.limits, now), now)
+		r.evaluate(t, r.Window.rate(t.limits.Window, t.limits.MinCalls, t.limits.FailureRate, now), now)
 	}
 }
 
@@ -452,8 +452,6 @@ type step struct {
 	upper    int
 	until    time.Time // from then on the upper limit is another; zero: never
 }
-
-const unlimited = math.MaxInt32
 
 func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 	if r.scored() {
@@ -827,3 +825,62 @@ func (r *Record) remember(c *Change) {
 	all = append(all, heard{c.Source, c.Number})
 	r.heard = all[max(0, len(all)-maxHeard):]
 }
+
+// grown is how long the circuit stays open if it opens now: twice as long as the
+// last time that it remembers, up to MaxResetTimeout. 0 where the open time does
+// not grow.
+func (r *Record) grown(l *Limits, now time.Time) time.Duration {
+	if l.MaxResetTimeout == 0 {
+		return 0
+	}
+	last := r.remembered(l, now)
+	if last == 0 {
+		return l.ResetTimeout
+	}
+	return min(2*last, l.MaxResetTimeout)
+}
+
+// remembered is the last open time, halved for every such time that the circuit
+// has been closed since, as Envoy's outlier detection does; 0 once it is below
+// ResetTimeout.
+func (r *Record) remembered(l *Limits, now time.Time) time.Duration {
+	last, calm := r.OpenTime, time.Duration(0)
+	if r.State == StateClosed {
+		calm = now.Sub(r.ClosedAt)
+	}
+	for ; last > 0 && last >= l.ResetTimeout && calm >= last; last /= 2 {
+		calm -= last
+	}
+	if last < l.ResetTimeout {
+		return 0
+	}
+	return last
+}
+
+// remembersUntil is when the last open time plays no part any more.
+func (r *Record) remembersUntil() time.Time { return r.ClosedAt.Add(2 * r.OpenTime) }
+
+// canBe reports whether it is an override that this package would make.
+func (o *Override) canBe() bool {
+	return o.State <= StateOpen && max(len(o.By), len(o.Reason)) <= maxTextLength
+}
+
+// milliseconds rounds up, so that a storage never waits for less.
+func milliseconds(d time.Duration) int64 {
+	if d <= 0 {
+		return int64(d / time.Millisecond)
+	}
+	return int64((min(d, math.MaxInt64-time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
+}
+
+// width is that of a bucket of the sender's window.
+func (l *Limits) width() time.Duration {
+	return (l.Window / windowBuckets).Truncate(time.Millisecond)
+}
+
+// Bounds of what a record holds, whoever wrote it.
+const (
+	maxTextLength   = 200 // of By, Cause and Reason, in bytes
+	maxSourceLength = 64  // of a source, and of the ID of a trial
+	maxTimeout      = 366 * 24 * time.Hour
+)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"reflect"
 	"time"
 )
 
@@ -191,4 +192,42 @@ func sameOverride(a, b *Override) bool {
 		return a == b
 	}
 	return a.State == b.State && a.By == b.By && a.Reason == b.Reason && a.Until.Equal(b.Until)
+}
+
+// isNil reports whether s is nil or holds a nil pointer.
+func isNil(s Storage) bool {
+	switch v := reflect.ValueOf(s); v.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Chan, reflect.Func, reflect.Map, reflect.Pointer, reflect.Slice:
+		return v.IsNil()
+	}
+	return false
+}
+
+// storageError is an error of a storage, with all that circuits need to know of it.
+// The methods of the original error are user code.
+//
+// It has no Unwrap: no code can reach the original error under a lock.
+type storageError struct {
+	text     string
+	err      error // nil if its methods panic
+	ofRecord bool  // a *RecordError: the record of one circuit cannot be read
+	ofTime   bool  // only requestTime is over
+}
+
+func (e *storageError) Error() string        { return e.text }
+func (e *storageError) Is(target error) bool { return errors.Is(e.err, target) }
+func (e *storageError) As(target any) bool   { return errors.As(e.err, target) }
+
+// isTrouble reports whether the storage failed, and not only the record of one circuit.
+// It calls no method of the error.
+func isTrouble(err error) bool {
+	switch e := err.(type) {
+	case nil, *RecordError:
+		return false
+	case *storageError:
+		return !e.ofRecord
+	}
+	return true
 }

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
+	"time"
 )
 
 // This file calls the code of a storage, except Watch (link.watch). That code may
 // panic, end the goroutine, hang, or call a breaker: it never runs under a lock, and
 // its results are converted to plain data.
+
+// requestTime bounds a request, which continues without its callers: a client may need
+// this time to connect.
+const requestTime = 5 * time.Second
 
 // answer is the answer of a storage.
 type answer struct {
@@ -42,15 +46,15 @@ func ask(s Storage, circuit string, q *Change, done func(answer)) {
 	a = got
 }
 
-// storageError is an error of a storage, with all that circuits need to know of it.
-// The methods of the original error are user code.
-//
-// It has no Unwrap: no code can reach the original error under a lock.
-type storageError struct {
-	text     string
-	err      error // nil if its methods panic
-	ofRecord bool  // a *RecordError: the record of one circuit cannot be read
-	ofTime   bool  // only requestTime is over
+// withoutPanic converts a panic of a storage to an error.
+func withoutPanic(call func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("infuse: the storage panicked: %v", r)
+		}
+	}()
+	call()
+	return nil
 }
 
 func newStorageError(err error, late bool) error {
@@ -67,46 +71,8 @@ func newStorageError(err error, late bool) error {
 	return e
 }
 
-func (e *storageError) Error() string        { return e.text }
-func (e *storageError) Is(target error) bool { return errors.Is(e.err, target) }
-func (e *storageError) As(target any) bool   { return errors.As(e.err, target) }
-
-// isTrouble reports whether the storage failed, and not only the record of one circuit.
-// It calls no method of the error.
-func isTrouble(err error) bool {
-	switch e := err.(type) {
-	case nil, *RecordError:
-		return false
-	case *storageError:
-		return !e.ofRecord
-	}
-	return true
-}
-
 // explains reports whether the storage failed with more than a timeout.
 func explains(err error) bool {
 	e, ok := err.(*storageError)
 	return isTrouble(err) && err != errStorageTimeout && !(ok && e.ofTime)
-}
-
-// withoutPanic converts a panic of a storage to an error.
-func withoutPanic(call func()) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("infuse: the storage panicked: %v", r)
-		}
-	}()
-	call()
-	return nil
-}
-
-// isNil reports whether s is nil or holds a nil pointer.
-func isNil(s Storage) bool {
-	switch v := reflect.ValueOf(s); v.Kind() {
-	case reflect.Invalid:
-		return true
-	case reflect.Chan, reflect.Func, reflect.Map, reflect.Pointer, reflect.Slice:
-		return v.IsNil()
-	}
-	return false
 }

@@ -415,3 +415,6 @@ func flag(b bool) string {
 	}
 	return "0"
 }
+
+// historySuffix makes the list's key of the hash's. No circuit's key ends so.
+const historySuffix = ":log"

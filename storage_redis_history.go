@@ -2,7 +2,6 @@ package infuse
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -17,68 +16,7 @@ import (
 // This file has what RedisStorage does for operators: the history of a circuit,
 // a list beside its hash, and the circuits that have a record.
 
-// historySuffix makes the list's key of the hash's. No circuit's key ends so.
-const historySuffix = ":log"
-
 var historyScript = redis.NewScript("return redis.pcall('LRANGE', KEYS[1], 0, 49)")
-
-// encodedEvent is an Event as JSON. Times are milliseconds of Redis's clock.
-type encodedEvent struct {
-	At       int64            `json:"at"`
-	From     State            `json:"from"`
-	To       State            `json:"to"`
-	Manual   bool             `json:"hand,omitempty"`
-	By       string           `json:"by,omitempty"`
-	Cause    string           `json:"cause,omitempty"`
-	Override *encodedOverride `json:"override,omitempty"` // its end is at, and not left
-}
-
-func appendEvent(b []byte, e *Event) []byte {
-	out := encodedEvent{
-		At: e.At.UnixMilli(), From: e.From, To: e.To, Manual: e.Manual,
-		By: clip(e.By, maxTextLength), Cause: clip(e.Cause, maxTextLength),
-	}
-	if o := e.Override; o != nil {
-		var until *int64
-		if !o.Until.IsZero() {
-			ms := o.Until.UnixMilli()
-			until = &ms
-		}
-		out.Override = encodeOverride(o, until)
-	}
-	text, err := json.Marshal(out)
-	if err != nil { // numbers and strings can always be written
-		panic(err)
-	}
-	return append(b, text...)
-}
-
-// maxEventLength bounds what is read of an event: anybody may have written it.
-const maxEventLength = 8 * maxTextLength
-
-func parseEvent(text string) (e Event, err error) {
-	var in encodedEvent
-	if len(text) > maxEventLength {
-		return e, fmt.Errorf("has %d bytes", len(text))
-	}
-	if err := json.Unmarshal([]byte(text), &in); err != nil {
-		return e, err
-	}
-	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
-		return e, errors.New("has values that cannot be")
-	}
-	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, Manual: in.Manual, By: in.By, Cause: in.Cause}
-	if o := in.Override; o != nil {
-		var until time.Time
-		if o.Left != nil {
-			until = time.UnixMilli(*o.Left)
-		}
-		if e.Override = o.until(until); !e.Override.canBe() || o.Left != nil && (*o.Left < 0 || *o.Left > forever) {
-			return Event{}, errors.New("has an override that cannot be")
-		}
-	}
-	return e, nil
-}
 
 // History implements Historian, in two round trips. It keeps a week of what
 // happened last. What cannot be read is left out.

@@ -86,7 +86,6 @@ const (
 const wrongType = "WRONGTYPE"
 
 const (
-	forever    = 1 << 52
 	maxKnown   = 10_000
 	maxWindow  = 600 // bytes of a width and ten buckets
 	replyParts = 7

@@ -46,11 +46,6 @@ const (
 	admitsAsker      // each call asks the replica: for a trial, or on a ramp
 )
 
-// armedEarly is how much before its time a circuit counts as due in a view:
-// the record decides, so a call at the very instant is not rejected because a
-// timer is about to fire.
-const armedEarly = time.Millisecond
-
 // derive makes v what calls meet. It is a func of the replica alone.
 func (v *view) derive(r *replica, circuit string, now time.Time) {
 	v.settings, v.localSince, v.sharedSince = r.settings, r.local.Since, r.shared.Since

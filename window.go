@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -29,10 +30,8 @@ type Bucket struct {
 
 const windowBuckets = 10
 
-// width is that of a bucket of the sender's window.
-func (l *Limits) width() time.Duration {
-	return (l.Window / windowBuckets).Truncate(time.Millisecond)
-}
+// unlimited bounds every count of a record.
+const unlimited = math.MaxInt32
 
 // add adds calls by when they ended. It writes to the buckets in place.
 func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
@@ -113,9 +112,9 @@ func (w *Window) dropFailures() {
 }
 
 // one is a single outcome, or several like it, for add.
-func one(o Outcome, n int, now time.Time) Bucket {
+func one(failed bool, n int, now time.Time) Bucket {
 	b := Bucket{Start: now, Calls: n}
-	if o == OutcomeFailure {
+	if failed {
 		b.Failures = n
 	}
 	return b
@@ -183,12 +182,12 @@ type rate struct {
 	empty bool // there are no calls
 }
 
-func (w *Window) rate(l *Limits, now time.Time) (r rate) {
-	if l.FailureRate == 0 {
+func (w *Window) rate(length time.Duration, minCalls int, failureRate float64, now time.Time) (r rate) {
+	if failureRate == 0 {
 		return r
 	}
 	var calls, failures int64
-	for _, b := range w.last(l.Window, now) {
+	for _, b := range w.last(length, now) {
 		calls, failures = calls+int64(b.Calls), failures+int64(b.Failures)
 	}
 	if calls == 0 {
@@ -196,8 +195,8 @@ func (w *Window) rate(l *Limits, now time.Time) (r rate) {
 	}
 	// A quotient, because that of whole numbers is exactly the one that a
 	// literal such as 0.55 stands for.
-	r.under = float64(failures)/float64(calls) < l.FailureRate
-	r.over = !r.under && calls >= int64(l.MinCalls)
-	r.sure = r.over && float64(failures)-l.FailureRate*float64(calls) >= (1-l.FailureRate)*float64(l.MinCalls)
+	r.under = float64(failures)/float64(calls) < failureRate
+	r.over = !r.under && calls >= int64(minCalls)
+	r.sure = r.over && float64(failures)-failureRate*float64(calls) >= (1-failureRate)*float64(minCalls)
 	return r
 }

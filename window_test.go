@@ -89,7 +89,7 @@ func TestAWindowIsAListOfCallsToATenth(t *testing.T) {
 			if fail {
 				outcome = OutcomeFailure
 			}
-			w.add([]Bucket{one(outcome, 1, now)}, l.width(), now)
+			w.add([]Bucket{one(outcome == OutcomeFailure, 1, now)}, l.width(), now)
 			calls, failures := 0, 0
 			for _, b := range w.last(l.Window, now) {
 				calls, failures = calls+b.Calls, failures+b.Failures

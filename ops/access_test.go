@@ -21,14 +21,14 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file tests which requests are answered: hosts, origins, clients, options.
+// This file tests which requests are answered, by host, origin and client; and options.
 
-// A hostile site points its own name at the address of the page. Its script and the
-// page are then one origin for a browser.
+// DNS rebinding: a hostile site points its own name at the address of the page. A
+// browser then treats the script of that site and the page as one origin.
 func TestDNSRebinding(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	h := ops.Handler(ops.Options{Storage: storage, Authorize: asAlice, Hosts: []string{"OPS.example.com.", "shop_1"}, Logger: slog.New(slog.DiscardHandler)})
-	ask := func(method, host, path, form string) *httptest.ResponseRecorder {
+	request := func(method, host, path, form string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(method, "http://"+host+path, strings.NewReader(form))
 		r.Host = host
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -40,19 +40,19 @@ func TestDNSRebinding(t *testing.T) {
 	}
 	for _, host := range []string{"evil.example:8080", "evil.example", "localhost.evil.example", "evil-localhost", "127.0.0.1.evil.example", "ops.example.com.evil.example", "127.1", "0x7f000001"} {
 		for _, path := range []string{"/", "/circuits.json", "/events", "/ops.js", "/change?circuit=prices"} {
-			w := ask(http.MethodGet, host, path, "")
+			w := request(http.MethodGet, host, path, "")
 			require.Equal(t, http.StatusForbidden, w.Code, host+path)
 			require.Contains(t, w.Body.String(), "ops.Options.Hosts")
 			require.Contains(t, w.Body.String(), strings.TrimSuffix(host, ":8080"))
 		}
-		require.Equal(t, http.StatusForbidden, ask(http.MethodPost, host, "/change?circuit=prices", forceOpen).Code, host)
+		require.Equal(t, http.StatusForbidden, request(http.MethodPost, host, "/change?circuit=prices", forceOpen).Code, host)
 		record, err := storage.Load(t.Context(), "prices")
 		require.NoError(t, err)
 		require.Nil(t, record.Override)
 	}
 	for _, host := range []string{"localhost", "localhost:8080", "LOCALHOST.", "shop.localhost:80", "127.0.0.1:8080", "10.1.2.3", "[::1]:8080", "[::1]", "[fe80::1%25eth0]:80", "ops.example.com", "Ops.Example.Com:8443", "shop_1:80"} {
-		require.Equal(t, http.StatusOK, ask(http.MethodGet, host, "/", "").Code, host)
-		require.Equal(t, http.StatusSeeOther, ask(http.MethodPost, host, "/change?circuit=prices", forceOpen).Code, host)
+		require.Equal(t, http.StatusOK, request(http.MethodGet, host, "/", "").Code, host)
+		require.Equal(t, http.StatusSeeOther, request(http.MethodPost, host, "/change?circuit=prices", forceOpen).Code, host)
 	}
 	r := newRequest(http.MethodGet, "/", nil)
 	r.Host = ""
@@ -63,7 +63,7 @@ func TestDNSRebinding(t *testing.T) {
 
 // A proxy on plain HTTP that rewrites the Host header: a browser sends no
 // Sec-Fetch-Site, and an Origin that differs from the Host.
-func TestAProxyThatRewritesTheHost(t *testing.T) {
+func TestProxyThatRewritesTheHost(t *testing.T) {
 	for trusted, want := range map[string]int{"": http.StatusForbidden, "http://ops.example.com": http.StatusSeeOther} {
 		storage := infuse.NewMemoryStorage()
 		o := ops.Options{Storage: storage, Authorize: asAlice}
@@ -73,7 +73,7 @@ func TestAProxyThatRewritesTheHost(t *testing.T) {
 		backend, err := url.Parse(serve(t, o))
 		require.NoError(t, err)
 		backend.Path = ""
-		proxy := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(backend) }}) // and so the Host
+		proxy := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(backend) }}) // this also sets Host
 		t.Cleanup(proxy.Close)
 		request := newPost(t, proxy.URL+"/infuse/change?circuit=prices", forceOpen)
 		request.Host = "ops.example.com"
@@ -117,7 +117,7 @@ func TestInvalidOptions(t *testing.T) {
 	}
 }
 
-func TestThePageNamesTheProcess(t *testing.T) {
+func TestPageNamesTheProcess(t *testing.T) {
 	group, err := infuse.NewGroup(infuse.Config{Instance: "shop-1 <b>"})
 	require.NoError(t, err)
 	t.Cleanup(group.Stop)
@@ -141,12 +141,12 @@ func TestThePageNamesTheProcess(t *testing.T) {
 	}
 }
 
-// watcher opens a stream from a remote address, without a connection.
+// watcher is a viewer with a remote address, without a connection.
 type watcher struct {
 	*httptest.ResponseRecorder
 	cancel func()
 	ended  chan struct{}
-	first  chan bool // whether the first write was that of a stream
+	first  chan bool // whether the first write belongs to a stream
 }
 
 func watch(h http.Handler, remote, path string, change func(*http.Request)) *watcher {
@@ -182,8 +182,8 @@ func (w *watcher) Flush() {}
 // live reports whether the stream was accepted.
 func (w *watcher) live() bool { return <-w.first }
 
-// One client that takes all 1,000 streams cannot keep others from theirs.
-func TestOneClientCannotShutOthersOut(t *testing.T) {
+// A client that uses all 1,000 streams does not keep other clients from getting some.
+func TestOneClientCannotUseAllStreams(t *testing.T) {
 	t.Parallel()
 	for name, clients := range map[string]struct {
 		many  func(i int) string
@@ -219,11 +219,11 @@ func TestOneClientCannotShutOthersOut(t *testing.T) {
 				all = append(all, w)
 			}
 			refused := open(clients.many(1000))
-			require.False(t, refused.live(), "the total bound holds")
+			require.False(t, refused.live(), "the total limit holds")
 			require.Equal(t, http.StatusServiceUnavailable, refused.Code)
 			require.Equal(t, "30", refused.Header().Get("Retry-After"))
 
-			for range 10 { // others get theirs, and keep them
+			for range 10 { // other clients get streams, and keep them
 				require.True(t, open(clients.other).live())
 			}
 			for _, w := range all[:990] {
@@ -246,7 +246,7 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// Two clients share the streams evenly, and do not end those of each other for ever.
+// Two clients share the streams evenly, and do not keep replacing each other's.
 func TestClientsShareTheStreams(t *testing.T) {
 	t.Parallel()
 	h := ops.Handler(ops.Options{Group: groupOn(t, nil)})
@@ -266,7 +266,7 @@ func TestClientsShareTheStreams(t *testing.T) {
 	require.Equal(t, 1, count("10.0.0.3:1", 1))
 }
 
-// A circuit whose open duration is over is shown apart from one that is open.
+// Circuits that are ready for a trial are shown separately from other open circuits.
 func TestOpenAndReadyForATrial(t *testing.T) {
 	t.Parallel()
 	storage := infuse.NewMemoryStorage()
@@ -291,7 +291,7 @@ func TestOpenAndReadyForATrial(t *testing.T) {
 	require.Contains(t, text, `<dt>Next trial</dt><dd>ready since <time`)
 }
 
-// The state suspect is shown.
+// The page shows the state suspect.
 func TestSuspect(t *testing.T) {
 	t.Parallel()
 	storage := infuse.NewMemoryStorage()

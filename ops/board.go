@@ -1,5 +1,8 @@
 package ops
 
+// This file contains the data that all viewers share: records that were read from the
+// storage, and notifications of transitions.
+
 import (
 	"cmp"
 	"context"
@@ -12,17 +15,14 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// This file is the data that all viewers share: records that were read from the
-// storage, and notifications of transitions.
-
 const (
-	maxListed    = 10_000           // circuits that are read
+	maxListed    = 10_000           // circuits whose records are read
 	listEvery    = 10 * time.Second // a storage may have to scan all its keys
 	listTime     = time.Second      // the longest wait for a list
-	maxWatched   = 1000             // circuits whose transitions arrive at once
-	maxDetails   = 256              // histories that are kept
+	maxWatched   = 1000             // circuits that are watched for transitions
+	maxDetails   = 256              // cached histories
 	readers      = 16               // concurrent requests to the storage
-	atMostEvery  = time.Second      // a page reads no more often
+	minReadAge   = time.Second      // page requests read no more often
 	historyEvery = time.Minute      // a history is read again, even without a transition
 )
 
@@ -35,28 +35,28 @@ type board struct {
 	stream   stream
 	taken    taken
 
-	// The last list, for the reader alone.
+	// The last list; only the reader uses it.
 	listing  []string
-	partly   bool
+	partial  bool
 	listedAt time.Time
 
 	mu        sync.Mutex
-	known     map[string]*known
+	known     map[string]*entry
 	details   map[string]*detail
-	histories uint64 // that were read so far
-	more      bool   // the storage has circuits that were not read
+	histories uint64 // number of histories read so far
+	more      bool   // the storage has circuits that are not listed
 	err       error  // why the storage could not be read
 	watching  bool
-	notify    func() // called after each notification
+	notify    func() // called after each notification of the storage
 }
 
-// known is the record of a circuit, as last received from the storage.
-type known struct {
+// entry is the record of a circuit, as last received from the storage.
+type entry struct {
 	record   infuse.Record
-	problem  error     // why the record cannot be read
-	received time.Time // when the record was last received
-	watched  func()    // ends the watch; nil: there is none
-	listed   bool      // by the last reading
+	problem  error // why the record is unreadable
+	received time.Time
+	watched  func() // ends the watch; nil: not watched
+	listed   bool   // by the last read
 }
 
 // detail is the history of one circuit.
@@ -68,20 +68,20 @@ type detail struct {
 	readAt time.Time // zero: the history was never read
 	used   time.Time
 
-	version uint64 // raised with events
-	row     *item  // drawn from base and that version
-	base    *item
-	drawn   uint64
+	version      uint64 // raised with events
+	row          *item  // built from base and builtVersion
+	base         *item
+	builtVersion uint64
 }
 
 func newBoard(group *infuse.Group, storage infuse.Storage, instance string) *board {
-	b := &board{group: group, storage: storage, instance: instance, known: make(map[string]*known), details: make(map[string]*detail), notify: func() {}}
+	b := &board{group: group, storage: storage, instance: instance, known: make(map[string]*entry), details: make(map[string]*detail), notify: func() {}}
 	b.list.do = b.read
 	b.stream.board = b
 	return b
 }
 
-// stamp identifies the last event of a record: each event changes it.
+// stamp identifies the last event of a record. Each event changes it.
 type stamp struct {
 	state         infuse.State
 	opened, moved int64
@@ -97,17 +97,17 @@ func (b *board) update(ctx context.Context, q query) {
 	if b.storage == nil {
 		return
 	}
-	age := atMostEvery
+	age := minReadAge
 	if b.stream.running() {
-		age = time.Hour // the stream reads
+		age = time.Hour // the stream reads the records
 	}
 	if q.Circuit != "" {
-		b.detail(q.Circuit).fresh(ctx, atMostEvery)
+		b.detail(q.Circuit).refresh(ctx, minReadAge)
 	}
-	b.list.fresh(ctx, age)
+	b.list.refresh(ctx, age)
 }
 
-// detail returns the flight that reads the history of a circuit.
+// detail returns the flight that reads the history of the circuit.
 func (b *board) detail(circuit string) *flight {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -134,7 +134,7 @@ func (b *board) isStale(circuit string) bool {
 	return k != nil && k.problem == nil && d.stamp != stampOf(&k.record)
 }
 
-// forgetDetails makes room for one more by dropping the least recently used.
+// forgetDetails evicts the least recently used detail if there are too many.
 func (b *board) forgetDetails() {
 	if len(b.details) < maxDetails {
 		return
@@ -154,11 +154,11 @@ func (b *board) readDetail(ctx context.Context, circuit string, d *detail) {
 	d.stale = false
 	b.mu.Unlock()
 	if b.load(ctx, circuit) != nil {
-		return // the reader of all records reports the error
+		return // read reports the error
 	}
 	historian, ok := b.storage.(infuse.Historian)
 	b.mu.Lock()
-	before := stampOf(&b.know(circuit).record)
+	before := stampOf(&b.entry(circuit).record)
 	if !ok {
 		d.stamp, d.readAt = before, time.Now()
 	}
@@ -200,23 +200,23 @@ func (b *board) read(ctx context.Context) {
 	}
 }
 
-// names returns the circuits to read. If the storage lists the circuits that have
-// a record, the others are healthy and are not read.
+// names returns the circuits to read: those that the storage lists, or without an
+// infuse.Lister those of this process.
 func (b *board) names(ctx context.Context) (names []string, more bool, err error) {
-	own := b.own()
+	own := b.breakers()
 	if lister, ok := b.storage.(infuse.Lister); !ok {
 		return slices.Collect(maps.Keys(own)), false, nil
 	} else if time.Since(b.listedAt) > listEvery {
-		b.listing, b.partly, err = listed(ctx, lister)
+		b.listing, b.partial, err = listed(ctx, lister)
 		b.listedAt = time.Now()
 	}
-	names, more = b.listing, b.partly
+	names, more = b.listing, b.partial
 	if err != nil && len(names)+len(own) == 0 {
 		b.listedAt = time.Time{}
 		return nil, false, err
 	}
 	add := b.receivedSince(b.listedAt)
-	if more { // the circuits of this process are never left out
+	if more { // the circuits of this process are always read
 		add = slices.AppendSeq(add, maps.Keys(own))
 	}
 	if len(add) > 0 {
@@ -233,8 +233,8 @@ func (b *board) names(ctx context.Context) (names []string, more bool, err error
 	return names, more, nil
 }
 
-// receivedSince returns the circuits that have a record since that time: a list of
-// then does not contain them.
+// receivedSince returns the circuits whose first record may be newer than the list of
+// that time.
 func (b *board) receivedSince(then time.Time) (names []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -246,9 +246,9 @@ func (b *board) receivedSince(then time.Time) (names []string) {
 	return names
 }
 
-// listed returns the list of the storage. It is partial if it takes too long, is
-// too long or fails.
-func listed(ctx context.Context, lister infuse.Lister) (names []string, partly bool, err error) {
+// listed returns the circuits that the storage lists. The list is partial if it takes
+// too long, has too many circuits, or fails.
+func listed(ctx context.Context, lister infuse.Lister) (names []string, partial bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	seen := make(map[string]bool)
@@ -267,8 +267,8 @@ func listed(ctx context.Context, lister infuse.Lister) (names []string, partly b
 	return slices.Clip(names), false, nil
 }
 
-// own returns the breakers of this process by name.
-func (b *board) own() map[string]*infuse.Breaker {
+// breakers returns the breakers of this process by name.
+func (b *board) breakers() map[string]*infuse.Breaker {
 	own := make(map[string]*infuse.Breaker)
 	if b.group != nil {
 		for breaker := range b.group.All() {
@@ -292,15 +292,15 @@ func (b *board) loadAll(ctx context.Context, names []string) error {
 			}
 		})
 	}
-	err := hand(ctx, next, failed, names)
+	err := distribute(ctx, next, failed, names)
 	close(next)
 	all.Wait()
 	close(failed)
 	return cmp.Or(err, <-failed)
 }
 
-// hand passes the names to the readers, until one of them fails.
-func hand(ctx context.Context, next chan<- string, failed <-chan error, names []string) error {
+// distribute sends the names to the readers, until one of them fails.
+func distribute(ctx context.Context, next chan<- string, failed <-chan error, names []string) error {
 	for _, name := range names {
 		select {
 		case next <- name:
@@ -313,7 +313,7 @@ func hand(ctx context.Context, next chan<- string, failed <-chan error, names []
 	return nil
 }
 
-// load reads a record. The error is that of the storage; an unreadable record is
+// load reads a record. It returns errors of the storage only: an unreadable record is
 // not an error.
 func (b *board) load(ctx context.Context, circuit string) error {
 	began := time.Now()
@@ -324,9 +324,9 @@ func (b *board) load(ctx context.Context, circuit string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	k := b.know(circuit)
+	k := b.entry(circuit)
 	if k.received.After(began) && k.record.Generation > record.Generation {
-		return nil // a newer record was received meanwhile
+		return nil // a newer record was received during the read
 	}
 	k.record, k.problem, k.received = record, nil, time.Now()
 	if problem != nil {
@@ -335,43 +335,42 @@ func (b *board) load(ctx context.Context, circuit string) error {
 	return nil
 }
 
-func (b *board) know(circuit string) *known {
+func (b *board) entry(circuit string) *entry {
 	k := b.known[circuit]
 	if k == nil {
-		k = &known{}
+		k = &entry{}
 		b.known[circuit] = k
 	}
 	return k
 }
 
-// forget drops circuits that no longer have a record.
+// forget drops circuits that have no record any more.
 func (b *board) forget(names []string) {
 	for _, k := range b.known {
 		k.listed = false
 	}
 	for _, name := range names {
-		b.know(name).listed = true
+		b.entry(name).listed = true
 	}
 	for name, k := range b.known {
 		if k.listed || b.details[name] != nil {
 			continue
 		}
 		if k.watched != nil {
-			k.record, k.problem = infuse.Record{}, nil // it may have one again
+			k.record, k.problem = infuse.Record{}, nil // it may get a record again
 			continue
 		}
 		delete(b.known, name)
 	}
 }
 
-// watch subscribes to transitions while there are viewers: of the circuits of this
-// process, which its breakers watch anyway, and of others. The storage is called
-// without the lock, because it may notify within the call.
+// watch watches circuits while there are viewers, those of this process first. It calls
+// the storage without the lock, because Watch may call back immediately.
 func (b *board) watch(names []string) {
 	for _, name := range b.unwatched(names) {
 		stop := b.storage.Watch(name, func(r infuse.Record) { b.receive(name, r) })
 		b.mu.Lock()
-		k := b.know(name)
+		k := b.entry(name)
 		kept := b.watching && k.watched == nil
 		if kept {
 			k.watched = stop
@@ -385,7 +384,7 @@ func (b *board) watch(names []string) {
 
 // unwatched returns the circuits to watch that are not watched yet.
 func (b *board) unwatched(names []string) (add []string) {
-	own := b.own()
+	own := b.breakers()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.watching {
@@ -427,7 +426,7 @@ func (b *board) receive(circuit string, r infuse.Record) {
 	notify()
 }
 
-// startWatching makes the board watch circuits from its next reading on.
+// startWatching makes the board watch circuits from its next read on.
 func (b *board) startWatching(notify func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -1,5 +1,7 @@
 package ops
 
+// This file contains changes: the form, its validation, and how it is applied.
+
 import (
 	"context"
 	"errors"
@@ -11,8 +13,6 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// This file is the changes: what a form may contain, and how it is carried out.
-
 const (
 	maxBody   = 16 << 10
 	maxPerson = 100 // bytes
@@ -23,38 +23,38 @@ const (
 type change struct {
 	Circuit string
 	Do      string // a key of actions
-	For     string // of an override: a duration; empty: until it is removed
+	For     string // duration of an override; empty: until it is removed
 	Reason  string
 	Person  string
 
 	length time.Duration
 }
 
-// action is a change that can be chosen.
+// action is a kind of change.
 type action struct {
-	Words    string // of its button
+	Label    string // of its button
 	Effect   string
-	Override bool         // it forces a state
-	Removes  bool         // it removes an override
-	to       infuse.State // the state that it forces or sets
+	Override bool // forces a state
+	Removes  bool // removes an override
+	to       infuse.State
 }
 
 var actions = map[string]action{
-	"force-open":    {Words: "Force open", Effect: "All processes reject all calls.", Override: true, to: infuse.StateOpen},
-	"force-closed":  {Words: "Force closed", Effect: "All calls run in every process, regardless of failures.", Override: true, to: infuse.StateClosed},
-	"remove":        {Words: "Remove override", Effect: "The circuit reacts to call results again.", Removes: true},
-	"set-closed":    {Words: "Set to closed", Effect: "All processes forget the failures and run calls.", to: infuse.StateClosed},
-	"set-half-open": {Words: "Set to half-open", Effect: "The next call is a trial.", to: infuse.StateHalfOpen},
-	"set-open":      {Words: "Set to open", Effect: "All processes reject calls for 1 minute. The next call is then a trial.", to: infuse.StateOpen},
+	"force-open":    {Label: "Force open", Effect: "All processes reject all calls.", Override: true, to: infuse.StateOpen},
+	"force-closed":  {Label: "Force closed", Effect: "All calls run in every process, regardless of failures.", Override: true, to: infuse.StateClosed},
+	"remove":        {Label: "Remove override", Effect: "Call results change the state again.", Removes: true},
+	"set-closed":    {Label: "Set to closed", Effect: "All processes reset their failures and run calls.", to: infuse.StateClosed},
+	"set-half-open": {Label: "Set to half-open", Effect: "The next call is a trial.", to: infuse.StateHalfOpen},
+	"set-open":      {Label: "Set to open", Effect: "All processes reject calls for 1 minute. The next call is then a trial.", to: infuse.StateOpen},
 }
 
-// Action is the chosen one.
+// Action returns the action of the change.
 func (c *change) Action() action { return actions[c.Do] }
 
-// Until is how long an override lasts.
+// Until describes when the override expires.
 func (c *change) Until() string {
 	if c.For == "" {
-		return "until it is removed"
+		return "until removed"
 	}
 	return c.For
 }
@@ -63,7 +63,7 @@ var lengths = map[string]time.Duration{
 	"": 0, "15 minutes": 15 * time.Minute, "1 hour": time.Hour, "4 hours": 4 * time.Hour, "12 hours": 12 * time.Hour, "24 hours": 24 * time.Hour,
 }
 
-// change answers a POST. A change that is not confirmed is shown for confirmation.
+// change answers a POST. It shows a change for confirmation before it applies it.
 func (h *handler) change(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", "POST")
@@ -84,14 +84,14 @@ func (h *handler) change(w http.ResponseWriter, r *http.Request) {
 	c.Person = person
 	if r.PostForm.Get("confirm") != "yes" {
 		p := h.newPage(query{Circuit: c.Circuit})
-		p.Ask, p.Person = c, person
+		p.Change, p.Person = c, person
 		h.render(w, http.StatusOK, "confirm", p)
 		return
 	}
-	h.carryOut(w, r, c)
+	h.apply(w, r, c)
 }
 
-func (h *handler) carryOut(w http.ResponseWriter, r *http.Request, c *change) {
+func (h *handler) apply(w http.ResponseWriter, r *http.Request, c *change) {
 	err := h.do(r.Context(), c)
 	attributes := []any{"circuit", c.Circuit, "change", c.Do, "for", c.For, "by", c.Person, "reason", c.Reason}
 	if err != nil {
@@ -100,7 +100,7 @@ func (h *handler) carryOut(w http.ResponseWriter, r *http.Request, c *change) {
 		h.Logger.InfoContext(r.Context(), "circuit changed manually", attributes...)
 	}
 	if h.board.storage != nil {
-		h.board.detail(c.Circuit).fresh(r.Context(), 0)
+		h.board.detail(c.Circuit).refresh(r.Context(), 0)
 	}
 	h.board.taken.outdate()
 	switch {
@@ -108,7 +108,7 @@ func (h *handler) carryOut(w http.ResponseWriter, r *http.Request, c *change) {
 		http.Error(w, err.Error(), http.StatusNotFound)
 	case err != nil:
 		p := h.newPage(query{Circuit: c.Circuit})
-		p.Ask, p.Person, p.Failed = c, c.Person, clip(err.Error(), maxError)
+		p.Change, p.Person, p.Failure = c, c.Person, clip(err.Error(), maxError)
 		h.render(w, http.StatusServiceUnavailable, "failed", p)
 	case wantsJSON(r):
 		w.Header().Set("Content-Type", "application/json")
@@ -119,8 +119,8 @@ func (h *handler) carryOut(w http.ResponseWriter, r *http.Request, c *change) {
 	}
 }
 
-// parseChange reads a form. The circuit is in the URL, because a browser alters the
-// line breaks of a name in a form.
+// parseChange reads a form. The circuit is in the URL, because browsers change line
+// breaks in form values.
 func parseChange(r *http.Request) (*change, error) {
 	if err := r.ParseForm(); err != nil {
 		return nil, fmt.Errorf("invalid form: %w", err)
@@ -144,21 +144,20 @@ func parseChange(r *http.Request) (*change, error) {
 	return c, nil
 }
 
-var errNoCircuit = errors.New("no such circuit in this process, and no storage is set")
+var errNoCircuit = errors.New("no such circuit in this process, and Options.Storage is not set")
 
-// do makes the change. An override is set and removed through the breaker of this
-// process if there is one, and then applies here even while the storage is
-// unavailable. Any other change is made through a breaker of its own: a Group could
-// evict another breaker for it, and the record names the Instance of the breaker,
-// which is then the person.
+// do makes the change. If this process has a breaker of the circuit, that one sets and
+// removes overrides: they then apply in this process even while the storage is
+// unavailable. Any other change needs a new breaker, whose Instance is the person: the
+// record contains the Instance.
 func (h *handler) do(ctx context.Context, c *change) error {
-	breaker := h.board.own()[c.Circuit]
+	breaker := h.board.breakers()[c.Circuit]
 	if h.Storage == nil && breaker == nil {
 		return errNoCircuit
 	}
 	a := c.Action()
 	if breaker == nil || h.Storage != nil && !a.Override && !a.Removes {
-		made, err := infuse.New(c.Circuit, infuse.Config{Storage: h.Storage, Instance: c.signed(), StorageTimeout: lookTime})
+		made, err := infuse.New(c.Circuit, infuse.Config{Storage: h.Storage, Instance: c.author(), StorageTimeout: storageTime})
 		if err != nil {
 			return err
 		}
@@ -169,14 +168,14 @@ func (h *handler) do(ctx context.Context, c *change) error {
 	case a.Override:
 		return breaker.Override(ctx, infuse.Override{State: a.to, By: c.Person, Reason: c.Reason, Until: c.until()})
 	case a.Removes:
-		return breaker.ClearOverride(ctx, c.signed())
+		return breaker.ClearOverride(ctx, c.author())
 	default:
 		return breaker.SetState(ctx, a.to)
 	}
 }
 
-// signed returns person and reason, for records without a field for the reason.
-func (c *change) signed() string {
+// author returns person and reason, for events without a field for the reason.
+func (c *change) author() string {
 	return clip(c.Person+": "+c.Reason, maxReason)
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file is who may change what.
+// This file tests changes, and who may make them.
 
 func newPost(t testing.TB, address, form string) *http.Request {
 	t.Helper()
@@ -42,7 +42,7 @@ func post(t testing.TB, address, form string) *http.Response {
 
 const forceOpen = "do=force-open&for=1+hour&reason=migration&confirm=yes"
 
-func TestNothingChangesWithoutAuthorize(t *testing.T) {
+func TestPageIsReadOnlyWithoutAuthorize(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	nameless := func(*http.Request) (string, bool) { return "", true }
 	stranger := func(*http.Request) (string, bool) { return "eve", false }
@@ -58,13 +58,13 @@ func TestNothingChangesWithoutAuthorize(t *testing.T) {
 	}
 }
 
-func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
+func TestChangesAreAppliedAndRecorded(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	here, there := groupOn(t, storage), groupOn(t, storage)
-	other := breaker(t, there, "prices")
-	for name, group := range map[string]*infuse.Group{"of the group": here, "of nobody here": groupOn(t, storage)} {
+	local, remote := groupOn(t, storage), groupOn(t, storage)
+	other := breaker(t, remote, "prices")
+	for name, group := range map[string]*infuse.Group{"with the circuit": local, "without the circuit": groupOn(t, storage)} {
 		t.Run(name, func(t *testing.T) {
-			if group == here {
+			if group == local {
 				breaker(t, group, "prices")
 			}
 			address := serve(t, ops.Options{Storage: storage, Group: group, Authorize: asAlice})
@@ -72,8 +72,8 @@ func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
 			require.Contains(t, text, "signed in as <b><bdi>alice</bdi></b>")
 			require.Contains(t, text, `action="change?circuit=prices"`)
 
-			asked := post(t, address+"change?circuit=prices", strings.TrimSuffix(forceOpen, "&confirm=yes"))
-			body, err := io.ReadAll(asked.Body)
+			response := post(t, address+"change?circuit=prices", strings.TrimSuffix(forceOpen, "&confirm=yes"))
+			body, err := io.ReadAll(response.Body)
 			require.NoError(t, err)
 			require.Contains(t, string(body), "Force open?")
 			require.Contains(t, string(body), "1 hour</dd>")
@@ -92,11 +92,11 @@ func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
 			post(t, address+"change?circuit=prices", "do=remove&reason=over&confirm=yes")
 			require.Nil(t, other.Stats().Override)
 			require.Regexp(t, `<span class="step">override removed</span> by <bdi>alice: over</bdi></li>\n<li><time[^>]+>[^<]+</time> <span class="forced">forced open by <bdi>alice</bdi>: <bdi>migration</bdi>`, page(t, address+"?circuit=prices"))
-			post(t, address+"change?circuit=prices", "do=set-open&reason=sick&confirm=yes")
+			post(t, address+"change?circuit=prices", "do=set-open&reason=unhealthy&confirm=yes")
 			require.Equal(t, infuse.StateOpen, other.State())
 			r := reportAt(t, address+"circuits.json?circuit=prices").Circuits[0]
-			require.Equal(t, "alice: sick", r.Shared.By)
-			require.Equal(t, "alice: sick", r.History[0].By)
+			require.Equal(t, "alice: unhealthy", r.Shared.By)
+			require.Equal(t, "alice: unhealthy", r.History[0].By)
 			post(t, address+"change?circuit=prices", "do=set-half-open&reason=try&confirm=yes")
 			require.NoError(t, other.Call(t.Context(), succeeds))
 			require.Equal(t, infuse.StateClosed, other.State())
@@ -104,7 +104,7 @@ func TestAnOverrideIsMadeClearedAndSigned(t *testing.T) {
 	}
 }
 
-func TestAChangeIsLogged(t *testing.T) {
+func TestChangesAreLogged(t *testing.T) {
 	var log bytes.Buffer
 	h := ops.Handler(ops.Options{Storage: infuse.NewMemoryStorage(), Authorize: asAlice, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	w := httptest.NewRecorder()
@@ -118,7 +118,7 @@ func TestAChangeIsLogged(t *testing.T) {
 	}
 }
 
-func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
+func TestChangesFromOtherOriginsAreRejected(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	address := serve(t, ops.Options{Storage: storage, Authorize: asAlice})
 	for header, value := range map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"} {
@@ -134,7 +134,7 @@ func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
 	require.Equal(t, http.StatusMethodNotAllowed, response.StatusCode)
 }
 
-func TestAChangeThatMakesNoSense(t *testing.T) {
+func TestInvalidChanges(t *testing.T) {
 	address := serve(t, ops.Options{Storage: infuse.NewMemoryStorage(), Authorize: asAlice})
 	for _, form := range []string{
 		"", "do=explode&reason=x&confirm=yes", "do=force-open&reason=&confirm=yes", "do=force-open&reason=+%0A&confirm=yes", "do=force-open&for=forever&reason=x&confirm=yes",
@@ -148,7 +148,7 @@ func TestAChangeThatMakesNoSense(t *testing.T) {
 	require.Equal(t, http.StatusBadRequest, send(t, text).StatusCode)
 }
 
-func TestAChangeThatTheStorageDoesNotConfirm(t *testing.T) {
+func TestChangeThatStorageDoesNotConfirm(t *testing.T) {
 	storage := newCounting()
 	refuse := &refusing{counting: storage}
 	address := serve(t, ops.Options{Storage: refuse, Authorize: asAlice})

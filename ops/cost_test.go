@@ -21,10 +21,10 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file tests what viewers with different queries cost.
+// This file tests the cost of viewers with different queries.
 
-// nowhere is a writer that drops what it is given: what a browser and its connection
-// cost is not that of the page.
+// nowhere is a ResponseWriter that discards the page: browsers and connections add
+// nothing to the cost.
 type nowhere struct {
 	header http.Header
 	bytes  *atomic.Int64
@@ -57,9 +57,9 @@ func cpuTime(t testing.TB) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// 100 viewers of 1,000 circuits in Redis, of which 10 change each second, cost at
-// most twice what one does. Each opens its page and follows it.
-func TestAHundredQueriesCostWhatOneDoes(t *testing.T) {
+// 100 viewers of 1,000 circuits in Redis, of which 10 change each second, cost at most
+// twice as much as one viewer.
+func TestQueriesShareTheCost(t *testing.T) {
 	takesLong(t)
 	const circuits, watchFor = 1000, 8 * time.Second
 	server := redistest.Start(t)
@@ -84,10 +84,10 @@ func TestAHundredQueriesCostWhatOneDoes(t *testing.T) {
 		var written atomic.Int64
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		ask := func(path string) {
+		request := func(path string) {
 			h.ServeHTTP(nowhere{make(http.Header), &written}, newRequest(http.MethodGet, path, nil).WithContext(ctx))
 		}
-		ask("/") // the first reading
+		request("/") // the first read
 		runtime.GC()
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -95,8 +95,8 @@ func TestAHundredQueriesCostWhatOneDoes(t *testing.T) {
 		var all sync.WaitGroup
 		for _, query := range queries {
 			all.Go(func() {
-				ask("/?" + query)
-				ask("/events?" + query)
+				request("/?" + query)
+				request("/events?" + query)
 			})
 		}
 		end := time.After(watchFor)

@@ -1,39 +1,40 @@
 package ops
 
+// This file contains flight, which lets concurrent readers share one request to the
+// storage.
+
 import (
 	"context"
 	"sync"
 	"time"
 )
 
-// This file lets many readers share one request to the storage.
+// storageTime is the longest wait of a page for the storage.
+const storageTime = 2 * time.Second
 
-// lookTime is the longest that a page waits for the storage.
-const lookTime = 2 * time.Second
-
-// flight is work that runs once at a time, for all callers that need it meanwhile.
-// It is canceled when the last of them has left.
+// flight runs work for all callers that wait for it, once at a time. The work is canceled
+// when the last caller has left.
 type flight struct {
 	do func(context.Context)
 
 	mu   sync.Mutex
-	done time.Time // when it was last completed, and not canceled
-	run  *run      // nil: none
+	done time.Time // last completion without cancellation
+	run  *run      // nil: none in progress
 }
 
 type run struct {
-	cancel  context.CancelFunc
-	waiters int
-	off     bool          // canceled
-	ended   chan struct{} // closed when the work has ended
-	late    chan struct{} // closed when it takes longer than lookTime
+	cancel   context.CancelFunc
+	waiters  int
+	canceled bool
+	ended    chan struct{} // closed when the work has ended
+	late     chan struct{} // closed after storageTime
 }
 
-// fresh runs the work, unless it was completed within age. It returns when the work
+// refresh runs the work, unless it was completed within age. It returns when the work
 // ends, when ctx is done, or after lookTime. Work that ignores its context goes on
 // then, and is not started again before it ends.
-func (f *flight) fresh(ctx context.Context, age time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime*3/2) // the work itself is late first
+func (f *flight) refresh(ctx context.Context, age time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, storageTime*3/2) // longer than the work may take
 	defer cancel()
 	for again := true; again && ctx.Err() == nil; {
 		r := f.join(age)
@@ -49,7 +50,7 @@ func (f *flight) fresh(ctx context.Context, age time.Duration) {
 	}
 }
 
-// join returns the current run: nil if the work was completed within age.
+// join returns the current run, or nil if the work was completed within age.
 func (f *flight) join(age time.Duration) *run {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -57,28 +58,28 @@ func (f *flight) join(age time.Duration) *run {
 		return nil
 	}
 	if f.run == nil {
-		f.begin()
+		f.start()
 	}
 	f.run.waiters++
 	return f.run
 }
 
-// leave reports whether the work was canceled in time, by others than the caller.
+// leave reports whether the caller must join again: others canceled the work before it was late.
 func (f *flight) leave(r *run) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	again := r.off && !isClosed(r.late)
+	again := r.canceled && !isClosed(r.late)
 	if r.waiters--; r.waiters == 0 {
-		r.off = true
+		r.canceled = true
 		r.cancel()
 	}
 	return again
 }
 
-func (f *flight) begin() {
+func (f *flight) start() {
 	r := &run{ended: make(chan struct{}), late: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
-	timer := time.AfterFunc(lookTime, func() {
+	timer := time.AfterFunc(storageTime, func() {
 		close(r.late)
 		cancel()
 	})
@@ -103,7 +104,7 @@ func (f *flight) idle() bool {
 	return f.run == nil
 }
 
-// isLate reports whether the work takes longer than lookTime.
+// isLate reports whether the current run has taken longer than storageTime.
 func (f *flight) isLate() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,5 +1,7 @@
 package ops
 
+// This file contains the checks of the Host header and of the client address.
+
 import (
 	"errors"
 	"fmt"
@@ -8,9 +10,6 @@ import (
 	"net/netip"
 	"strings"
 )
-
-// This file is the names and addresses of requests: which hosts are allowed, and
-// which client makes a request.
 
 // hosts is the set of allowed host names, in lower case.
 type hosts map[string]bool
@@ -38,8 +37,8 @@ func isHostName(lower string) bool {
 	return lower != "" && !strings.ContainsFunc(lower, other)
 }
 
-// allow reports whether a request with that Host header is answered. Only names
-// can be rebound to another address, but nobody can own a loopback name.
+// allow reports whether a request with that Host header is answered. IP addresses and
+// loopback names are safe: DNS rebinding needs a name that an attacker owns.
 func (h hosts) allow(host string) bool {
 	name := nameOf(host)
 	if _, err := netip.ParseAddr(name); err == nil {
@@ -48,7 +47,7 @@ func (h hosts) allow(host string) bool {
 	return name == "localhost" || strings.HasSuffix(name, ".localhost") || h[name]
 }
 
-// nameOf returns the name or the address in a Host header, without port.
+// nameOf returns the host name or IP address in a Host header, without port.
 func nameOf(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -68,8 +67,8 @@ func (h *handler) client(r *http.Request) string {
 	return network(r.RemoteAddr)
 }
 
-// network returns the IP address without port. Of IPv6 it is the /64 network: one
-// host usually has all its addresses.
+// network returns the IP address without port. For IPv6 it returns the /64 network,
+// because one host usually has all its addresses.
 func network(remote string) string {
 	address, err := netip.ParseAddrPort(remote)
 	if err != nil {

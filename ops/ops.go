@@ -2,7 +2,7 @@
 // the circuits of a fleet live, unhealthy ones first, and changes them.
 package ops
 
-// This file is the handler: its options, its paths and its security headers.
+// This file contains the handler: its options, its paths and its security headers.
 
 import (
 	"bytes"
@@ -22,24 +22,24 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Options are the settings of a Handler. It needs a Group, a Storage or both; the
-// Storage is then that of the Group.
+// Options are the settings of a Handler. Set Group, Storage or both. If both are set,
+// they must have the same storage.
 type Options struct {
-	// Group is the circuits of this process. Default nil: only shared circuits are
-	// shown.
+	// Group contains the circuits of this process. Default nil: only shared circuits
+	// are shown.
 	Group *infuse.Group
 
 	// Storage is the storage of the shared circuits. Default nil: only the local
-	// circuits of this process are shown. If it is an infuse.Lister, all circuits
-	// that have a record are listed, otherwise those of the Group. If it is an
-	// infuse.Historian, the last transitions are shown.
+	// circuits of this process are shown. If it is an infuse.Lister, the page lists
+	// all circuits that have a record, otherwise those of the Group. If it is an
+	// infuse.Historian, the page shows the last transitions.
 	Storage infuse.Storage
 
 	// Authorize returns the name of the person who makes a request, and whether
-	// this person may change circuits. Default nil: nobody may. At most 100 bytes
-	// of the name are recorded. Authorize is also called for each page: a person
-	// who may not change a circuit sees no controls. It does not protect reading:
-	// for that, wrap the handler.
+	// this person may change circuits. Default nil: the page is read-only. At most
+	// 100 bytes of the name are recorded. Authorize is also called for each page,
+	// to decide whether to show the controls. It does not restrict reading: to do
+	// that, wrap the handler.
 	Authorize func(*http.Request) (name string, ok bool)
 
 	// Hosts are the host names under which the page is opened, without scheme and
@@ -59,16 +59,15 @@ type Options struct {
 	// and over plain HTTP browsers send nothing else.
 	TrustedOrigins []string
 
-	// Client returns the client that makes a request. Of the 1,000 streams that keep
-	// open pages up to date, each client gets a fair share: if all are in use, a new
-	// client takes the place of a stream of the client with the most. Default nil,
-	// or if it returns "": the remote IP address (for IPv6 the /64 network).
+	// Client returns an identifier of the client that makes a request. At most 1,000
+	// streams keep open pages up to date. If all are in use, a stream of a new client
+	// replaces one of the client that has the most. Default nil, or if it returns "":
+	// the remote IP address (for IPv6 the /64 network).
 	//
-	// Behind a proxy all requests have the address of the proxy, and its viewers
-	// are one client: up to 1,000 of them have a live page, but one of them can
-	// take the streams of all others. To prevent that, return what the proxy reports
-	// about its client, such as the name of the user. A page without a stream still
-	// works: it is not live, and tries again every 30 seconds.
+	// Behind a proxy all requests have the address of the proxy, and count as one
+	// client: one viewer can then use all streams. To prevent that, return an
+	// identifier that the proxy sends, such as the name of the user. A page without a
+	// stream still works: it does not update itself, and tries again every 30 seconds.
 	Client func(*http.Request) string
 
 	// Instance is the name of this process on the page. Default: Config.Instance of
@@ -88,24 +87,23 @@ type Options struct {
 //
 //	mux.Handle("/infuse/", ops.Handler(ops.Options{Group: group, Storage: storage}))
 //
-// If the options are invalid, the error is logged, and all requests are answered
-// with it and status 500: a mistake here does not stop a service.
+// If the options are invalid, Handler logs the error, and answers all requests with
+// status 500 and the error. It does not panic.
 //
-// A request for JSON (Accept: application/json, or the path circuits.json) is
-// answered with JSON. Page and JSON take ?q= to filter by name, ?limit= for more
-// than 200 circuits (at most 1,000), and ?circuit= for one with its history.
+// A request with Accept: application/json, or for the path circuits.json, is answered
+// with JSON. Page and JSON take ?q= to filter by name, ?limit= for more than 200
+// circuits (at most 1,000), and ?circuit= for one circuit with its history.
 //
-// Server-sent events keep an open page up to date. All viewers, whatever their
-// queries, share one reader and one snapshot of the circuits. The reader lists the
-// circuits every 10 seconds, for at most 1 second, and reads the records of at most
-// 10,000 of them every 5 seconds. Transitions of the first 1,000 arrive at once.
-// The reader stops with the last viewer. A page that is requested while there is no
-// reader reads the storage itself, at most once a second. A stream ends with the
-// context of its request, with http.Server.Shutdown, or after 5 minutes; the
-// browser then reconnects.
+// Server-sent events keep an open page up to date. All viewers share one reader and
+// one snapshot of the circuits, whatever their queries. The reader lists the circuits
+// every 10 seconds, for at most 1 second. It reads the records of at most 10,000 of
+// them every 5 seconds, and watches the first 1,000 for transitions. It stops with the
+// last viewer. Without a running reader, a page request reads the storage itself, at
+// most once a second. A stream ends with the context of its request, with
+// http.Server.Shutdown, or after 5 minutes; the browser then reconnects.
 //
-// A change applies to the whole fleet. It is a POST from the same origin by a
-// person whom Options.Authorize names, and needs a reason.
+// A change applies to the whole fleet. It is a POST from the same origin, with a
+// reason, by a person whom Options.Authorize allows to change circuits.
 func Handler(o Options) http.Handler {
 	o.Title = cmp.Or(o.Title, "Circuits")
 	if o.Logger == nil {
@@ -127,8 +125,7 @@ func Handler(o Options) http.Handler {
 	return h
 }
 
-// Validate returns what is invalid in the options, each error with its field. Handler
-// calls it.
+// Validate returns an error that names each invalid field. Handler calls it.
 func (o Options) Validate() error {
 	_, _, err := o.validate()
 	return err
@@ -137,7 +134,7 @@ func (o Options) Validate() error {
 func (o *Options) validate() (hosts, *http.CrossOriginProtection, error) {
 	allowed, err := newHosts(o.Hosts)
 	if o.Group == nil && o.Storage == nil {
-		err = errors.Join(errors.New("ops: Options has neither a Group nor a Storage: set one of them"), err)
+		err = errors.Join(errors.New("ops: Options has neither a Group nor a Storage: set at least one"), err)
 	}
 	origins := http.NewCrossOriginProtection()
 	for _, origin := range o.TrustedOrigins {
@@ -203,9 +200,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// secure makes a browser run and load only files of the page, show it in no frame
-// and store nothing. The referrer is kept within the origin: a POST without a
-// referrer has no Origin to check.
+// secure sets headers with which a browser loads only files of the page, shows it in no
+// frame and caches nothing. The referrer stays within the origin: without a referrer,
+// a POST has no Origin to check.
 func secure(header http.Header) {
 	header.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 	header.Set("X-Content-Type-Options", "nosniff")
@@ -254,16 +251,16 @@ func parseQuery(r *http.Request) (query, error) {
 	return q, nil
 }
 
-// page is the data of the templates of a page.
+// page is the data of the page templates.
 type page struct {
 	Title    string
 	Instance string
 	Query    query
 	Report   *report
-	Person   string // who may change circuits; empty: nobody
-	ReadOnly bool   // Options.Authorize is not set
-	Ask      *change
-	Failed   string
+	Person   string  // who may change circuits; empty: no one
+	ReadOnly bool    // Options.Authorize is not set
+	Change   *change // to confirm, or that failed
+	Failure  string  // why it failed
 }
 
 func (h *handler) newPage(q query) page {
@@ -278,7 +275,7 @@ func (h *handler) show(w http.ResponseWriter, r *http.Request, asJSON bool) {
 	}
 	h.board.update(r.Context(), q)
 	v := view{query: q, board: h.board}
-	rows, report := v.look(h.board.snapshot(pageAge))
+	rows, report := v.selection(h.board.snapshot(pageAge))
 	if asJSON || wantsJSON(r) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = buffered(w, func(w io.Writer) error { return report.writeJSON(w, rows) })
@@ -313,7 +310,7 @@ func writeAll(w io.Writer, parts ...string) (err error) {
 	return nil
 }
 
-// person returns who makes the request, if this person may change circuits.
+// person returns the person who makes the request, if this person may change circuits.
 func (h *handler) person(r *http.Request) (string, bool) {
 	if h.Authorize == nil {
 		return "", false

@@ -1,5 +1,5 @@
-// Keeps the page up to date with the events of the server, and shows times relative
-// to now. The page also works without it.
+// This file updates the page from the events of the server, and shows relative times.
+// The page also works without it.
 "use strict";
 (() => {
   const circuits = document.getElementById("circuits");
@@ -7,7 +7,7 @@
   const note = document.getElementById("note");
   const live = document.getElementById("live");
 
-  // ago returns how far away a time is.
+  // ago returns the time between then and now, in words.
   function ago(then, now) {
     const s = Math.round((now - then) / 1000), n = Math.abs(s);
     if (n < 2) return "now";
@@ -27,7 +27,7 @@
   setInterval(showTimes, 1000);
   if (!circuits) return;
 
-  // fill replaces the content of an element, and keeps the focus on its link.
+  // fill replaces the content of an element, and keeps the focus in it.
   function fill(element, html) {
     const focused = element.contains(document.activeElement);
     element.innerHTML = html;
@@ -64,8 +64,8 @@
     showTimes();
   }
 
-  // The browser reconnects by itself, unless the server or a proxy answers with an
-  // error. A stream that ends and is back within 5 s is no loss.
+  // The browser reconnects by itself, unless the server or a proxy returns an error. A
+  // reconnection within 5 s shows no warning.
   let source, lost;
   function connect() {
     source = new EventSource("events" + location.search);
@@ -74,11 +74,11 @@
     source.onerror = () => {
       if (source.readyState === EventSource.CLOSED) {
         setTimeout(connect, 30000);
-        alarm("Not live. Trying again in 30 s. Reload to refresh.");
-      } else lost ??= setTimeout(() => alarm("Connection lost. Reconnecting…"), 5000);
+        warn("Not updating. Next attempt in 30 s. Reload to refresh.");
+      } else lost ??= setTimeout(() => warn("Connection lost. Reconnecting…"), 5000);
     };
   }
-  function alarm(text) {
+  function warn(text) {
     clearTimeout(lost);
     lost = undefined;
     live.className = "lost";

@@ -23,7 +23,7 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file is what the tests share, and what a page shows.
+// This file contains the helpers of the tests, and tests the content of the page.
 
 const (
 	patience = 30 * time.Second
@@ -50,7 +50,7 @@ func breaker(t testing.TB, g *infuse.Group, name string) *infuse.Breaker {
 	return b
 }
 
-// open opens the shared circuit: the calls of b fail, and those of another process.
+// open opens the shared circuit: the calls of b and of another process fail.
 func open(t testing.TB, storage infuse.Storage, b *infuse.Breaker) {
 	t.Helper()
 	other := breakertest.Start(t, b.Name(), infuse.Config{Storage: storage, StorageTimeout: patience})
@@ -63,7 +63,7 @@ func open(t testing.TB, storage infuse.Storage, b *infuse.Breaker) {
 	}
 }
 
-// asAlice lets anybody change anything, as alice.
+// asAlice authorizes all requests, as alice.
 func asAlice(*http.Request) (string, bool) { return "alice", true }
 
 // serve mounts the page at /infuse/.
@@ -77,7 +77,7 @@ func serve(t testing.TB, o ops.Options) string {
 	return s.URL + "/infuse/"
 }
 
-// newRequest is httptest.NewRequest for a host that is allowed.
+// newRequest is httptest.NewRequest for an allowed host.
 func newRequest(method, path string, body io.Reader) *http.Request {
 	r := httptest.NewRequest(method, path, body)
 	r.Host = "localhost"
@@ -101,7 +101,7 @@ func page(t testing.TB, address string) string {
 	return text
 }
 
-// report is the JSON of a page, as far as the tests look at it.
+// report contains the fields of the JSON that the tests check.
 type report struct {
 	Instance, Storage, StorageErr string
 	Total, Matching, LeftOut      int
@@ -130,7 +130,7 @@ func reportAt(t testing.TB, address string) (r report) {
 	return r
 }
 
-// counting is a storage that counts what it is asked.
+// counting is a storage that counts its requests.
 type counting struct {
 	*infuse.MemoryStorage
 	requests, watched atomic.Int64
@@ -139,7 +139,7 @@ type counting struct {
 
 func newCounting() *counting { return &counting{MemoryStorage: infuse.NewMemoryStorage()} }
 
-func (c *counting) asked() error {
+func (c *counting) count() error {
 	c.requests.Add(1)
 	if err := c.err.Load(); err != nil {
 		return *err
@@ -148,21 +148,21 @@ func (c *counting) asked() error {
 }
 
 func (c *counting) Load(ctx context.Context, circuit string) (infuse.Record, error) {
-	if err := c.asked(); err != nil {
+	if err := c.count(); err != nil {
 		return infuse.Record{}, err
 	}
 	return c.MemoryStorage.Load(ctx, circuit)
 }
 
 func (c *counting) History(ctx context.Context, circuit string) ([]infuse.Event, error) {
-	if err := c.asked(); err != nil {
+	if err := c.count(); err != nil {
 		return nil, err
 	}
 	return c.MemoryStorage.History(ctx, circuit)
 }
 
 func (c *counting) Circuits(ctx context.Context) iter.Seq2[string, error] {
-	if err := c.asked(); err != nil {
+	if err := c.count(); err != nil {
 		return func(yield func(string, error) bool) { yield("", err) }
 	}
 	return c.MemoryStorage.Circuits(ctx)
@@ -177,30 +177,30 @@ func (c *counting) Watch(circuit string, fn func(infuse.Record)) func() {
 	}
 }
 
-func TestThePageShowsTheSickFirst(t *testing.T) {
+func TestPageShowsUnhealthyCircuitsFirst(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	here, elsewhere := groupOn(t, storage), groupOn(t, storage)
-	well := breaker(t, here, "a-healthy-one")
-	require.NoError(t, well.Call(t.Context(), succeeds))
-	failing := breaker(t, here, "m-failing")
+	local, remote := groupOn(t, storage), groupOn(t, storage)
+	healthy := breaker(t, local, "a-healthy")
+	require.NoError(t, healthy.Call(t.Context(), succeeds))
+	failing := breaker(t, local, "m-failing")
 	_ = failing.Call(t.Context(), fails)
-	open(t, storage, breaker(t, elsewhere, "z-of-another"))
-	require.NoError(t, breaker(t, here, "held").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "bob", Reason: "migration"}))
+	open(t, storage, breaker(t, remote, "z-remote"))
+	require.NoError(t, breaker(t, local, "forced").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "bob", Reason: "migration"}))
 
-	address := serve(t, ops.Options{Group: here, Storage: storage, Title: "Production"})
+	address := serve(t, ops.Options{Group: local, Storage: storage, Title: "Production"})
 	text := page(t, address)
 	require.Contains(t, text, "Production")
 	require.Contains(t, text, "1 open, 1 forced open, 1 failing, 1 closed.")
 	require.Contains(t, text, "connection refused")
-	require.Contains(t, text, "forced open by <bdi>bob</bdi>: <bdi>migration</bdi>, until it is removed")
+	require.Contains(t, text, "forced open by <bdi>bob</bdi>: <bdi>migration</bdi>, until removed")
 	at := func(name string) int { return strings.Index(text, "<bdi>"+name+"</bdi>") }
-	require.Less(t, at("z-of-another"), at("m-failing"))
-	require.Less(t, at("m-failing"), at("a-healthy-one"))
+	require.Less(t, at("z-remote"), at("m-failing"))
+	require.Less(t, at("m-failing"), at("a-healthy"))
 
 	r := reportAt(t, address+"circuits.json")
 	require.Equal(t, 4, r.Total)
 	require.Equal(t, "ok", r.Storage)
-	require.Equal(t, "held", r.Circuits[1].Name)
+	require.Equal(t, "forced", r.Circuits[1].Name)
 	require.Equal(t, "bob", r.Circuits[1].Override.By)
 	require.Equal(t, "forced open", r.Circuits[1].Status)
 	require.Equal(t, "open", r.Circuits[0].State)
@@ -210,12 +210,12 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 	require.Equal(t, 1, r.Circuits[2].Local.Failures)
 	require.Equal(t, uint64(1), r.Circuits[3].Calls.Success)
 
-	r = reportAt(t, address+"circuits.json?"+"circuit=z-of-another")
+	r = reportAt(t, address+"circuits.json?"+"circuit=z-remote")
 	require.Len(t, r.Circuits, 1)
 	require.NotEmpty(t, r.Circuits[0].History)
 	require.Equal(t, "open", r.Circuits[0].History[0].To)
 	require.Equal(t, "connection refused", r.Circuits[0].History[0].Cause)
-	require.Contains(t, page(t, address+"?circuit=z-of-another"), "closed → open")
+	require.Contains(t, page(t, address+"?circuit=z-remote"), "closed → open")
 	require.Len(t, reportAt(t, address+"circuits.json?q=FAIL").Circuits, 1)
 
 	request, err := http.NewRequest(http.MethodGet, address, nil)
@@ -228,22 +228,22 @@ func TestThePageShowsTheSickFirst(t *testing.T) {
 }
 
 // An open shared circuit rejects no calls in a process whose calls succeed.
-func TestThePageOfAProcessThatRunsCalls(t *testing.T) {
+func TestPageOfProcessThatBypassesOpenCircuit(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
-	here, there := groupOn(t, storage), groupOn(t, storage)
-	own := breaker(t, here, "prices")
-	open(t, storage, breaker(t, there, "prices"))
+	local, remote := groupOn(t, storage), groupOn(t, storage)
+	own := breaker(t, local, "prices")
+	open(t, storage, breaker(t, remote, "prices"))
 	require.NoError(t, own.Call(t.Context(), succeeds))
 	const runs = "runs calls: its last call did not fail"
-	text := page(t, serve(t, ops.Options{Group: here, Storage: storage}))
+	text := page(t, serve(t, ops.Options{Group: local, Storage: storage}))
 	require.Contains(t, text, `<p class="badge">open</p>`)
 	require.Contains(t, text, runs)
-	require.NotContains(t, page(t, serve(t, ops.Options{Group: there, Storage: storage})), runs)
+	require.NotContains(t, page(t, serve(t, ops.Options{Group: remote, Storage: storage})), runs)
 	require.NotContains(t, page(t, serve(t, ops.Options{Storage: storage})), runs)
 }
 
 // A dry run is shown.
-func TestThePageOfADryRun(t *testing.T) {
+func TestPageOfDryRun(t *testing.T) {
 	group, err := infuse.NewGroup(infuse.Config{DryRun: true, CountCalls: true})
 	require.NoError(t, err)
 	t.Cleanup(group.Stop)
@@ -255,7 +255,7 @@ func TestThePageOfADryRun(t *testing.T) {
 	require.Contains(t, page(t, address), "This process rejects no calls. It would have rejected 3.")
 }
 
-func TestAPageOfOneProcess(t *testing.T) {
+func TestPageWithoutStorage(t *testing.T) {
 	group := groupOn(t, nil)
 	b := breaker(t, group, "prices")
 	for b.State() != infuse.StateOpen {
@@ -271,7 +271,7 @@ func TestAPageOfOneProcess(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, post(t, address+"change?circuit=other", "do=set-closed&reason=fixed&confirm=yes").StatusCode)
 }
 
-func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
+func TestPageShowsThatStorageIsUnavailable(t *testing.T) {
 	t.Parallel()
 	storage := newCounting()
 	group := groupOn(t, storage)
@@ -282,14 +282,14 @@ func TestThePageSaysThatTheStorageIsAway(t *testing.T) {
 	require.Contains(t, page(t, address), "redis: &lt;connection&gt; refused")
 	r := reportAt(t, address+"circuits.json")
 	require.Equal(t, "unavailable", r.Storage)
-	require.Equal(t, "open", r.Circuits[0].State, "as this process knows")
+	require.Equal(t, "open", r.Circuits[0].State, "the state in this process")
 	storage.err.Store(nil)
 	require.Eventually(t, func() bool { return reportAt(t, address+"circuits.json").Storage == "ok" }, patience, 200*time.Millisecond)
 }
 
-// A storage that hangs and heeds no context holds no page up for long, and is
-// not asked again meanwhile.
-func TestAStorageThatHangs(t *testing.T) {
+// A storage that does not reply, and ignores the context, delays pages only for a bounded
+// time. It gets no second request before the first one ends.
+func TestStorageThatDoesNotReply(t *testing.T) {
 	t.Parallel()
 	storage := &hanging{MemoryStorage: infuse.NewMemoryStorage(), release: make(chan struct{})}
 	address := serve(t, ops.Options{Storage: storage})
@@ -298,18 +298,18 @@ func TestAStorageThatHangs(t *testing.T) {
 		require.Contains(t, page(t, address), "Redis is unavailable")
 	}
 	require.Less(t, time.Since(began), 10*time.Second)
-	require.Equal(t, int64(1), storage.asked.Load())
+	require.Equal(t, int64(1), storage.requests.Load())
 	close(storage.release)
 }
 
 type hanging struct {
 	*infuse.MemoryStorage
-	asked   atomic.Int64
-	release chan struct{}
+	requests atomic.Int64
+	release  chan struct{}
 }
 
 func (h *hanging) Circuits(context.Context) iter.Seq2[string, error] {
-	h.asked.Add(1)
+	h.requests.Add(1)
 	<-h.release
 	return func(func(string, error) bool) {}
 }
@@ -331,7 +331,7 @@ func TestPathsUnderAnyPrefix(t *testing.T) {
 	require.Equal(t, http.StatusMethodNotAllowed, w.Code)
 }
 
-func TestWhatABrowserIsTold(t *testing.T) {
+func TestSecurityHeaders(t *testing.T) {
 	address := serve(t, ops.Options{Group: groupOn(t, nil)})
 	for _, path := range []string{"", "circuits.json", "ops.js", "ops.css", "change"} {
 		response, _ := get(t, address+path)
@@ -348,8 +348,8 @@ func TestWhatABrowserIsTold(t *testing.T) {
 	require.NotRegexp(t, `<script[^>]*>[^<]`, text)
 }
 
-// Names and causes come from whoever may write to the storage, and are not to
-// become markup, nor to change how the rest of the page reads.
+// Names and causes are untrusted. They neither become markup nor change how other text is
+// displayed.
 func TestHostileNamesAndCauses(t *testing.T) {
 	names := []string{
 		`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, "line\r\nbreak\u2028and\u2029more", "right\u202eto\u2066left",
@@ -378,7 +378,7 @@ func TestHostileNamesAndCauses(t *testing.T) {
 		require.Equal(t, http.StatusSeeOther, post(t, address+"change"+one, "do=set-closed&reason=fixed&confirm=yes").StatusCode)
 		r, err := storage.Load(t.Context(), name)
 		require.NoError(t, err)
-		require.Equal(t, infuse.StateClosed, r.State, "the name comes through as it is: %q", name)
+		require.Equal(t, infuse.StateClosed, r.State, "the name is unchanged: %q", name)
 	}
 	response := post(t, address+"change?circuit="+url.QueryEscape(names[0]), "do=remove&reason=%3Cscript%3E&for=")
 	text, _ := io.ReadAll(response.Body)
@@ -409,7 +409,7 @@ func TestTenThousandCircuits(t *testing.T) {
 	require.Len(t, stream.until(t, func(f frame) bool { return len(f.Order) == 7 }).Rows, 7)
 }
 
-// fill opens so many circuits.
+// fill opens n circuits.
 func fill(t testing.TB, storage infuse.Storage, n int) {
 	t.Helper()
 	for i := range n {
@@ -420,8 +420,6 @@ func fill(t testing.TB, storage infuse.Storage, n int) {
 		require.NoError(t, err)
 	}
 }
-
-// Server-sent events.
 
 type frame struct {
 	Full          bool
@@ -436,7 +434,7 @@ type events struct {
 	close func()
 }
 
-// follow opens a stream of events as a browser does.
+// follow opens a stream of events.
 func follow(t testing.TB, address string) *events {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
@@ -480,8 +478,8 @@ func (e *events) until(t testing.TB, enough func(frame) bool) frame {
 	}
 }
 
-// settled waits until all goroutines have ended that were not there before.
+// settled waits until all goroutines that were not in before have ended.
 func settled(t testing.TB, before map[string]string) {
 	t.Helper()
-	require.Empty(t, strings.Join(breakertest.LeftSince(before), "\n\n"), "goroutines are left")
+	require.Empty(t, strings.Join(breakertest.LeftSince(before), "\n\n"), "goroutines have not ended")
 }

@@ -1,5 +1,7 @@
 package ops
 
+// This file contains the output: JSON and texts.
+
 import (
 	"bufio"
 	"crypto/sha256"
@@ -19,25 +21,23 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// This file is the output: JSON and texts.
-
-// report is the JSON of a page but its circuits. Fields may be added.
+// report is the JSON of a page, without the circuits. Fields may be added.
 type report struct {
 	Instance   string    `json:"instance"`             // the process that answers
 	Storage    string    `json:"storage"`              // "none", "ok" or "unavailable"
 	StorageErr string    `json:"storageErr,omitempty"` // why it is unavailable
-	Total      int       `json:"total"`                // known circuits
-	More       bool      `json:"more"`                 // the storage has others
-	Matching   int       `json:"matching"`             // circuits that the query selects
-	LeftOut    int       `json:"leftOut"`              // of them, not in circuits
+	Total      int       `json:"total"`                // listed circuits
+	More       bool      `json:"more"`                 // the storage has circuits that are not listed
+	Matching   int       `json:"matching"`             // circuits that match the query
+	LeftOut    int       `json:"leftOut"`              // matching circuits beyond the limit
 	At         time.Time `json:"at"`
 
-	counts [ranks]int // of those that match
+	counts [ranks]int // matching circuits by rank
 }
 
-// same reports whether two reports read alike.
-func (r *report) same(than *report) bool {
-	a, b := *r, *than
+// same reports whether two reports differ in nothing except the time.
+func (r *report) same(other *report) bool {
+	a, b := *r, *other
 	a.At, b.At = time.Time{}, time.Time{}
 	return a == b
 }
@@ -45,18 +45,18 @@ func (r *report) same(than *report) bool {
 // circuit is the JSON of a circuit.
 type circuit struct {
 	Name         string    `json:"name"`
-	Link         string    `json:"link"`                   // to its page, relative to that of all
-	State        string    `json:"state"`                  // the worse of the two
-	ProcessState string    `json:"processState,omitempty"` // what calls of this process meet
-	Status       string    `json:"status"`                 // for people: the state, or the problem
+	Link         string    `json:"link"`                   // to its page, relative to the page of all circuits
+	State        string    `json:"state"`                  // the worse of local and shared
+	ProcessState string    `json:"processState,omitempty"` // what calls of this process get
+	Status       string    `json:"status"`                 // the state, or the problem, for people
 	Local        *block    `json:"local,omitempty"`
 	Shared       *block    `json:"shared,omitempty"`
 	Calls        *calls    `json:"calls,omitempty"` // in this process
 	DryRun       bool      `json:"dryRun,omitempty"`
 	StorageErr   string    `json:"storageErr,omitempty"`
 	Override     *override `json:"override,omitempty"`
-	Problem      string    `json:"problem,omitempty"` // why its record cannot be read
-	History      []event   `json:"history,omitempty"` // the newest first
+	Problem      string    `json:"problem,omitempty"` // why its record is unreadable
+	History      []event   `json:"history,omitempty"` // newest first
 
 	item *item
 }
@@ -107,7 +107,7 @@ type event struct {
 	removed bool // the event removed an override
 }
 
-// Step is what the event did, for people; empty if the override says it.
+// Step describes the event; empty if the override describes it.
 func (e event) Step() string {
 	switch {
 	case e.From != e.To:
@@ -120,7 +120,7 @@ func (e event) Step() string {
 	return "set to " + e.To
 }
 
-// eventsOf returns a history for people: the newest first.
+// eventsOf returns the JSON of a history, newest first.
 func eventsOf(history []infuse.Event) (all []event) {
 	for i, e := range history {
 		var before overrideFacts
@@ -169,7 +169,7 @@ func (f overrideFacts) describe() *override {
 	return &override{f.state.String(), f.by, f.reason, timeOf(f.until)}
 }
 
-// status returns what the badge shows.
+// status returns the text of the badge.
 func (f *facts) status() string {
 	switch f.rank {
 	case rankOpen, rankReady, rankHalfOpen:
@@ -200,7 +200,7 @@ func (it *item) JSON() []byte {
 	return it.json.get(func() []byte { return encode(it.describe()) })
 }
 
-// row returns the circuit as a row of a frame.
+// row returns the JSON of the circuit in a frame.
 func (it *item) row() []byte {
 	return it.frame.get(func() []byte {
 		return encode(struct {
@@ -223,7 +223,7 @@ func (r *report) writeJSON(w io.Writer, rows []*item) error {
 	return writeList(w, string(head[:len(head)-1])+`,"circuits":`, rows, (*item).JSON, "}\n")
 }
 
-// writeList writes a JSON array of what each row gives, between two texts.
+// writeList writes a JSON array of each(row), between two texts.
 func writeList(w io.Writer, before string, rows []*item, each func(*item) []byte, after string) error {
 	_, err := io.WriteString(w, before+"[")
 	for i, row := range rows {
@@ -242,8 +242,8 @@ func writeList(w io.Writer, before string, rows []*item, each func(*item) []byte
 
 var buffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 32<<10) }}
 
-// buffered gathers many small writes. The error is that of the writer: its client
-// may have gone.
+// buffered batches many small writes. It returns the error of the writer, whose client
+// may have disconnected.
 func buffered(w io.Writer, write func(io.Writer) error) error {
 	b := buffers.Get().(*bufio.Writer)
 	b.Reset(w)
@@ -256,7 +256,7 @@ func buffered(w io.Writer, write func(io.Writer) error) error {
 	return err
 }
 
-// Summary returns how many circuits there are of each kind.
+// Summary describes the number of circuits of each rank.
 func (r *report) Summary() string {
 	var parts []string
 	for rank, n := range r.counts {
@@ -270,7 +270,7 @@ func (r *report) Summary() string {
 	return strings.Join(parts, ", ") + "."
 }
 
-// Shown is how many circuits the page shows.
+// Shown is the number of circuits on the page.
 func (r *report) Shown() int { return r.Matching - r.LeftOut }
 
 // Class is the CSS class of a circuit.
@@ -278,7 +278,7 @@ func (c *circuit) Class() string {
 	return [ranks]string{"open", "forced", "half", "half", "open", "forced", "half", "failing", "closed"}[c.item.facts.rank]
 }
 
-// DueAt is when the next trial may run, if calls decide it: nil if that is unknown.
+// DueAt is when the circuit is ready for a trial; nil if it is not open, or forced.
 func (c *circuit) DueAt() *time.Time {
 	switch {
 	case c.Override != nil:
@@ -291,7 +291,7 @@ func (c *circuit) DueAt() *time.Time {
 	return nil
 }
 
-// Cause is that of the shared circuit, if that is not closed, else of the local one.
+// Cause is the cause of the shared circuit if it is not closed, otherwise of the local one.
 func (c *circuit) Cause() string {
 	for _, b := range []*block{c.Shared, c.Local} {
 		if b != nil && b.State != infuse.StateClosed.String() {
@@ -301,25 +301,25 @@ func (c *circuit) Cause() string {
 	return ""
 }
 
-// Bypassed reports whether the circuit is open, and this process runs calls: an
-// open shared circuit rejects calls only if the last call of the process failed.
+// Bypassed reports whether the circuit is open but this process runs calls: an open
+// shared circuit rejects calls only if the last call of the process failed.
 func (c *circuit) Bypassed() bool {
 	return c.Local != nil && c.Override == nil && c.StorageErr == "" && c.State == infuse.StateOpen.String() && c.ProcessState == infuse.StateClosed.String()
 }
 
-// Ready reports whether the next call may be a trial.
+// Ready reports whether the circuit is ready for a trial.
 func (c *circuit) Ready() bool { return c.item.facts.rank == rankReady }
 
-// Detailed reports whether the history is shown.
+// Detailed reports whether the page shows the history.
 func (c *circuit) Detailed() bool { return c.item.detail }
 
-// Failures are the consecutive failures.
+// Failures is the number of consecutive failures.
 func (c *circuit) Failures() int { return c.item.facts.failures() }
 
-// Counted reports whether there are counters.
+// Counted reports whether there were any calls.
 func (c *calls) Counted() bool { return *c != calls{} }
 
-// rowID returns the ID of an element: different for each name.
+// rowID returns the ID of the element of a circuit.
 func rowID(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return "c" + hex.EncodeToString(sum[:12])
@@ -351,8 +351,8 @@ func clip(text string, most int) string {
 	return text[:most]
 }
 
-// plain makes visible what is invisible or changes how the rest is displayed: line
-// breaks, direction marks, bytes that are not text.
+// plain escapes characters that are invisible or that change how other text is displayed:
+// line breaks, direction marks, invalid UTF-8.
 func plain(text string) string {
 	var shown strings.Builder
 	for text != "" {

@@ -1,21 +1,22 @@
 package ops
 
+// This file ends streams when their server shuts down: http.Server.Shutdown waits for
+// them.
+
 import (
 	"context"
 	"net/http"
 	"sync"
 )
 
-// This file ends the streams of a server that shuts down, because it waits for them.
-
-// shutdowns has a context for each server, which is done when the server shuts down.
+// shutdowns has a context for each server, which is done once the server shuts down.
 type shutdowns struct {
 	mu      sync.Mutex
 	servers map[*http.Server]context.Context
 }
 
-// of returns the context of the request's server. Each request calls it, because a
-// server that is already shutting down notifies no new callback.
+// of returns the context of the request's server. Each request calls it: a server that
+// is already shutting down calls no callback that is registered then.
 func (s *shutdowns) of(r *http.Request) context.Context {
 	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
 	if !ok {

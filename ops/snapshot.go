@@ -1,5 +1,9 @@
 package ops
 
+// This file contains the snapshot that all viewers share, and the selection of a query
+// from it. A circuit that did not change is rendered once for all viewers: one more
+// viewer costs a comparison of pointers.
+
 import (
 	"cmp"
 	"errors"
@@ -13,13 +17,9 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// This file is the snapshot that all viewers share, and the selection that a
-// viewer with its query makes from it. A circuit is drawn once for all viewers, and
-// again only if it has changed: a viewer more costs a comparison of pointers.
+const pageAge = 100 * time.Millisecond // page requests within this time share a snapshot
 
-const pageAge = 100 * time.Millisecond // pages within it share a snapshot
-
-// rank orders circuits: the most urgent first.
+// rank orders circuits, the most urgent first.
 type rank int
 
 const (
@@ -35,15 +35,15 @@ const (
 	ranks
 )
 
-// facts are all that a page shows of a circuit but its history. Comparing them shows
-// whether the circuit has changed.
+// facts are all that a page shows of a circuit, except its history. A circuit has changed
+// if its facts differ.
 type facts struct {
 	rank         rank
-	listed       bool         // not only known because somebody opened its page
-	state        infuse.State // the worse of the local and the shared one
-	processState infuse.State // what calls of this process meet
+	listed       bool         // false: known only because its page was opened
+	state        infuse.State // the worse of local and shared
+	processState infuse.State // what calls of this process get
 	localOnly    bool         // only the local circuit is not closed
-	problem      string       // why its record cannot be read
+	problem      string       // why its record is unreadable
 	storageErr   string       // why this process uses its local circuit
 	local        blockFacts
 	shared       blockFacts
@@ -71,23 +71,23 @@ type overrideFacts struct {
 	until      int64
 }
 
-// named is the name of a circuit, and what follows from it.
+// named is the name of a circuit, with values derived from it.
 type named struct{ name, lower, id string }
 
-// item is a circuit as it is since a snapshot.
+// item is a circuit as of a snapshot. It does not change.
 type item struct {
 	named   *named
 	facts   facts
-	changed uint64 // the number of that snapshot
+	changed uint64 // the number of the first snapshot with these facts
 	history []event
-	detail  bool // the history is shown
+	detail  bool // the page shows the history
 
 	html  lazy[template.HTML]
 	frame lazy[[]byte] // the row of a frame, as JSON
 	json  lazy[[]byte]
 }
 
-// lazy is a value that is made on first use.
+// lazy is a value that is computed on first use.
 type lazy[T any] struct {
 	once  sync.Once
 	value T
@@ -101,15 +101,15 @@ func (l *lazy[T]) get(make func() T) T {
 // snapshot is the state of all circuits at one time. It does not change.
 type snapshot struct {
 	number uint64
-	names  []*named // by name; shared with the snapshots before that have the same
-	bySlot []*item  // as names
-	items  []*item  // those that are listed, the most urgent first
-	slots  []int32  // of items: their places in names
-	was    []int32  // of items: their places in the items of the snapshot before; -1: none
+	names  []*named // sorted; shared with earlier snapshots of the same names
+	bySlot []*item  // in the order of names
+	items  []*item  // listed circuits, the most urgent first
+	slots  []int32  // index in names of each item
+	was    []int32  // index of each item in the previous snapshot; -1: new
 	counts [ranks]int
 	more   bool
-	read   uint64 // histories so far
-	err    string // why the storage cannot be read
+	read   uint64 // number of histories read so far
+	err    string // why the storage is unavailable
 }
 
 // taken is the last snapshot.
@@ -138,7 +138,7 @@ func (b *board) snapshot(age time.Duration) *snapshot {
 
 // take returns the snapshot after before: before itself if nothing has changed.
 func (b *board) take(before *snapshot, now time.Time) *snapshot {
-	own := b.own()
+	own := b.breakers()
 	late := b.list.isLate()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -173,7 +173,7 @@ func (b *board) take(before *snapshot, now time.Time) *snapshot {
 	return s
 }
 
-// namesAfter returns all names in order: the slice of before if they are the same.
+// namesAfter returns all names, sorted. It returns before itself if they are the same.
 func (b *board) namesAfter(before []*named, own map[string]*infuse.Breaker) []*named {
 	n, same := len(own), true
 	had := func(name string) bool { return find(before, name) >= 0 }
@@ -209,7 +209,7 @@ func (b *board) namesAfter(before []*named, own map[string]*infuse.Breaker) []*n
 	return all
 }
 
-// same reports whether two slices are one.
+// same reports whether a and b are the same slice.
 func same(a, b []*named) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 func find(names []*named, name string) int {
@@ -220,7 +220,7 @@ func find(names []*named, name string) int {
 	return i
 }
 
-// finder returns how the item of a name is found in s.
+// finder returns a function that finds the item of a name in s.
 func (s *snapshot) finder(sameNames bool) func(int, *named) *item {
 	if sameNames {
 		return func(slot int, _ *named) *item { return s.bySlot[slot] }
@@ -233,7 +233,7 @@ func (s *snapshot) finder(sameNames bool) func(int, *named) *item {
 	}
 }
 
-// order sorts the items by rank; within a rank they are sorted by name already.
+// order sorts the items by rank. Within a rank they are already sorted by name.
 func (s *snapshot) order(before *snapshot, sameNames bool) {
 	total, next := 0, [ranks]int{}
 	for r, n := range s.counts {
@@ -248,16 +248,16 @@ func (s *snapshot) order(before *snapshot, sameNames bool) {
 			s.items[i], s.slots[i], s.was[i] = it, int32(slot), -1
 		}
 	}
-	place := make([]int32, len(before.names)) // in the items before, by slot; 0: none
+	position := make([]int32, len(before.names)) // 1 + index in before.items, by slot; 0: none
 	for i, slot := range before.slots {
-		place[slot] = int32(i) + 1
+		position[slot] = int32(i) + 1
 	}
 	for i, slot := range s.slots {
 		if !sameNames {
 			slot = int32(find(before.names, s.items[i].named.name))
 		}
 		if slot >= 0 {
-			s.was[i] = place[slot] - 1
+			s.was[i] = position[slot] - 1
 		}
 	}
 }
@@ -277,8 +277,8 @@ func (b *board) facts(name string, breaker *infuse.Breaker, now time.Time) (f fa
 		f.listed = true
 		storageErr = f.setLocal(breaker, b.storage != nil, &due)
 	}
-	// While the storage is unavailable, the records are old, and this process uses
-	// its local circuits.
+	// While the storage is unavailable, records may be out of date, and this process
+	// uses its local circuits.
 	if record != nil && (breaker == nil || storageErr == nil) {
 		f.localOnly = f.state != infuse.StateClosed && effective(record) == infuse.StateClosed
 		f.state = worse(f.state, effective(record))
@@ -298,7 +298,7 @@ func (b *board) facts(name string, breaker *infuse.Breaker, now time.Time) (f fa
 	return f, storageErr
 }
 
-// setLocal sets what this process itself knows, and its due time.
+// setLocal sets the facts of this process's breaker.
 func (f *facts) setLocal(breaker *infuse.Breaker, shared bool, due *time.Time) (storageErr error) {
 	s := breaker.Stats()
 	f.state, f.calls, f.dryRun, f.override, *due = s.State, calls(s.Calls), s.DryRun, overrideOf(s.Override), s.DueAt
@@ -344,14 +344,13 @@ func (f *facts) evaluate(ready bool) rank {
 	return rankClosed
 }
 
-// failures returns the consecutive failures of the local or of the shared circuit,
-// whichever are more.
+// failures returns the larger number of consecutive failures, local or shared.
 func (f *facts) failures() int { return max(f.local.failures, f.shared.failures) }
 
 func sharedOf(r *infuse.Record) blockFacts {
 	f := blockFacts{exists: true, state: r.State, failures: r.Failures, by: r.By, cause: r.Cause, suspect: r.Suspect(), trials: len(r.Trials)}
 	since := r.Since
-	if r.State != infuse.StateClosed { // evidence opens a circuit without a new generation for the calls that run
+	if r.State != infuse.StateClosed { // an opening by calls keeps the generation
 		since = max(since, r.Opened)
 	}
 	if since > 0 {
@@ -370,8 +369,8 @@ func overrideOf(o *infuse.Override) overrideFacts {
 	return overrideFacts{true, o.State, o.By, o.Reason, seconds(o.Until)}
 }
 
-// seconds rounds a time, so that two readings of it are equal: a storage
-// translates its clock to the local one each time. 0: none.
+// seconds rounds a time to seconds, because each read translates it to the local clock
+// with a different error. It returns 0 for the zero time.
 func seconds(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
@@ -379,7 +378,7 @@ func seconds(t time.Time) int64 {
 	return t.Round(time.Second).Unix()
 }
 
-// effective returns the state by which calls are admitted.
+// effective returns the forced state, or the state if there is no override.
 func effective(r *infuse.Record) infuse.State {
 	if r.Override != nil {
 		return r.Override.State
@@ -399,15 +398,15 @@ type view struct {
 	query
 	board *board
 
-	names []*named // for which match was made
-	match []bool   // by slot
-	rows  []*item  // of a filter: reused
-	at    []int32  // and their places in the items of the snapshot
+	names []*named // of match
+	match []bool   // whether the filter matches, by slot
+	rows  []*item  // matching the filter; reused
+	at    []int32  // index of each row in the items of the snapshot
 }
 
-// look returns the circuits that the query selects, the most urgent first, and the
-// report on them. The rows are valid until the next look.
-func (v *view) look(s *snapshot) ([]*item, *report) {
+// selection returns the circuits that the query selects, the most urgent first, and the
+// report on them. The rows are valid until the next selection.
+func (v *view) selection(s *snapshot) ([]*item, *report) {
 	r := &report{Instance: v.board.instance, Storage: "ok", StorageErr: s.err, Total: len(s.items), More: s.more, At: time.Now()}
 	switch {
 	case v.board.storage == nil:
@@ -462,12 +461,12 @@ func (b *board) detailed(base *item) *item {
 	if d == nil {
 		return &item{named: base.named, facts: base.facts, detail: true}
 	}
-	if d.base != base || d.drawn != d.version {
-		d.base, d.drawn = base, d.version
+	if d.base != base || d.builtVersion != d.version {
+		d.base, d.builtVersion = base, d.version
 		d.row = &item{named: base.named, facts: base.facts, detail: true}
 		d.row.history = eventsOf(d.events)
 	}
 	return d.row
 }
 
-var errLate = errors.New("the storage did not answer in time")
+var errLate = errors.New("the storage did not reply in time")

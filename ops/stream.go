@@ -1,5 +1,8 @@
 package ops
 
+// This file keeps open pages up to date. One loop takes snapshots for all viewers, and
+// stops with the last of them. Viewers share the rendered rows.
+
 import (
 	"context"
 	"io"
@@ -10,17 +13,13 @@ import (
 	"time"
 )
 
-// This file keeps open pages up to date: one loop takes snapshots for all viewers,
-// and stops with the last of them. A viewer keeps no copy of a circuit: it writes
-// the rows that all share.
-
 const (
 	tick       = 500 * time.Millisecond // between two snapshots
-	settleTime = 50 * time.Millisecond  // notifications within it make one snapshot
-	readEvery  = 5 * time.Second        // between two readings of the storage,
-	readShare  = 9                      // or this many times as long as the last reading took
-	heartbeat  = 15 * time.Second       // a comment: it detects viewers that have gone
-	writeTime  = 10 * time.Second       // a viewer that takes longer to read is dropped
+	settleTime = 50 * time.Millisecond  // notifications within this time share a snapshot
+	readEvery  = 5 * time.Second        // between two reads of the storage,
+	readShare  = 9                      // or this many times as long as the last read took
+	heartbeat  = 15 * time.Second       // detects viewers that have disconnected
+	writeTime  = 10 * time.Second       // a viewer that reads more slowly is dropped
 	streamTime = 5 * time.Minute        // the browser then reconnects
 	maxViewers = 1000
 )
@@ -31,10 +30,10 @@ type stream struct {
 
 	mu      sync.Mutex
 	total   int
-	clients map[string][]*viewer // by client, in the order in which they came
-	current *snapshot            // nil: the loop has taken none
+	clients map[string][]*viewer // by client, oldest first
+	current *snapshot            // nil: none yet
 	fresh   chan struct{}        // closed when current is replaced
-	end     context.CancelFunc   // of the loop
+	end     context.CancelFunc   // ends the loop
 	ended   chan struct{}
 }
 
@@ -44,11 +43,11 @@ type viewer struct {
 	client string
 	cancel context.CancelFunc
 
-	seen   uint64 // the number of the snapshot that was sent last; 0: none
+	seen   uint64 // number of the last snapshot sent; 0: none
 	sent   report
 	order  []*named
-	one    *item  // the row that was sent last, of a query for one circuit
-	note   string // of sent
+	one    *item  // last row sent, if the query is for one circuit
+	note   string // last note sent
 	marked map[*named]struct{}
 	delta  []*item
 }
@@ -59,9 +58,9 @@ func (s *stream) running() bool {
 	return s.total > 0
 }
 
-// join adds a viewer. The first one starts the loop. If all streams are in use, the
-// viewer takes the place of the latest of the client that has the most, unless that
-// client would then have fewer than its own.
+// join adds a viewer. The first viewer starts the loop. If all streams are in use, the
+// viewer replaces the newest viewer of the client that has the most, unless that client
+// would then have fewer than the client of the viewer.
 func (s *stream) join(v *viewer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,7 +98,7 @@ func (s *stream) leave(v *viewer) {
 	}
 }
 
-// remove does nothing if another viewer has taken the place.
+// remove does nothing if the viewer was already replaced.
 func (s *stream) remove(v *viewer) {
 	all := s.clients[v.client]
 	i := slices.Index(all, v)
@@ -114,7 +113,7 @@ func (s *stream) remove(v *viewer) {
 	}
 }
 
-// begin starts the loop, after the one before has stopped.
+// begin starts the loop, after the previous loop has ended.
 func (s *stream) begin() {
 	ctx, cancel := context.WithCancel(context.Background())
 	before := s.ended
@@ -130,10 +129,10 @@ func (s *stream) begin() {
 
 // loop takes snapshots until the last viewer has left.
 func (s *stream) loop(ctx context.Context) {
-	news := make(chan struct{}, 1)
+	notified := make(chan struct{}, 1)
 	s.board.startWatching(func() {
 		select {
-		case news <- struct{}{}:
+		case notified <- struct{}{}:
 		default:
 		}
 	})
@@ -151,7 +150,7 @@ func (s *stream) loop(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
-		case <-news:
+		case <-notified:
 			select {
 			case changed <- struct{}{}:
 			default:
@@ -161,7 +160,7 @@ func (s *stream) loop(ctx context.Context) {
 	}
 }
 
-// publish takes a snapshot. It wakes the viewers if anything has changed.
+// publish takes a snapshot, and wakes the viewers if it differs from the last one.
 func (s *stream) publish(ctx context.Context) {
 	next := s.board.snapshot(0)
 	s.mu.Lock()
@@ -173,12 +172,12 @@ func (s *stream) publish(ctx context.Context) {
 	}
 }
 
-// read reads the storage again and again, and the histories of circuits that have
-// changed. A storage that is slow or large is read less often.
+// read polls the storage, and reads the histories of circuits that have changed. It polls
+// a slow or large storage less often.
 func (s *stream) read(ctx context.Context, changed <-chan struct{}) {
 	for ctx.Err() == nil {
 		began := time.Now()
-		s.board.list.fresh(ctx, 0)
+		s.board.list.refresh(ctx, 0)
 		s.readHistories(ctx)
 		next := time.NewTimer(max(readEvery, readShare*time.Since(began)))
 		for waiting := true; waiting; {
@@ -196,7 +195,7 @@ func (s *stream) read(ctx context.Context, changed <-chan struct{}) {
 	}
 }
 
-// readHistories reads the histories that are on a page and out of date.
+// readHistories reads the histories that a page shows and that are out of date.
 func (s *stream) readHistories(ctx context.Context) {
 	wanted := make(map[string]bool)
 	s.mu.Lock()
@@ -209,7 +208,7 @@ func (s *stream) readHistories(ctx context.Context) {
 	delete(wanted, "")
 	for circuit := range wanted {
 		if s.board.isStale(circuit) {
-			s.board.detail(circuit).fresh(ctx, 0)
+			s.board.detail(circuit).refresh(ctx, 0)
 		}
 	}
 }
@@ -223,8 +222,8 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// pending returns the frame from what was sent last to the current snapshot, if
-// there is a difference, and what is closed when the snapshot is replaced.
+// pending returns the frame with the changes since the last frame, or nil if there are
+// none, and a channel that is closed when there is a new snapshot.
 func (v *viewer) pending(s *stream) (*frame, <-chan struct{}) {
 	s.mu.Lock()
 	current, fresh := s.current, s.fresh
@@ -235,9 +234,8 @@ func (v *viewer) pending(s *stream) (*frame, <-chan struct{}) {
 	return v.next(current), fresh
 }
 
-// live answers with a stream of events. A viewer that reads slowly misses
-// snapshots, and is dropped if it does not read. The stream also ends when shutdown
-// is done.
+// live answers with a stream of events. A viewer that reads slowly skips snapshots. A
+// viewer that does not read is dropped. The stream also ends when shutdown is done.
 func (h *handler) live(w http.ResponseWriter, r *http.Request, shutdown context.Context) {
 	q, err := parseQuery(r)
 	if err != nil {
@@ -279,8 +277,8 @@ func (v *viewer) follow(ctx context.Context, s *stream, w http.ResponseWriter) {
 	}
 }
 
-// frame is an event for a browser. It replaces the order of the circuits if there
-// is one, and the rows that have changed.
+// frame is one event: the new order of the circuits, if it has changed, and the rows that
+// have changed.
 type frame struct {
 	full    bool
 	summary string
@@ -290,13 +288,13 @@ type frame struct {
 	rows    []*item
 }
 
-// next returns the frame from what was sent last to a snapshot: nil if the viewer
-// sees no difference.
+// next returns the frame from the last snapshot sent to s, or nil if nothing on the page
+// differs.
 func (v *viewer) next(s *snapshot) *frame {
 	if v.seen == s.number {
 		return nil
 	}
-	rows, report := v.look(s)
+	rows, report := v.selection(s)
 	f := &frame{full: v.seen == 0, rows: rows}
 	f.ordered = f.full || !slices.EqualFunc(rows, v.order, func(row *item, n *named) bool { return row.named == n })
 	if !f.full {
@@ -323,7 +321,7 @@ func (v *viewer) next(s *snapshot) *frame {
 	return f
 }
 
-// changed returns the rows that the viewer has not received as they are.
+// changed returns the rows of which the viewer does not have the current version.
 func (v *viewer) changed(s *snapshot, rows []*item, ordered bool) []*item {
 	v.delta = v.delta[:0]
 	if v.Circuit != "" {
@@ -344,14 +342,14 @@ func (v *viewer) changed(s *snapshot, rows []*item, ordered bool) []*item {
 	return v.delta
 }
 
-// had returns whether a row was sent before, in whatever state.
+// had returns a function that reports whether any version of a row was sent before.
 func (v *viewer) had(s *snapshot, rows []*item) func(i int) bool {
 	place := func(i int) int { return int(s.was[i]) }
 	if v.Filter != "" {
 		place = func(i int) int { return int(s.was[v.at[i]]) }
 	}
 	switch before := v.seen == s.number-1; {
-	case before && v.Filter == "": // the snapshot before was sent, up to the limit
+	case before && v.Filter == "": // the previous snapshot was sent, up to the limit
 		return func(i int) bool { return place(i) >= 0 && place(i) < v.Limit }
 	case before && v.sent.LeftOut == 0:
 		return func(i int) bool { return place(i) >= 0 }
@@ -366,7 +364,7 @@ func (v *viewer) had(s *snapshot, rows []*item) func(i int) bool {
 	return func(i int) bool { _, ok := v.marked[rows[i].named]; return ok }
 }
 
-// note returns what a page shows besides its circuits, as HTML.
+// note returns the HTML of the note above the circuits.
 func note(r *report) string {
 	text, _ := execute("note", r)
 	return strings.TrimSpace(string(text))
@@ -378,7 +376,7 @@ func (f *frame) write(w io.Writer) error {
 		Summary string `json:"summary"`
 		Note    string `json:"note"`
 	}{f.full, f.summary, f.note})
-	err := writeAll(w, "data: ", string(head[:len(head)-1])) // JSON has no line breaks of its own
+	err := writeAll(w, "data: ", string(head[:len(head)-1])) // the JSON has no line breaks
 	if f.ordered && err == nil {
 		err = writeAll(w, `,"order":[`)
 		for i, n := range f.order {
@@ -401,11 +399,11 @@ func (f *frame) write(w io.Writer) error {
 
 func send(w http.ResponseWriter, write func(io.Writer) error) error {
 	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Now().Add(writeTime)) // a writer without one keeps that of the server
+	_ = control.SetWriteDeadline(time.Now().Add(writeTime)) // ignored if the writer has no deadline
 	err := buffered(w, write)
 	if err == nil {
 		err = control.Flush()
 	}
-	_ = control.SetWriteDeadline(time.Time{}) // otherwise HTTP/2 ends the stream later, even if nothing is written
+	_ = control.SetWriteDeadline(time.Time{}) // otherwise HTTP/2 ends an idle stream
 	return err
 }

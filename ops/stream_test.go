@@ -21,21 +21,21 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file is how a page is kept up to date, and what that costs.
+// This file tests how open pages are kept up to date, and the cost.
 
-// refusing is a storage that changes nothing.
+// refusing is a storage that rejects all changes.
 type refusing struct{ *counting }
 
 func (refusing) Apply(context.Context, string, infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	return infuse.Record{}, infuse.VerdictRefused, errUnhealthy
 }
 
-func TestACircuitThatOpensIsPushed(t *testing.T) {
+func TestOpeningIsPushed(t *testing.T) {
 	t.Parallel()
 	storage := infuse.NewMemoryStorage()
-	here, there := groupOn(t, storage), groupOn(t, storage)
-	breaker(t, here, "prices")
-	address := serve(t, ops.Options{Group: here, Storage: storage})
+	local, remote := groupOn(t, storage), groupOn(t, storage)
+	breaker(t, local, "prices")
+	address := serve(t, ops.Options{Group: local, Storage: storage})
 	all, one := follow(t, address+"events"), follow(t, address+"events?circuit=prices")
 	first := all.next(t)
 	require.True(t, first.Full)
@@ -43,39 +43,39 @@ func TestACircuitThatOpensIsPushed(t *testing.T) {
 	require.Len(t, first.Rows, 1)
 	one.next(t)
 
-	open(t, storage, breaker(t, there, "prices"))
+	open(t, storage, breaker(t, remote, "prices"))
 	f := all.until(t, func(f frame) bool { return f.Summary == "1 open." })
 	require.Contains(t, f.Rows[0].HTML, "connection refused")
 	one.until(t, func(f frame) bool { return len(f.Rows) > 0 && strings.Contains(f.Rows[0].HTML, "closed → open") })
 }
 
-func TestACircuitThatThisProcessDoesNotKnowIsListed(t *testing.T) {
-	takesLong(t) // it is found when the storage lists its circuits again
+func TestCircuitsOfOtherProcessesAreListed(t *testing.T) {
+	takesLong(t) // the next list of the storage contains it
 	t.Parallel()
 	storage := infuse.NewMemoryStorage()
-	here, there := groupOn(t, storage), groupOn(t, storage)
-	open(t, storage, breaker(t, here, "prices"))
-	all := follow(t, serve(t, ops.Options{Group: here, Storage: storage})+"events")
+	local, remote := groupOn(t, storage), groupOn(t, storage)
+	open(t, storage, breaker(t, local, "prices"))
+	all := follow(t, serve(t, ops.Options{Group: local, Storage: storage})+"events")
 	require.Equal(t, "1 open.", all.next(t).Summary)
-	open(t, storage, breaker(t, there, "stock"))
+	open(t, storage, breaker(t, remote, "stock"))
 	all.until(t, func(f frame) bool { return f.Summary == "2 open." })
-	require.NoError(t, breaker(t, there, "stock").SetState(t.Context(), infuse.StateClosed))
+	require.NoError(t, breaker(t, remote, "stock").SetState(t.Context(), infuse.StateClosed))
 	f := all.until(t, func(f frame) bool { return f.Summary == "1 open, 1 closed." })
-	require.Len(t, f.Rows, 1, "only what has changed")
+	require.Len(t, f.Rows, 1, "only the row that has changed")
 }
 
-// A circuit that opens after the storage was listed is still open after the next
-// reading, which goes by that list.
-func TestACircuitThatOpensAfterTheList(t *testing.T) {
+// A circuit that opens after the storage was listed is still open after the next read,
+// which uses that list.
+func TestOpeningAfterTheListIsKept(t *testing.T) {
 	takesLong(t)
 	t.Parallel()
 	storage := infuse.NewMemoryStorage()
-	here, there := groupOn(t, storage), groupOn(t, storage)
-	breaker(t, here, "prices")
-	all := follow(t, serve(t, ops.Options{Group: here, Storage: storage})+"events")
+	local, remote := groupOn(t, storage), groupOn(t, storage)
+	breaker(t, local, "prices")
+	all := follow(t, serve(t, ops.Options{Group: local, Storage: storage})+"events")
 	all.until(t, func(f frame) bool { return f.Summary == "1 closed." })
 	time.Sleep(time.Second) // the storage is listed
-	open(t, storage, breaker(t, there, "prices"))
+	open(t, storage, breaker(t, remote, "prices"))
 	began := time.Now()
 	all.until(t, func(f frame) bool { return f.Summary == "1 open." })
 	go func() {
@@ -87,8 +87,8 @@ func TestACircuitThatOpensAfterTheList(t *testing.T) {
 	}
 }
 
-// http.Server.Shutdown waits for requests that are under way.
-func TestAPageEndsWithItsServer(t *testing.T) {
+// http.Server.Shutdown waits for requests in progress.
+func TestStreamEndsWithItsServer(t *testing.T) {
 	t.Parallel()
 	h := ops.Handler(ops.Options{Storage: infuse.NewMemoryStorage()})
 	s := httptest.NewServer(h)
@@ -100,7 +100,7 @@ func TestAPageEndsWithItsServer(t *testing.T) {
 	require.NoError(t, s.Config.Shutdown(ctx))
 }
 
-func TestNothingRunsWhenNobodyLooks(t *testing.T) {
+func TestNothingRunsWithoutViewers(t *testing.T) {
 	storage := newCounting()
 	group := groupOn(t, storage)
 	fill(t, storage, 50)
@@ -130,8 +130,8 @@ func TestNothingRunsWhenNobodyLooks(t *testing.T) {
 	}
 }
 
-// The request's context alone ends a stream, also where the writer never fails.
-func TestAStreamEndsWithItsContext(t *testing.T) {
+// The request's context ends a stream even if the writer never fails.
+func TestStreamEndsWithItsContext(t *testing.T) {
 	h := ops.Handler(ops.Options{Group: groupOn(t, nil)})
 	before := breakertest.Goroutines()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -140,8 +140,8 @@ func TestAStreamEndsWithItsContext(t *testing.T) {
 	settled(t, before)
 }
 
-// A viewer that reads nothing holds up nobody, and is dropped.
-func TestASlowReader(t *testing.T) {
+// A viewer that reads nothing delays no other viewer, and is dropped.
+func TestViewerThatReadsNothingIsDropped(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	group := groupOn(t, storage)
 	fill(t, storage, 200)
@@ -165,7 +165,7 @@ func TestASlowReader(t *testing.T) {
 	settled(t, before)
 }
 
-// stuck is a writer whose client reads nothing, until its deadline passes.
+// stuck is a ResponseWriter whose client reads nothing: writes block until the deadline.
 type stuck struct {
 	header http.Header
 	since  chan time.Time
@@ -199,8 +199,8 @@ func (s *stuck) SetWriteDeadline(t time.Time) error {
 	return nil
 }
 
-// A real connection that nobody reads from ends when its deadline has passed.
-func TestAConnectionThatNobodyReads(t *testing.T) {
+// A connection whose client does not read ends at its deadline.
+func TestConnectionThatIsNotReadEnds(t *testing.T) {
 	takesLong(t)
 	if testing.Short() {
 		t.Skip("waits for ten seconds")
@@ -229,12 +229,12 @@ func TestAConnectionThatNobodyReads(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(patience):
-		require.FailNow(t, "it is still served")
+		require.FailNow(t, "the stream has not ended")
 	}
 }
 
-// Viewers share what is read.
-func TestTwoHundredViewersCostWhatOneDoes(t *testing.T) {
+// 200 viewers cause at most one read more than one viewer.
+func TestViewersShareReads(t *testing.T) {
 	takesLong(t)
 	const circuits, watchFor = 100, 6 * time.Second
 	cost := func(viewers int) (requests int64, took time.Duration) {
@@ -264,12 +264,12 @@ func TestTwoHundredViewersCostWhatOneDoes(t *testing.T) {
 	many, together := cost(200)
 	t.Logf("%v with %d circuits: 1 viewer made %d requests to the storage, 200 made %d in %v more", watchFor, circuits, one, many, together-alone)
 	const readEvery = 5 * time.Second
-	later := int64((together - alone).Round(readEvery) / readEvery) // readings, while 200 came and went
-	require.LessOrEqual(t, many, one+(1+later)*(circuits+1), "at most one reading more, of who came when the loop had not begun")
+	later := int64((together - alone).Round(readEvery) / readEvery) // reads while 200 viewers came and left
+	require.LessOrEqual(t, many, one+(1+later)*(circuits+1), "at most one read more, of viewers that came before the loop started")
 }
 
-// Pages that are asked for at the same time share one reading.
-func TestPagesShareAReading(t *testing.T) {
+// Concurrent page requests share one read.
+func TestPagesShareReads(t *testing.T) {
 	t.Parallel()
 	storage := newCounting()
 	fill(t, storage, 100)
@@ -282,8 +282,8 @@ func TestPagesShareAReading(t *testing.T) {
 	require.LessOrEqual(t, storage.requests.Load(), int64(3*101))
 }
 
-// The same with a real server, and what it says itself: its commands.
-func TestTwoHundredViewersCostRedisWhatOneDoes(t *testing.T) {
+// 200 viewers cause as few Redis commands as one.
+func TestViewersShareRedisCommands(t *testing.T) {
 	takesLong(t)
 	server := redistest.Start(t)
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
@@ -318,10 +318,10 @@ func TestTwoHundredViewersCostRedisWhatOneDoes(t *testing.T) {
 	many, together := cost(200)
 	t.Logf("6s with 1,000 circuits: 1 viewer cost Redis %d commands, 200 cost %d in %v more", one, many, together-alone)
 	longer := max(1, together.Seconds()/alone.Seconds())
-	require.Less(t, float64(many), 2*float64(one)*longer, "one reading more, at most, in the time that 200 take to come")
+	require.Less(t, float64(many), 2*float64(one)*longer, "at most one read more, in the time that 200 viewers take to connect")
 }
 
-// The figures that the documents have.
+// The figures in the documents.
 func TestFigures(t *testing.T) {
 	takesLong(t)
 	storage := infuse.NewMemoryStorage()
@@ -341,7 +341,7 @@ func TestFigures(t *testing.T) {
 		}
 		_ = response.Body.Close()
 		t.Logf("page%s with 1,000 circuits: %d bytes, first byte after %v", query, size, first)
-		time.Sleep(atMostEvery)
+		time.Sleep(minReadAge)
 	}
 	view := func() {
 		conn, err := net.Dial("tcp", strings.Split(address, "/")[2])
@@ -369,15 +369,15 @@ func TestFigures(t *testing.T) {
 	for range viewers {
 		view()
 	}
-	t.Logf("a viewer more of the same page: %d bytes, its connection and this test's end of it among them", (memory()-before)/viewers)
+	t.Logf("one more viewer of the same page: %d bytes, including both ends of its connection", (memory()-before)/viewers)
 }
 
-const atMostEvery = 1100 * time.Millisecond
+const minReadAge = 1100 * time.Millisecond
 
-// takesLong skips a test that is not for every day. CI runs all.
+// takesLong skips a slow test outside CI.
 func takesLong(t *testing.T) {
 	t.Helper()
 	if os.Getenv("CI") != "true" {
-		t.Skip("takes long: CI=true runs it")
+		t.Skip("slow: set CI=true")
 	}
 }

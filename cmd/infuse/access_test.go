@@ -1,5 +1,8 @@
 package main
 
+// This file tests how the command connects to Redis: kinds of servers, prefixes, names,
+// certificates and passwords.
+
 import (
 	"context"
 	"crypto/ecdsa"
@@ -27,58 +30,58 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// On a node of a Cluster, list saw the circuits of that node alone (faults O3).
-func TestAClusterIsFoundOut(t *testing.T) {
+// On a node of a Cluster, list showed only the circuits of that node (faults O3).
+func TestClusterIsDetected(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts many servers")
 	}
 	cluster := redistest.StartCluster(t, 3)
-	whole := deskAt(t, "redis://"+cluster.Addrs()[0], "-cluster")
+	whole := cliAt(t, "redis://"+cluster.Addrs()[0], "-cluster")
 	for i := range 10 {
-		whole.does("set-state", "-force", fmt.Sprint("circuit", i), "open")
+		whole.mustRun("set-state", "-force", fmt.Sprint("circuit", i), "open")
 	}
 	for _, node := range cluster.Addrs() {
 		for _, url := range []string{"redis://" + node, node, "redis://" + node + "/0"} {
-			out, errs, code := deskAt(t, url).types("list")
+			out, errs, code := cliAt(t, url).exec("list")
 			require.Zero(t, code, errs)
 			require.Equal(t, 11, strings.Count(out, "\n"), out)
 			require.Equal(t, "infuse: Redis is a Cluster: using all its nodes. With -cluster this check is skipped\n", errs)
 		}
 		for i := range 10 {
-			out, _, code := deskAt(t, "redis://"+node).types("show", fmt.Sprint("circuit", i))
+			out, _, code := cliAt(t, "redis://"+node).exec("show", fmt.Sprint("circuit", i))
 			require.Zero(t, code)
 			require.Regexp(t, `(?m)^state +open$`, out)
 		}
-		_, errs, code := deskAt(t, "redis://"+node+"/2").types("list")
+		_, errs, code := cliAt(t, "redis://"+node+"/2").exec("list")
 		require.Equal(t, exitUsage, code)
 		require.Contains(t, errs, "which has database 0 only")
-		_, errs, code = deskAt(t, "redis://"+node+"?db=0&max_retries=x").types("list")
+		_, errs, code = cliAt(t, "redis://"+node+"?db=0&max_retries=x").exec("list")
 		require.Equal(t, exitUsage, code, errs)
 	}
-	// A subscriber on one node, and another prefix on another, are found from each.
+	// A subscriber of one node, and a prefix of another, are found from each node.
 	storage := infuse.NewRedisStorage(cluster.Client(), infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
 	b, err := infuse.New("new", infuse.Config{Storage: storage})
 	require.NoError(t, err)
 	defer b.Stop()
 	require.Eventually(t, func() bool {
-		_, _, code := whole.types("show", "new")
+		_, _, code := whole.exec("show", "new")
 		return code == exitDone
 	}, 10*time.Second, 10*time.Millisecond)
-	whole.does("override", "new", "open", "-reason", "x", "-until", "1h")
-	_, errs, code := whole.types("list", "-prefix", "wrong:")
+	whole.mustRun("override", "new", "open", "-reason", "x", "-until", "1h")
+	_, errs, code := whole.exec("list", "-prefix", "wrong:")
 	require.Equal(t, exitFailed, code)
 	require.Contains(t, errs, `"infuse:"`)
 }
 
-func TestASentinelIsNoServer(t *testing.T) {
+func TestSentinelIsRejected(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts many servers")
 	}
 	sentinel := redistest.StartSentinel(t)
-	_, errs, code := deskAt(t, "redis://"+sentinel.Addr()).types("list")
+	_, errs, code := cliAt(t, "redis://"+sentinel.Addr()).exec("list")
 	require.Equal(t, exitUsage, code)
 	require.Contains(t, errs, "add ?master_name=NAME")
 }
@@ -92,23 +95,23 @@ func TestHelloMode(t *testing.T) {
 	}
 }
 
-func TestAWrongPrefixIsReported(t *testing.T) {
+func TestWrongPrefixIsReported(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	admin := server.Client()
-	for _, key := range []string{"session:{1}", "cart:{2}"} { // of others
+	for _, key := range []string{"session:{1}", "cart:{2}"} { // of other programs
 		require.NoError(t, admin.HSet(t.Context(), key, "user", "ann", "v", "one").Err())
 	}
 	require.NoError(t, admin.Set(t.Context(), "lock:{3}", "1", 0).Err())
-	d := deskAt(t, server.Addr())
-	require.Contains(t, d.does("list"), `no circuit has a record with the prefix "infuse:"`)
+	d := cliAt(t, server.Addr())
+	require.Contains(t, d.mustRun("list"), `no circuit has a record with the prefix "infuse:"`)
 
-	deskAt(t, server.Addr(), "-prefix", "orders-prod:").does("set-state", "-force", "prices", "open")
-	deskAt(t, server.Addr(), "-prefix", "it's a {brace}:").does("set-state", "-force", "two words", "open")
+	cliAt(t, server.Addr(), "-prefix", "orders-prod:").mustRun("set-state", "-force", "prices", "open")
+	cliAt(t, server.Addr(), "-prefix", "it's a {brace}:").mustRun("set-state", "-force", "two words", "open")
 	others := `this Redis has circuits with other prefixes: "it's a {brace}:", "orders-prod:" (pass -prefix, or set INFUSE_PREFIX)` + "\n"
 	for _, args := range [][]string{{"list"}, {"list", "-json"}, {"show", "prices"}, {"show", "prices", "-json"}, {"remove-override", "prices"},
 		{"override", "prices", "open", "-reason", "x", "-until", "1h"}, {"set-state", "prices", "open"}} {
-		out, errs, code := d.types(args...)
+		out, errs, code := d.exec(args...)
 		require.Equal(t, exitFailed, code, args)
 		require.Empty(t, out)
 		if args[0] == "override" || args[0] == "set-state" {
@@ -120,50 +123,50 @@ func TestAWrongPrefixIsReported(t *testing.T) {
 	require.Zero(t, w.stop())
 	require.Contains(t, w.stderr.String(), `"orders-prod:"`)
 
-	// A healthy fleet beside that of another team has no records, and is no mistake.
+	// A healthy fleet has no records; other prefixes on the same Redis are no mistake.
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
 	d.storage, d.survey = storage, &redisStore{storage, server.Client(), defaultPrefix}
 	d.watched("healthy")
-	require.Contains(t, d.does("list"), `no circuit has a record with the prefix "infuse:"`)
+	require.Contains(t, d.mustRun("list"), `no circuit has a record with the prefix "infuse:"`)
 
-	// More are not all named, and without the right to look for subscribers it is no error.
+	// Only some of many prefixes are named; without the permission to search for subscribers there is no error.
 	for i := range 10 {
-		deskAt(t, server.Addr(), "-prefix", fmt.Sprintf("team%d:", i)).does("set-state", "-force", "prices", "open")
+		cliAt(t, server.Addr(), "-prefix", fmt.Sprintf("team%d:", i)).mustRun("set-state", "-force", "prices", "open")
 	}
 	require.NoError(t, admin.Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", "-pubsub").Err())
-	out, errs, code := deskAt(t, "redis://ann:secret@"+server.Addr(), "-prefix", "nobody's:").types("list")
+	out, errs, code := cliAt(t, "redis://ann:secret@"+server.Addr(), "-prefix", "nobody's:").exec("list")
 	require.Zero(t, code)
 	require.Contains(t, out, "no circuit has a record")
 	require.Contains(t, errs, "and maybe more (pass -prefix")
 	require.Equal(t, maxPrefixes, strings.Count(errs, `:"`)-1, errs)
 }
 
-func TestThePrefixOfTheEnvironment(t *testing.T) {
+func TestPrefixFromEnvironment(t *testing.T) {
 	server := redistest.Start(t)
 	t.Setenv("INFUSE_PREFIX", "orders-prod:")
-	d := deskAt(t, server.Addr())
-	d.does("set-state", "-force", "prices", "open")
-	require.Regexp(t, "(?m)^prices +open", d.does("list"))
+	d := cliAt(t, server.Addr())
+	d.mustRun("set-state", "-force", "prices", "open")
+	require.Regexp(t, "(?m)^prices +open", d.mustRun("list"))
 	n, err := server.Client().Exists(t.Context(), "orders-prod:{prices}").Result()
 	require.NoError(t, err)
 	require.Equal(t, int64(1), n)
-	require.Contains(t, d.does("list", "-prefix", "orders-prod:"), "prices", "the flag")
-	_, errs, code := d.types("list", "-prefix", "infuse:")
+	require.Contains(t, d.mustRun("list", "-prefix", "orders-prod:"), "prices", "the flag")
+	_, errs, code := d.exec("list", "-prefix", "infuse:")
 	require.Equal(t, exitFailed, code)
 	require.Contains(t, errs, `"orders-prod:"`)
 }
 
 // An override of a misspelt name reported success (faults O4).
-func TestAnUnusedNameNeedsForce(t *testing.T) {
+func TestUnusedNameNeedsForce(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
-	d := deskAt(t, server.Addr())
+	d := cliAt(t, server.Addr())
 	d.storage, d.survey = storage, &redisStore{storage, server.Client(), defaultPrefix}
 	overrides := func(name string, more ...string) (string, int) {
-		_, errs, code := d.types(append([]string{"override", name, "open", "-reason", "x", "-until", "300ms"}, more...)...)
+		_, errs, code := d.exec(append([]string{"override", name, "open", "-reason", "x", "-until", "300ms"}, more...)...)
 		return errs, code
 	}
 	errs, code := overrides("misspelt")
@@ -173,22 +176,22 @@ func TestAnUnusedNameNeedsForce(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, n, "nothing was written")
 
-	d.watched("healthy") // it has a subscriber only
+	d.watched("healthy") // only a subscriber
 	_, code = overrides("healthy")
 	require.Zero(t, code)
 
 	_, code = overrides("later", "-force")
 	require.Zero(t, code)
-	_, code = overrides("later") // it has a record
+	_, code = overrides("later") // a record
 	require.Zero(t, code)
 	require.NoError(t, server.Client().Del(t.Context(), "infuse:{later}").Err())
-	_, code = overrides("later") // it has a history only
+	_, code = overrides("later") // only a history
 	require.Zero(t, code)
 
-	_, errs, code = d.types("set-state", "misspelt", "open")
+	_, errs, code = d.exec("set-state", "misspelt", "open")
 	require.Equal(t, exitFailed, code)
 	require.Contains(t, errs, "-force")
-	_, errs, code = d.types("show", "misspelt")
+	_, errs, code = d.exec("show", "misspelt")
 	require.Equal(t, exitFailed, code)
 	require.Equal(t, "infuse: circuit misspelt not found: no record, no history, and no process subscribes to it\n", errs)
 
@@ -198,11 +201,10 @@ func TestAnUnusedNameNeedsForce(t *testing.T) {
 	require.Equal(t, exitFailed, code)
 	require.Contains(t, errs, "pubsub")
 	require.Contains(t, errs, "pass -force")
-	require.Contains(t, d.does("show", "misspelt"), "has no record: it is closed")
+	require.Contains(t, d.mustRun("show", "misspelt"), "has no record: it is closed")
 }
 
-// Certificates.
-
+// authority is a CA.
 type authority struct {
 	t    *testing.T
 	dir  string
@@ -216,7 +218,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// issue writes a certificate, and its key, signed by the authority. The first is its own.
+// issue writes a certificate and its key. The first one is that of the authority.
 func (a *authority) issue(name string, c *x509.Certificate) (cert, key string) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(a.t, err)
@@ -267,9 +269,9 @@ func TestMutualTLS(t *testing.T) {
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "default", ">secret").Err())
 
 	for _, url := range []string{"rediss://:secret@" + addr, "redis://:secret@" + addr, ":secret@" + addr} {
-		d := deskAt(t, url, "-tls-ca", ca, "-tls-cert", cert, "-tls-key", key)
-		d.does("set-state", "-force", "prices", "open")
-		require.Regexp(t, "(?m)^prices +open", d.does("list"))
+		d := cliAt(t, url, "-tls-ca", ca, "-tls-cert", cert, "-tls-key", key)
+		d.mustRun("set-state", "-force", "prices", "open")
+		require.Regexp(t, "(?m)^prices +open", d.mustRun("list"))
 		require.Zero(t, d.watches().stop())
 	}
 	for want, args := range map[string][]string{
@@ -283,30 +285,30 @@ func TestMutualTLS(t *testing.T) {
 		"has no TLS":                          {"-redis", "unix:///run/redis.sock", "-tls-ca", ca},                                                                                     //
 		"match localhost":                     {"-redis", "rediss://:secret@" + strings.Replace(addr, "127.0.0.1", "localhost", 1), "-tls-ca", ca, "-tls-cert", cert, "-tls-key", key}, // another name
 	} {
-		var stdout, stderr screen
+		var stdout, stderr output
 		require.NotZero(t, run(t.Context(), append(args, "-timeout", "2s", "list"), &stdout, &stderr), want)
 		require.Regexp(t, want, stderr.String())
 		require.NotContains(t, stderr.String(), "secret")
 	}
 }
 
-func TestThePasswordOfTheEnvironment(t *testing.T) {
+func TestPasswordFromEnvironment(t *testing.T) {
 	server := redistest.Start(t)
 	password := `p@ss/w%rd#?: "`
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">"+password, "~*", "&*", "+@all").Err())
 	t.Setenv("INFUSE_REDIS_PASSWORD", password)
-	deskAt(t, "redis://ann@"+server.Addr()).does("set-state", "-force", "prices", "open")
-	_, errs, code := deskAt(t, "redis://ann:wrong@"+server.Addr()).types("list")
-	require.Equal(t, exitFailed, code, "that of the URL is used")
+	cliAt(t, "redis://ann@"+server.Addr()).mustRun("set-state", "-force", "prices", "open")
+	_, errs, code := cliAt(t, "redis://ann:wrong@"+server.Addr()).exec("list")
+	require.Equal(t, exitFailed, code, "the password of the URL takes precedence")
 	require.Contains(t, errs, "WRONGPASS")
 	require.Contains(t, errs, "INFUSE_REDIS_PASSWORD")
 	t.Setenv("INFUSE_REDIS_PASSWORD", "")
-	require.Contains(t, deskAt(t, "redis://ann:"+url.PathEscape(password)+"@"+server.Addr()).does("list"), "prices")
+	require.Contains(t, cliAt(t, "redis://ann:"+url.PathEscape(password)+"@"+server.Addr()).mustRun("list"), "prices")
 }
 
-// No output has four characters of the password in succession, whatever is wrong
-// (faults O5). What stands where a host belongs, as in redis://user:p@ssword, is no
-// password that anybody can recognize.
+// No output contains four consecutive characters of the password, whatever is wrong
+// (faults O5). A part that is parsed as the host, as in redis://user:p@ssword, is no
+// recognizable password.
 func TestNoErrorShowsAPassword(t *testing.T) {
 	server := redistest.Start(t)
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "user", "on", ">another", "~*", "+@all").Err())
@@ -370,7 +372,7 @@ func TestNoErrorShowsAPassword(t *testing.T) {
 	var mu sync.Mutex
 	var shown []string
 	try := func(password string, args []string) {
-		var stdout, stderr screen
+		var stdout, stderr output
 		code := run(context.Background(), args, &stdout, &stderr)
 		out := stdout.String() + stderr.String()
 		mu.Lock()
@@ -382,7 +384,7 @@ func TestNoErrorShowsAPassword(t *testing.T) {
 			shown = append(shown, fmt.Sprintf("no error by %q: %s", args, out))
 		}
 	}
-	filled := func(form []string, password string) (args []string) {
+	fill := func(form []string, password string) (args []string) {
 		args = append(args, "-timeout", "40ms")
 		for _, arg := range form {
 			args = append(args, strings.ReplaceAll(arg, "%s", password))
@@ -405,13 +407,13 @@ func TestNoErrorShowsAPassword(t *testing.T) {
 				slots <- struct{}{}
 				go func() {
 					defer func() { <-slots; wait.Done() }()
-					try(secret, filled(form, as))
+					try(secret, fill(form, as))
 				}()
 			}
 		}
 	}
 	wait.Wait()
-	// Long enough for an error with the address that was dialled.
+	// Long enough for an error that contains the address.
 	try("31234#xyz", []string{"-timeout", "5s", "-redis", "redis://:31234#xyz@127.0.0.1:1", "list"})
 	require.Empty(t, shown)
 

@@ -1,5 +1,8 @@
 package main
 
+// This file contains the commands that change a circuit: override, remove-override and
+// set-state.
+
 import (
 	"cmp"
 	"context"
@@ -20,21 +23,21 @@ func override(ctx context.Context, j *job) error {
 		return b.Override(ctx, infuse.Override{State: to, By: j.by, Reason: j.reason, Until: until})
 	}, func(c *circuit) string {
 		if c.Override == nil {
-			return "the override was set, and has expired or was removed"
+			return "the override was set, but has already expired or been removed"
 		}
-		return c.forced(time.Now())
+		return c.overrideText(time.Now())
 	})
 }
 
 func checkOverride(o *options, args []string) error {
 	if s, ok := states[args[1]]; !ok || s == infuse.StateHalfOpen {
-		return misused("invalid state: %s: want open or closed", shownWord(args[1]))
+		return usageErrorf("invalid state %s: want open or closed", shownWord(args[1]))
 	}
 	if strings.TrimSpace(o.reason) == "" {
-		return misused("-reason is missing: every rejection shows it")
+		return usageErrorf("-reason is required: rejections show it")
 	}
 	if len(o.reason) > 200 {
-		return misused("-reason has %d bytes: at most 200 are allowed", len(o.reason))
+		return usageErrorf("-reason has %d bytes: at most 200 are allowed", len(o.reason))
 	}
 	_, err := parseUntil(o.until, time.Now())
 	return err
@@ -53,7 +56,7 @@ func parseUntil(text string, now time.Time) (time.Time, error) {
 	full, notFull := time.Parse(time.RFC3339, text)
 	switch {
 	case text == "":
-		return until, misused("-until is missing: 2h, 17:30, %s, or %s", now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
+		return until, usageErrorf("-until is required, for example 2h, 17:30, %s, or %s", now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
 	case text == untilRemoved:
 		return until, nil
 	case notDuration == nil:
@@ -66,16 +69,16 @@ func parseUntil(text string, now time.Time) (time.Time, error) {
 	case notFull == nil:
 		until = full
 	default:
-		return until, misused("-until is %s: must be like 2h, 17:30, %s, or %s", shownWord(text), now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
+		return until, usageErrorf("invalid -until %s: want for example 2h, 17:30, %s, or %s", shownWord(text), now.Add(2*time.Hour).Format(time.RFC3339), untilRemoved)
 	}
 	if ahead := until.Sub(now); ahead <= 0 || ahead > most {
-		return until, misused("-until is %s: must be in the future, at most %d days, or %s", shownWord(text), int(most.Hours())/24, untilRemoved)
+		return until, usageErrorf("invalid -until %s: want a time in the future, at most %d days, or %s", shownWord(text), int(most.Hours())/24, untilRemoved)
 	}
 	return until, nil
 }
 
 func removeOverride(ctx context.Context, j *job) error {
-	before, err := look(ctx, j.storage, j.args[0])
+	before, err := readCircuit(ctx, j.storage, j.args[0])
 	if err != nil {
 		return err
 	}
@@ -83,7 +86,7 @@ func removeOverride(ctx context.Context, j *job) error {
 		if unused, _ := j.unused(ctx, before); unused {
 			return j.notFound(ctx, before)
 		}
-		return j.done(before, "no override, nothing was changed")
+		return j.done(before, "no override to remove")
 	}
 	return j.change(ctx, nil, func(b *infuse.Breaker) error { return b.ClearOverride(ctx, j.by) },
 		func(c *circuit) string { return "override removed, the state is " + c.condition() })
@@ -94,33 +97,41 @@ func setState(ctx context.Context, j *job) error {
 	return j.change(ctx, j.requireUsed, func(b *infuse.Breaker) error { return b.SetState(ctx, to) },
 		func(c *circuit) string {
 			text := "set to " + cmp.Or(c.Underlying, c.State) + " by " + cut(plain(oneLine(j.by)), 60)
-			if trial := c.trialIn(time.Now()); trial != "-" {
-				text += ", a trial may run in " + trial
-			}
+			text += c.nextTrial(time.Now())
 			if c.Override != nil {
-				text += ", still " + c.forced(time.Now())
+				text += ", still " + c.overrideText(time.Now())
 			}
 			return text
 		})
 }
 
+// nextTrial is the end of a sentence: when the circuit is ready for a trial, if it is open.
+func (c *circuit) nextTrial(now time.Time) string {
+	switch trial := c.trialIn(now); trial {
+	case "-":
+		return ""
+	case ready:
+		return ", ready for a trial"
+	default:
+		return ", next trial in " + trial
+	}
+}
+
 func checkSetState(o *options, args []string) error {
 	if _, ok := states[args[1]]; !ok {
-		return misused("invalid state: %s: want closed, open or half-open", shownWord(args[1]))
+		return usageErrorf("invalid state %s: want closed, open or half-open", shownWord(args[1]))
 	}
 	if o.openFor < time.Millisecond || o.openFor > 366*24*time.Hour {
-		return misused("-for is %v: must be from 1ms to 366 days", o.openFor)
+		return usageErrorf("-for is %v: must be from 1ms to 366 days", o.openFor)
 	}
 	return nil
 }
 
-// change makes a manual change if the circuit passes the check, and prints the
-// circuit after it.
+// change makes a manual change if the circuit passes the check, and prints the result.
 func (j *job) change(ctx context.Context, check func(context.Context, *circuit) error, make func(*infuse.Breaker) error, result func(*circuit) string) error {
 	name := j.args[0]
-	// Read it first: an error of Redis has more detail than one of a breaker, which
-	// bounds its wait.
-	before, err := look(ctx, j.storage, name)
+	// Read the circuit first: an error of Redis has more detail than one of a breaker.
+	before, err := readCircuit(ctx, j.storage, name)
 	if err != nil {
 		return err
 	}
@@ -141,7 +152,7 @@ func (j *job) change(ctx context.Context, check func(context.Context, *circuit) 
 	if err != nil {
 		return err
 	}
-	c, err := look(ctx, j.storage, name)
+	c, err := readCircuit(ctx, j.storage, name)
 	if err != nil {
 		return fmt.Errorf("the change was made, but the circuit cannot be read: %w", err)
 	}

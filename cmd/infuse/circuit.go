@@ -1,5 +1,7 @@
 package main
 
+// This file contains a circuit as the commands read and print it.
+
 import (
 	"context"
 	"errors"
@@ -10,8 +12,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// circuit is a circuit as list, show and the commands that change it print it
-// with -json. Fields may be added. The names are in the help.
+// circuit is the JSON of a circuit. Fields may be added. The help describes them.
 type circuit struct {
 	Circuit    string     `json:"circuit"`
 	OnRecord   bool       `json:"on_record"`
@@ -29,18 +30,18 @@ type circuit struct {
 	History    []event    `json:"history,omitempty"`
 }
 
-// forcing is an override.
+// forcing is the JSON of an override.
 type forcing struct {
 	State  string     `json:"state"`
 	By     string     `json:"by"`
 	Reason string     `json:"reason"`
-	Until  *time.Time `json:"until,omitempty"` // none: until it is removed
+	Until  *time.Time `json:"until,omitempty"` // nil: until it is removed
 }
 
 const unreadable = "unreadable"
 
-// look reads a circuit and its history.
-func look(ctx context.Context, s store, name string) (*circuit, error) {
+// readCircuit reads the record and the history of a circuit.
+func readCircuit(ctx context.Context, s store, name string) (*circuit, error) {
 	r, err := s.Load(ctx, name)
 	var broken *infuse.RecordError
 	if errors.As(err, &broken) {
@@ -54,7 +55,7 @@ func look(ctx context.Context, s store, name string) (*circuit, error) {
 		return nil, err
 	}
 	c := describe(name, &r, history)
-	if err != nil { // Redis may not permit it
+	if err != nil { // permissions may forbid it
 		c.Error = "the history cannot be read: " + textOf(err)
 	}
 	return c, nil
@@ -70,7 +71,7 @@ func describe(name string, r *infuse.Record, history []infuse.Event) *circuit {
 		History:  eventsOf(name, history),
 	}
 	if r.State == infuse.StateOpen {
-		c.Due = some(r.DueAt)
+		c.Due = jsonTime(r.DueAt)
 	}
 	if c.Override != nil {
 		c.State, c.Underlying = c.Override.State, c.State
@@ -82,12 +83,11 @@ func forcedBy(o *infuse.Override) *forcing {
 	if o == nil {
 		return nil
 	}
-	return &forcing{o.State.String(), o.By, o.Reason, some(o.Until)}
+	return &forcing{o.State.String(), o.By, o.Reason, jsonTime(o.Until)}
 }
 
-// some returns a time as programs read it, or nil for a zero time. Fractions of a
-// millisecond come from the translation between clocks.
-func some(t time.Time) *time.Time {
+// jsonTime returns a time rounded to milliseconds, or nil for the zero time.
+func jsonTime(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
@@ -95,25 +95,25 @@ func some(t time.Time) *time.Time {
 	return &t
 }
 
-// since returns when the record's state began: by the history, or else by the
-// generation, which is at least the storage's time in milliseconds.
+// since returns when the record's state began, according to the history or else to the
+// record.
 func since(r *infuse.Record, history []infuse.Event) *time.Time {
 	for _, e := range history { // the newest first
 		if e.From == e.To {
 			continue
 		}
 		if e.To == r.State {
-			return some(e.At)
+			return jsonTime(e.At)
 		}
 		break
 	}
 	if r.Since == 0 {
 		return nil
 	}
-	return some(time.UnixMilli(r.Since))
+	return jsonTime(time.UnixMilli(r.Since))
 }
 
-// condition is the state in a word or two.
+// condition returns the state for people.
 func (c *circuit) condition() string {
 	switch {
 	case c.Suspect:
@@ -141,7 +141,7 @@ func (c *circuit) urgency() int {
 	return 5
 }
 
-// names returns the circuits that have a record, each once.
+// names returns the names of the circuits that have a record, without duplicates.
 func names(ctx context.Context, s store) (all []string, err error) {
 	seen := make(map[string]bool)
 	for name, err := range s.Circuits(ctx) {
@@ -156,17 +156,17 @@ func names(ctx context.Context, s store) (all []string, err error) {
 	return all, nil
 }
 
-// atOnce is how many requests run at a time.
-const atOnce = 16
+// concurrency is the number of concurrent requests.
+const concurrency = 16
 
-// each calls fn for 0 to n-1, some at a time. The first error ends it.
+// each calls fn for 0 to n-1 concurrently. It stops at the first error, and returns it.
 func each(n int, fn func(i int) error) error {
 	var next atomic.Int64
 	var first error
 	var once sync.Once
 	var failed atomic.Bool
 	var workers sync.WaitGroup
-	for range min(n, atOnce) {
+	for range min(n, concurrency) {
 		workers.Go(func() {
 			for i := int(next.Add(1) - 1); i < n && !failed.Load(); i = int(next.Add(1) - 1) {
 				if err := fn(i); err != nil {

@@ -1,5 +1,7 @@
 package main
 
+// This file tests the commands, their exit codes and their help.
+
 import (
 	"context"
 	"regexp"
@@ -15,49 +17,49 @@ import (
 )
 
 func TestList(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
-		require.Equal(t, "no circuit has a record with the prefix \"infuse:\": no recent failures, no overrides\n", d.does("list"))
+	onEach(t, func(t *testing.T, d *cli) {
+		require.Equal(t, "no circuit has a record with the prefix \"infuse:\": no recent failures, no overrides\n", d.mustRun("list"))
 		var none []circuit
-		d.decodes(&none, "list")
+		d.mustDecode(&none, "list")
 		require.Equal(t, []circuit{}, none, "[], and not null")
 
-		require.NoError(t, d.breaker("well").SetState(t.Context(), infuse.StateClosed))
-		require.NoError(t, d.breaker("held").Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm", Until: time.Now().Add(2 * time.Hour)}))
-		d.opens("ill", "503 Service Unavailable")
+		require.NoError(t, d.breaker("healthy").SetState(t.Context(), infuse.StateClosed))
+		require.NoError(t, d.breaker("forced").Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm", Until: time.Now().Add(2 * time.Hour)}))
+		d.open("failing", "503 Service Unavailable")
 
-		lines := strings.Split(strings.TrimSuffix(d.does("list"), "\n"), "\n")
+		lines := strings.Split(strings.TrimSuffix(d.mustRun("list"), "\n"), "\n")
 		require.Len(t, lines, 4)
 		require.Regexp(t, `^CIRCUIT  STATE   SINCE +TRIAL IN  BY +CAUSE +OVERRIDE$`, lines[0])
-		require.Regexp(t, `^ill      open    \d\d:\d\d:\d\d \([\d.m]+s\) +(\d\ds|1m) +web-1  503 Service Unavailable  -$`, lines[1])
-		require.Regexp(t, `^held     closed  - +-  +- +- +forced closed by ann until [-\d: ]+ \(2h\): false alarm$`, lines[2])
-		require.Regexp(t, `^well     closed  [\d:]+ \([\d.m]+s\) +- +web-1  - +-$`, lines[3])
+		require.Regexp(t, `^failing  open    \d\d:\d\d:\d\d \([\d.m]+s\) +(\d\ds|1m) +web-1  503 Service Unavailable  -$`, lines[1])
+		require.Regexp(t, `^forced   closed  - +-  +- +- +forced closed by ann until [-\d: ]+ \(2h\): false alarm$`, lines[2])
+		require.Regexp(t, `^healthy  closed  [\d:]+ \([\d.m]+s\) +- +web-1  - +-$`, lines[3])
 
 		var all []circuit
-		d.decodes(&all, "list")
+		d.mustDecode(&all, "list")
 		require.Len(t, all, 3)
-		ill := all[0]
-		require.Equal(t, "ill", ill.Circuit)
-		require.Equal(t, "open", ill.State)
-		require.Equal(t, "web-1", ill.By)
-		require.Equal(t, "503 Service Unavailable", ill.Cause)
-		require.WithinDuration(t, time.Now(), *ill.Since, 10*time.Second)
-		require.WithinDuration(t, time.Now().Add(time.Minute), *ill.Due, 10*time.Second)
+		failing := all[0]
+		require.Equal(t, "failing", failing.Circuit)
+		require.Equal(t, "open", failing.State)
+		require.Equal(t, "web-1", failing.By)
+		require.Equal(t, "503 Service Unavailable", failing.Cause)
+		require.WithinDuration(t, time.Now(), *failing.Since, 10*time.Second)
+		require.WithinDuration(t, time.Now().Add(time.Minute), *failing.Due, 10*time.Second)
 		require.Equal(t, "closed", all[1].Override.State)
 		require.Equal(t, "closed", all[1].Underlying)
 	})
 }
 
 func TestShow(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
+	onEach(t, func(t *testing.T, d *cli) {
 		d.watched("prices")
-		require.Equal(t, "circuit prices has no record: it is closed, and no failure was reported recently\n", d.does("show", "prices"))
+		require.Equal(t, "circuit prices has no record: it is closed, and no process reported a failure recently\n", d.mustRun("show", "prices"))
 		var none circuit
-		d.decodes(&none, "show", "prices")
+		d.mustDecode(&none, "show", "prices")
 		require.Equal(t, circuit{Circuit: "prices", State: "closed"}, none)
 
-		d.opens("prices", "503 Service Unavailable")
+		d.open("prices", "503 Service Unavailable")
 		require.NoError(t, d.breaker("prices").Override(t.Context(), infuse.Override{State: infuse.StateClosed, By: "ann", Reason: "false alarm"}))
-		out := d.does("show", "prices")
+		out := d.mustRun("show", "prices")
 		for _, want := range []string{
 			`(?m)^circuit +prices$`,
 			`(?m)^state +forced closed; the underlying state is open$`,
@@ -66,13 +68,13 @@ func TestShow(t *testing.T) {
 			`(?m)^failures +5$`,
 			`(?m)^by +web-1$`,
 			`(?m)^cause +503 Service Unavailable$`,
-			`(?m)^override +forced closed by ann until it is removed: false alarm$`,
-			`(?m)^  [-\d]+ [\d:.]+  forced closed +by ann until it is removed: false alarm\n  [-\d]+ [\d:.]+  closed -> open +by web-1: 503 Service Unavailable$`,
+			`(?m)^override +forced closed by ann until removed: false alarm$`,
+			`(?m)^  [-\d]+ [\d:.]+  forced closed +by ann until removed: false alarm\n  [-\d]+ [\d:.]+  closed -> open +by web-1: 503 Service Unavailable$`,
 		} {
 			require.Regexp(t, want, out)
 		}
 		var c circuit
-		d.decodes(&c, "show", "prices")
+		d.mustDecode(&c, "show", "prices")
 		require.Equal(t, "closed", c.State)
 		require.Equal(t, "open", c.Underlying)
 		require.Len(t, c.History, 2)
@@ -83,27 +85,27 @@ func TestShow(t *testing.T) {
 	})
 }
 
-func TestOverrideAndClear(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
+func TestOverrideAndRemove(t *testing.T) {
+	onEach(t, func(t *testing.T, d *cli) {
 		b := d.watched("prices")
-		out := d.does("override", "prices", "open", "-reason", "database upgrade", "-until", "2h", "-by", "ann")
+		out := d.mustRun("override", "prices", "open", "-reason", "database upgrade", "-until", "2h", "-by", "ann")
 		require.Regexp(t, `^circuit prices: forced open by ann until [-\d: ]+ \(2h\): database upgrade\n$`, out)
 		require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, 5*time.Second, time.Millisecond)
 		err := b.Call(t.Context(), func(context.Context) error { return nil })
 		require.ErrorContains(t, err, "database upgrade")
 
-		require.Equal(t, "circuit prices: override removed, the state is closed\n", d.does("remove-override", "prices", "-by", "bob"))
+		require.Equal(t, "circuit prices: override removed, the state is closed\n", d.mustRun("remove-override", "prices", "-by", "bob"))
 		require.Eventually(t, func() bool { return b.State() == infuse.StateClosed }, 5*time.Second, time.Millisecond)
-		require.Equal(t, "circuit prices: no override, nothing was changed\n", d.does("remove-override", "prices"))
+		require.Equal(t, "circuit prices: no override to remove\n", d.mustRun("remove-override", "prices"))
 
 		var c circuit
-		d.decodes(&c, "override", "-until=removed", "prices", "-reason", "-not a flag", "closed")
+		d.mustDecode(&c, "override", "-until=removed", "prices", "-reason", "-not a flag", "closed")
 		require.Equal(t, "-not a flag", c.Override.Reason)
 		require.Nil(t, c.Override.Until)
-		require.Equal(t, somebody(), c.Override.By)
+		require.Equal(t, defaultAuthor(), c.Override.By)
 		require.Contains(t, c.Override.By, "@")
 
-		d.decodes(&c, "show", "prices")
+		d.mustDecode(&c, "show", "prices")
 		require.Equal(t, []string{isOverride, isRemoval, isOverride}, whats(c.History))
 		require.Equal(t, "bob", c.History[1].By)
 	})
@@ -117,15 +119,15 @@ func whats(events []event) (all []string) {
 }
 
 func TestSetState(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
-		require.Equal(t, "circuit prices: set to open by ann, a trial may run in 10m\n", d.does("set-state", "-force", "prices", "open", "-for", "10m", "-by", "ann"))
-		require.Equal(t, "circuit prices: set to half-open by bob\n", d.does("set-state", "prices", "half-open", "-by", "bob"))
-		require.Equal(t, "circuit prices: set to closed by "+somebody()+"\n", d.does("set-state", "prices", "closed"))
-		require.Equal(t, "circuit prices: set to closed by "+somebody()+"\n", d.does("set-state", "prices", "closed"))
-		d.does("override", "prices", "open", "-reason", "x", "-until", "removed", "-by", "ann")
-		require.Equal(t, "circuit prices: set to half-open by ann, still forced open by ann until it is removed: x\n", d.does("set-state", "prices", "half-open", "-by", "ann"))
+	onEach(t, func(t *testing.T, d *cli) {
+		require.Equal(t, "circuit prices: set to open by ann, next trial in 10m\n", d.mustRun("set-state", "-force", "prices", "open", "-for", "10m", "-by", "ann"))
+		require.Equal(t, "circuit prices: set to half-open by bob\n", d.mustRun("set-state", "prices", "half-open", "-by", "bob"))
+		require.Equal(t, "circuit prices: set to closed by "+defaultAuthor()+"\n", d.mustRun("set-state", "prices", "closed"))
+		require.Equal(t, "circuit prices: set to closed by "+defaultAuthor()+"\n", d.mustRun("set-state", "prices", "closed"))
+		d.mustRun("override", "prices", "open", "-reason", "x", "-until", "removed", "-by", "ann")
+		require.Equal(t, "circuit prices: set to half-open by ann, still forced open by ann until removed: x\n", d.mustRun("set-state", "prices", "half-open", "-by", "ann"))
 		var c circuit
-		d.decodes(&c, "show", "prices")
+		d.mustDecode(&c, "show", "prices")
 		require.Equal(t, []string{isSetState, isOverride, isSetState, isSetState, isSetState, isSetState}, whats(c.History))
 		require.Equal(t, "ann", c.History[5].By)
 		require.Equal(t, "half-open", c.Underlying)
@@ -134,16 +136,16 @@ func TestSetState(t *testing.T) {
 
 // A manual change does not evaluate the circuit: the settings of the command are not
 // those of a service.
-func TestAChangeByHandOpensNothing(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
+func TestManualChangeDoesNotEvaluate(t *testing.T) {
+	onEach(t, func(t *testing.T, d *cli) {
 		b, err := infuse.New("prices", infuse.Config{Storage: d.storage, FailMax: 1000, StorageTimeout: 5 * time.Second})
 		require.NoError(t, err)
 		defer b.Stop()
 		for range 100 {
-			d.fail(b, "ill")
+			d.fail(b, "failing")
 		}
-		d.does("override", "prices", "closed", "-reason", "x", "-until", "1h")
-		d.does("remove-override", "prices")
+		d.mustRun("override", "prices", "closed", "-reason", "x", "-until", "1h")
+		d.mustRun("remove-override", "prices")
 		r, err := b.Record(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 500, r.Failures)
@@ -151,20 +153,20 @@ func TestAChangeByHandOpensNothing(t *testing.T) {
 	})
 }
 
-func TestARecordThatCannotBeRead(t *testing.T) {
+func TestUnreadableRecord(t *testing.T) {
 	server := redistest.Start(t)
-	d := deskAt(t, server.Addr())
+	d := cliAt(t, server.Addr())
 	require.NoError(t, server.Client().HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "\x1b[2Jgarbage").Err())
-	out := d.does("list")
+	out := d.mustRun("list")
 	require.Regexp(t, `(?m)^prices +unreadable +- +- +- +the record .*-$`, out)
 	requireHarmless(t, out)
-	require.Regexp(t, `(?m)^error +the record `, d.does("show", "prices"))
-	require.Equal(t, "circuit prices: set to closed by "+somebody()+"\n", d.does("set-state", "prices", "closed"))
+	require.Regexp(t, `(?m)^error +the record `, d.mustRun("show", "prices"))
+	require.Equal(t, "circuit prices: set to closed by "+defaultAuthor()+"\n", d.mustRun("set-state", "prices", "closed"))
 }
 
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
-	d := memoryDesk(t)
+	d := memoryCLI(t)
 	for _, wrong := range []string{
 		"", "bla", "list x", "list -bla", "-bla list", "show", "show a b", "override a", "override a open", "override a open -until 1h",
 		"override a open -reason x", "override a half-open -reason x -until 1h", "override a open -reason x -until yesterday",
@@ -172,20 +174,20 @@ func TestExitCodes(t *testing.T) {
 		"remove-override", "remove-override a b", "set-state a", "set-state a shut", "set-state a open -for 0s", "move a open", "plan x", "plan -calls 0", "plan -errors 1", "plan -fail-max -1", "plan -suspicion 1h -window 1ms", "list -timeout 0s", "list -timeout x", "watch -interval 0s", "help bla",
 		"remove-override a -by " + strings.Repeat("x", 201), "show " + strings.Repeat("x", 257), "override a open -until 1h -reason " + strings.Repeat("x", 201),
 	} {
-		out, errs, code := d.types(strings.Fields(wrong)...)
+		out, errs, code := d.exec(strings.Fields(wrong)...)
 		require.Equal(t, exitUsage, code, wrong)
 		require.Empty(t, out, wrong)
 		require.Regexp(t, `^infuse: .+\n$`, errs, wrong)
 	}
-	_, errs, code := d.types("show", "")
+	_, errs, code := d.exec("show", "")
 	require.Equal(t, exitUsage, code, errs)
 
 	for _, url := range []string{"redis://user:secret@127.0.0.1:%zz", "http://secret@x", "redis://secret@x/abc", "redis://secret@x?bla=1", "secret@:x", ""} {
-		var stdout, stderr screen
+		var stdout, stderr output
 		require.Equal(t, exitUsage, run(t.Context(), []string{"-redis", url, "list"}, &stdout, &stderr), url)
 		require.NotContains(t, stderr.String(), "secret")
 	}
-	var stdout, stderr screen
+	var stdout, stderr output
 	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "list"}, &stdout, &stderr))
 	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "watch"}, &stdout, &stderr))
 	require.Equal(t, exitFailed, run(t.Context(), []string{"-redis", "redis://127.0.0.1:1", "set-state", "x", "open"}, &stdout, &stderr))
@@ -193,14 +195,14 @@ func TestExitCodes(t *testing.T) {
 	require.Empty(t, stdout.String())
 }
 
-// With a Redis that hangs, each command ends after -timeout.
+// If Redis does not answer, each command ends after -timeout.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	server.Pause()
 	defer server.Resume()
 	for _, args := range [][]string{{"list"}, {"show", "x"}, {"set-state", "x", "open"}, {"override", "x", "open", "-reason", "x", "-until", "1h"}, {"remove-override", "x"}} {
-		var stdout, stderr screen
+		var stdout, stderr output
 		began := time.Now()
 		code := run(t.Context(), append([]string{"-redis", server.Addr(), "-timeout", "300ms"}, args...), &stdout, &stderr)
 		require.Equal(t, exitFailed, code)
@@ -211,28 +213,28 @@ func TestTimeout(t *testing.T) {
 
 var example = regexp.MustCompile(`(?m)^  infuse (.*)$`)
 
-// The help is there for each command, and its examples run.
+// Each command has a help, and its examples run.
 func TestHelp(t *testing.T) {
-	d := memoryDesk(t)
-	require.Equal(t, d.does("-h"), d.does("help"))
-	texts := []string{d.does("-h")}
+	d := memoryCLI(t)
+	require.Equal(t, d.mustRun("-h"), d.mustRun("help"))
+	texts := []string{d.mustRun("-h")}
 	for _, c := range commands() {
-		help := d.does("help", c.name)
-		require.Equal(t, help, d.does(c.name, "-h"))
+		help := d.mustRun("help", c.name)
+		require.Equal(t, help, d.mustRun(c.name, "-h"))
 		require.Contains(t, help, "\nExamples:\n")
-		require.Contains(t, texts[0], c.does)
+		require.Contains(t, texts[0], c.summary)
 		texts = append(texts, help)
 	}
 	n := 0
 	for _, m := range example.FindAllStringSubmatch(strings.Join(texts, "\n"), -1) {
 		if strings.HasPrefix(m[1], "serve") {
-			continue // it listens: TestServeExamples
+			continue // TestServeExamples
 		}
-		// In fake time, which stands still while a command is at work.
+		// Fake time stands still while a command runs.
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			var stdout, stderr screen
+			var stdout, stderr output
 			require.Zero(t, d.run(ctx, words(m[1]), &stdout, &stderr), "%s: %s", m[1], stderr.String())
 		})
 		n++
@@ -245,7 +247,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// words splits a line as a shell would that knows quotes, and ends at a pipe.
+// words splits a line as a shell would, up to a pipe.
 func words(line string) (all []string) {
 	for _, m := range regexp.MustCompile(`"([^"]*)"|'([^']*)'|(\S+)`).FindAllStringSubmatch(line, -1) {
 		if m[3] == "|" || strings.HasPrefix(m[3], ">") {

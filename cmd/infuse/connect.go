@@ -1,5 +1,7 @@
 package main
 
+// This file contains the connection to Redis: its URL, its kind, and TLS.
+
 import (
 	"cmp"
 	"context"
@@ -17,8 +19,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// openRedis returns the storage at the URL of the options. A node of a Cluster is
-// used as a Cluster; notice reports that.
+// openRedis returns the storage at the URL of the options. If the server is a node of a
+// Cluster, it uses the whole Cluster, and reports that with notice.
 func openRedis(ctx context.Context, o *options, notice func(string)) (store, func(), error) {
 	client, err := connect(o)
 	if err != nil {
@@ -38,15 +40,15 @@ func openRedis(ctx context.Context, o *options, notice func(string)) (store, fun
 	}, nil
 }
 
-// asCluster returns the client, or one of the whole Cluster if its server is a node
-// of one. It then closes the client.
+// asCluster returns a client of the whole Cluster, and closes the given one, if the
+// server is a node of a Cluster. Otherwise it returns the given client.
 func asCluster(ctx context.Context, client *redis.Client, o *options, notice func(string)) (redis.UniversalClient, error) {
 	mode, err := modeOf(ctx, client)
 	switch {
 	case err != nil:
 		return nil, err
 	case mode == "sentinel":
-		return nil, misused("this server is a Sentinel: add ?master_name=NAME to the URL of Redis")
+		return nil, usageErrorf("this server is a Sentinel: add ?master_name=NAME to the URL of Redis")
 	case mode != "cluster":
 		return client, nil
 	}
@@ -54,23 +56,23 @@ func asCluster(ctx context.Context, client *redis.Client, o *options, notice fun
 	whole.cluster = true
 	cluster, err := connect(&whole)
 	if err != nil {
-		return nil, misused("this server is a node of a Redis Cluster, and the URL does not fit a Cluster; pass -cluster to see why")
+		return nil, usageErrorf("this server is a node of a Redis Cluster, and the URL does not fit a Cluster; pass -cluster to see why")
 	}
 	_ = client.Close()
 	notice("Redis is a Cluster: using all its nodes. With -cluster this check is skipped")
 	return cluster, nil
 }
 
-// modeOf returns "standalone", "cluster" or "sentinel". HELLO, which needs no
-// permission, replies it from Redis 6 on; before that, INFO has it. If neither is
-// allowed, a server counts as standalone.
+// modeOf returns "standalone", "cluster" or "sentinel". From Redis 6 on, the reply of
+// HELLO contains the mode, and needs no permission; before that, INFO contains it. A
+// server that allows neither counts as standalone.
 func modeOf(ctx context.Context, client *redis.Client) (string, error) {
 	reply, err := client.Do(ctx, "HELLO").Result()
 	if err == nil {
 		return helloMode(reply), nil
 	}
 	if strings.Contains(err.Error(), "SELECT is not allowed in cluster mode") {
-		return "", misused("this server is a node of a Redis Cluster, which has database 0 only: remove the database from the URL of Redis")
+		return "", usageErrorf("this server is a node of a Redis Cluster, which has database 0 only: remove the database from the URL of Redis")
 	}
 	if !isReply(err) {
 		return "", fmt.Errorf("redis: %w", err)
@@ -85,7 +87,7 @@ func modeOf(ctx context.Context, client *redis.Client) (string, error) {
 	return "standalone", nil
 }
 
-// isReply reports whether Redis itself replied the error.
+// isReply reports whether the error is a reply of Redis.
 func isReply(err error) bool {
 	var reply redis.Error
 	return errors.As(err, &reply)
@@ -108,8 +110,8 @@ func helloMode(reply any) string {
 	return mode
 }
 
-// connect returns a client for the URL: of Sentinels if it has a master_name, of a
-// Cluster if it has an addr, otherwise of a single server. It does no I/O but to
+// connect returns a client for the URL: for Sentinels if it has a master_name, for a
+// Cluster if it has an addr, otherwise for a single server. It does no I/O except to
 // read certificates.
 func connect(o *options) (redis.UniversalClient, error) {
 	text, err := checkURL(o.redis)
@@ -125,7 +127,7 @@ func connect(o *options) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	if certificates != nil && u.Scheme == "unix" {
-		return nil, misused("a unix socket has no TLS: remove -tls-ca, -tls-cert and -tls-key, or use a rediss:// URL")
+		return nil, usageErrorf("a unix socket has no TLS: remove -tls-ca, -tls-cert and -tls-key, or use a rediss:// URL")
 	}
 	// secure returns the TLS settings of the URL with the certificates of the flags.
 	secure := func(c *tls.Config) *tls.Config {
@@ -178,33 +180,32 @@ func within(set, timeout time.Duration) time.Duration {
 	return timeout
 }
 
-// None of these texts has any part of the URL: in an invalid URL, any part may be meant
-// as the password.
+// No error contains a part of the URL: in an invalid URL, any part may be the password.
 
 const escapeIt = `in a user name or password, write special characters as %XX (@ is %40, / is %2F, % is %25), or pass the password in INFUSE_REDIS_PASSWORD`
 
-// checkURL returns the URL with its scheme. It rejects one whose password would be
-// taken for a host, a path or a query.
+// checkURL returns the URL with its scheme. It rejects a URL whose password would be
+// parsed as a host, a path or a query.
 func checkURL(text string) (string, error) {
 	if text == "" {
-		return "", misused("no Redis is given: pass -redis URL, or set INFUSE_REDIS")
+		return "", usageErrorf("missing Redis URL: pass -redis URL, or set INFUSE_REDIS")
 	}
 	if !strings.Contains(text, "://") {
 		text = "redis://" + text
 	}
 	scheme, rest, _ := strings.Cut(text, "://")
 	if scheme != "redis" && scheme != "rediss" && scheme != "unix" {
-		return "", misused("the URL of Redis must begin with redis://, rediss:// or unix://; %s", escapeIt)
+		return "", usageErrorf("the URL of Redis must begin with redis://, rediss:// or unix://; %s", escapeIt)
 	}
 	if end := strings.IndexAny(rest, "/?#"); end >= 0 && strings.Contains(rest[end:], "@") {
-		return "", misused("the URL of Redis has an @ after a /, ? or #: %s", escapeIt)
+		return "", usageErrorf("the URL of Redis has an @ after a /, ? or #: %s", escapeIt)
 	}
 	return text, nil
 }
 
 // badURL describes what is wrong with a URL.
 func badURL(err error) error {
-	for _, known := range []struct{ text, what string }{
+	for _, e := range []struct{ prefix, text string }{
 		{"redis: invalid database number", "the database must be a number: redis://host:6379/0"},
 		{"redis: invalid URL path", "only a database may follow the host: redis://host:6379/0"},
 		{"redis: invalid URL scheme", "a Cluster or Sentinel needs redis:// or rediss://"},
@@ -213,11 +214,11 @@ func badURL(err error) error {
 		{"redis: unable to parse addr", "addr in the query must be host:port"},
 		{"redis: empty unix socket path", "the path of the socket is missing"},
 	} {
-		if strings.HasPrefix(err.Error(), known.text) {
-			return misused("the URL of Redis is invalid: %s", known.what)
+		if strings.HasPrefix(err.Error(), e.prefix) {
+			return usageErrorf("the URL of Redis is invalid: %s", e.text)
 		}
 	}
-	return misused("the URL of Redis is invalid: %s", escapeIt)
+	return usageErrorf("the URL of Redis is invalid: %s", escapeIt)
 }
 
 // tlsConfig returns the certificates of the flags; nil if there are none.
@@ -229,27 +230,27 @@ func tlsConfig(o *options) (*tls.Config, error) {
 	if o.tlsCA != "" {
 		pem, err := os.ReadFile(o.tlsCA)
 		if err != nil {
-			return nil, misused("-tls-ca: %v", err)
+			return nil, usageErrorf("-tls-ca: %v", err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, misused("-tls-ca: %s has no certificate in PEM form", o.tlsCA)
+			return nil, usageErrorf("-tls-ca: %s has no certificate in PEM form", o.tlsCA)
 		}
 	}
 	if (o.tlsCert == "") != (o.tlsKey == "") {
-		return nil, misused("-tls-cert and -tls-key belong together: pass both or neither")
+		return nil, usageErrorf("-tls-cert and -tls-key belong together: pass both or neither")
 	}
 	if o.tlsCert != "" {
 		pair, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
 		if err != nil {
-			return nil, misused("-tls-cert, -tls-key: %v", err)
+			return nil, usageErrorf("-tls-cert, -tls-key: %v", err)
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}
 	return c, nil
 }
 
-// silent drops go-redis's own log lines: errors have what matters.
+// silent drops the log lines of go-redis: the errors contain the same.
 type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}

@@ -1,5 +1,7 @@
 package main
 
+// This file contains events: transitions and manual changes, as JSON and as text.
+
 import (
 	"fmt"
 	"strings"
@@ -8,8 +10,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// event is a transition or a manual change, as show and watch print it with -json.
-// Fields may be added. The names are in the help.
+// event is the JSON of a transition or a manual change. Fields may be added. The help
+// describes them.
 type event struct {
 	At       time.Time `json:"at"`
 	Circuit  string    `json:"circuit"`
@@ -21,13 +23,13 @@ type event struct {
 	Override *forcing  `json:"override,omitempty"`
 }
 
-// What an event may be.
+// The kinds of events.
 const (
-	isTransition = "transition" // by calls, or by time
-	isSetState   = "set-state"  // manually
+	isTransition = "transition"
+	isSetState   = "set-state"
 	isOverride   = "override"
 	isRemoval    = "remove-override"
-	isExpiry     = "override-expired" // by time: watch reports it, no history has it
+	isExpiry     = "override-expired" // histories do not contain it
 )
 
 // eventsOf describes a history, the newest first.
@@ -39,19 +41,19 @@ func eventsOf(name string, history []infuse.Event) (all []event) {
 			before = &history[i+1]
 		}
 		all = append(all, event{
-			At: *some(e.At), Circuit: name, What: kind(e, before), From: e.From.String(), To: e.To.String(),
+			At: *jsonTime(e.At), Circuit: name, What: kind(e, before), From: e.From.String(), To: e.To.String(),
 			By: e.By, Cause: e.Cause, Override: forcedBy(e.Override),
 		})
 	}
 	return all
 }
 
-// kind tells a new state from an override by the override before.
+// kind returns the kind of an event, given the event before it.
 func kind(e, before *infuse.Event) string {
 	switch {
 	case !e.Manual:
 		return isTransition
-	case before == nil && (e.From != e.To || e.Override == nil), before != nil && holds(before, e.At) == holds(e, e.At):
+	case before == nil && (e.From != e.To || e.Override == nil), before != nil && activeOverride(before, e.At) == activeOverride(e, e.At):
 		return isSetState
 	case e.Override == nil:
 		return isRemoval
@@ -59,20 +61,20 @@ func kind(e, before *infuse.Event) string {
 	return isOverride
 }
 
-// holds returns what identifies the override that applies after the event, if any.
-func holds(e *infuse.Event, at time.Time) string {
+// activeOverride identifies the override that is in effect at that time; empty if none.
+func activeOverride(e *infuse.Event, at time.Time) string {
 	o := e.Override
 	if o == nil || !o.Until.IsZero() && !at.Before(o.Until) {
 		return ""
 	}
 	until := o.Until
 	if !until.IsZero() {
-		until = until.Round(10 * time.Second) // each read translates it to this process's clock anew
+		until = until.Round(10 * time.Second) // differs between reads: each one translates it to the local clock
 	}
 	return fmt.Sprint(o.State, until.Unix(), o.By, "\x00", o.Reason)
 }
 
-// line describes an event: what, and then by whom and why.
+// line describes an event: what happened, and by whom and why.
 func (e *event) line(now time.Time) (what, why string) {
 	var words []string
 	add := func(word, text string) {
@@ -99,10 +101,10 @@ func (e *event) line(now time.Time) (what, why string) {
 	return e.From + " -> " + e.To, why
 }
 
-// end returns until when an override applies.
+// end describes when the override ends.
 func (h *forcing) end(now time.Time) string {
 	if h.Until == nil {
-		return "it is removed"
+		return "removed"
 	}
 	return fmt.Sprintf("%s (%s)", clock(*h.Until, now), brief(h.Until.Sub(now)))
 }

@@ -1,5 +1,7 @@
 package main
 
+// This file contains the command list.
+
 import (
 	"cmp"
 	"context"
@@ -17,13 +19,13 @@ func list(ctx context.Context, j *job) error {
 	}
 	circuits := make([]*circuit, len(all))
 	err = each(len(all), func(i int) (err error) {
-		circuits[i], err = look(ctx, j.storage, all[i])
+		circuits[i], err = readCircuit(ctx, j.storage, all[i])
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	circuits = slices.DeleteFunc(circuits, func(c *circuit) bool { return !c.OnRecord }) // its record has expired meanwhile
+	circuits = slices.DeleteFunc(circuits, func(c *circuit) bool { return !c.OnRecord }) // the record has expired since names
 	if len(circuits) == 0 {
 		if err := j.nothingFound(ctx); err != nil {
 			return err
@@ -55,7 +57,7 @@ func (j *job) table(circuits []*circuit, now time.Time) error {
 	return t.Flush()
 }
 
-// age returns since when the circuit has its state.
+// age returns when the state began, and how long ago.
 func (c *circuit) age(now time.Time) string {
 	if c.Since == nil {
 		return "-"
@@ -63,7 +65,7 @@ func (c *circuit) age(now time.Time) string {
 	return fmt.Sprintf("%s (%s)", clock(*c.Since, now), brief(max(0, now.Sub(*c.Since))))
 }
 
-// trialIn returns how long it is until a trial may run.
+// trialIn returns the time until the circuit is ready for a trial.
 func (c *circuit) trialIn(now time.Time) string {
 	switch {
 	case c.Due == nil:
@@ -76,16 +78,11 @@ func (c *circuit) trialIn(now time.Time) string {
 
 const ready = "ready"
 
-// overrideText describes the override, if there is one.
+// overrideText describes the override; empty if there is none.
 func (c *circuit) overrideText(now time.Time) string {
-	if c.Override == nil {
+	o := c.Override
+	if o == nil {
 		return ""
 	}
-	return c.forced(now)
-}
-
-// forced describes the override.
-func (c *circuit) forced(now time.Time) string {
-	o := c.Override
 	return fmt.Sprintf("forced %s by %s until %s: %s", o.State, cut(plain(o.By), 32), o.end(now), plain(o.Reason))
 }

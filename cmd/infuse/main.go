@@ -1,5 +1,5 @@
-// Infuse inspects and controls the circuits that a fleet shares through Redis. See
-// infuse -h.
+// Infuse inspects and controls the circuits that a fleet shares through Redis. Run
+// infuse -h for its commands.
 package main
 
 import (

@@ -1,5 +1,7 @@
 package main
 
+// This file contains the helpers of the tests.
+
 import (
 	"bytes"
 	"context"
@@ -19,8 +21,8 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// failElsewhere has this test binary be another process of the fleet: one that
-// fails, on the circuit prices of the Redis at that address.
+// failElsewhere makes the test binary another process of the fleet. Its calls fail, on
+// the circuit prices of the Redis at that address.
 const failElsewhere = "INFUSE_TEST_FAIL_ON"
 
 func TestMain(m *testing.M) {
@@ -41,7 +43,7 @@ func failOn(addr string) {
 	defer storage.Close()
 	cfg := infuse.Config{Storage: storage, Instance: "elsewhere"}
 	var fleet []*infuse.Breaker
-	for range 2 { // one alone opens nothing
+	for range 2 { // one process alone does not open the shared circuit
 		b, err := infuse.New("prices", cfg)
 		if err != nil {
 			panic(err)
@@ -57,88 +59,88 @@ func failOn(addr string) {
 	}
 }
 
-// screen is what a command writes to.
-type screen struct {
+// output is the stdout or stderr of a command.
+type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (s *screen) Write(p []byte) (int, error) {
+func (s *output) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.Write(p)
 }
 
-func (s *screen) String() string {
+func (s *output) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.String()
 }
 
-// desk is where somebody types commands, and what they work on.
-type desk struct {
+// cli runs commands on one storage.
+type cli struct {
 	t       *testing.T
 	storage store
 	survey  surveyor // of the server, if it is Redis
 	args    []string // before the command
-	run     func(ctx context.Context, args []string, stdout, stderr *screen) int
+	run     func(ctx context.Context, args []string, stdout, stderr *output) int
 }
 
-// onEach runs a test on a MemoryStorage and on a real Redis.
-func onEach(t *testing.T, test func(t *testing.T, d *desk)) {
-	t.Run("memory", func(t *testing.T) { test(t, memoryDesk(t)) })
-	t.Run("redis", func(t *testing.T) { test(t, redisDesk(t)) })
+// onEach runs a test with a MemoryStorage and with a real Redis.
+func onEach(t *testing.T, test func(t *testing.T, d *cli)) {
+	t.Run("memory", func(t *testing.T) { test(t, memoryCLI(t)) })
+	t.Run("redis", func(t *testing.T) { test(t, redisCLI(t)) })
 }
 
-func memoryDesk(t *testing.T) *desk {
+func memoryCLI(t *testing.T) *cli {
 	storage := infuse.NewMemoryStorage()
-	return &desk{t: t, storage: storage, run: func(ctx context.Context, args []string, stdout, stderr *screen) int {
+	return &cli{t: t, storage: storage, run: func(ctx context.Context, args []string, stdout, stderr *output) int {
 		open := func(context.Context, *options, func(string)) (store, func(), error) { return storage, func() {}, nil }
 		return program{stdout, stderr, open}.run(ctx, args)
 	}}
 }
 
-func redisDesk(t *testing.T) *desk {
+func redisCLI(t *testing.T) *cli {
 	server := redistest.Start(t)
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	t.Cleanup(func() { _ = storage.Close() })
-	d := deskAt(t, "redis://"+server.Addr())
+	d := cliAt(t, "redis://"+server.Addr())
 	d.storage, d.survey = storage, &redisStore{storage, server.Client(), defaultPrefix}
 	return d
 }
 
-// deskAt is a desk without a storage of its own.
-func deskAt(t *testing.T, url string, args ...string) *desk {
-	return &desk{t: t, args: append([]string{"-redis", url}, args...), run: func(ctx context.Context, args []string, stdout, stderr *screen) int {
+// cliAt returns a cli without a storage.
+func cliAt(t *testing.T, url string, args ...string) *cli {
+	return &cli{t: t, args: append([]string{"-redis", url}, args...), run: func(ctx context.Context, args []string, stdout, stderr *output) int {
 		return run(ctx, args, stdout, stderr)
 	}}
 }
 
-// types runs a command, and returns its output and its exit code.
-func (d *desk) types(args ...string) (out, errs string, code int) {
+// exec runs a command.
+func (d *cli) exec(args ...string) (out, errs string, code int) {
 	d.t.Helper()
-	var stdout, stderr screen
+	var stdout, stderr output
 	code = d.run(d.t.Context(), append(d.args[:len(d.args):len(d.args)], args...), &stdout, &stderr)
 	return stdout.String(), stderr.String(), code
 }
 
-// does is types for a command that must succeed.
-func (d *desk) does(args ...string) string {
+// mustRun is exec for a command that must succeed.
+func (d *cli) mustRun(args ...string) string {
 	d.t.Helper()
-	out, errs, code := d.types(args...)
+	out, errs, code := d.exec(args...)
 	require.Zero(d.t, code, errs)
 	require.Empty(d.t, errs)
 	return out
 }
 
-// decodes is does with -json.
-func (d *desk) decodes(into any, args ...string) {
+// mustDecode is mustRun with -json.
+func (d *cli) mustDecode(into any, args ...string) {
 	d.t.Helper()
-	require.NoError(d.t, json.Unmarshal([]byte(d.does(append(args, "-json")...)), into))
+	require.NoError(d.t, json.Unmarshal([]byte(d.mustRun(append(args, "-json")...)), into))
 }
 
-// breaker is one of the fleet's.
-func (d *desk) breaker(name string) *infuse.Breaker {
+// breaker returns a breaker of one process.
+func (d *cli) breaker(name string) *infuse.Breaker {
 	d.t.Helper()
 	b, err := infuse.New(name, infuse.Config{Storage: d.storage, Instance: "web-1", StorageTimeout: 5 * time.Second})
 	require.NoError(d.t, err)
@@ -146,8 +148,8 @@ func (d *desk) breaker(name string) *infuse.Breaker {
 	return b
 }
 
-// watched is breaker, and waits for its subscription.
-func (d *desk) watched(name string) *infuse.Breaker {
+// watched returns a breaker that has subscribed.
+func (d *cli) watched(name string) *infuse.Breaker {
 	d.t.Helper()
 	b := d.breaker(name)
 	if s, ok := d.storage.(*infuse.RedisStorage); ok && s != nil {
@@ -159,14 +161,14 @@ func (d *desk) watched(name string) *infuse.Breaker {
 	return b
 }
 
-func (d *desk) fail(b *infuse.Breaker, cause string) {
+func (d *cli) fail(b *infuse.Breaker, cause string) {
 	for range 5 {
 		_ = b.Call(d.t.Context(), func(context.Context) error { return errors.New(cause) })
 	}
 }
 
-// opens opens the shared circuit because of a cause: the calls of two processes fail.
-func (d *desk) opens(name, cause string) {
+// open opens the shared circuit: the calls of two processes fail.
+func (d *cli) open(name, cause string) {
 	d.t.Helper()
 	one, other := d.breaker(name), d.breaker(name)
 	d.fail(one, cause)
@@ -175,7 +177,7 @@ func (d *desk) opens(name, cause string) {
 	require.Equal(d.t, infuse.StateOpen, breakertest.RecordOf(d.t, one).State)
 }
 
-// requireHarmless fails if a terminal would take any of the text for a command.
+// requireHarmless fails if the text contains characters that control a terminal.
 func requireHarmless(t *testing.T, text string) {
 	t.Helper()
 	bad := strings.IndexFunc(text, func(r rune) bool {

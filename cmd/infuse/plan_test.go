@@ -1,5 +1,7 @@
 package main
 
+// This file tests the command plan against documents, simulations, breakers and Redis.
+
 import (
 	"context"
 	"errors"
@@ -21,10 +23,10 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "update the golden files")
 
 func TestPlanOutput(t *testing.T) {
-	d := memoryDesk(t)
+	d := memoryCLI(t)
 	for name, line := range map[string]string{
 		"fleet":    "plan -calls 100 -processes 20 -errors 0.01",
 		"both":     "plan -calls 1 -processes 1000 -errors 0.1 -fail-max 10 -failure-rate 0.5 -min-calls 50",
@@ -32,7 +34,7 @@ func TestPlanOutput(t *testing.T) {
 		"nothing":  "plan -calls 0.1 -processes 2 -errors 0.6 -failure-rate 0.5",
 		"no-error": "plan -errors 0",
 	} {
-		out := d.does(strings.Fields(line)...)
+		out := d.mustRun(strings.Fields(line)...)
 		path := filepath.Join("testdata", "plan-"+name+".txt")
 		if *update {
 			require.NoError(t, os.MkdirAll("testdata", 0o755))
@@ -40,15 +42,15 @@ func TestPlanOutput(t *testing.T) {
 		}
 		want, err := os.ReadFile(path)
 		require.NoError(t, err)
-		require.Equal(t, string(want), out, "go test -run TestPlanOutput -update writes %s anew", path)
+		require.Equal(t, string(want), out, "go test -run TestPlanOutput -update updates %s", path)
 	}
 	var e estimate
-	d.decodes(&e, "plan", "-processes", "2")
+	d.mustDecode(&e, "plan", "-processes", "2")
 	require.Greater(t, *e.OutageCalls, 9.0)
 	require.Positive(t, e.Healthy)
 }
 
-// The plan agrees with the tables that docs/policies.md and docs/simulation.md have.
+// The plan agrees with the tables in docs/policies.md and docs/simulation.md.
 func TestPlanAgreesWithTheDocs(t *testing.T) {
 	preset := planInput{calls: 100, processes: 1, circuits: 1, minCalls: 20, window: 10 * time.Second, resetTimeout: time.Minute, suspicion: 50 * time.Millisecond, pollInterval: 2 * time.Second}
 	for _, row := range []struct {
@@ -72,8 +74,8 @@ func TestPlanAgreesWithTheDocs(t *testing.T) {
 	}
 }
 
-// simulated is a plain simulation of the rules as docs/policies.md states them, of
-// calls at random times, made by processes at random.
+// simulated is the result of a simulation of the rules in docs/policies.md. Random
+// processes make calls at random times.
 type simulated struct {
 	suspicions, openings, seconds float64
 }
@@ -82,7 +84,7 @@ func (p *planInput) simulateShared(calls int, seed uint64) (s simulated) {
 	roll := rand.New(rand.NewPCG(seed, 1))
 	failed, supplied := make([]bool, p.processes), make([]int, p.processes)
 	step := 1 / (p.calls * float64(p.processes))
-	streak, score, suspect, from := 0, 0, false, 0.0 // suspect or dismissed since
+	streak, score, suspect, from := 0, 0, false, 0.0 // from: start of the suspicion, or its dismissal
 	now := 0.0
 	for range calls {
 		now += step * roll.ExpFloat64()
@@ -147,7 +149,7 @@ func TestPlanAgreesWithASimulationOfTheSharedCircuit(t *testing.T) {
 	}
 }
 
-// Real breakers, in fake time.
+// The plan agrees with breakers in fake time.
 func TestPlanAgreesWithBreakers(t *testing.T) {
 	t.Parallel()
 	for _, p := range []planInput{
@@ -173,7 +175,7 @@ func planAgainstBreakers(t *testing.T, p planInput, lasts time.Duration) {
 		defer cancel()
 		var all []*infuse.Breaker
 		for i := range p.processes {
-			// A ResetTimeout that ends at once, so that local circuits reject nothing.
+			// The shortest ResetTimeout: local circuits reject nothing.
 			b, err := infuse.New("service", infuse.Config{Storage: storage, FailMax: p.failMax, ResetTimeout: time.Millisecond})
 			require.NoError(t, err)
 			all = append(all, b)
@@ -271,7 +273,7 @@ func TestPlanAgreesWithASimulationOfALocalCircuit(t *testing.T) {
 	}
 }
 
-// A fleet on a real Redis sends as many commands as planned.
+// A fleet sends as many commands to Redis as planned.
 func TestPlanAgreesWithRedis(t *testing.T) {
 	if os.Getenv("CI") == "" {
 		t.Skip("takes 25 s: set CI=true")

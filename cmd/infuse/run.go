@@ -1,5 +1,8 @@
 package main
 
+// This file contains the program: it parses arguments, runs a command, and returns an
+// exit code.
+
 import (
 	"cmp"
 	"context"
@@ -16,34 +19,33 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// The exit codes.
+// The exit codes, which the help describes.
 const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
 )
 
-// store is what the commands need of a storage.
+// store is a storage with the optional methods that the commands call.
 type store interface {
 	infuse.Storage
 	infuse.Historian
 	infuse.Lister
 }
 
-// opener opens the storage of the options. It reports with notice what the user
-// should know beside the result.
+// opener opens the storage of the options. It passes remarks for the user to notice.
 type opener func(ctx context.Context, o *options, notice func(string)) (s store, closeStore func(), err error)
 
-// program is a run of the command. Tests give it another store.
+// program is one run of infuse. Tests replace open.
 type program struct {
 	stdout, stderr io.Writer
 	open           opener
 }
 
-// options are the values of all flags. A command uses its own and the common ones.
+// options are the values of all flags: the common ones, and those of each command.
 type options struct {
 	redis    string
-	password string // of the environment only: arguments can be seen by others
+	password string // from the environment only: other users can see arguments
 	cluster  bool
 	tlsCA    string
 	tlsCert  string
@@ -61,7 +63,7 @@ type options struct {
 	plan     planInput
 }
 
-// job is a command to carry out.
+// job is one command with its arguments and its storage.
 type job struct {
 	*options
 	args           []string
@@ -74,7 +76,7 @@ type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
 
-func misused(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+func usageErrorf(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return program{stdout, stderr, openRedis}.run(ctx, args)
@@ -94,12 +96,12 @@ func (p program) run(ctx context.Context, args []string) int {
 	return exitFailed
 }
 
-// notice prints a line beside the result.
+// notice prints a line to stderr.
 func (p program) notice(text string) { fmt.Fprintf(p.stderr, "infuse: %s\n", plain(text)) }
 
 func (j *job) notice(text string) { program{stderr: j.stderr}.notice(text) }
 
-// textOf returns an error's text without the name that every line begins with.
+// textOf returns an error's text without the prefix infuse, which every line has.
 func textOf(err error) string {
 	text := strings.TrimPrefix(err.Error(), "infuse: ")
 	if strings.Contains(text, "WRONGPASS") || strings.Contains(text, "NOAUTH") {
@@ -118,7 +120,7 @@ func (p program) do(ctx context.Context, args []string) error {
 		return p.helpOr(err, nil)
 	}
 	if before.NArg() == 0 {
-		return misused("no command is given; infuse -h lists them")
+		return usageErrorf("missing command; see infuse -h")
 	}
 	name, args := before.Arg(0), before.Args()[1:]
 	if name == "help" {
@@ -126,16 +128,16 @@ func (p program) do(ctx context.Context, args []string) error {
 	}
 	c := commandOf(name)
 	if c == nil {
-		return misused("%s is not a command; infuse -h lists them", shownWord(name))
+		return usageErrorf("unknown command %s; see infuse -h", shownWord(name))
 	}
 	rest, err := parseMixed(flags(opts, c), args)
 	if err != nil {
 		return p.helpOr(err, c)
 	}
-	return p.carryOut(ctx, c, opts, rest)
+	return p.execute(ctx, c, opts, rest)
 }
 
-func (p program) carryOut(ctx context.Context, c *command, opts *options, args []string) error {
+func (p program) execute(ctx context.Context, c *command, opts *options, args []string) error {
 	if err := c.check(opts, args); err != nil {
 		return err
 	}
@@ -145,29 +147,29 @@ func (p program) carryOut(ctx context.Context, c *command, opts *options, args [
 	}
 	bounded, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
-	late := func(err error) error {
+	timedOut := func(err error) error {
 		if err != nil && bounded.Err() == context.DeadlineExceeded {
-			return fmt.Errorf("not done within %v (-timeout): %w", opts.timeout, err)
+			return fmt.Errorf("timed out after %v (-timeout): %w", opts.timeout, err)
 		}
 		return err
 	}
 	storage, closeStore, err := p.open(bounded, opts, p.notice)
 	if err != nil {
-		return late(err)
+		return timedOut(err)
 	}
 	defer closeStore()
 	j.storage = storage
 	if c.endless {
 		return c.run(ctx, j)
 	}
-	return late(c.run(bounded, j))
+	return timedOut(c.run(bounded, j))
 }
 
-// shownWord returns an argument for an error text, unless it may be a URL with a
-// password in the wrong place.
+// shownWord quotes an argument for an error text. It hides an argument that may be a
+// URL with a password.
 func shownWord(arg string) string {
 	if len(arg) > 40 || strings.ContainsAny(arg, "@/?#") || strings.Contains(arg, "://") {
-		return "the argument"
+		return "(hidden)"
 	}
 	return strconv.Quote(arg)
 }
@@ -177,23 +179,22 @@ var (
 	unknownFlag  = regexp.MustCompile(`^flag provided but not defined: (-[a-z-]{1,20})$`)
 )
 
-// flagError returns the text of an error of the flag package, without any value: it
-// may be a password in the wrong place.
+// flagError returns the text of an error of the flag package without the value, which
+// may be a misplaced password.
 func flagError(err error) string {
 	if m := invalidValue.FindStringSubmatch(err.Error()); m != nil {
-		return "the value of -" + m[1] + " is invalid"
+		return "invalid value for -" + m[1]
 	}
 	if m := unknownFlag.FindStringSubmatch(err.Error()); m != nil {
-		return m[1] + " is not a flag"
+		return "unknown flag " + m[1]
 	}
 	if name, ok := strings.CutPrefix(err.Error(), "flag needs an argument: "); ok {
-		return name + " needs a value"
+		return "missing value for " + name
 	}
-	return "a flag is unknown or invalid"
+	return "unknown or invalid flag"
 }
 
-// flags returns the common flags, which may stand before the command and after
-// it, and those of the command.
+// flags returns the common flags and, with a command, its flags.
 func flags(o *options, c *command) *flag.FlagSet {
 	f := flag.NewFlagSet("infuse", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
@@ -214,7 +215,7 @@ func flags(o *options, c *command) *flag.FlagSet {
 	return f
 }
 
-// parseMixed parses flags that stand before, between and after the arguments.
+// parseMixed parses flags before, between and after the arguments.
 func parseMixed(f *flag.FlagSet, args []string) (rest []string, err error) {
 	for {
 		if err := f.Parse(args); err != nil {
@@ -231,10 +232,10 @@ func parseMixed(f *flag.FlagSet, args []string) (rest []string, err error) {
 	}
 }
 
-// helpOr prints the help, if that was asked for, or returns what was misused.
+// helpOr prints the help if err is flag.ErrHelp. Otherwise it returns a usage error.
 func (p program) helpOr(err error, c *command) error {
 	if !errors.Is(err, flag.ErrHelp) {
-		return misused("%s; infuse -h lists the flags", flagError(err))
+		return usageErrorf("%s; see infuse -h", flagError(err))
 	}
 	if c == nil {
 		return p.help(nil)
@@ -249,7 +250,7 @@ func (p program) help(topics []string) error {
 	}
 	c := commandOf(topics[0])
 	if c == nil {
-		return misused("%s is not a command; infuse -h lists them", shownWord(topics[0]))
+		return usageErrorf("unknown command %s; see infuse -h", shownWord(topics[0]))
 	}
 	_, err := io.WriteString(p.stdout, c.help())
 	return err

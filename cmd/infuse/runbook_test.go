@@ -1,5 +1,7 @@
 package main
 
+// This file tests the commands in docs/runbook.md.
+
 import (
 	"bytes"
 	"context"
@@ -17,7 +19,7 @@ import (
 
 var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```")
 
-// Each command of the runbook runs, in its order, with a circuit that is open.
+// Each command of the runbook runs, in order, while a circuit is open.
 func TestRunbook(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/runbook.md")
@@ -25,8 +27,8 @@ func TestRunbook(t *testing.T) {
 	if _, err := exec.LookPath("redis-cli"); err != nil {
 		t.Skip("redis-cli is not installed")
 	}
-	d := redisDesk(t)
-	d.opens("inventory.internal", "503 Service Unavailable")
+	d := redisCLI(t)
+	d.open("inventory.internal", "503 Service Unavailable")
 	dir := t.TempDir()
 	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "infuse"), ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -56,8 +58,8 @@ func TestRunbook(t *testing.T) {
 	}
 }
 
-// shell runs a line that ends by itself, or is ended after half a second.
-func (d *desk) shell(line, path string) string {
+// shell runs a line. It stops endless commands after half a second.
+func (d *cli) shell(line, path string) string {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
 	defer cancel()

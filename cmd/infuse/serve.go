@@ -1,5 +1,7 @@
 package main
 
+// This file contains the command serve, which serves the ops page.
+
 import (
 	"cmp"
 	"context"
@@ -16,8 +18,6 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file is the ops page on its own.
-
 // serveFlags are the flags of serve.
 type serveFlags struct {
 	listen     string
@@ -30,7 +30,7 @@ type serveFlags struct {
 
 func serveCommand() *command {
 	f := new(serveFlags)
-	return &command{name: "serve", usage: "", does: "serve the ops page", text: serveHelp, endless: true,
+	return &command{name: "serve", usage: "", summary: "serve the ops page", text: serveHelp, endless: true,
 		flags: func(set *flag.FlagSet, _ *options) {
 			set.StringVar(&f.listen, "listen", "127.0.0.1:8080", "")
 			set.StringVar(&f.title, "title", "", "")
@@ -46,15 +46,15 @@ func serveCommand() *command {
 		run: f.serve}
 }
 
-const serveHelp = `The page shows the shared circuits, live, for a fleet whose services do not mount
-it themselves. It is read-only unless -user-header is set. Redis must be reachable
-when it starts. It ends on SIGINT and SIGTERM (with exit code 0).
+const serveHelp = `The page shows the shared circuits and updates itself. It is for a fleet whose
+services do not mount the page. It is read-only unless -user-header is set. Redis must
+be available when the command starts. It stops on SIGINT and SIGTERM (with exit code 0).
 
-Everybody who can connect can read the page, and it has no TLS. Listen on the
-loopback interface, which is the default, or behind a proxy that authenticates.
+Anyone who can connect can read the page, and it has no TLS. Listen on the loopback
+interface, which is the default, or behind a proxy that authenticates.
 
 Flags:
-  -listen ADDRESS     where to listen. Default 127.0.0.1:8080
+  -listen ADDRESS     host:port to listen on. Default 127.0.0.1:8080
   -hosts NAMES        host names under which the page is opened, separated by
                       commas. localhost and IP addresses are always allowed.
                       Other names are rejected, to prevent DNS rebinding
@@ -63,7 +63,7 @@ Flags:
                       must remove this header from the requests of its clients
   -proxies ADDRESSES  IP addresses and networks of the proxies whose -user-header
                       is trusted, separated by commas. Default 127.0.0.0/8,::1:
-                      any program on this host can then name any user. From other
+                      any program on this host can then pass any name. From other
                       addresses the page is read-only
   -origins ORIGINS    origins of the page, separated by commas, such as
                       https://ops.example.com. Set it if the proxy rewrites the
@@ -75,7 +75,7 @@ Examples:
   infuse serve -hosts ops.example.com -user-header X-Forwarded-User
 `
 
-// stopTime is how long requests may take that are in progress at the end.
+// stopTime is how long requests in progress may take after a signal.
 const stopTime = 5 * time.Second
 
 func (f *serveFlags) serve(ctx context.Context, j *job) error {
@@ -95,7 +95,7 @@ func (f *serveFlags) serve(ctx context.Context, j *job) error {
 	go func() { failed <- server.Serve(listener) }()
 	access := "read-only"
 	if f.userHeader != "" {
-		access = "changes by users in " + f.userHeader
+		access = "users in " + f.userHeader + " may make changes"
 	}
 	if _, err = fmt.Fprintf(j.stdout, "serving http://%s/ (%s)\n", listener.Addr(), access); err == nil {
 		select {
@@ -111,10 +111,10 @@ func (f *serveFlags) serve(ctx context.Context, j *job) error {
 	return err
 }
 
-// handler returns the page, or what is wrong with the flags.
+// handler returns the ops page, or an error if a flag is invalid.
 func (f *serveFlags) handler(o *options, storage infuse.Storage, logger *slog.Logger) (http.Handler, error) {
 	if _, _, err := net.SplitHostPort(f.listen); err != nil {
-		return nil, misused("invalid -listen %q: want host:port", f.listen)
+		return nil, usageErrorf("invalid -listen %q: want host:port", f.listen)
 	}
 	proxies, err := networks(f.proxies)
 	if err != nil {
@@ -123,9 +123,9 @@ func (f *serveFlags) handler(o *options, storage infuse.Storage, logger *slog.Lo
 	switch {
 	case f.userHeader == "":
 	case strings.ContainsFunc(f.userHeader, isNoToken):
-		return nil, misused("invalid -user-header %q: want the name of an HTTP header", f.userHeader)
+		return nil, usageErrorf("invalid -user-header %q: want the name of an HTTP header", f.userHeader)
 	case len(proxies) == 0:
-		return nil, misused("-user-header has no trusted -proxies")
+		return nil, usageErrorf("-user-header requires -proxies")
 	}
 	options := ops.Options{
 		Storage: storage, Hosts: splitList(f.hosts), TrustedOrigins: splitList(f.origins), Logger: logger,
@@ -137,13 +137,13 @@ func (f *serveFlags) handler(o *options, storage infuse.Storage, logger *slog.Lo
 		options.Client = func(r *http.Request) string { name, _ := user(r); return name }
 	}
 	if err := options.Validate(); err != nil {
-		return nil, misused("%v", err)
+		return nil, usageErrorf("%v", err)
 	}
 	return ops.Handler(options), nil
 }
 
-// user returns the user that a trusted proxy names. Several headers are ambiguous:
-// one of them may be that of the client.
+// user returns the user that a trusted proxy passes. It rejects a request with several
+// headers: the client may have sent one of them.
 func (f *serveFlags) user(r *http.Request, proxies []netip.Prefix) (string, bool) {
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
 	names := r.Header.Values(f.userHeader)
@@ -158,7 +158,7 @@ func (f *serveFlags) user(r *http.Request, proxies []netip.Prefix) (string, bool
 	return "", false
 }
 
-// isNoToken reports whether the name of a header cannot contain r.
+// isNoToken reports whether r is invalid in a header name.
 func isNoToken(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 }
@@ -169,7 +169,7 @@ func networks(text string) (all []netip.Prefix, err error) {
 		if err != nil {
 			address, err := netip.ParseAddr(item)
 			if err != nil {
-				return nil, misused("invalid -proxies %q: want IP addresses or networks, such as 10.0.0.4,10.1.0.0/16", item)
+				return nil, usageErrorf("invalid -proxies %q: want IP addresses or networks, such as 10.0.0.4,10.1.0.0/16", item)
 			}
 			prefix = netip.PrefixFrom(address, address.BitLen())
 		}

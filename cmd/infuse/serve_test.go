@@ -1,5 +1,7 @@
 package main
 
+// This file tests the command serve.
+
 import (
 	"bufio"
 	"context"
@@ -24,10 +26,10 @@ const patience = 30 * time.Second
 
 var serving = regexp.MustCompile(`^serving (http://\S+) \((.+)\)\n$`)
 
-// serves runs infuse serve until the test ends, and returns where it serves.
-func (d *desk) serves(args ...string) (address, access string, stop func() int) {
+// serves runs infuse serve until the test ends, and returns its address.
+func (d *cli) serves(args ...string) (address, access string, stop func() int) {
 	d.t.Helper()
-	var stdout, stderr screen
+	var stdout, stderr output
 	ctx, cancel := context.WithCancel(d.t.Context())
 	code := make(chan int, 1)
 	go func() {
@@ -63,8 +65,8 @@ func fetched(t *testing.T, address string) string {
 
 func TestServe(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, d *desk) {
-		d.opens("prices", "503 Service Unavailable")
+	onEach(t, func(t *testing.T, d *cli) {
+		d.open("prices", "503 Service Unavailable")
 		address, access, stop := d.serves()
 		require.Equal(t, "read-only", access)
 		require.True(t, strings.HasPrefix(address, "http://127.0.0.1:"))
@@ -75,7 +77,7 @@ func TestServe(t *testing.T) {
 		require.Contains(t, fetched(t, address+"?circuit=prices"), "This page is read-only.")
 		require.Equal(t, http.StatusForbidden, d.forces(address, nil))
 
-		// A page that is open does not hold up the end.
+		// An open page does not delay the end.
 		response, err := http.Get(address + "events")
 		require.NoError(t, err)
 		defer response.Body.Close()
@@ -88,7 +90,7 @@ func TestServe(t *testing.T) {
 }
 
 // forces posts the form of a page, and returns the status.
-func (d *desk) forces(address string, change func(*http.Request)) int {
+func (d *cli) forces(address string, change func(*http.Request)) int {
 	d.t.Helper()
 	form := url.Values{"do": {"force-open"}, "for": {"1 hour"}, "reason": {"migration"}, "confirm": {"yes"}}
 	r, err := http.NewRequest(http.MethodPost, address+"change?circuit=prices", strings.NewReader(form.Encode()))
@@ -104,18 +106,18 @@ func (d *desk) forces(address string, change func(*http.Request)) int {
 	return response.StatusCode
 }
 
-// Only the user that a trusted proxy names may change a circuit.
+// Only a user whom a trusted proxy passes may change a circuit.
 func TestServeWithUsers(t *testing.T) {
 	t.Parallel()
-	override := func(d *desk) *infuse.Override {
+	override := func(d *cli) *infuse.Override {
 		record, err := d.storage.Load(t.Context(), "prices")
 		require.NoError(t, err)
 		return record.Override
 	}
-	d := memoryDesk(t)
+	d := memoryCLI(t)
 	untrusted, _, _ := d.serves("-user-header", "X-Forwarded-User", "-proxies", "10.0.0.4")
 	trusted, access, _ := d.serves("-user-header", "X-Forwarded-User", "-hosts", "ops.example.com", "-origins", "https://ops.example.com")
-	require.Equal(t, "changes by users in X-Forwarded-User", access)
+	require.Equal(t, "users in X-Forwarded-User may make changes", access)
 	as := func(names ...string) func(*http.Request) {
 		return func(r *http.Request) { r.Header["X-Forwarded-User"] = names }
 	}
@@ -140,37 +142,37 @@ func TestServeWithUsers(t *testing.T) {
 
 func TestServeRejectsInvalidFlags(t *testing.T) {
 	t.Parallel()
-	d := deskAt(t, "redis://127.0.0.1:1")
+	d := cliAt(t, "redis://127.0.0.1:1")
 	for want, args := range map[string][]string{
-		`invalid -listen "8080"`:               {"-listen", "8080"},
-		`invalid host "https://a"`:             {"-hosts", "localhost,https://a"},
-		`invalid origin "a.example"`:           {"-origins", "a.example"},
-		`invalid -proxies "x"`:                 {"-proxies", "10.0.0.0/8,x"},
-		`invalid -user-header "X User"`:        {"-user-header", "X User"},
-		`usage: infuse serve`:                  {"now"},
-		`-user-header has no trusted -proxies`: {"-user-header", "X-User", "-proxies", ""},
+		`invalid -listen "8080"`:         {"-listen", "8080"},
+		`invalid host "https://a"`:       {"-hosts", "localhost,https://a"},
+		`invalid origin "a.example"`:     {"-origins", "a.example"},
+		`invalid -proxies "x"`:           {"-proxies", "10.0.0.0/8,x"},
+		`invalid -user-header "X User"`:  {"-user-header", "X User"},
+		`usage: infuse serve`:            {"now"},
+		`-user-header requires -proxies`: {"-user-header", "X-User", "-proxies", ""},
 	} {
-		out, errs, code := d.types(append([]string{"serve"}, args...)...)
+		out, errs, code := d.exec(append([]string{"serve"}, args...)...)
 		require.Equal(t, exitUsage, code, "%v: %s", args, errs)
 		require.Contains(t, errs, want)
 		require.Empty(t, out)
 	}
-	_, errs, code := memoryDesk(t).types("serve", "-listen", "256.0.0.1:1")
+	_, errs, code := memoryCLI(t).exec("serve", "-listen", "256.0.0.1:1")
 	require.Equal(t, exitFailed, code)
 	require.Contains(t, errs, "256.0.0.1")
-	_, errs, code = d.types("serve")
+	_, errs, code = d.exec("serve")
 	require.Equal(t, exitFailed, code, "Redis is not reachable")
 	require.Contains(t, errs, "connection refused")
 }
 
-// The examples of the help serve the page, on a free port.
+// The examples of the help serve the page; the port is replaced.
 func TestServeExamples(t *testing.T) {
 	t.Parallel()
 	n := 0
 	for _, m := range example.FindAllStringSubmatch(serveHelp, -1) {
 		args := words(m[1])
 		require.Equal(t, "serve", args[0])
-		address, _, stop := memoryDesk(t).serves(args[1:]...)
+		address, _, stop := memoryCLI(t).serves(args[1:]...)
 		fetched(t, address)
 		require.Zero(t, stop())
 		n++
@@ -178,10 +180,10 @@ func TestServeExamples(t *testing.T) {
 	require.Equal(t, 2, n)
 }
 
-// The program ends on SIGTERM as on ^C, with exit code 0.
+// The program ends with exit code 0 on SIGTERM and on SIGINT.
 func TestServeEndsOnSignals(t *testing.T) {
 	t.Parallel()
-	d := redisDesk(t)
+	d := redisCLI(t)
 	binary := filepath.Join(t.TempDir(), "infuse")
 	out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -197,7 +199,7 @@ func TestServeEndsOnSignals(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, c.Process.Signal(signal))
 		_, err = io.ReadAll(response.Body)
-		require.NoError(t, err, "the stream ends, and is not cut")
+		require.NoError(t, err, "the stream ends without an error")
 		require.NoError(t, response.Body.Close())
 		require.NoError(t, c.Wait())
 	}

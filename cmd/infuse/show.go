@@ -1,5 +1,7 @@
 package main
 
+// This file contains the command show.
+
 import (
 	"context"
 	"fmt"
@@ -8,7 +10,7 @@ import (
 )
 
 func show(ctx context.Context, j *job) error {
-	c, err := look(ctx, j.storage, j.args[0])
+	c, err := readCircuit(ctx, j.storage, j.args[0])
 	if err != nil {
 		return err
 	}
@@ -23,18 +25,18 @@ func show(ctx context.Context, j *job) error {
 		return writeJSON(j.stdout, c, "  ")
 	}
 	if !c.OnRecord && len(c.History) == 0 {
-		_, err := fmt.Fprintf(j.stdout, "circuit %s has no record: it is closed, and no failure was reported recently\n", quoted(c.Circuit))
+		_, err := fmt.Fprintf(j.stdout, "circuit %s has no record: it is closed, and no process reported a failure recently\n", quoted(c.Circuit))
 		return err
 	}
 	return j.card(c, time.Now())
 }
 
-// notFound is the error of a circuit that no process uses.
+// notFound returns the error for a circuit that no process uses.
 func (j *job) notFound(ctx context.Context, c *circuit) error {
 	return fmt.Errorf("circuit %s not found: no record, no history, and no process subscribes to it%s", quoted(c.Circuit), j.others(ctx))
 }
 
-// card prints the whole circuit.
+// card prints all fields of the circuit, and its history.
 func (j *job) card(c *circuit, now time.Time) error {
 	t := tabwriter.NewWriter(j.stdout, 0, 0, 2, ' ', 0)
 	row := func(name, text string) {
@@ -54,13 +56,13 @@ func (j *job) card(c *circuit, now time.Time) error {
 	switch trial := c.trialIn(now); trial {
 	case "-":
 	case ready:
-		row("trial", "ready: the next call that would be rejected is a trial")
+		row("trial", "ready: the next call that would be rejected becomes a trial")
 	default:
 		row("trial", "in "+trial)
 	}
 	row("failures", fmt.Sprint(c.Failures))
 	if c.Trials > 0 {
-		row("trials", fmt.Sprint(c.Trials, " running"))
+		row("trials", fmt.Sprint(c.Trials, " in progress"))
 	}
 	row("by", plain(c.By))
 	row("cause", plain(c.Cause))

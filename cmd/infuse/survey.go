@@ -1,5 +1,7 @@
 package main
 
+// This file contains the search for a mistake in a name or a prefix.
+
 import (
 	"context"
 	"fmt"
@@ -15,35 +17,33 @@ import (
 
 const defaultPrefix = "infuse:"
 
-// redisStore is a storage that can also be searched for a mistake in a name or a
-// prefix.
+// redisStore is a RedisStorage that is also a surveyor.
 type redisStore struct {
 	*infuse.RedisStorage
 	client redis.UniversalClient
 	prefix string
 }
 
-// surveyor is what the commands need to find a mistake in a name or a prefix. A
-// store may lack it.
+// surveyor finds out whether names and prefixes are in use. A store may lack it.
 type surveyor interface {
-	// processes returns how many subscribe to the circuit.
+	// processes returns the number of subscribers of the circuit.
 	processes(ctx context.Context, name string) (int64, error)
-	// prefixIsUsed reports whether a process subscribes to a circuit with the prefix.
+	// prefixIsUsed reports whether any circuit with the prefix has a subscriber.
 	prefixIsUsed(ctx context.Context) (bool, error)
-	// otherPrefixes returns some prefixes of other circuits on the server.
+	// otherPrefixes returns up to maxPrefixes other prefixes on the server.
 	otherPrefixes(ctx context.Context) ([]string, error)
 }
 
-// The bounds of a search for other prefixes.
+// The limits of a search for other prefixes.
 const (
 	maxPrefixes     = 5
-	maxScans        = 20 // of each server
+	maxScans        = 20 // per server
 	keysAScan       = 1000
-	maxChecksPrefix = 3 // keys that are read to see whether the prefix is one of ours
+	maxChecksPrefix = 3 // keys that are read per prefix, to check that they are records
 )
 
-// nodes returns the masters of a Cluster or, with all, its replicas as well; or the
-// one server.
+// nodes returns the masters of a Cluster, with all also its replicas; or the single
+// server.
 func (s *redisStore) nodes(ctx context.Context, all bool) (nodes []*redis.Client, err error) {
 	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok {
@@ -110,7 +110,7 @@ func (s *redisStore) search(ctx context.Context, node *redis.Client, found []str
 			}
 			checks[prefix]++
 			fields, err := node.HMGet(ctx, key, "v", "n", "r").Result()
-			if err != nil && !isReply(err) { // another type, or another's that may not be read
+			if err != nil && !isReply(err) { // another type, or a forbidden key
 				return found, err
 			}
 			if err == nil && isVersion(fields[0]) && (fields[1] != nil || fields[2] != nil) {
@@ -127,7 +127,7 @@ func (s *redisStore) search(ctx context.Context, node *redis.Client, found []str
 	return found, nil
 }
 
-// prefixOf returns the prefix of a key that may be a circuit's.
+// prefixOf returns the prefix of a key, if it may be the key of a circuit.
 func prefixOf(key string) (prefix string, ok bool) {
 	brace := strings.LastIndexByte(key, '{')
 	if brace <= 0 || !strings.HasSuffix(key, "}") {
@@ -143,13 +143,12 @@ func isVersion(field any) bool {
 	return ok && text != "" && strings.Trim(text, "0123456789") == ""
 }
 
-// globEscape returns a pattern of Redis's that matches s alone.
+// globEscape returns a Redis pattern that matches only s.
 func globEscape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `^`, `\^`).Replace(s)
 }
 
-// others is a sentence that names the other prefixes; empty if there are none, or if
-// they cannot be searched for.
+// others describes the other prefixes; empty if none are found.
 func (j *job) others(ctx context.Context) string {
 	s, ok := j.storage.(surveyor)
 	if !ok {
@@ -169,8 +168,8 @@ func (j *job) others(ctx context.Context) string {
 	return fmt.Sprintf("; this Redis has circuits with other prefixes: %s%s (pass -prefix, or set INFUSE_PREFIX)", strings.Join(found, ", "), more)
 }
 
-// nothingFound is for a prefix without circuits. It returns an error if no process
-// uses the prefix while there are others: then it is probably the wrong one.
+// nothingFound returns an error if the prefix is probably wrong: it has no circuits and
+// no subscribers, and there are circuits with other prefixes.
 func (j *job) nothingFound(ctx context.Context) error {
 	others := j.others(ctx)
 	if others == "" {
@@ -187,7 +186,7 @@ func (j *job) nothingFound(ctx context.Context) error {
 	return fmt.Errorf("no circuit has a record with the prefix %q, and no process uses the prefix%s", j.prefix, others)
 }
 
-// unused returns an error if no process uses the circuit, as far as Redis shows.
+// unused reports whether the circuit has no record, no history and no subscriber.
 func (j *job) unused(ctx context.Context, c *circuit) (unused bool, err error) {
 	s, ok := j.storage.(surveyor)
 	if !ok || c.OnRecord || len(c.History) > 0 {
@@ -197,7 +196,7 @@ func (j *job) unused(ctx context.Context, c *circuit) (unused bool, err error) {
 	return n == 0 && err == nil, err
 }
 
-// requireUsed returns an error if the circuit may be a misspelt one.
+// requireUsed returns an error if the name may be misspelt.
 func (j *job) requireUsed(ctx context.Context, c *circuit) error {
 	if j.force {
 		return nil
@@ -207,7 +206,7 @@ func (j *job) requireUsed(ctx context.Context, c *circuit) error {
 	case err != nil && !isReply(err):
 		return err
 	case err != nil:
-		return fmt.Errorf("circuit %s has no record, and whether a process uses it cannot be checked (%w); if the name is right, pass -force", quoted(c.Circuit), err)
+		return fmt.Errorf("circuit %s has no record, and the search for its subscribers failed (%w); if the name is right, pass -force", quoted(c.Circuit), err)
 	case unused:
 		return fmt.Errorf("circuit %s is not used: no record, no history, and no process subscribes to it%s; if the name is right, pass -force", quoted(c.Circuit), j.others(ctx))
 	}

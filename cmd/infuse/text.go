@@ -1,5 +1,8 @@
 package main
 
+// This file contains the texts that reach the terminal. Names, causes, reasons and
+// authors are untrusted: only printable characters are written.
+
 import (
 	"encoding/json"
 	"fmt"
@@ -12,11 +15,8 @@ import (
 	"unicode/utf8"
 )
 
-// Names, causes, reasons and authors come from anywhere. Nothing of them
-// reaches the terminal but what can be printed.
-
-// quoted returns a name as it can be read and typed: as it is, or as a Go string
-// where it has spaces, quotes or what cannot be printed.
+// quoted returns a name, as a Go string if it has spaces, quotes or unprintable
+// characters.
 func quoted(name string) string {
 	odd := func(r rune) bool { return !unicode.IsPrint(r) || unicode.IsSpace(r) || r == '"' }
 	if name == "" || !utf8.ValidString(name) || strings.ContainsFunc(name, odd) {
@@ -25,7 +25,7 @@ func quoted(name string) string {
 	return name
 }
 
-// unquoted returns the name that quoted has quoted. Any other stays as it is.
+// unquoted reverses quoted.
 func unquoted(arg string) string {
 	if strings.HasPrefix(arg, `"`) {
 		if name, err := strconv.Unquote(arg); err == nil {
@@ -35,8 +35,7 @@ func unquoted(arg string) string {
 	return arg
 }
 
-// plain returns a text of several words as it can be read: as it is, or as a Go
-// string where it has what cannot be printed.
+// plain returns a text, as a Go string if it has unprintable characters.
 func plain(text string) string {
 	odd := func(r rune) bool { return !unicode.IsPrint(r) }
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, odd) {
@@ -45,7 +44,7 @@ func plain(text string) string {
 	return text
 }
 
-// oneLine returns a text that a record accepts, no longer than the original.
+// oneLine replaces characters that a record rejects. The text gets no longer.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == utf8.RuneError {
@@ -55,7 +54,7 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// cut returns the first characters of a text, at most so many.
+// cut truncates a text to a number of characters.
 func cut(text string, most int) string {
 	n := 0
 	for i := range text {
@@ -66,7 +65,7 @@ func cut(text string, most int) string {
 	return text
 }
 
-// brief rounds a duration to what one wants to know of it: two units at most.
+// brief rounds a duration to two units.
 func brief(d time.Duration) string {
 	if d < 10*time.Second-50*time.Millisecond {
 		return d.Round(100 * time.Millisecond).String()
@@ -91,7 +90,7 @@ func twoUnits(d, large time.Duration, largeName string, small time.Duration, sma
 	return fmt.Sprintf("%d%s%d%s", whole, largeName, rest, smallName)
 }
 
-// clock returns the time of day, and the date where it is another day's.
+// clock returns the time of day, with the date if that is not today.
 func clock(t, now time.Time) string {
 	t, now = t.Local(), now.Local()
 	if t.Format(time.DateOnly) == now.Format(time.DateOnly) {
@@ -107,8 +106,8 @@ func orDash(text string) string {
 	return text
 }
 
-// writeJSON writes a value in a line, or indented. Characters that cannot be
-// printed are escaped, which JSON itself asks for of some only.
+// writeJSON writes a value on one line, or indented. It escapes all unprintable
+// characters; JSON itself requires that only for some.
 func writeJSON(w io.Writer, value any, indent string) error {
 	text, err := json.MarshalIndent(value, "", indent)
 	if indent == "" {

@@ -1,5 +1,7 @@
 package main
 
+// This file tests texts: names, durations, times, URLs and histories.
+
 import (
 	"encoding/json"
 	"errors"
@@ -20,40 +22,40 @@ var hostile = []string{
 
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, d *desk) {
+	onEach(t, func(t *testing.T, d *cli) {
 		for _, name := range hostile {
-			d.opens(name, "cause "+name)
+			d.open(name, "cause "+name)
 		}
-		out := d.does("list")
+		out := d.mustRun("list")
 		requireHarmless(t, out)
 		require.Equal(t, len(hostile)+1, strings.Count(out, "\n"), out)
 		for _, line := range strings.Split(out, "\n") {
 			require.Less(t, len([]rune(line)), 200)
 		}
 		for _, args := range [][]string{{"list", "-json"}, {"-json", "list"}} {
-			out = d.does(args...)
+			out = d.mustRun(args...)
 			requireHarmless(t, out)
 			var all []circuit
 			require.NoError(t, json.Unmarshal([]byte(out), &all))
 			require.Len(t, all, len(hostile))
 		}
 		for _, name := range hostile {
-			// As it is, and as it is shown.
+			// The name itself, and the name as it is shown.
 			for _, given := range []string{name, quoted(name)} {
 				if name == `"a"` && given == name {
-					continue // that is how a is given
+					continue // the argument a is this name, quoted
 				}
-				out := d.does("show", "--", given)
+				out := d.mustRun("show", "--", given)
 				requireHarmless(t, out)
 				require.Regexp(t, `(?m)^state +open`, out, "%q", given)
-				requireHarmless(t, d.does("show", "-json", "--", given))
+				requireHarmless(t, d.mustRun("show", "-json", "--", given))
 			}
-			requireHarmless(t, d.does("override", "-force", "-by", name[:min(len(name), 200)], "-until", "1h", "-reason", "because of "+name[:min(len(name), 180)], "--", name, "closed"))
-			requireHarmless(t, d.does("remove-override", "-by", name[:min(len(name), 200)], "--", name))
-			requireHarmless(t, d.does("set-state", "-by", name[:min(len(name), 200)], "--", name, "open"))
-			requireHarmless(t, d.does("show", "--", name))
+			requireHarmless(t, d.mustRun("override", "-force", "-by", name[:min(len(name), 200)], "-until", "1h", "-reason", "because of "+name[:min(len(name), 180)], "--", name, "closed"))
+			requireHarmless(t, d.mustRun("remove-override", "-by", name[:min(len(name), 200)], "--", name))
+			requireHarmless(t, d.mustRun("set-state", "-by", name[:min(len(name), 200)], "--", name, "open"))
+			requireHarmless(t, d.mustRun("show", "--", name))
 		}
-		_, errs, code := d.types("show\x1b[2J")
+		_, errs, code := d.exec("show\x1b[2J")
 		require.Equal(t, exitUsage, code)
 		requireHarmless(t, errs)
 	})
@@ -82,6 +84,14 @@ func TestBrief(t *testing.T) {
 	} {
 		require.Equal(t, want, brief(d))
 	}
+}
+
+// The text of a circuit that was ready for a trial was "a trial may run in ready".
+func TestNextTrial(t *testing.T) {
+	now := time.Now()
+	require.Empty(t, (&circuit{}).nextTrial(now))
+	require.Equal(t, ", ready for a trial", (&circuit{Due: &now}).nextTrial(now))
+	require.Equal(t, ", next trial in 2m", (&circuit{Due: &now}).nextTrial(now.Add(-2*time.Minute)))
 }
 
 func TestParseUntil(t *testing.T) {
@@ -134,7 +144,7 @@ func TestUnprinted(t *testing.T) {
 	require.Equal(t, 1, unprinted(history(opened, old), nil, start))
 	require.Equal(t, 0, unprinted(history(shifted, old), history(opened, old), start), "the time of another read")
 	require.Equal(t, 2, unprinted(history(closed, tried, shifted, old), history(opened, old), start))
-	require.Equal(t, 2, unprinted(history(closed, tried), history(opened, old), start), "the storage has lost what was printed")
+	require.Equal(t, 2, unprinted(history(closed, tried), history(opened, old), start), "the storage has lost printed events")
 	require.Equal(t, 0, unprinted(nil, history(opened), start))
 	require.Equal(t, 1, unprinted(history(opened), history(old), start), "nothing in common")
 }

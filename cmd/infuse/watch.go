@@ -1,5 +1,7 @@
 package main
 
+// This file contains the command watch.
+
 import (
 	"context"
 	"errors"
@@ -13,33 +15,32 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// watcher prints the events of circuits. When the storage notifies of a circuit, its
-// history is read, and new events in it are printed. New circuits are found by
-// listing them.
+// watcher prints the events of circuits. After each notification it reads the history
+// of the circuit, and prints its new events. It lists the circuits to find new ones.
 type watcher struct {
 	*job
-	looked      time.Time           // when the circuits were listed last
-	circuits    map[string]*watched // of the goroutine that runs
-	unavailable time.Time           // since when the storage is unavailable; zero if it is available
+	listed      time.Time           // start of the last list
+	circuits    map[string]*watched // only run uses it
+	unavailable time.Time           // since when the storage is unavailable; zero: it is available
 
 	wake chan struct{}
 
-	mu     sync.Mutex
-	news   map[string]bool // circuits whose history is to be read
-	alarms map[string]*time.Timer
-	ended  bool
+	mu       sync.Mutex
+	changed  map[string]bool        // circuits whose history is to be read
+	expiries map[string]*time.Timer // of overrides
+	ended    bool
 }
 
 type watched struct {
 	stop    func()
-	from    time.Time      // what happened before is not printed
-	printed []infuse.Event // the history as it was read last
-	over    time.Time      // the end of an override whose expiry was printed last
+	from    time.Time      // earlier events are not printed
+	printed []infuse.Event // the history of the last read
+	expired time.Time      // the last expiry that was printed
 }
 
 // watch runs until ctx is done, or until its output is closed.
 func watch(ctx context.Context, j *job) error {
-	w := &watcher{job: j, looked: time.Now(), circuits: make(map[string]*watched), news: make(map[string]bool), alarms: make(map[string]*time.Timer), wake: make(chan struct{}, 1)}
+	w := &watcher{job: j, listed: time.Now(), circuits: make(map[string]*watched), changed: make(map[string]bool), expiries: make(map[string]*time.Timer), wake: make(chan struct{}, 1)}
 	defer w.end()
 	err := w.run(ctx)
 	if ctx.Err() != nil || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
@@ -53,14 +54,14 @@ func (w *watcher) run(ctx context.Context) error {
 		return err
 	}
 	if len(w.args) > 0 {
-		fmt.Fprintf(w.stderr, "infuse: watching %d circuits; ^C ends it\n", len(w.circuits))
+		w.notice(fmt.Sprintf("watching %d circuits; press Ctrl-C to stop", len(w.circuits)))
 	} else {
 		if len(w.circuits) == 0 {
 			if err := w.nothingFound(ctx); err != nil {
 				w.notice(textOf(err))
 			}
 		}
-		fmt.Fprintf(w.stderr, "infuse: watching all circuits, %d have a record now; ^C ends it\n", len(w.circuits))
+		w.notice(fmt.Sprintf("watching all circuits (%d have a record); press Ctrl-C to stop", len(w.circuits)))
 	}
 	search := time.NewTimer(w.interval)
 	for {
@@ -91,15 +92,15 @@ func (w *watcher) run(ctx context.Context) error {
 	}
 }
 
-// search looks for new circuits. After a failure it reads all histories again:
-// only if that succeeds, too, nothing fails any more.
+// search finds new circuits. After an error it also reads all histories, and reports
+// that Redis is available only if both succeed.
 func (w *watcher) search(ctx context.Context) error {
 	err := w.find(ctx)
 	if err != nil || w.unavailable.IsZero() {
 		return err
 	}
 	for name := range w.circuits {
-		w.note(name)
+		w.enqueue(name)
 	}
 	if err := w.read(ctx); err != nil {
 		return err
@@ -109,24 +110,24 @@ func (w *watcher) search(ctx context.Context) error {
 	return nil
 }
 
-// clockError is how much earlier the time of an event may be than it was: Redis keeps
-// milliseconds, and its clock is known to a round trip.
+// clockError is by how much the time of an event may be too early: Redis stores
+// milliseconds, and its clock is known only to within one round trip.
 const clockError = 10 * time.Millisecond
 
-// outputError is one of writing to stdout.
+// outputError is an error of writing to stdout.
 type outputError struct{ err error }
 
 func (e *outputError) Error() string { return e.err.Error() }
 
-// find looks for circuits to watch. Those that have no record any more are let
-// go; they are found again.
+// find watches the circuits that are new, and stops watching those that have no record
+// any more.
 func (w *watcher) find(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
 	began := time.Now()
 	all := w.args
 	if len(all) > 0 {
-		if _, err := w.storage.Load(ctx, all[0]); err != nil && !isBroken(err) { // is it there?
+		if _, err := w.storage.Load(ctx, all[0]); err != nil && !isBroken(err) { // is the storage available?
 			return err
 		}
 	} else {
@@ -135,30 +136,30 @@ func (w *watcher) find(ctx context.Context) error {
 			return err
 		}
 	}
-	there := make(map[string]bool, len(all))
+	exists := make(map[string]bool, len(all))
 	var found []string
 	for _, name := range all {
-		there[name] = true
+		exists[name] = true
 		if w.circuits[name] == nil {
-			// It was not there at the last look: all of its events since are news.
-			w.circuits[name] = &watched{from: w.looked.Add(-clockError), stop: w.storage.Watch(name, func(r infuse.Record) { w.received(name, r) })}
+			// The last list did not contain it, so all its events since then are new.
+			w.circuits[name] = &watched{from: w.listed.Add(-clockError), stop: w.storage.Watch(name, func(r infuse.Record) { w.received(name, r) })}
 			found = append(found, name)
 		}
 	}
-	w.looked = began
+	w.listed = began
 	for name, c := range w.circuits {
-		if !there[name] {
+		if !exists[name] {
 			c.stop()
 			delete(w.circuits, name)
 			w.mu.Lock()
-			delete(w.alarms, name)
+			delete(w.expiries, name)
 			w.mu.Unlock()
 		}
 	}
 	return each(len(found), func(i int) error { return w.load(ctx, found[i]) })
 }
 
-// load reads the record once: Watch does not notify of earlier events.
+// load reads the record once, because Watch does not report earlier events.
 func (w *watcher) load(ctx context.Context, name string) error {
 	r, err := w.storage.Load(ctx, name)
 	if isBroken(err) {
@@ -175,10 +176,10 @@ func isBroken(err error) bool {
 	return errors.As(err, &broken)
 }
 
-// received gets a new record. An override may end by time alone, of which no
-// process notifies: the record is loaded again then.
+// received enqueues the circuit. No process reports the expiry of an override, so the
+// record is loaded again then.
 func (w *watcher) received(name string, r infuse.Record) {
-	w.note(name)
+	w.enqueue(name)
 	if r.Override == nil || r.Override.Until.IsZero() {
 		return
 	}
@@ -188,24 +189,24 @@ func (w *watcher) received(name string, r infuse.Record) {
 	if w.ended {
 		return
 	}
-	if alarm := w.alarms[name]; alarm != nil {
-		alarm.Stop()
+	if timer := w.expiries[name]; timer != nil {
+		timer.Stop()
 	}
-	w.alarms[name] = time.AfterFunc(max(0, time.Until(next))+late, func() {
+	w.expiries[name] = time.AfterFunc(max(0, time.Until(next))+expiryMargin, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), w.timeout)
 		defer cancel()
 		_ = w.load(ctx, name)
 	})
 }
 
-// late is how long after its time a change is looked for: longer than what its
-// translation to this process's clock is usually wrong by.
-const late = 50 * time.Millisecond
+// expiryMargin is added to the expiry of an override: more than the usual error of its
+// translation to the local clock.
+const expiryMargin = 50 * time.Millisecond
 
-// note has the circuit's history read.
-func (w *watcher) note(name string) {
+// enqueue marks the history of the circuit to be read.
+func (w *watcher) enqueue(name string) {
 	w.mu.Lock()
-	w.news[name] = true
+	w.changed[name] = true
 	w.mu.Unlock()
 	select {
 	case w.wake <- struct{}{}:
@@ -213,45 +214,45 @@ func (w *watcher) note(name string) {
 	}
 }
 
-// read reads the histories of which there is news, and prints what is new in them.
+// read reads the enqueued histories, and prints their new events.
 func (w *watcher) read(ctx context.Context) error {
 	w.mu.Lock()
 	var all []string
-	for name := range w.news {
+	for name := range w.changed {
 		if w.circuits[name] != nil {
 			all = append(all, name)
 		}
 	}
-	clear(w.news)
+	clear(w.changed)
 	w.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
 	histories := make([][]infuse.Event, len(all))
 	err := each(len(all), func(i int) (err error) {
 		histories[i], err = w.storage.History(ctx, all[i])
-		if isBroken(err) { // only this circuit's history cannot be read
+		if isBroken(err) { // only this history is unreadable
 			histories[i], err = w.circuits[all[i]].printed, nil
 		}
 		return err
 	})
 	if err != nil {
 		w.mu.Lock()
-		for _, name := range all { // read again when it is back
-			w.news[name] = true
+		for _, name := range all { // read again when the storage is available
+			w.changed[name] = true
 		}
 		w.mu.Unlock()
 		return err
 	}
-	var fresh []event
+	var newEvents []event
 	for i, name := range all {
-		fresh = append(fresh, w.circuits[name].fresh(name, histories[i], time.Now())...)
+		newEvents = append(newEvents, w.circuits[name].newEvents(name, histories[i], time.Now())...)
 	}
-	slices.SortStableFunc(fresh, func(a, b event) int { return a.At.Compare(b.At) })
-	return w.print(fresh)
+	slices.SortStableFunc(newEvents, func(a, b event) int { return a.At.Compare(b.At) })
+	return w.print(newEvents)
 }
 
-// fresh returns what of a history was not printed yet, and the end of an override.
-func (c *watched) fresh(name string, history []infuse.Event, now time.Time) []event {
+// newEvents returns the events that were not printed yet, including expired overrides.
+func (c *watched) newEvents(name string, history []infuse.Event, now time.Time) []event {
 	n := unprinted(history, c.printed, c.from)
 	c.printed = history
 	all := eventsOf(name, history)[:n]
@@ -261,24 +262,24 @@ func (c *watched) fresh(name string, history []infuse.Event, now time.Time) []ev
 	}
 	last := history[0]
 	end := last.Override.Until
-	if end.IsZero() || now.Before(end) || end.Before(c.from) || end.Sub(c.over).Abs() < translation {
+	if end.IsZero() || now.Before(end) || end.Before(c.from) || end.Sub(c.expired).Abs() < translation {
 		return all
 	}
-	c.over = end
+	c.expired = end
 	return append(all, event{
-		At: *some(end), Circuit: name, What: isExpiry, From: last.To.String(), To: last.To.String(), By: last.Override.By,
+		At: *jsonTime(end), Circuit: name, What: isExpiry, From: last.To.String(), To: last.To.String(), By: last.Override.By,
 	})
 }
 
-// unprinted returns how many of the newest events of a history are not in what
-// was printed of it, nor older than from. Their times cannot decide: each read
-// translates them to this process's clock anew.
+// unprinted returns how many of the newest events of a history are neither in printed
+// nor older than from. It does not compare exact times: each read translates them to
+// the local clock, with a different error.
 func unprinted(history, printed []infuse.Event, from time.Time) int {
 	n := 0
 	for n < len(history) && !(len(printed) > 0 && continues(history[n:], printed)) {
 		n++
 	}
-	if n == len(history) && len(printed) > 0 { // it has nothing in common with what was printed: the storage has lost some
+	if n == len(history) && len(printed) > 0 { // nothing in common: the storage has lost events
 		from = printed[0].At.Add(translation)
 	}
 	for n > 0 && history[n-1].At.Before(from) {
@@ -287,10 +288,10 @@ func unprinted(history, printed []infuse.Event, from time.Time) int {
 	return n
 }
 
-// translation is by how much the time of one event may differ between two reads.
+// translation is the most by which the time of one event may differ between two reads.
 const translation = 2 * time.Second
 
-// continues reports whether a history begins with what was printed.
+// continues reports whether a history begins with the printed events.
 func continues(history, printed []infuse.Event) bool {
 	for i := range min(len(history), len(printed)) {
 		a, b := &history[i], &printed[i]
@@ -323,8 +324,8 @@ func (w *watcher) printOne(e *event) error {
 func (w *watcher) end() {
 	w.mu.Lock()
 	w.ended = true
-	for _, alarm := range w.alarms {
-		alarm.Stop()
+	for _, timer := range w.expiries {
+		timer.Stop()
 	}
 	w.mu.Unlock()
 	for _, c := range w.circuits {

@@ -1,5 +1,7 @@
 package main
 
+// This file tests the command watch, and the compiled program.
+
 import (
 	"bufio"
 	"context"
@@ -23,14 +25,14 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// watching is a watch that runs.
+// watching is a running watch.
 type watching struct {
 	t              *testing.T
-	stdout, stderr screen
+	stdout, stderr output
 	stop           func() (code int)
 }
 
-func (d *desk) watches(args ...string) *watching {
+func (d *cli) watches(args ...string) *watching {
 	d.t.Helper()
 	w := &watching{t: d.t}
 	ctx, cancel := context.WithCancel(d.t.Context())
@@ -40,12 +42,12 @@ func (d *desk) watches(args ...string) *watching {
 	}()
 	w.stop = func() int { cancel(); return <-ended }
 	d.t.Cleanup(cancel)
-	require.Eventually(d.t, func() bool { return strings.Contains(w.stderr.String(), "watching") }, 10*time.Second, time.Millisecond, "it does not begin")
+	require.Eventually(d.t, func() bool { return strings.Contains(w.stderr.String(), "watching") }, 10*time.Second, time.Millisecond, "watch does not start")
 	return w
 }
 
-// sees waits for a line.
-func (w *watching) sees(line string) {
+// expect waits for a line of stdout.
+func (w *watching) expect(line string) {
 	w.t.Helper()
 	is := regexp.MustCompile("(?m)" + line)
 	require.Eventually(w.t, func() bool { return is.MatchString(w.stdout.String()) }, 60*time.Second, 5*time.Millisecond, "no %s", line)
@@ -54,20 +56,20 @@ func (w *watching) sees(line string) {
 const anyTime = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d  `
 
 func TestWatch(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
-		d.does("set-state", "-force", "old", "open") // before: it is not printed
+	onEach(t, func(t *testing.T, d *cli) {
+		d.mustRun("set-state", "-force", "old", "open") // before: it is not printed
 		time.Sleep(20 * time.Millisecond)
 		w := d.watches("-interval", "50ms")
-		d.does("override", "-force", "old", "closed", "-reason", "false alarm", "-until", "removed", "-by", "ann")
-		w.sees(anyTime + `old +forced closed +by ann until it is removed: false alarm$`)
-		d.does("remove-override", "old", "-by", "bob")
-		w.sees(anyTime + `old +override removed +by bob$`)
-		d.opens("new", "503 Service Unavailable") // it fails for the first time
-		w.sees(anyTime + `new +closed -> open +by web-1: 503 Service Unavailable$`)
-		d.does("set-state", "-force", "new", "half-open", "-by", "ann")
-		w.sees(anyTime + `new +set to half-open +by ann$`)
+		d.mustRun("override", "-force", "old", "closed", "-reason", "false alarm", "-until", "removed", "-by", "ann")
+		w.expect(anyTime + `old +forced closed +by ann until removed: false alarm$`)
+		d.mustRun("remove-override", "old", "-by", "bob")
+		w.expect(anyTime + `old +override removed +by bob$`)
+		d.open("new", "503 Service Unavailable") // its first failure
+		w.expect(anyTime + `new +closed -> open +by web-1: 503 Service Unavailable$`)
+		d.mustRun("set-state", "-force", "new", "half-open", "-by", "ann")
+		w.expect(anyTime + `new +set to half-open +by ann$`)
 		require.NoError(t, d.breaker("new").Call(t.Context(), func(context.Context) error { return nil }))
-		w.sees(anyTime + `new +half-open -> closed +by web-1$`)
+		w.expect(anyTime + `new +half-open -> closed +by web-1$`)
 		time.Sleep(200 * time.Millisecond)
 		require.Zero(t, w.stop())
 		require.Equal(t, 5, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
@@ -75,13 +77,13 @@ func TestWatch(t *testing.T) {
 }
 
 func TestWatchNamedCircuits(t *testing.T) {
-	onEach(t, func(t *testing.T, d *desk) {
+	onEach(t, func(t *testing.T, d *cli) {
 		w := d.watches("-json", "one", "two")
-		d.does("set-state", "-force", "other", "open")
-		d.does("set-state", "-force", "one", "open", "-by", "ann")
-		d.does("override", "-force", "two", "open", "-by", "ann", "-reason", "x", "-until", "1h")
-		w.sees(`"override"`)
-		w.sees(`"one"`)
+		d.mustRun("set-state", "-force", "other", "open")
+		d.mustRun("set-state", "-force", "one", "open", "-by", "ann")
+		d.mustRun("override", "-force", "two", "open", "-by", "ann", "-reason", "x", "-until", "1h")
+		w.expect(`"override"`)
+		w.expect(`"one"`)
 		require.Zero(t, w.stop())
 		decoder := json.NewDecoder(strings.NewReader(w.stdout.String()))
 		var set, forced event
@@ -98,59 +100,58 @@ func TestWatchNamedCircuits(t *testing.T) {
 }
 
 // The expiry of an override is printed once, and not if it was removed.
-func TestWatchSeesTheEndOfAnOverride(t *testing.T) {
+func TestWatchReportsExpiredOverrides(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, d *desk) {
+	onEach(t, func(t *testing.T, d *cli) {
 		w := d.watches("-interval", "50ms")
-		d.does("override", "-force", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
-		d.does("override", "-force", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
-		d.does("remove-override", "cleared", "-by", "bob")
-		w.sees(anyTime + `ends +override expired +by ann$`)
-		d.does("set-state", "-force", "ends", "open", "-by", "ann")
-		w.sees(anyTime + `ends +set to open +by ann$`)
+		d.mustRun("override", "-force", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.mustRun("override", "-force", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.mustRun("remove-override", "cleared", "-by", "bob")
+		w.expect(anyTime + `ends +override expired +by ann$`)
+		d.mustRun("set-state", "-force", "ends", "open", "-by", "ann")
+		w.expect(anyTime + `ends +set to open +by ann$`)
 		time.Sleep(300 * time.Millisecond)
 		require.Zero(t, w.stop())
 		require.Equal(t, 5, strings.Count(w.stdout.String(), "\n"), w.stdout.String())
 	})
 }
 
-// Two other processes fail, and are gone when the circuit is shown.
-func TestWatchSeesAnotherProcess(t *testing.T) {
+// The processes that opened the circuit have ended when the event is printed.
+func TestWatchReportsOtherProcesses(t *testing.T) {
 	server := redistest.Start(t)
-	d := deskAt(t, "redis://"+server.Addr())
+	d := cliAt(t, "redis://"+server.Addr())
 	for i, args := range [][]string{{"-interval", "100ms"}, {"prices"}} {
 		w := d.watches(args...)
 		other := exec.CommandContext(t.Context(), os.Args[0])
 		other.Env = append(os.Environ(), failElsewhere+"="+server.Addr())
 		out, err := other.CombinedOutput()
 		require.NoError(t, err, "%s", out)
-		w.sees(anyTime + `prices +closed -> open +by elsewhere: 503 Service Unavailable$`)
+		w.expect(anyTime + `prices +closed -> open +by elsewhere: 503 Service Unavailable$`)
 		require.Zero(t, w.stop())
 		require.Equal(t, 1, strings.Count(w.stdout.String(), "\n"), "%d: %s", i, w.stdout.String())
 		require.NoError(t, server.Client().FlushAll(t.Context()).Err())
 	}
 }
 
-// Redis becomes unavailable, and is available again, empty.
-// After a search that failed at its timeout, the next one came ten times as long
-// later.
-func TestWatchGoesOnWhileRedisIsAway(t *testing.T) {
+// Redis becomes unavailable, and is empty when it is available again. Searches that time
+// out do not delay the next search.
+func TestWatchContinuesWhileRedisIsUnavailable(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	d := deskAt(t, "redis://"+server.Addr(), "-timeout", "2s")
-	d.does("set-state", "-force", "old", "open")
+	d := cliAt(t, "redis://"+server.Addr(), "-timeout", "2s")
+	d.mustRun("set-state", "-force", "old", "open")
 	w := d.watches("-interval", "50ms")
 	server.Kill()
-	hears := func(text string) {
+	requireStderr := func(text string) {
 		require.Eventually(t, func() bool { return strings.Contains(w.stderr.String(), text) }, 15*time.Second, 5*time.Millisecond, "no %s", text)
 	}
-	hears("Redis is unavailable: ")
+	requireStderr("Redis is unavailable: ")
 	require.NoError(t, server.Restart())
-	hears("Redis is available again after ")
-	d.does("set-state", "-force", "old", "closed", "-by", "ann")
-	d.does("set-state", "-force", "new", "open", "-by", "ann")
-	w.sees(`old +set to closed +by ann$`)
-	w.sees(`new +set to open +by ann$`)
+	requireStderr("Redis is available again after ")
+	d.mustRun("set-state", "-force", "old", "closed", "-by", "ann")
+	d.mustRun("set-state", "-force", "new", "open", "-by", "ann")
+	w.expect(`old +set to closed +by ann$`)
+	w.expect(`new +set to open +by ann$`)
 	require.Zero(t, w.stop())
 	require.Equal(t, 3, strings.Count(w.stderr.String(), "\n"), "each once: %s", w.stderr.String())
 }
@@ -166,7 +167,7 @@ func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 func TestWatchEndsWithItsOutput(t *testing.T) {
 	for want, stdout := range map[int]io.Writer{exitDone: closedPipe{}, exitFailed: fullDisk{}} {
 		storage := infuse.NewMemoryStorage()
-		var stderr screen
+		var stderr output
 		p := program{stdout, &stderr, func(context.Context, *options, func(string)) (store, func(), error) { return storage, func() {}, nil }}
 		ended := make(chan int, 1)
 		go func() { ended <- p.run(t.Context(), []string{"watch", "a"}) }()
@@ -179,8 +180,8 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 	}
 }
 
-// The program itself: signals, and a reader that closes its end.
-func TestTheProgram(t *testing.T) {
+// The compiled program ends on signals, and when the reader closes the pipe.
+func TestProgram(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	binary := filepath.Join(t.TempDir(), "infuse.exe")
@@ -230,14 +231,14 @@ func TestTheProgram(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(15 * time.Second):
-		t.Fatal("it writes on for nobody")
+		t.Fatal("watch does not end after its output is closed")
 	}
 }
 
 func TestClusterAndSentinel(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("it starts many servers")
+		t.Skip("starts many servers")
 	}
 	cluster := redistest.StartCluster(t, 3)
 	sentinel := redistest.StartSentinel(t)
@@ -246,49 +247,49 @@ func TestClusterAndSentinel(t *testing.T) {
 		"cluster":  fmt.Sprintf("redis://%s?addr=%s", addrs[0], addrs[1]),
 		"sentinel": fmt.Sprintf("redis://%s?master_name=%s", sentinel.Addr(), sentinel.MasterName()),
 	} {
-		d := deskAt(t, url)
+		d := cliAt(t, url)
 		w := d.watches("-interval", "50ms")
 		for i := range 10 {
-			d.does("set-state", "-force", fmt.Sprint("circuit", i), "open")
+			d.mustRun("set-state", "-force", fmt.Sprint("circuit", i), "open")
 		}
-		require.Equal(t, 11, strings.Count(d.does("list"), "\n"), name)
+		require.Equal(t, 11, strings.Count(d.mustRun("list"), "\n"), name)
 		for i := range 10 {
-			w.sees(fmt.Sprintf("circuit%d +set to open", i))
+			w.expect(fmt.Sprintf("circuit%d +set to open", i))
 		}
 		require.Zero(t, w.stop())
 	}
 }
 
-// A thousand circuits are listed and watched soon.
+// A thousand circuits are listed and watched in time.
 func TestManyCircuits(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	d := deskAt(t, "redis://"+server.Addr())
+	d := cliAt(t, "redis://"+server.Addr())
 	storage := infuse.NewRedisStorage(server.Client(func(o *redis.Options) { o.PoolSize = 32 }), infuse.RedisOptions{})
 	require.NoError(t, each(1000, func(i int) error {
 		_, _, err := storage.Apply(t.Context(), fmt.Sprint("circuit", i), infuse.Change{By: "web-1", Limits: infuse.Limits{ResetTimeout: time.Hour}, Move: &infuse.Move{To: infuse.StateOpen}})
 		return err
 	}))
 	began := time.Now()
-	require.Equal(t, 1001, strings.Count(d.does("list"), "\n"))
+	require.Equal(t, 1001, strings.Count(d.mustRun("list"), "\n"))
 	t.Log("listed after", time.Since(began))
 	require.Less(t, time.Since(began), 4*time.Second)
 	w := d.watches("-interval", "50ms")
-	d.does("set-state", "-force", "circuit7", "closed")
-	d.does("set-state", "-force", "another", "closed")
-	w.sees("circuit7 +set to closed")
-	w.sees("another +set to closed")
+	d.mustRun("set-state", "-force", "circuit7", "closed")
+	d.mustRun("set-state", "-force", "another", "closed")
+	w.expect("circuit7 +set to closed")
+	w.expect("another +set to closed")
 	require.Zero(t, w.stop())
 }
 
 // A missing permission to read the history is reported once.
-func TestWatchWithoutTheRight(t *testing.T) {
+func TestWatchWithoutPermission(t *testing.T) {
 	server := redistest.Start(t)
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", "-lrange").Err())
-	d := deskAt(t, "redis://ann:secret@"+server.Addr())
-	d.does("set-state", "-force", "prices", "open")
-	require.Regexp(t, `(?m)^prices +open .*the history cannot be read`, d.does("list"))
-	require.Regexp(t, `(?m)^error +the history cannot be read: `, d.does("show", "prices"))
+	d := cliAt(t, "redis://ann:secret@"+server.Addr())
+	d.mustRun("set-state", "-force", "prices", "open")
+	require.Regexp(t, `(?m)^prices +open .*the history cannot be read`, d.mustRun("list"))
+	require.Regexp(t, `(?m)^error +the history cannot be read: `, d.mustRun("show", "prices"))
 	w := d.watches("-interval", "20ms")
 	time.Sleep(300 * time.Millisecond)
 	require.Zero(t, w.stop())
@@ -296,23 +297,23 @@ func TestWatchWithoutTheRight(t *testing.T) {
 	require.NotContains(t, w.stderr.String(), "again")
 }
 
-// Redis delivers the messages of all databases (faults R1), and anybody may have
-// written a history (R3): neither is printed, and neither ends the watch.
-func TestWatchKeepsToItsDatabaseAndToWhatItCanRead(t *testing.T) {
+// Redis delivers the messages of all databases (faults R1), and a history may contain
+// anything (R3). Neither is printed, and neither ends the watch.
+func TestWatchIgnoresOtherDatabasesAndUnreadableHistories(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	d, staging := deskAt(t, "redis://"+server.Addr()+"/0"), deskAt(t, "redis://"+server.Addr()+"/1")
+	d, staging := cliAt(t, "redis://"+server.Addr()+"/0"), cliAt(t, "redis://"+server.Addr()+"/1")
 	w := d.watches("-interval", "50ms")
-	staging.does("set-state", "-force", "prices", "open", "-by", "staging")
-	d.does("set-state", "-force", "prices", "half-open", "-by", "ann")
-	staging.does("override", "-force", "prices", "open", "-reason", "x", "-until", "500ms", "-by", "staging")
-	w.sees(anyTime + `prices +set to half-open +by ann$`)
+	staging.mustRun("set-state", "-force", "prices", "open", "-by", "staging")
+	d.mustRun("set-state", "-force", "prices", "half-open", "-by", "ann")
+	staging.mustRun("override", "-force", "prices", "open", "-reason", "x", "-until", "500ms", "-by", "staging")
+	w.expect(anyTime + `prices +set to half-open +by ann$`)
 
 	admin := server.Client()
 	require.NoError(t, admin.Set(t.Context(), "infuse:{broken}:log", "garbage", 0).Err())
-	d.does("set-state", "-force", "broken", "open", "-by", "ann")
-	d.does("set-state", "-force", "prices", "closed", "-by", "ann")
-	w.sees(anyTime + `prices +set to closed +by ann$`)
+	d.mustRun("set-state", "-force", "broken", "open", "-by", "ann")
+	d.mustRun("set-state", "-force", "prices", "closed", "-by", "ann")
+	w.expect(anyTime + `prices +set to closed +by ann$`)
 	time.Sleep(700 * time.Millisecond)
 	require.Zero(t, w.stop())
 	require.Equal(t, 2, strings.Count(w.stdout.String(), "\n"), w.stdout.String())

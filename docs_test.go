@@ -137,6 +137,8 @@ var (
 	certificate tls.Certificate
 	storage     infuse.Storage
 	breaker     *infuse.Breaker
+
+	errBadRequest = errors.New("bad request")
 )
 
 func routeOf(*http.Request) string     { return "" }
@@ -269,6 +271,24 @@ func TestDocumentedSettingsAreRead(t *testing.T) {
 		decoder.DisallowUnknownFields()
 		require.NoError(t, decoder.Decode(&settings))
 		require.NoError(t, settings.Config().Validate())
+	}
+}
+
+// TestComparedHasFiguresOfTheBenchmark: each figure in the table of docs/compared.md is
+// in bench/RESULTS.md.
+func TestComparedHasFiguresOfTheBenchmark(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/compared.md")
+	require.NoError(t, err)
+	results, err := os.ReadFile("bench/RESULTS.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(text), "## Measured\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	figures := regexp.MustCompile(`(?m)[|] ([\d.,]+(?: %)?) `).FindAllStringSubmatch(section, -1)
+	require.Greater(t, len(figures), 10)
+	for _, figure := range figures {
+		require.Contains(t, string(results), "| "+figure[1]+" ", "bench/RESULTS.md")
 	}
 }
 

@@ -21,34 +21,21 @@ var (
 	startBreaker    = breakertest.Start
 	host            = breakertest.Host
 	patiently       = breakertest.Patiently
-	split           = breakertest.Split
 	trip            = breakertest.Trip
-	tripFleet       = breakertest.TripFleet
 	requireRejected = breakertest.RequireRejected
 	requireTrial    = breakertest.RequireTrial
 	requireState    = breakertest.RequireState
 	eventuallyState = breakertest.EventuallyState
 	recordOf        = breakertest.RecordOf
-	waitOf          = breakertest.WaitOf
 	storages        = breakertest.Storages
-	groupOf         = breakertest.Group
-	breakerOf       = breakertest.Of
-	startGroup      = breakertest.Many
 	failuresOf      = breakertest.FailuresOf
-	outcomes        = breakertest.Outcomes
-	ran             = breakertest.Ran
 	everyCall       = breakertest.EveryCall
-	late            = breakertest.Late
-	apart           = breakertest.Apart
-	passSuspicion   = breakertest.PassSuspicion
 	allocations     = breakertest.Allocations
-	underRace       = breakertest.UnderRace
-	errTroubled     = breakertest.ErrTroubled
+	waitUntilDue    = breakertest.WaitUntilDue
 )
 
 type (
 	stateLog = breakertest.StateLog
-	edges    = breakertest.Edges
 	troubled = breakertest.Troubled
 )
 

@@ -203,3 +203,10 @@ func (s *Watched) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 		s.Circuits.Add(-1)
 	}
 }
+
+// WaitUntilDue lets the open duration pass, in fake time.
+func WaitUntilDue(t *testing.T, b *infuse.Breaker) {
+	t.Helper()
+	time.Sleep(RequireRejected(t, b).RetryAfter())
+	synctest.Wait()
+}

@@ -1,4 +1,4 @@
-package infuse_test
+package breaker_test
 
 import (
 	"context"
@@ -342,7 +342,7 @@ func TestConfigureWithAnUncomparableStorage(t *testing.T) {
 	g := groupOf(t, infuse.Config{Storage: storage})
 	breakerOf(t, g, "prices")
 	for _, configure := range []func(infuse.Config) error{b.Configure, g.Configure} {
-		require.ErrorContains(t, configure(infuse.Config{Storage: storage}), "Config.Storage is another infuse_test.tagged")
+		require.ErrorContains(t, configure(infuse.Config{Storage: storage}), "Config.Storage is another breaker_test.tagged")
 		require.NoError(t, configure(infuse.Config{}))
 	}
 }

@@ -1,4 +1,4 @@
-package infuse_test
+package breaker_test
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package infuse_test
+package link_test
 
 import (
 	"context"

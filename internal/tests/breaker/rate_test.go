@@ -1,9 +1,10 @@
-package infuse_test
+package breaker_test
 
 import (
 	"context"
 	"errors"
 	"math"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,13 +13,6 @@ import (
 
 	"github.com/infuse-go/infuse"
 )
-
-func repeat(n int, calls string) (all string) {
-	for range n {
-		all += calls
-	}
-	return all
-}
 
 // ways are the kinds of breaker that count calls on paths of their own.
 func ways(t *testing.T, cfg infuse.Config, test func(t *testing.T, b *infuse.Breaker)) {
@@ -53,13 +47,13 @@ func classifyPlainly(_ context.Context, err error) infuse.Outcome {
 func TestTheRateOpensAtAFailure(t *testing.T) {
 	cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10}
 	for calls, opens := range map[string]int{
-		repeat(20, "f"):                              10,
-		repeat(20, "fs"):                             11, // 5 of 10 at a success decide nothing: a failure has to
-		repeat(50, "fss"):                            0,
-		repeat(100, "s") + repeat(10, "f"):           110, // a window begins with a failure
-		"f" + repeat(12, "s") + repeat(20, "f"):      24,
-		repeat(9, "f") + "ssss" + repeat(2, "f"):     14,
-		"f" + repeat(8, "s") + "f" + repeat(9, "sf"): 0,
+		strings.Repeat("f", 20):                                      10,
+		strings.Repeat("fs", 20):                                     11, // 5 of 10 at a success decide nothing: a failure has to
+		strings.Repeat("fss", 50):                                    0,
+		strings.Repeat("s", 100) + strings.Repeat("f", 10):           110, // a window begins with a failure
+		"f" + strings.Repeat("s", 12) + strings.Repeat("f", 20):      24,
+		strings.Repeat("f", 9) + "ssss" + strings.Repeat("f", 2):     14,
+		"f" + strings.Repeat("s", 8) + "f" + strings.Repeat("sf", 9): 0,
 	} {
 		t.Run(calls, func(t *testing.T) {
 			ways(t, cfg, func(t *testing.T, b *infuse.Breaker) {
@@ -71,23 +65,23 @@ func TestTheRateOpensAtAFailure(t *testing.T) {
 
 func TestARowOpensBesideARateOnlyIfItIsAskedFor(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000}, func(t *testing.T, b *infuse.Breaker) {
-		require.Zero(t, outcomes(t, b, repeat(900, "f")))
+		require.Zero(t, outcomes(t, b, strings.Repeat("f", 900)))
 		require.Equal(t, 900, failuresOf(b))
 		require.Zero(t, outcomes(t, b, "s"))
 		require.Zero(t, outcomes(t, b, "f"))
 		require.Equal(t, 1, failuresOf(b))
 	})
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000, FailMax: 7}, func(t *testing.T, b *infuse.Breaker) {
-		require.Zero(t, outcomes(t, b, repeat(20, "ffffffs")))
-		require.Equal(t, 7, outcomes(t, b, repeat(7, "f")))
+		require.Zero(t, outcomes(t, b, strings.Repeat("ffffffs", 20)))
+		require.Equal(t, 7, outcomes(t, b, strings.Repeat("f", 7)))
 	})
 }
 
 func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
-		require.Zero(t, outcomes(t, b, repeat(9, "f")))
+		require.Zero(t, outcomes(t, b, strings.Repeat("f", 9)))
 		time.Sleep(time.Second)
-		require.Zero(t, outcomes(t, b, repeat(9, "f")))
+		require.Zero(t, outcomes(t, b, strings.Repeat("f", 9)))
 		time.Sleep(900 * time.Millisecond)
 		require.Equal(t, 1, outcomes(t, b, "f"), "still in the window")
 	})
@@ -96,17 +90,17 @@ func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, "f"))
 		for range 21 {
-			require.Zero(t, outcomes(t, b, repeat(100, "s")))
+			require.Zero(t, outcomes(t, b, strings.Repeat("s", 100)))
 			time.Sleep(50 * time.Millisecond)
 		}
-		require.Equal(t, 10, outcomes(t, b, repeat(10, "f")))
+		require.Equal(t, 10, outcomes(t, b, strings.Repeat("f", 10)))
 	})
 	// Successes are put where they belong in time, though nobody looks at the
 	// clock when they end.
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
-		require.Zero(t, outcomes(t, b, "f"+repeat(100, "s")))
+		require.Zero(t, outcomes(t, b, "f"+strings.Repeat("s", 100)))
 		time.Sleep(950 * time.Millisecond)
-		require.Zero(t, outcomes(t, b, repeat(9, "f")), "the window holds 100 successes")
+		require.Zero(t, outcomes(t, b, strings.Repeat("f", 9)), "the window holds 100 successes")
 		time.Sleep(100 * time.Millisecond)
 		require.Equal(t, 1, outcomes(t, b, "f"), "and then it does not")
 	})
@@ -114,49 +108,25 @@ func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
 
 func TestATrialIsNoPartOfTheRate(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, ResetTimeout: time.Second}, func(t *testing.T, b *infuse.Breaker) {
-		require.Equal(t, 10, outcomes(t, b, repeat(10, "f")))
+		require.Equal(t, 10, outcomes(t, b, strings.Repeat("f", 10)))
 		passSuspicion()
 		time.Sleep(6 * time.Second) // of a suspicion that lasts as long as half a window
 		require.Equal(t, 1, outcomes(t, b, "f"), "the trial")
 		time.Sleep(6 * time.Second)
-		require.Zero(t, outcomes(t, b, "s"+repeat(9, "f")), "a new window")
+		require.Zero(t, outcomes(t, b, "s"+strings.Repeat("f", 9)), "a new window")
 		require.Equal(t, 1, outcomes(t, b, "f"))
 	})
 }
 
 func TestARateIsConfiguredAtAnyTime(t *testing.T) {
 	b := startBreaker(t, "service", infuse.Config{FailMax: 1000})
-	require.Zero(t, outcomes(t, b, repeat(30, "f")))
+	require.Zero(t, outcomes(t, b, strings.Repeat("f", 30)))
 	require.NoError(t, b.Configure(infuse.Config{FailureRate: 0.5, MinCalls: 10}))
-	require.Zero(t, outcomes(t, b, repeat(9, "f")), "counted from now on")
+	require.Zero(t, outcomes(t, b, strings.Repeat("f", 9)), "counted from now on")
 	require.NoError(t, b.Configure(infuse.Config{FailMax: 1000}))
-	require.Zero(t, outcomes(t, b, repeat(30, "f")))
+	require.Zero(t, outcomes(t, b, strings.Repeat("f", 30)))
 	require.NoError(t, b.Configure(infuse.Config{FailureRate: 0.5, MinCalls: 10}))
 	require.Equal(t, 1, outcomes(t, b, "f"), "the window is still there")
-}
-
-func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		storage := newRemote()
-		cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10, Storage: storage}
-		one, other := startBreaker(t, "service", cfg), startBreaker(t, "service", cfg)
-		storage.suffer(isAway)
-		require.Equal(t, 10, outcomes(t, one, repeat(10, "f")))
-		requireState(t, infuse.StateClosed, other)
-		storage.recover()
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		require.NoError(t, one.Stats().StorageErr)
-		require.True(t, recordOf(t, one).Rated, "its failures made the shared circuit suspect")
-		requireState(t, infuse.StateOpen, one)
-		require.Zero(t, outcomes(t, other, "s"))
-		time.Sleep(time.Second)
-		outcomes(t, other, "f")
-		time.Sleep(time.Second) // it is sent at a time that does not depend on its outcome
-		synctest.Wait()
-		require.Equal(t, infuse.StateOpen, recordOf(t, other).State, "another process confirms it")
-		requireState(t, infuse.StateOpen, one, other)
-	})
 }
 
 // One process of twenty for which every call fails is its own problem, and an

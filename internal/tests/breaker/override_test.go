@@ -1,4 +1,4 @@
-package infuse_test
+package breaker_test
 
 import (
 	"context"
@@ -129,36 +129,6 @@ func TestAnOverrideIsChecked(t *testing.T) {
 	requireState(t, infuse.StateOpen, b)
 }
 
-// It holds in a process that knows it while the storage is away, and a storage
-// that has lost it is told again.
-func TestAnOverrideOutlivesItsStorage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		storage := newRemote()
-		b := startBreaker(t, "prices", infuse.Config{Storage: storage})
-		require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Now().Add(time.Hour))))
-		storage.suffer(isAway)
-		require.Error(t, b.ClearOverride(t.Context(), "ann"), "the fleet has not heard of it")
-		require.Error(t, b.Stats().StorageErr)
-		require.NoError(t, b.Call(t.Context(), succeeds), "this process has")
-		storage.recover()
-		time.Sleep(3 * time.Second)
-		synctest.Wait()
-		requireState(t, infuse.StateClosed, b) // the clearing was sent again
-	})
-	server := redistest.Start(t)
-	cfg := infuse.Config{Storage: host(t, server), StorageTimeout: time.Second}
-	b := startBreaker(t, "prices", cfg)
-	require.NoError(t, b.Override(t.Context(), hold(infuse.StateOpen, time.Time{})))
-	life := server.Client().TTL(t.Context(), "infuse:{prices}").Val()
-	require.Greater(t, life, 365*24*time.Hour, "its key outlives it")
-	require.NoError(t, server.Restart())
-	require.Eventually(t, func() bool {
-		r, err := b.Record(t.Context())
-		return err == nil && r.Override != nil && r.Override.By == "ann"
-	}, patience, pace)
-	requireRejected(t, startBreaker(t, "prices", cfg))
-}
-
 func TestAnOverrideMendsARecordThatCannotBeRead(t *testing.T) {
 	server := redistest.Start(t)
 	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
@@ -182,4 +152,44 @@ func TestAMoveMovesTheCircuitBehindAnOverride(t *testing.T) {
 	requireRejected(t, b)
 	require.NoError(t, b.ClearOverride(ctx, "ann"))
 	require.NoError(t, b.Call(ctx, succeeds), fmt.Sprint(recordOf(t, b)))
+}
+
+// TestAManualOpeningLastsAsLongAsItsSenderSet: an operator opens the circuit for
+// longer than the settings of the processes allow a Retry-After, or anything else.
+func TestAManualOpeningLastsAsLongAsItsSenderSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		b := startBreaker(t, "prices", infuse.Config{Storage: storage})
+		operator := startBreaker(t, "prices", infuse.Config{Storage: storage, ResetTimeout: 2 * time.Hour})
+		require.NoError(t, operator.SetState(t.Context(), infuse.StateOpen))
+		eventuallyState(t, infuse.StateOpen, b)
+		require.Equal(t, 2*time.Hour, requireRejected(t, b).RetryAfter())
+		late := startBreaker(t, "prices", infuse.Config{Storage: storage, MaxRetryAfter: -1})
+		time.Sleep(2*time.Hour - time.Millisecond)
+		requireRejected(t, b)
+		requireRejected(t, late)
+		time.Sleep(time.Millisecond)
+		require.NoError(t, b.Call(t.Context(), succeeds))
+		requireState(t, infuse.StateClosed, b)
+	})
+}
+
+// Nothing but redis-cli could mend a record that cannot be read.
+func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
+	for what, spoil := range map[string]func() error{
+		"garbage":      func() error { return client.HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "garbage").Err() },
+		"another type": func() error { return client.Set(t.Context(), "infuse:{prices}", "garbage", 0).Err() },
+	} {
+		require.NoError(t, client.Del(t.Context(), "infuse:{prices}").Err())
+		require.NoError(t, spoil())
+		_ = b.Call(t.Context(), fails)
+		require.Error(t, b.Stats().StorageErr, what)
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen), what)
+		require.NoError(t, b.Stats().StorageErr, what)
+		require.Equal(t, infuse.StateOpen, recordOf(t, b).State, what)
+		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed), what)
+	}
 }

@@ -1,4 +1,4 @@
-package infuse_test
+package breaker_test
 
 import (
 	"bytes"
@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/internal/redistest"
 )
 
 // State that can be read without being misled: Ready, Wait, Stats, and events.
@@ -215,71 +214,3 @@ func TestAnOutageReadsAsOneInEveryLog(t *testing.T) {
 		}
 	})
 }
-
-// A storage that does not answer is reported with the reason that it gives later,
-// and once, however many circuits and breakers there are.
-func TestAStorageOutageIsReportedOnceWithItsReason(t *testing.T) {
-	inFakeTime(t, func(t *testing.T) {
-		r := newRemote()
-		var heard stateLog
-		listener := &infuse.Listener{
-			StorageUnavailable: func(err error) { heard.Add("unavailable: " + err.Error()) },
-			StorageAvailable:   func(d time.Duration) { heard.Add("available after " + d.Round(10*time.Second).String()) },
-		}
-		cfg := infuse.Config{FailMax: 1000, Storage: r, Listeners: []*infuse.Listener{listener}}
-		breakers := startGroup(t, 50, cfg)
-		breakers = append(breakers, startBreaker(t, "other", cfg))
-		refused := errors.New("dial tcp 10.0.0.7:6379: connect: connection refused")
-		r.suffer(func() error {
-			time.Sleep(400 * time.Millisecond) // longer than StorageTimeout
-			return refused
-		})
-		for range 30 {
-			for _, b := range breakers {
-				_ = b.Call(t.Context(), fails)
-			}
-			time.Sleep(time.Second)
-		}
-		late := startBreaker(t, "late", cfg) // it joins during the outage
-		_ = late.Call(t.Context(), fails)
-		r.recover()
-		time.Sleep(10 * time.Second)
-		require.Equal(t, []string{"unavailable: " + refused.Error(), "available after 30s"}, heard.All())
-		require.NoError(t, late.Stats().StorageErr)
-	})
-}
-
-// The same with a Redis that is killed: go-redis tells the reason after its own
-// attempts, which take longer than StorageTimeout.
-func TestAKilledRedisIsReportedOnceWithItsReason(t *testing.T) {
-	server := redistest.Start(t)
-	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{PollInterval: 200 * time.Millisecond})
-	t.Cleanup(func() { _ = storage.Close() })
-	var mu sync.Mutex
-	var log bytes.Buffer
-	lines := func() []string {
-		mu.Lock()
-		defer mu.Unlock()
-		return strings.Split(strings.TrimSpace(log.String()), "\n")
-	}
-	listener := infuse.LogListener(slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return log.Write(p)
-	}), nil)))
-	breakers := startGroup(t, 30, infuse.Config{Storage: storage, Listeners: []*infuse.Listener{listener}})
-	server.Kill()
-	for _, b := range breakers {
-		_ = b.Call(t.Context(), fails)
-	}
-	require.Eventually(t, func() bool { return strings.Contains(lines()[0], "storage unavailable") }, patience, pace)
-	require.Contains(t, lines()[0], "connection refused")
-	require.NoError(t, server.Restart())
-	require.Eventually(t, func() bool { return len(lines()) >= 2 }, patience, pace)
-	require.Contains(t, lines()[1], "storage available")
-	require.Len(t, lines(), 2)
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

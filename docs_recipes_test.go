@@ -21,7 +21,7 @@ var recipeTests = map[string]map[string][]string{
 	"5":  {"prominfuse/recipe_test.go": {"ExampleNewCollector"}},
 	"6":  {"otelinfuse/recipe_test.go": {"ExampleRegister"}},
 	"7":  {"examples/recipes/recipes_test.go": {"TestOpsPage"}},
-	"8":  {"cmd/infuse/access_test.go": {"TestAClusterIsFoundOut", "TestMutualTLS", "TestThePasswordOfTheEnvironment"}},
+	"8":  {"cmd/infuse/access_test.go": {"TestClusterIsDetected", "TestMutualTLS", "TestPasswordFromEnvironment"}},
 	"9":  {"grpcinfuse/example_test.go": {"Example"}},
 	"10": {"examples/recipes/recipes_test.go": {"TestDatabase"}},
 	"11": {"examples/recipes/recipes_test.go": {"TestConsumer"}},

@@ -163,6 +163,10 @@ func (b *Breaker) publish(now time.Time) {
 	fresh.derive(&b.replica, b.name, now)
 	if old != nil && fresh.same(old) {
 		b.setQuiet(old, fresh.quiet)
+	} else if healthy := fresh.settings.healthy; healthy != nil && fresh.same(healthy) {
+		b.view.Store(healthy)
+		b.setQuiet(healthy, fresh.quiet)
+		b.nowReady(healthy)
 	} else {
 		v := fresh
 		if v.tallies && b.tally == nil {
@@ -180,12 +184,17 @@ func (b *Breaker) publish(now time.Time) {
 			}
 		}
 		b.view.Store(&v)
-		if b.readied != nil && v.ready() {
-			close(b.readied)
-			b.readied = nil
-		}
+		b.nowReady(&v)
 	}
 	b.notify(now)
+}
+
+// nowReady wakes those who wait until the breaker is ready. b.mu is held.
+func (b *Breaker) nowReady(v *view) {
+	if b.readied != nil && v.ready() {
+		close(b.readied)
+		b.readied = nil
+	}
 }
 
 // setQuiet stores the view, or its twin. A failure between two successes

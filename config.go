@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 )
 
 // Config has the settings of a Breaker, or of all breakers of a Group. The zero
@@ -200,13 +202,15 @@ const (
 	maxMaxTrials = 1024
 )
 
-// settings is a valid Config with its defaults filled in. It never changes.
+// settings is a valid Config with its defaults filled in. It never changes: circuits
+// share it.
 type settings struct {
 	Config
 	limits  Limits // of the shared circuit
 	local   Limits // of the local circuit: it opens at once
 	perCall bool   // a listener asks for each call
 	rejects bool   // a listener asks for each rejection
+	healthy *view  // of the circuits that share it; nil: each has its own
 }
 
 func newSettings(cfg Config) (*settings, error) {
@@ -326,6 +330,18 @@ func (s *settings) derive() {
 		s.perCall = s.perCall || l.BeforeCall != nil || l.Success != nil || l.Failure != nil || l.Ignored != nil
 		s.rejects = s.rejects || l.Rejected != nil
 	}
+}
+
+// equal reports whether both have the same fields. A func equals only itself.
+func (s *settings) equal(t *settings) bool {
+	return (s.Storage == nil || isComparable(s.Storage)) && slices.Equal(s.Listeners, t.Listeners) &&
+		slices.EqualFunc(s.Exclude, t.Exclude, sameFunc) && sameFunc(s.Classify, t.Classify) &&
+		sameConfig(reflect.ValueOf(s.Config), reflect.ValueOf(t.Config))
+}
+
+// sameFunc reports whether both are one func, with one set of variables.
+func sameFunc[F any](f, g F) bool {
+	return *(*unsafe.Pointer)(unsafe.Pointer(&f)) == *(*unsafe.Pointer)(unsafe.Pointer(&g))
 }
 
 // hooked reports whether every call has something to do beside running.

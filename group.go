@@ -33,30 +33,48 @@ import (
 // waits for, and a watch. So MaxCircuits should be above the number of services
 // that are in use: beyond it many calls cost a read.
 type Group struct {
-	config   func(circuit string) Config
-	byName   bool                   // config is that of NewGroupFunc
-	stranger atomic.Pointer[Config] // what config returns for a name that nobody has; nil if it was not asked
-	clock    atomic.Int64           // counts uses
+	config   func(circuit string) Config // that of NewGroupFunc; nil: all breakers have the group's settings
+	stranger atomic.Pointer[Config]      // what config returns for a name that nobody has; nil if it was not asked
+	clock    atomic.Int64                // counts uses
 
 	mu       sync.RWMutex
 	settings *settings // of the group: MaxCircuits, and the Storage where the settings of a circuit have none
 	link     *link     // to that storage
 	breakers map[string]*groupEntry
+	kinds    []*settings         // of circuits, from config: those that are equal share one
 	warned   map[string]struct{} // the names whose settings were reported as invalid
 	stopped  bool
 }
 
+// maxKinds bounds the settings that a Group compares new ones with.
+const maxKinds = 16
+
 // groupEntry is a breaker, or one that is being made.
 type groupEntry struct {
 	name     string
-	portless bool        // as the name of a host: it is the same for every scheme
-	gone     atomic.Bool // the group has forgotten it
 	breaker  atomic.Pointer[Breaker]
-	born     int64 // by Group.clock
+	making   atomic.Pointer[making] // nil once the breaker is there
+	born     int64                  // by Group.clock
 	used     atomic.Int64
-	named    bool          // it has settings of its own; Group.mu
-	made     chan struct{} // closed when it is made, or could not be
-	err      error         // why it could not
+	gone     atomic.Bool // the group has forgotten it
+	portless bool        // as the name of a host: it is the same for every scheme
+	named    bool        // it has settings of its own; Group.mu
+}
+
+// making is what those wait for who want a breaker that is being made.
+type making struct {
+	over chan struct{} // closed when it is made, or could not be
+	err  error         // why it could not
+}
+
+// wait returns the breaker when it is made.
+func (e *groupEntry) wait() (*Breaker, error) {
+	if m := e.making.Load(); m != nil {
+		if <-m.over; m.err != nil {
+			return nil, m.err
+		}
+	}
+	return e.breaker.Load(), nil
 }
 
 var errGroupStopped = errors.New("infuse: the group is stopped")
@@ -65,15 +83,7 @@ var errGroupStopped = errors.New("infuse: the group is stopped")
 // settings. It does no I/O. The error names what is wrong with a field of the
 // Config.
 func NewGroup(cfg Config) (*Group, error) {
-	g, err := newGroup(cfg)
-	if err == nil {
-		g.config = func(string) Config {
-			cfg := g.shared().Config
-			cfg.Storage = nil // the group's: it need not be comparable
-			return cfg
-		}
-	}
-	return g, err
+	return newGroup(cfg)
 }
 
 // NewGroupFunc returns an empty group with settings by name. config is called
@@ -91,7 +101,7 @@ func NewGroupFunc(config func(circuit string) Config) (*Group, error) {
 	}
 	g, err := newGroup(config(""))
 	if err == nil {
-		g.config, g.byName = config, true
+		g.config = config
 	}
 	return g, err
 }
@@ -101,6 +111,7 @@ func newGroup(cfg Config) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.shareView()
 	return &Group{settings: s, link: linkTo(s.Storage), breakers: make(map[string]*groupEntry)}, nil
 }
 
@@ -125,8 +136,7 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	if b := e.breaker.Load(); b != nil {
 		return b, nil
 	}
-	<-e.made
-	return e.breaker.Load(), e.err
+	return e.wait()
 }
 
 // again is Breaker for a caller that asks for the same name over and over. last
@@ -161,35 +171,34 @@ func (g *Group) make(name string) (*Breaker, error) {
 		return nil, err
 	}
 	if !mine {
-		<-e.made
-		return e.breaker.Load(), e.err
+		return e.wait()
 	}
-	var invalid *invalidSettings
-	defer func() { g.warn(name, invalid) }() // last, because a listener may use the group
+	var refused *invalidSettings
+	defer func() { g.warn(name, refused) }() // last, because a listener may use the group
 
-	e.err = fmt.Errorf("infuse: the breaker of %q could not be made", name) // if making it panics
+	m := e.making.Load()
+	m.err = fmt.Errorf("infuse: the breaker of %q could not be made", name) // if making it panics
 	defer func() {
-		if e.err != nil {
+		if m.err != nil {
 			g.mu.Lock()
 			delete(g.breakers, name)
 			g.mu.Unlock()
 		}
-		close(e.made)
+		close(m.over)
 	}()
 	before := g.shared()
-	cfg := g.config(name)
-	s, l, err := g.settingsOf(name, cfg)
-	if err != nil {
-		invalid = &invalidSettings{cfg.Listeners, err}
-		e.err = err
-		return nil, err
+	s, l, named, invalid := g.settingsOf(name)
+	if invalid != nil {
+		refused, m.err = invalid, invalid
+		return nil, invalid
 	}
-	g.makeRoom(e, g.isNamed(cfg))
+	g.makeRoom(e, named)
 	b := newBreaker(name, s, l)
-	e.err = nil
+	m.err = nil
 	e.breaker.Store(b)
+	e.making.Store(nil)
 	if g.shared() != before { // Configure did not find it
-		_ = b.Configure(g.config(name))
+		_, _ = g.configure(b)
 	}
 	if g.isStopped() { // while it was made
 		b.Stop()
@@ -204,25 +213,75 @@ func (g *Group) isStopped() bool {
 	return g.stopped
 }
 
-// settingsOf returns the settings of one circuit, and its link.
-func (g *Group) settingsOf(name string, cfg Config) (*settings, *link, error) {
+// settingsOf returns the settings of one circuit, its link, and whether it has
+// settings of its own.
+func (g *Group) settingsOf(name string) (s *settings, l *link, named bool, invalid *invalidSettings) {
+	shared := g.shared()
+	if g.config == nil {
+		return shared, g.link, false, nil
+	}
+	cfg := g.config(name)
 	s, err := newSettings(cfg)
 	if err != nil {
-		return nil, nil, fmt.Errorf("infuse: the settings of circuit %q: %w", name, err)
+		return nil, nil, false, &invalidSettings{name, cfg.Listeners, err}
 	}
-	shared := g.shared()
-	if s.Storage == nil || s.keep(shared.Storage) == nil {
+	if l = g.link; s.Storage == nil || s.keep(shared.Storage) == nil {
 		s.Storage = shared.Storage
-		return s, g.link, nil
+	} else {
+		l = linkTo(s.Storage)
 	}
-	return s, linkTo(s.Storage), nil
+	return g.unified(s), l, g.isNamed(cfg), nil
+}
+
+// unified returns settings of another circuit, if there are any that are equal.
+func (g *Group) unified(s *settings) *settings {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, kind := range g.kinds {
+		if s.equal(kind) {
+			return kind
+		}
+	}
+	s.shareView()
+	if len(g.kinds) < maxKinds {
+		g.kinds = append(g.kinds, s)
+	} else {
+		g.kinds[g.clock.Load()%maxKinds] = s
+	}
+	return s
+}
+
+// configure changes the settings of a breaker to those that it would be made with
+// now.
+func (g *Group) configure(b *Breaker) (named bool, err error) {
+	if g.config == nil {
+		b.configured(g.shared())
+		return false, nil
+	}
+	cfg := g.config(b.Name())
+	s, err := newSettings(cfg)
+	if err == nil {
+		err = s.keep(b.settings().Storage)
+	}
+	if err != nil {
+		return false, &invalidSettings{b.Name(), cfg.Listeners, err}
+	}
+	b.configured(g.unified(s))
+	return g.isNamed(cfg), nil
 }
 
 // invalidSettings are settings for which no breaker can be made.
 type invalidSettings struct {
+	circuit   string
 	listeners []*Listener
 	err       error
 }
+
+func (e *invalidSettings) Error() string {
+	return fmt.Sprintf("infuse: the settings of circuit %q: %v", e.circuit, e.err)
+}
+
+func (e *invalidSettings) Unwrap() error { return e.err }
 
 // warn reports invalid settings to the listeners of the circuit, or else to
 // those of the group: once for each name, because requests go unprotected then.
@@ -251,7 +310,7 @@ func (g *Group) warn(name string, invalid *invalidSettings) {
 	b := newBreaker(name, &s, nil) // in place of the one that could not be made
 	for _, l := range listeners {
 		if l != nil && l.Warning != nil {
-			protected(func() { l.Warning(b, invalid.err) })
+			protected(func() { l.Warning(b, invalid) })
 		}
 	}
 }
@@ -262,9 +321,6 @@ const nobody = "\x00"
 // isNamed reports whether a circuit has settings of its own: others than those
 // for a name that nobody has.
 func (g *Group) isNamed(cfg Config) bool {
-	if !g.byName {
-		return false
-	}
 	stranger := g.stranger.Load()
 	if stranger == nil {
 		stranger = new(Config)
@@ -313,7 +369,8 @@ func (g *Group) add(name string) (e *groupEntry, mine bool, err error) {
 	if g.stopped {
 		return nil, false, errGroupStopped
 	}
-	e = &groupEntry{name: name, portless: !strings.Contains(name, ":"), born: g.clock.Add(1), made: make(chan struct{})}
+	e = &groupEntry{name: name, portless: !strings.Contains(name, ":"), born: g.clock.Add(1)}
+	e.making.Store(&making{over: make(chan struct{})})
 	e.used.Store(e.born)
 	g.breakers[name] = e
 	return e, true, nil
@@ -406,7 +463,8 @@ func (g *Group) Configure(cfg Config) error {
 	g.mu.Lock()
 	err = s.keep(g.settings.Storage)
 	if err == nil {
-		g.settings, g.warned = s, nil
+		s.shareView()
+		g.settings, g.kinds, g.warned = s, nil, nil
 	}
 	g.mu.Unlock()
 	if err != nil {
@@ -415,12 +473,11 @@ func (g *Group) Configure(cfg Config) error {
 	g.stranger.Store(nil)
 	var invalid []error
 	for b := range g.All() {
-		cfg := g.config(b.Name())
-		if err := b.Configure(cfg); err != nil {
-			invalid = append(invalid, fmt.Errorf("infuse: the settings of circuit %q: %w", b.Name(), err))
+		named, err := g.configure(b)
+		if err != nil {
+			invalid = append(invalid, err)
 			continue
 		}
-		named := g.isNamed(cfg)
 		g.mu.Lock()
 		if e := g.breakers[b.Name()]; e != nil && e.breaker.Load() == b {
 			e.named = named
@@ -434,7 +491,7 @@ func (g *Group) Configure(cfg Config) error {
 // breakers, and applies the settings as Configure does. It does no I/O. For a group
 // of NewGroup it returns an error: use Configure.
 func (g *Group) Reload() error {
-	if !g.byName {
+	if g.config == nil {
 		return errors.New("infuse: Group.Reload: the group has no func to ask, use Configure")
 	}
 	return g.Configure(g.config(""))

@@ -23,7 +23,7 @@ type view struct {
 	state       State
 	rejection   *OpenError // nil if every call runs
 	cause       string     // of the rejection
-	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu
+	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu, unless it is shared
 }
 
 // ready reports whether a call would run, or could become a trial, in readyIn.
@@ -138,6 +138,21 @@ func (v *view) countCall(what int) {
 	if v.counts != nil {
 		v.counts.add(what)
 	}
+}
+
+// shareView has all circuits with these settings meet one view as long as they are
+// healthy.
+func (s *settings) shareView() {
+	if s.CountCalls {
+		return // in counters of each circuit
+	}
+	r := newReplica(s, "", false, 0)
+	v, noisy := new(view), new(view)
+	v.derive(&r, "", time.Time{})
+	*noisy = *v
+	noisy.quiet, noisy.fast = false, false
+	v.twin, noisy.twin = noisy, v
+	s.healthy = v
 }
 
 // same reports whether calls meet the same in both: all but quiet, fast and readyAt.

@@ -119,9 +119,11 @@ func newSource() string { return strconv.FormatUint(rand.Uint64(), 36) }
 func (b *Breaker) step(input func(r *replica, now time.Time)) {
 	b.mu.Lock()
 	now := time.Now()
+	b.replica.begin()
 	b.takeTally(now)
 	input(&b.replica, now)
 	change := b.follow(now)
+	b.replica.rest()
 	b.mu.Unlock()
 	if change != nil {
 		b.link.send(b, change)
@@ -135,6 +137,7 @@ func (b *Breaker) takeTally(now time.Time) {
 		return
 	}
 	if n := b.tally.take(); n > 0 {
+		b.replica.begin() // also for Stats
 		b.replica.tallied(int(min(n, unlimited)), now)
 	}
 }
@@ -275,7 +278,7 @@ func (b *Breaker) notify(now time.Time) {
 		}
 		b.events.Add(stateChanged(t))
 	}
-	add(false, before.shared, after.shared, &r.shared, r.shared.By)
+	add(false, before.shared, after.shared, r.shared, r.shared.By)
 	add(true, before.local, after.local, &r.local, r.settings.Instance)
 }
 

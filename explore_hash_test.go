@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"encoding/binary"
 	"hash/maphash"
 	"reflect"
@@ -91,7 +92,7 @@ func (e *encoder) id(id string) {
 
 func (e *encoder) number(source string, n uint64) {
 	if pr := e.source(source); pr != nil {
-		n = pr.replica.out.numbers - n
+		n = pr.replica.changes - n
 	}
 	e.uint(n)
 }
@@ -181,12 +182,12 @@ func (e *encoder) process(pr *process) {
 		return
 	}
 	e.record(&r.local, now)
-	e.record(&r.shared, now)
+	e.record(r.shared, now)
 	if e.bool(r.standIn != nil); r.standIn != nil {
 		e.record(r.standIn, now)
 	}
 	o := &r.out
-	e.change(&o.sent, now)
+	e.change(cmp.Or(o.sent, new(Change)), now)
 	e.change(&o.next, now)
 	e.bool(o.inFlight, r.failing, r.joined, r.linkUp, r.stopped, r.trouble != nil, r.news > 0)
 	e.byte(byte(r.share))
@@ -194,7 +195,7 @@ func (e *encoder) process(pr *process) {
 	e.window(&o.counted, now)
 	e.time(o.hold, now, 1)
 	e.time(o.checkAt, now, 1)
-	e.uint(r.noted - o.through)
+	e.uint(r.noted - r.through)
 	e.uint(r.noted - r.landed)
 	for _, l := range r.leases {
 		e.id(l.id)
@@ -213,7 +214,7 @@ func (e *encoder) process(pr *process) {
 		e.time(pr.probeAt, now, 1)
 	}
 	for _, n := range pr.unanswered {
-		e.uint(o.numbers - n)
+		e.uint(r.changes - n)
 	}
 	e.byte(254)
 	for i := range pr.calls {
@@ -350,7 +351,7 @@ func (e *encoder) key(order []int) uint64 {
 		if !m.timedOut {
 			e.time(m.late, w.now, 1)
 		}
-		if e.change(&m.change.Change, w.now); m.kind == answered {
+		if e.change(m.change.Change, w.now); m.kind == answered {
 			e.record(m.record, w.now)
 		}
 	}
@@ -397,10 +398,11 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",
-		reflect.TypeFor[replica](): "settings source local shared out leases failing share joined former linked linkUp trouble since retryAt failed stopped released standIn " +
-			"credit cause ids noted landed news random",
-		reflect.TypeFor[outbox](): "sent inFlight through numbers next counted hold checkAt",
-		reflect.TypeFor[lease]():  "id phase outcome endedAt",
+		reflect.TypeFor[replica](): "settings source local shared episode linked linkUp stopped failing joined share " +
+			"credit random ids news changes noted through landed",
+		reflect.TypeFor[episode](): "out leases former cause trouble since retryAt failed released standIn",
+		reflect.TypeFor[outbox]():  "sent inFlight next counted hold checkAt",
+		reflect.TypeFor[lease]():   "id phase outcome endedAt",
 	} {
 		var names []string
 		for i := range of.NumField() {

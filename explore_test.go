@@ -178,7 +178,7 @@ func (s *search) violated(problem *violation, at int32, last *action, then []str
 		line := fmt.Sprintf("%-8s %-22s storage %s", w.at(w.now), name, w.show(&w.record))
 		for p, pr := range w.procs {
 			if !pr.dead {
-				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d joined %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(&pr.replica.shared), pr.replica.failing, pr.replica.share, pr.replica.joined, pr.replica.trouble != nil, pr.view.state)
+				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d joined %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.share, pr.replica.joined, pr.replica.trouble != nil, pr.view.state)
 			}
 		}
 		lines = append(lines, line)
@@ -243,7 +243,7 @@ func (w *world) isWell() bool {
 	}
 	for _, pr := range w.procs {
 		r := &pr.replica
-		if !r.attached() || r.out.sent.Number > 0 || r.out.next.counts() || r.out.next.acts() || len(r.leases) > 0 || len(pr.calls)+len(pr.waits) > 0 || r.local.State != StateClosed || r.local.Failures > 0 ||
+		if !r.attached() || r.out.sentNumber() > 0 || r.out.next.counts() || r.out.next.acts() || len(r.leases) > 0 || len(pr.calls)+len(pr.waits) > 0 || r.local.State != StateClosed || r.local.Failures > 0 ||
 			r.shared.hasEvidence() || r.shared.State != StateClosed || pr.view.admits != admitsAll || !pr.view.quiet || r.acknowledged() != r.noted ||
 			r.shared.Generation != w.record.Generation && !w.lost {
 			return false
@@ -258,7 +258,7 @@ func (w *world) overridden() bool {
 		return true
 	}
 	for _, pr := range w.procs {
-		if r := &pr.replica; r.override(w.now) != nil || r.out.sent.Override != nil || r.out.next.Override != nil || r.shared.Override != nil {
+		if r := &pr.replica; r.override(w.now) != nil || r.out.sent != nil && r.out.sent.Override != nil || r.out.next.Override != nil || r.shared.Override != nil {
 			return true
 		}
 	}

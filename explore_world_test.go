@@ -139,7 +139,7 @@ func (w *world) change(p int) *process {
 func (w *world) step(p int, input func(r *replica)) *violation {
 	pr := w.change(p)
 	first := pr.replica.news == 0
-	problem := w.follow(p, pr.replica.shared, func() *request {
+	problem := w.follow(p, *pr.replica.shared, func() *request {
 		return pr.step(w.now, func(r *replica) {
 			pending := r.out.next.Calls.Failures
 			since := r.shared.Since
@@ -164,14 +164,14 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 		}
 	}()
 	pr := w.procs[p]
-	sent := pr.replica.out.sent.Number
+	sent := pr.replica.out.sentNumber()
 	joined, since := pr.replica.joined, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
 	r := &pr.replica
-	switch known := &r.shared; {
-	case sent > 0 && r.out.sent.Number != sent && w.answers != sent:
+	switch known := r.shared; {
+	case sent > 0 && r.out.sentNumber() != sent && w.answers != sent:
 		return violates("I4", "%c gives up a change that the storage has not answered", 'a'+p)
 	case known.Generation < before.Generation && !w.lost:
 		return violates("I5", "%c goes back from generation %d to %d", 'a'+p, before.Generation, known.Generation)
@@ -211,8 +211,9 @@ func (w *world) onTime(p int) *violation {
 	r := &pr.replica
 	try := func(at time.Time) *violation {
 		copied := r.clone()
+		copied.begin()
 		if change := copied.outgoing(at); change != nil {
-			return violates("I7", "%c would send %s at %s, and wakes at %s", 'a'+p, w.showChange(&change.Change), w.at(at), w.at(pr.armed))
+			return violates("I7", "%c would send %s at %s, and wakes at %s", 'a'+p, w.showChange(change.Change), w.at(at), w.at(pr.armed))
 		}
 		var v view
 		v.derive(&copied, "x", at)
@@ -289,7 +290,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 		rec := w.load()
 		return &rec, nil
 	}
-	now, base, c := w.storageNow(), w.kept(), m.change.Change
+	now, base, c := w.storageNow(), w.kept(), *m.change.Change
 	if w.skew != 0 {
 		c.Seen = c.Seen.translated(w.now, now)
 		c.Counted = translated(c.Counted, w.now, now)
@@ -633,7 +634,7 @@ func (w *world) act(a action, p, i int) *violation {
 	spend := func(n *int8) { *n--; w.left.all-- }
 	shelled := func(do func(pr *process) *request) *violation {
 		pr := w.change(p)
-		return w.follow(p, pr.replica.shared, func() *request { return do(pr) })
+		return w.follow(p, *pr.replica.shared, func() *request { return do(pr) })
 	}
 	switch a.kind {
 	case actCall:

@@ -35,3 +35,8 @@ func FailuresOf(b *Breaker) int {
 	s := b.Stats()
 	return max(s.Local.Failures, s.Shared.Failures)
 }
+
+// SharedIsUntouched reports whether nobody has written to what healthy circuits share.
+func SharedIsUntouched() bool {
+	return reflect.DeepEqual(*calm, episode{}) && reflect.DeepEqual(closed, Record{})
+}

@@ -411,7 +411,7 @@ func (p *simProcess) send(c *request) {
 		p.step(func(r *replica, now time.Time) { r.unanswered(c.Number, simTrouble, now) })
 	}
 	p.messages++
-	p.request(&c.Change, func(rec Record) {
+	p.request(c.Change, func(rec Record) {
 		p.step(func(r *replica, now time.Time) { r.answered(c, rec, now) })
 	}, late)
 }
@@ -450,6 +450,7 @@ func (p *simProcess) probe() {
 // step is the shell's: an input, then the view, the timer and what is to be sent.
 func (p *simProcess) step(input func(r *replica, now time.Time)) {
 	now := p.time()
+	p.replica.begin()
 	if p.tally > 0 {
 		p.replica.tallied(p.tally, now)
 		p.tally = 0
@@ -487,6 +488,7 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 		p.waiting = nil
 		p.after(0, next)
 	}
+	p.replica.rest()
 }
 
 // noteRejecting keeps the longest time for which the shared circuit rejected a

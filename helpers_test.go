@@ -1,9 +1,11 @@
 package infuse_test
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
+	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/breakertest"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
@@ -39,4 +41,11 @@ type (
 	troubled = breakertest.Troubled
 )
 
-func TestMain(m *testing.M) { os.Exit(redistest.Run(m)) }
+func TestMain(m *testing.M) {
+	code := redistest.Run(m)
+	if !infuse.SharedIsUntouched() {
+		fmt.Println("FAIL: a circuit has written to what all healthy circuits share")
+		code = 1
+	}
+	os.Exit(code)
+}

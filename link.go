@@ -183,7 +183,7 @@ func (l *link) send(c *Breaker, q *request) {
 		return
 	}
 	doubted := l.doubted.Load()
-	go l.request(c, &q.Change, down, func() bool { return true }, failed, func(a answer) {
+	go l.request(c, q.Change, down, func() bool { return true }, failed, func(a answer) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {

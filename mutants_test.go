@@ -32,7 +32,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"trials keep their slots across states", "state.go", "		Trials: staleTrials(r.Trials), OpenTime", "		OpenTime"},
 	{"a trial frees its slot when it ends", "state.go", "r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])", "r.Trials = slices.Clone(r.Trials)"},
 	{"a generation stands for one record", "state.go", "	r.Generation = r.nextGeneration(t, now)\n	r.Trials = append", "	r.Trials = append"},
-	{"a change that is timed out is sent again under its number", "outbox.go", "case r.out.sent.Number > 0:", "case false:"},
+	{"a change that is timed out is sent again under its number", "outbox.go", "case r.out.sent != nil:", "case false:"},
 	{"one request is in flight", "outbox.go", "case !r.linked || r.out.inFlight:", "case !r.linked:"},
 	{"a lease that nobody uses is returned", "replica.go", "case !r.out.sent.settles(l.id) &&", "case false &&"},
 	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},

@@ -9,23 +9,45 @@ import (
 // This file is what a replica has yet to report to the storage, when that is sent,
 // and whether it was acknowledged. Like replica.go it is pure.
 
-// request is a change that is sent, or a read if it has no number.
+// request is a change that is sent, or a read if it has no number. The change never
+// changes.
 type request struct {
-	Change
+	*Change
 	news uint64 // records that were received before
 }
 
 // outbox is what the storage has yet to receive.
 type outbox struct {
-	sent     Change // in flight, or timed out: it is sent again under its number until it is answered
-	inFlight bool   // a request is in flight: sent, or a read if that is empty
-	through  uint64 // the sequence number of the last outcome that is in sent, or was before
-	numbers  uint64 // of changes, so far
+	sent     *Change // in flight, or timed out: it is sent again under its number until it is answered. nil: none
+	inFlight bool    // a request is in flight: sent, or a read if that is nil
 
 	next    Change    // being filled; its OpenFor is the longest that its failures ask for
 	counted Window    // for the failure rate: goes with next, but not before hold while that is evaluated
 	hold    time.Time // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
 	checkAt time.Time // when the storage is to be asked whether it has lost the shared record; zero if not
+}
+
+// empty reports whether there is nothing to report, and no answer to come.
+func (o *outbox) empty() bool {
+	next := &o.next
+	return o.sent == nil && !o.inFlight && len(o.counted.Buckets) == 0 && o.hold.IsZero() && o.checkAt.IsZero() &&
+		next.Calls == (Calls{}) && next.OpenFor == 0 && !next.acts()
+}
+
+// sentNumber is the number of the change that was sent, or 0.
+func (o *outbox) sentNumber() uint64 {
+	if o.sent == nil {
+		return 0
+	}
+	return o.sent.Number
+}
+
+// sentCalls are the outcomes in the change that was sent.
+func (o *outbox) sentCalls() Calls {
+	if o.sent == nil {
+		return Calls{}
+	}
+	return o.sent.Calls
 }
 
 // reports reports whether outcomes are evidence for the fleet.
@@ -51,7 +73,7 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 	}
 	sent := false
 	if res.outcome == OutcomeFailure {
-		if !r.countsLocally(a) || r.hasSuppliedAll(&r.shared) {
+		if !r.countsLocally(a) || r.hasSuppliedAll(r.shared) {
 			return 0
 		}
 		r.keep(one(res.outcome == OutcomeFailure, 1, now))
@@ -103,7 +125,7 @@ func (r *replica) reportsRate() bool {
 // are consecutive failures on record or about to be.
 func (r *replica) awaitsSuccess() bool {
 	return r.shared.scored() || r.shared.State == StateClosed && r.settings.streakCounts() &&
-		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sent.Calls.Failures > 0)
+		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sentCalls().Failures > 0)
 }
 
 // add appends an outcome.
@@ -132,11 +154,14 @@ func (r *replica) outgoing(now time.Time) *request {
 		return nil
 	case r.trouble != nil && (r.stopped || !r.linkUp || now.Before(r.retryAt)):
 		return nil
-	case r.out.sent.Number > 0:
+	case r.out.sent != nil:
 	case !r.fill(now) && r.trouble == nil:
 		return nil
 	}
 	r.out.inFlight = true
+	if r.out.sent == nil {
+		return &request{new(Change), r.news}
+	}
 	return &request{r.out.sent, r.news}
 }
 
@@ -155,7 +180,7 @@ func (r *replica) fill(now time.Time) bool {
 	switch {
 	case next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil):
 		// So that it need not wait until failures pause: the rest follows.
-		c, through = Change{Override: next.Override}, r.out.through
+		c, through = Change{Override: next.Override}, r.through
 		next.Override = nil
 	case rated && held:
 		*next = Change{}
@@ -163,14 +188,14 @@ func (r *replica) fill(now time.Time) bool {
 		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
 		*next = Change{}
 	}
-	r.out.numbers++
-	c.Source, c.Number = r.source, r.out.numbers
-	c.Seen, c.Limits = r.shared, r.settings.limits
+	r.changes++
+	c.Source, c.Number = r.source, r.changes
+	c.Seen, c.Limits = *r.shared, r.settings.limits
 	c.By, c.Cause = r.settings.Instance, r.cause.short
 	if c.OpenFor > 0 {
 		c.OpenFor = max(r.settings.ResetTimeout, c.OpenFor)
 	}
-	r.out.sent, r.out.through = c, through
+	r.out.sent, r.through = &c, through
 	return true
 }
 
@@ -189,7 +214,7 @@ func (r *replica) nextHold(now time.Time) time.Time {
 // the storage has received it, or will not for now.
 func (r *replica) acknowledged() uint64 {
 	next := &r.out.next
-	idle := r.out.sent.Number == 0 && !next.counts() && !next.acts() && !r.reportsRate()
+	idle := r.out.sent == nil && !next.counts() && !next.acts() && !r.reportsRate()
 	_, manual := r.out.manual()
 	if replaces := manual && !isTrouble(r.trouble); r.trouble != nil && !replaces || idle {
 		return r.noted
@@ -200,6 +225,8 @@ func (r *replica) acknowledged() uint64 {
 // manual returns the manual changes that the storage has not acknowledged. One of
 // them replaces a record that cannot be read.
 func (o *outbox) manual() (c Change, some bool) {
-	c.Move, c.Override = cmp.Or(o.next.Move, o.sent.Move), cmp.Or(o.next.Override, o.sent.Override)
+	if c.Move, c.Override = o.next.Move, o.next.Override; o.sent != nil {
+		c.Move, c.Override = cmp.Or(c.Move, o.sent.Move), cmp.Or(c.Override, o.sent.Override)
+	}
 	return c, c.Move != nil || c.Override != nil
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -21,32 +22,62 @@ type replica struct {
 	settings *settings
 	source   string // of this replica's changes, and the start of its trials' IDs
 	local    Record
-	shared   Record // as the storage last answered or notified
-	out      outbox
-	leases   []lease // of the shared circuit, that this process has asked for
+	shared   *Record // as the storage last answered or notified. It never changes
+	*episode         // calm between two inputs, unless it is needed
 
-	failing bool   // the last call of this process failed: what an open shared circuit rejects by
-	share   int    // how much of the evidence on record this process may have supplied
-	joined  bool   // it started with failures on record, and no call has succeeded since
-	former  string // the witness on record when it started: that may have been this process, before it crashed
+	linked  bool // there is a storage
+	linkUp  bool // and its link has not failed
+	stopped bool // it requests nothing more by itself
+	failing bool // the last call of this process failed: what an open shared circuit rejects by
+	joined  bool // it started with failures on record, and no call has succeeded since
+	share   int  // how much of the evidence on record this process may have supplied
 
-	linked   bool      // there is a storage
-	linkUp   bool      // and its link has not failed
+	credit  float64 // of a call that a ramp lets run: it runs at 1
+	random  uint64  // the state of a generator of random numbers
+	ids     uint64  // so many were made
+	news    uint64  // so many records were received
+	changes uint64  // so many were made for the storage
+	noted   uint64  // the sequence number of the last outcome, manual change or request for a trial that is to be reported
+	through uint64  // and of the last one that is in a change
+	landed  uint64  // and of the last one that the storage has acknowledged
+}
+
+// episode is the part of a replica that only a circuit needs with which something is
+// wrong, or whose process has something to report: most circuits have none.
+type episode struct {
+	out    outbox
+	leases []lease   // of the shared circuit, that this process has asked for
+	former string    // the witness on record when it started: that may have been this process, before it crashed
+	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
+
 	trouble  error     // why the shared record does not apply; nil if it does
 	since    time.Time // of the trouble
 	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
 	failed   int       // attempts since the trouble began
-	stopped  bool      // it requests nothing more by itself
 	released int64     // the generation of an override that was removed for this process alone
 	standIn  *Record   // applies in place of the shared record while that cannot be read; nil if nothing does
+}
 
-	credit float64   // of a call that a ramp lets run: it runs at 1
-	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
-	ids    uint64    // so many were made
-	noted  uint64    // the sequence number of the last outcome, manual change or request for a trial that is to be reported
-	landed uint64    // and of the last one that the storage has acknowledged
-	news   uint64    // so many records were received
-	random uint64    // the state of a generator of random numbers
+// calm is the episode of a circuit that needs none. It never changes.
+var calm = new(episode)
+
+var episodes = sync.Pool{New: func() any { return new(episode) }}
+
+// begin is called before an input: it may need an episode.
+func (r *replica) begin() {
+	if r.episode == calm {
+		r.episode = episodes.Get().(*episode)
+	}
+}
+
+// rest is called after the outputs: it lets go of an episode that is over.
+func (r *replica) rest() {
+	quiet := r.trouble == nil && r.standIn == nil && r.released == 0 && r.former == "" && len(r.leases) == 0 && r.out.empty()
+	if quiet && (!r.cause.known() || r.local.State == StateClosed && (!r.linked || !r.failing && r.shared.State == StateClosed && !r.shared.hasEvidence())) {
+		*r.episode = episode{}
+		episodes.Put(r.episode)
+		r.episode = calm
+	}
 }
 
 // lease is a trial of the shared circuit that this process has asked for, and
@@ -89,7 +120,7 @@ type admission struct {
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
-	r := replica{settings: s, source: source, linked: linked, linkUp: true, random: seed}
+	r := replica{settings: s, source: source, shared: &closed, episode: new(episode), linked: linked, linkUp: true, random: seed}
 	r.credit = r.roll()
 	return r
 }
@@ -114,7 +145,7 @@ func (r *replica) lastShared() *Record {
 	if r.standIn != nil {
 		return r.standIn
 	}
-	return &r.shared
+	return r.shared
 }
 
 // terms are those of this process for the shared record.
@@ -134,7 +165,7 @@ func (r *replica) effective(now time.Time) *Record {
 	if !slices.ContainsFunc(r.leases, ended) {
 		return r.shared.at(now)
 	}
-	rec := r.shared
+	rec := *r.shared
 	for _, l := range r.leases {
 		if ended(l) {
 			t := r.terms()
@@ -148,6 +179,11 @@ func (r *replica) effective(now time.Time) *Record {
 
 // closed is the record of a circuit that never failed. It never changes.
 var closed Record
+
+// isNew reports whether the record has nothing that closed does not have.
+func (r *Record) isNew() bool {
+	return r.Generation == 0 && !r.matters() && r.level() == 0 && len(r.Window.Buckets) == 0 && len(r.Trials) == 0
+}
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
 // With evidence, it does so only if the last call of this process failed.
@@ -520,7 +556,7 @@ func (r *replica) settleLeases(now time.Time) {
 }
 
 func (c *Change) settles(id string) bool {
-	return slices.ContainsFunc(c.Settled, func(s Settlement) bool { return s.ID == id })
+	return c != nil && slices.ContainsFunc(c.Settled, func(s Settlement) bool { return s.ID == id })
 }
 
 func (r *replica) lease(id string) *lease {
@@ -542,7 +578,7 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 	case r.linked && r.linkUp && !isTrouble(r.trouble):
 		// The record cannot be read: this replaces it, and all that was yet to be
 		// reported of it.
-		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = Change{}, false, Change{}, time.Time{}
+		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = nil, false, Change{}, time.Time{}
 	default:
 		r.changeLocally(c, now)
 		return 0
@@ -618,14 +654,14 @@ func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 	default:
 		r.out.checkAt = now // nothing is late: the storage has lost it
 	}
-	if r.out.sent.Number == 0 && !r.out.inFlight && r.linkUp {
+	if r.out.sent == nil && !r.out.inFlight && r.linkUp {
 		r.attach(now)
 	}
 }
 
 // answered is an input: the storage has answered a request, in time or late.
 func (r *replica) answered(q *request, rec Record, now time.Time) {
-	mine := q.Number == r.out.sent.Number
+	mine := q.Number == r.out.sentNumber()
 	switch {
 	case q.Number == 0:
 		r.hasRead(rec, q.news, now)
@@ -637,8 +673,8 @@ func (r *replica) answered(q *request, rec Record, now time.Time) {
 	if !mine {
 		return
 	}
-	r.out.sent, r.out.inFlight = Change{}, false
-	r.landed = r.out.through
+	r.out.sent, r.out.inFlight = nil, false
+	r.landed = r.through
 	for i := range r.leases {
 		switch l := &r.leases[i]; {
 		case l.phase != phaseAsked || r.out.next.Ask == l.id:
@@ -668,7 +704,11 @@ func (r *replica) attach(now time.Time) {
 func (r *replica) receive(rec Record, now time.Time) {
 	before, first := r.shared, r.news == 0
 	r.news++
-	r.shared = rec.bounded(&before, &r.settings.limits, now)
+	if rec = rec.bounded(before, &r.settings.limits, now); rec.isNew() {
+		r.shared = &closed
+	} else {
+		r.shared = &rec
+	}
 	r.out.checkAt = time.Time{}
 	// A manual change of before this process started is none for its own circuit, once it is over.
 	moved := rec.Moved > before.Moved && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
@@ -706,7 +746,7 @@ func (r *replica) limitEvidence(first bool) {
 	if first && joined { // of which its own failures may be a repetition
 		r.out.next.Calls, r.out.next.OpenFor = Calls{Successes: r.out.next.Calls.Successes}, 0
 	}
-	pending := r.out.sent.Calls.Failures + r.out.next.Calls.Failures
+	pending := r.out.sentCalls().Failures + r.out.next.Calls.Failures
 	if level := r.shared.level() + pending; first || r.share > level {
 		r.share = level
 	}
@@ -720,7 +760,7 @@ func (r *replica) limitEvidence(first bool) {
 		r.clearLocal()
 	}
 	r.joined = joined
-	if r.shared.Rated && r.hasSuppliedAll(&r.shared) {
+	if r.shared.Rated && r.hasSuppliedAll(r.shared) {
 		r.out.counted.dropFailures()
 	}
 }
@@ -732,13 +772,17 @@ func (r *replica) unanswered(number uint64, why error, now time.Time) {
 		return
 	}
 	r.out.inFlight = false
-	r.out.sent.Ask = "" // its caller does not wait any longer
+	if sent := r.out.sent; sent != nil && sent.Ask != "" { // its caller does not wait any longer
+		again := *sent
+		again.Ask = ""
+		r.out.sent = &again
+	}
 	r.unread(why, now)
 }
 
 // awaits reports whether the request of that number is in flight, as far as
 // this process knows.
-func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sent.Number == number }
+func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sentNumber() == number }
 
 // unread is an input: a read failed.
 func (r *replica) unread(why error, now time.Time) {

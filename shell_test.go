@@ -67,6 +67,12 @@ func (h *shell) clone() *shell {
 // clone returns a replica that shares nothing with r that either writes to.
 func (r *replica) clone() replica {
 	c := *r
+	if r.episode == calm {
+		c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
+		return c
+	}
+	episode := *r.episode
+	c.episode = &episode
 	c.leases = slices.Clone(r.leases)
 	if r.standIn != nil {
 		standIn := *r.standIn
@@ -84,6 +90,7 @@ func (h *shell) step(now time.Time, input func(r *replica)) *request {
 	if h.random != 0 {
 		r.random = h.random
 	}
+	r.begin()
 	if h.tally > 0 {
 		r.tallied(h.tally, now)
 		h.tally = 0
@@ -97,6 +104,7 @@ func (h *shell) step(now time.Time, input func(r *replica)) *request {
 		c.decided = c.decided || c.waits && c.number <= r.acknowledged()
 	}
 	h.waits = slices.DeleteFunc(h.waits, func(w shellWait) bool { return w.number <= r.acknowledged() })
+	r.rest()
 	return change
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/infuse-go/infuse/otelinfuse"
 )
 
-// A client with metrics of its circuits, and with attributes of the rejection on the
-// spans of rejected requests.
+// An HTTP client whose circuits have metrics. The spans of rejected requests have
+// attributes of the rejection.
 func Example() {
 	transitions := new(otelinfuse.Transitions)
 	breakers, err := infuse.NewGroup(infuse.Config{

@@ -1,5 +1,7 @@
 package otelinfuse
 
+// This file contains the metrics and their options.
+
 import (
 	"context"
 	"errors"
@@ -19,8 +21,8 @@ import (
 // ScopeName is the instrumentation scope of the metrics.
 const ScopeName = "github.com/infuse-go/infuse/otelinfuse"
 
-// Source has the circuits: an *infuse.Group, or Breakers. All is
-// called once for each collection, and by several goroutines at once.
+// Source returns the circuits to export: an *infuse.Group, or Breakers. All is called
+// once for each collection. Collections may be concurrent.
 type Source interface {
 	All() iter.Seq[*infuse.Breaker]
 }
@@ -44,18 +46,18 @@ func WithTransitions(t *Transitions) Option {
 	return func(m *metrics) { m.transitions = t }
 }
 
-// WithAttributes adds attributes to every metric. Two Groups that may have circuits
-// of the same name need them.
+// WithAttributes adds attributes to every metric. Use it to distinguish Groups that may
+// have circuits of the same name.
 func WithAttributes(attributes ...attribute.KeyValue) Option {
 	return func(m *metrics) { m.common = slices.Concat(m.common, attributes) }
 }
 
-// WithMaxCircuits limits the number of circuits that have metrics. Default 300, also
-// if n is not positive. If the Source has more circuits, circuits that are not closed
-// or that have an override come first, then circuits with failures, then the others
-// by name. infuse.circuit.count counts all circuits, and infuse.circuit.omitted those
-// without metrics. An SDK has a limit of its own, on data points: it adds up all data
-// points above that limit, without their names.
+// WithMaxCircuits limits the number of circuits that have metrics. Default 300, also if
+// n is not positive. If the Source has more circuits, those that are not closed or that
+// have an override come first, then those with failures, then the others by name.
+// infuse.circuit.count counts all circuits, and infuse.circuit.omitted those without
+// metrics. An SDK also limits the number of data points: it adds up all data points
+// above its limit, without their attributes.
 func WithMaxCircuits(n int) Option {
 	return func(m *metrics) {
 		if n > 0 {
@@ -64,15 +66,15 @@ func WithMaxCircuits(n int) Option {
 	}
 }
 
-// Register exports the circuits of source until unregister is called. It reads the
-// source at each collection: a circuit that a Group has evicted has no metrics any
-// more. Collecting does no I/O. Register returns an error if the MeterProvider does, or
-// if the source is nil; with a nil *infuse.Group it panics.
+// Register exports the circuits of source until unregister is called. It reads source at
+// each collection, so circuits that a Group has evicted have no metrics any more.
+// Collecting does no I/O. Register returns an error if the MeterProvider returns one, or
+// if source is nil. It panics if source is a nil *infuse.Group.
 func Register(source Source, options ...Option) (unregister func() error, err error) {
 	if source == nil {
-		return nil, errors.New("otelinfuse: Register: the source is nil")
+		return nil, errors.New("otelinfuse: Register: source is nil")
 	}
-	source.All() // a nil Group must panic here, and not at a collection
+	source.All() // panic for a nil Group now, not at a collection
 	m := &metrics{source: source, maxCircuits: tally.MaxCircuits}
 	for _, option := range options {
 		option(m)
@@ -116,13 +118,13 @@ func (m *metrics) register(meter metric.Meter) (metric.Registration, error) {
 		return i
 	}
 	m.count = upDown("infuse.circuit.count", "Circuits of this process.")
-	m.omitted = upDown("infuse.circuit.omitted", "Circuits of this process without metrics of their own, because there are more than WithMaxCircuits allows.")
-	m.status = upDown("infuse.circuit.status", "1 for the state that calls of this process meet, 0 for the others.")
-	m.readyForTrial = upDown("infuse.circuit.ready_for_trial", "1 if the circuit is open or half-open and the next call becomes a trial. Without calls it stays so.")
+	m.omitted = upDown("infuse.circuit.omitted", "Circuits of this process that have no metrics because there are more than WithMaxCircuits.")
+	m.status = upDown("infuse.circuit.status", "State of the circuit for calls of this process: 1 for the current state, 0 for the others.")
+	m.readyForTrial = upDown("infuse.circuit.ready_for_trial", "1 if the circuit is open or half-open and the next call becomes a trial. Remains 1 until a call is made.")
 	m.localOnly = upDown("infuse.circuit.local_only", "1 if the local circuit rejects calls while the shared circuit is closed.")
 	m.overridden = upDown("infuse.circuit.overridden", "1 if an override forces the circuit open or closed.")
-	m.dryRun = upDown("infuse.circuit.dry_run", "1 if Config.DryRun is set, so that no call is rejected.")
-	m.storageUnavailable = upDown("infuse.circuit.storage_unavailable", "1 if the storage is unavailable, so that the process uses its local circuit.")
+	m.dryRun = upDown("infuse.circuit.dry_run", "1 if Config.DryRun is set: no call is rejected.")
+	m.storageUnavailable = upDown("infuse.circuit.storage_unavailable", "1 if the storage is unavailable: this process uses its local circuit.")
 	m.calls = counter("infuse.circuit.calls", "{call}", "Calls by outcome. Needs Config.CountCalls.")
 	all := []metric.Observable{m.count, m.omitted, m.status, m.readyForTrial, m.localOnly, m.overridden, m.dryRun, m.storageUnavailable, m.calls}
 	if m.transitions != nil {
@@ -131,10 +133,10 @@ func (m *metrics) register(meter metric.Meter) (metric.Registration, error) {
 	}
 	var err error
 	m.failures, err = meter.Int64ObservableGauge("infuse.circuit.consecutive_failures", metric.WithUnit("{failure}"),
-		metric.WithDescription("Consecutive failures of the local circuit or, if that is more, of the shared circuit."))
+		metric.WithDescription("Consecutive failures of the local or the shared circuit, whichever is more."))
 	failed = append(failed, err)
 	m.timeInState, err = meter.Float64ObservableGauge("infuse.circuit.time_in_state", metric.WithUnit("s"),
-		metric.WithDescription("Time since this process saw the state begin."))
+		metric.WithDescription("Time since this process observed the start of the current state."))
 	failed = append(failed, err)
 	if err := errors.Join(failed...); err != nil {
 		return nil, err
@@ -153,7 +155,7 @@ func (m *metrics) observe(_ context.Context, o metric.Observer) error {
 }
 
 func (m *metrics) observeCircuit(o metric.Observer, c tally.Circuit) {
-	// The SDK keeps the slice: each one is new.
+	// The SDK keeps the slice, so each call needs a new one.
 	with := func(more ...attribute.KeyValue) metric.ObserveOption {
 		return metric.WithAttributeSet(attribute.NewSet(slices.Concat(m.common, []attribute.KeyValue{NameKey.String(c.Name)}, more)...))
 	}
@@ -175,7 +177,7 @@ func (m *metrics) observeCircuit(o metric.Observer, c tally.Circuit) {
 			o.ObserveInt64(m.transitionCount, int64(n.Shared[i]), with(LocalKey.Bool(false), StateKey.String(name)))
 		}
 	}
-	// If calls are not counted, 0 calls would be wrong.
+	// Zero counts mean that calls are not counted: export none rather than 0.
 	if n := stats.Calls; n != (infuse.CallCounts{}) {
 		o.ObserveInt64(m.calls, int64(n.Success), with(OutcomeKey.String("success")))
 		o.ObserveInt64(m.calls, int64(n.Failure), with(OutcomeKey.String("failure")))
@@ -192,7 +194,7 @@ func one(is bool) int64 {
 	return 0
 }
 
-// version returns the version of this module in the program that runs.
+// version returns the version of this module in the running program.
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, d := range info.Deps {

@@ -109,15 +109,15 @@ func TestRegister(t *testing.T) {
 	}, got)
 }
 
-// Names, units and kinds follow OpenTelemetry's rules for naming: names are lower case
-// and in one namespace, a counter has no suffix _total, units are of UCUM, and no name
-// is used for a metric and for an attribute, or as the namespace of another name.
+// Names, units and kinds follow the naming rules of OpenTelemetry. Names are lower case
+// and in one namespace, counters have no suffix _total, and units are from UCUM. No name
+// is both a metric and an attribute, or the namespace of another name.
 func TestNamesFollowTheConventions(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
 	all := collect(t, start(t, group, otelinfuse.WithTransitions(new(otelinfuse.Transitions))))
 	require.Len(t, all, 12)
-	names := make(map[string]string) // what each is the name of
+	names := make(map[string]string) // name to kind
 	for _, m := range all {
 		require.NotContains(t, names, m.Name)
 		names[m.Name] = "metric"
@@ -140,7 +140,7 @@ func TestNamesFollowTheConventions(t *testing.T) {
 	for name := range names {
 		require.Regexp(t, `^infuse(\.[a-z]+(_[a-z]+)*)+$`, name)
 		for other := range names {
-			require.False(t, strings.HasPrefix(other, name+"."), "%s is a name, and the namespace of %s", name, other)
+			require.False(t, strings.HasPrefix(other, name+"."), "%s is both a name and the namespace of %s", name, other)
 		}
 	}
 }
@@ -172,7 +172,7 @@ func attributesOfMetric(t *testing.T, m metricdata.Metrics) map[string]bool {
 	return keys
 }
 
-// In a dry run, calls that would be rejected run, and have an outcome of their own.
+// In a dry run, calls that would be rejected run, and count as would_reject.
 func TestDryRun(t *testing.T) {
 	group := newGroup(t, infuse.Config{FailMax: 2, CountCalls: true, DryRun: true})
 	b := breakerOf(t, group, "prices")
@@ -246,7 +246,7 @@ func TestUnregisteredCircuitsHaveNoMetrics(t *testing.T) {
 	require.Empty(t, values(t, reader))
 }
 
-// Without CountCalls, 0 calls would be wrong.
+// Without CountCalls there are no counters, rather than counters of 0.
 func TestCallsThatAreNotCountedHaveNoMetrics(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
@@ -255,8 +255,8 @@ func TestCallsThatAreNotCountedHaveNoMetrics(t *testing.T) {
 	}
 }
 
-// The default limit is below that of the SDK, which drops the names of data points
-// above its limit.
+// The default limit is below the limit of the SDK, above which data points lose their
+// attributes.
 func TestManyCircuits(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	for i := range 1000 {
@@ -292,7 +292,7 @@ func TestNamesAreUntrusted(t *testing.T) {
 }
 
 // Two groups may have circuits with the same name.
-func TestAttributesTellGroupsApart(t *testing.T) {
+func TestAttributesDistinguishGroups(t *testing.T) {
 	reader := sdk.NewManualReader()
 	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
 	for _, client := range []string{"web", "batch"} {
@@ -322,7 +322,7 @@ func TestBreakers(t *testing.T) {
 	require.Equal(t, 5.0, got["infuse.circuit.consecutive_failures{infuse.circuit.name=prices}"])
 }
 
-func TestTheGlobalProviderIsTheDefault(t *testing.T) {
+func TestGlobalProviderIsTheDefault(t *testing.T) {
 	reader := sdk.NewManualReader()
 	before := otel.GetMeterProvider()
 	otel.SetMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader)))

@@ -10,7 +10,7 @@ import (
 	"github.com/infuse-go/infuse/otelinfuse"
 )
 
-// The code of docs/recipes.md.
+// The code in docs/recipes.md.
 func ExampleRegister() {
 	breakers, err := infuse.NewGroup(infuse.Config{CountCalls: true})
 	if err != nil {

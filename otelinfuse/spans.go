@@ -1,5 +1,7 @@
 package otelinfuse
 
+// This file contains the attributes, and their use on the spans of rejected calls.
+
 import (
 	"context"
 	"errors"
@@ -16,24 +18,25 @@ import (
 
 // The attributes of metrics and spans.
 const (
-	NameKey    = attribute.Key("infuse.circuit.name")  // the circuit's name: valid UTF-8, and bounded
+	NameKey    = attribute.Key("infuse.circuit.name")  // name of the circuit, as valid UTF-8 of limited length
 	StateKey   = attribute.Key("infuse.circuit.state") // closed, open or half_open
 	LocalKey   = attribute.Key("infuse.circuit.local") // true for the local circuit, false for the shared one
 	OutcomeKey = attribute.Key("infuse.call.outcome")  // success, failure, ignored, rejected or would_reject
 
-	RejectedByKey     = attribute.Key("infuse.rejection.by")     // the instance that opened the circuit, or who made the override; if known
-	RejectedReasonKey = attribute.Key("infuse.rejection.reason") // of an override
-	RejectedDueKey    = attribute.Key("infuse.rejection.due_at") // when a trial may run or the override ends, in RFC 3339; if known
+	RejectedByKey     = attribute.Key("infuse.rejection.by")     // instance that opened the circuit, or author of the override; if known
+	RejectedReasonKey = attribute.Key("infuse.rejection.reason") // reason of the override
+	RejectedDueKey    = attribute.Key("infuse.rejection.due_at") // when the circuit is ready for a trial, or the override expires, in RFC 3339; if known
 )
 
 // states are the values of StateKey.
 var states = [...]string{infuse.StateClosed: "closed", infuse.StateOpen: "open", infuse.StateHalfOpen: "half_open"}
 
-// OnRejected is an OnRejected of an infuse.Transport. It sets the attributes of the
-// rejection on the span of the request's context, and then calls next. If next is nil,
-// it returns the *OpenError, as a Transport without OnRejected does.
+// OnRejected returns a func for the field OnRejected of an infuse.Transport. The func
+// sets the attributes of the rejection on the span of the request's context, and then
+// calls next. If next is nil, it returns the *OpenError, like a Transport without
+// OnRejected.
 //
-// The span must be started outside of the Transport:
+// The span must start outside of the Transport:
 //
 //	otelhttp.NewTransport(&infuse.Transport{OnRejected: otelinfuse.OnRejected(nil)})
 func OnRejected(next func(*http.Request, *infuse.OpenError) (*http.Response, error)) func(*http.Request, *infuse.OpenError) (*http.Response, error) {
@@ -47,8 +50,8 @@ func OnRejected(next func(*http.Request, *infuse.OpenError) (*http.Response, err
 }
 
 // Rejected reports whether err is or wraps an *infuse.OpenError. If so, it sets the
-// attributes of the rejection on the span of ctx. It leaves the span's status and end
-// to the code that started the span. A span has the attributes of its last rejection.
+// attributes of the rejection on the span of ctx. It neither sets the status of the span
+// nor ends it. If several calls are rejected, the span has the attributes of the last.
 func Rejected(ctx context.Context, err error) bool {
 	var rejected *infuse.OpenError
 	if !errors.As(err, &rejected) {
@@ -60,8 +63,8 @@ func Rejected(ctx context.Context, err error) bool {
 	return true
 }
 
-// Attributes returns the attributes of a rejection, for a span or a log. Do not use
-// all of them for a metric: a reason is free text.
+// Attributes returns the attributes of a rejection, for a span or a log. Do not use all
+// of them for a metric, because the reason is free text.
 func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 	all := []attribute.KeyValue{
 		OutcomeKey.String("rejected"),
@@ -81,8 +84,8 @@ func Attributes(rejected *infuse.OpenError) []attribute.KeyValue {
 	return all
 }
 
-// text returns s as valid UTF-8 of limited length. An exporter drops a whole batch for
-// one invalid string, and records come from other processes.
+// text returns s as valid UTF-8 of limited length: records are untrusted, and one invalid
+// string makes an exporter drop a whole batch.
 func text(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
 
 const maxText = 200

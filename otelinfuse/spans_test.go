@@ -34,8 +34,8 @@ func attributesOf(span trace.ReadOnlySpan) map[attribute.Key]string {
 	return all
 }
 
-// The span of otelhttp of a rejected request has attributes of the rejection. The span of
-// a request that was sent has none.
+// With otelhttp, the span of a rejected request has the attributes of the rejection. The
+// span of a request that was sent has none.
 func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
@@ -78,7 +78,7 @@ func TestOnRejectedInsideOfOtelhttp(t *testing.T) {
 			due, err := time.Parse(time.RFC3339Nano, got[otelinfuse.RejectedDueKey])
 			require.NoError(t, err)
 			require.WithinDuration(t, until, due, time.Second)
-			require.Equal(t, codes.Error, spans[1].Status().Code, "by otelhttp")
+			require.Equal(t, codes.Error, spans[1].Status().Code, "set by otelhttp")
 		})
 	}
 }
@@ -103,5 +103,5 @@ func TestRejected(t *testing.T) {
 	for _, span := range spans[2:] {
 		require.Empty(t, span.Attributes())
 	}
-	require.True(t, otelinfuse.Rejected(context.Background(), rejected), "also without a span")
+	require.True(t, otelinfuse.Rejected(context.Background(), rejected), "even without a span")
 }

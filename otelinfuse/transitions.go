@@ -1,5 +1,7 @@
 package otelinfuse
 
+// This file contains Transitions, the counter of transitions.
+
 import (
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/tally"

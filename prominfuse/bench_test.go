@@ -18,7 +18,7 @@ func logListener() *infuse.Listener {
 	return infuse.LogListener(slog.New(slog.NewTextHandler(io.Discard, nil)))
 }
 
-// BenchmarkCall is a call in a closed circuit.
+// BenchmarkCall measures a call in a closed circuit.
 func BenchmarkCall(b *testing.B) {
 	b.Run("bare", func(b *testing.B) { benchmarkCall(b, infuse.Config{}, nil) })
 	b.Run("CountCalls", func(b *testing.B) { benchmarkCall(b, infuse.Config{CountCalls: true}, nil) })
@@ -67,7 +67,7 @@ func register(tb testing.TB, group *infuse.Group, counted *prominfuse.Transition
 	return registry
 }
 
-// every calls fn until stop is called, and then no more.
+// every calls fn repeatedly until stop returns.
 func every(interval time.Duration, fn func()) (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {

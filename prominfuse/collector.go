@@ -1,5 +1,7 @@
 package prominfuse
 
+// This file contains the Collector and its options.
+
 import (
 	"iter"
 	"slices"
@@ -10,8 +12,8 @@ import (
 	"github.com/infuse-go/infuse/internal/tally"
 )
 
-// Source has the circuits of a Collector: an *infuse.Group, or Breakers. All is
-// called once for each collection, and by several goroutines at once.
+// Source returns the circuits of a Collector: an *infuse.Group, or Breakers. A Collector
+// calls All once for each collection. Collections may be concurrent.
 type Source interface {
 	All() iter.Seq[*infuse.Breaker]
 }
@@ -30,10 +32,10 @@ func WithTransitions(t *Transitions) Option {
 	return func(c *Collector) { c.transitions = t }
 }
 
-// WithMaxCircuits limits the number of circuits that have metrics. Default 300, also
-// if n is not positive. A circuit has up to 21 series. If the Source has more circuits,
-// circuits that are not closed or that have an override come first, then circuits
-// with failures, then the others by name. infuse_circuits counts all circuits, and
+// WithMaxCircuits limits the number of circuits that have metrics. Default 300, also if
+// n is not positive. A circuit has up to 21 series. If the Source has more circuits,
+// those that are not closed or that have an override come first, then those with
+// failures, then the others by name. infuse_circuits counts all circuits, and
 // infuse_circuits_omitted those without metrics.
 func WithMaxCircuits(n int) Option {
 	return func(c *Collector) {
@@ -44,8 +46,8 @@ func WithMaxCircuits(n int) Option {
 }
 
 // Collector is a prometheus.Collector of circuits. It reads the Source at each
-// collection: a circuit that a Group has evicted has no metrics any more. It does no
-// I/O, and never fails a scrape. All methods are safe for concurrent use.
+// collection, so circuits that a Group has evicted have no metrics any more. It does no
+// I/O and returns no errors. All methods are safe for concurrent use.
 type Collector struct {
 	source      Source
 	transitions *Transitions
@@ -53,10 +55,10 @@ type Collector struct {
 }
 
 // NewCollector returns a Collector of the circuits of source. Register it once. Two
-// Collectors in one registry need a label that tells them apart: see
-// prometheus.WrapRegistererWith. NewCollector panics if the source is nil.
+// Collectors in one registry need a label to distinguish them: see
+// prometheus.WrapRegistererWith. NewCollector panics if source is nil.
 func NewCollector(source Source, options ...Option) *Collector {
-	source.All() // a nil Group must panic here, and not at a scrape
+	source.All() // panic for a nil Group now, not at a scrape
 	c := &Collector{source: source, maxCircuits: tally.MaxCircuits}
 	for _, option := range options {
 		option(c)
@@ -66,15 +68,15 @@ func NewCollector(source Source, options ...Option) *Collector {
 
 var (
 	circuits           = prometheus.NewDesc("infuse_circuits", "Circuits of this process.", nil, nil)
-	omitted            = prometheus.NewDesc("infuse_circuits_omitted", "Circuits of this process without metrics of their own, because there are more than WithMaxCircuits allows.", nil, nil)
-	state              = describe("state", "1 for the state that calls of this process meet, 0 for the others.", "state")
-	stateSince         = describe("state_since_timestamp_seconds", "When this process saw the state begin, in Unix time.")
-	readyForTrial      = describe("ready_for_trial", "1 if the circuit is open or half-open and the next call becomes a trial. Without calls it stays so.")
+	omitted            = prometheus.NewDesc("infuse_circuits_omitted", "Circuits of this process that have no metrics because there are more than WithMaxCircuits.", nil, nil)
+	state              = describe("state", "State of the circuit for calls of this process: 1 for the current state, 0 for the others.", "state")
+	stateSince         = describe("state_since_timestamp_seconds", "Unix time at which this process observed the start of the current state.")
+	readyForTrial      = describe("ready_for_trial", "1 if the circuit is open or half-open and the next call becomes a trial. Remains 1 until a call is made.")
 	localOnly          = describe("local_only", "1 if the local circuit rejects calls while the shared circuit is closed.")
-	failures           = describe("consecutive_failures", "Consecutive failures of the local circuit or, if that is more, of the shared circuit.")
+	failures           = describe("consecutive_failures", "Consecutive failures of the local or the shared circuit, whichever is more.")
 	overridden         = describe("overridden", "1 if an override forces the circuit open or closed.")
-	dryRun             = describe("dry_run", "1 if Config.DryRun is set, so that no call is rejected.")
-	storageUnavailable = describe("storage_unavailable", "1 if the storage is unavailable, so that the process uses its local circuit.")
+	dryRun             = describe("dry_run", "1 if Config.DryRun is set: no call is rejected.")
+	storageUnavailable = describe("storage_unavailable", "1 if the storage is unavailable: this process uses its local circuit.")
 	calls              = describe("calls_total", "Calls by outcome. Needs Config.CountCalls.", "outcome")
 	transitions        = describe("transitions_total", "Transitions of the local and of the shared circuit, by the new state.", "local", "to")
 )
@@ -120,7 +122,7 @@ func (c *Collector) collect(s sink, circuit tally.Circuit) {
 	s.gauge(overridden, one(stats.Override != nil))
 	s.gauge(dryRun, one(stats.DryRun))
 	s.gauge(storageUnavailable, one(stats.StorageErr != nil))
-	// If calls are not counted, 0 calls would be wrong.
+	// Zero counts mean that calls are not counted: export none rather than 0.
 	if n := stats.Calls; n != (infuse.CallCounts{}) {
 		s.counter(calls, n.Success, "success")
 		s.counter(calls, n.Failure, "failure")
@@ -137,7 +139,7 @@ func (c *Collector) collect(s sink, circuit tally.Circuit) {
 	}
 }
 
-// sink takes the metrics of one circuit.
+// sink sends the metrics of one circuit.
 type sink struct {
 	ch      chan<- prometheus.Metric
 	circuit string

@@ -36,10 +36,10 @@ infuse_circuit_calls_total{circuit="prices",outcome="ignored"} 0
 infuse_circuit_calls_total{circuit="prices",outcome="rejected"} 1
 infuse_circuit_calls_total{circuit="prices",outcome="success"} 3
 infuse_circuit_calls_total{circuit="prices",outcome="would_reject"} 0
-# HELP infuse_circuit_consecutive_failures Consecutive failures of the local circuit or, if that is more, of the shared circuit.
+# HELP infuse_circuit_consecutive_failures Consecutive failures of the local or the shared circuit, whichever is more.
 # TYPE infuse_circuit_consecutive_failures gauge
 infuse_circuit_consecutive_failures{circuit="prices"} 2
-# HELP infuse_circuit_dry_run 1 if Config.DryRun is set, so that no call is rejected.
+# HELP infuse_circuit_dry_run 1 if Config.DryRun is set: no call is rejected.
 # TYPE infuse_circuit_dry_run gauge
 infuse_circuit_dry_run{circuit="prices"} 0
 # HELP infuse_circuit_local_only 1 if the local circuit rejects calls while the shared circuit is closed.
@@ -48,15 +48,15 @@ infuse_circuit_local_only{circuit="prices"} 0
 # HELP infuse_circuit_overridden 1 if an override forces the circuit open or closed.
 # TYPE infuse_circuit_overridden gauge
 infuse_circuit_overridden{circuit="prices"} 0
-# HELP infuse_circuit_ready_for_trial 1 if the circuit is open or half-open and the next call becomes a trial. Without calls it stays so.
+# HELP infuse_circuit_ready_for_trial 1 if the circuit is open or half-open and the next call becomes a trial. Remains 1 until a call is made.
 # TYPE infuse_circuit_ready_for_trial gauge
 infuse_circuit_ready_for_trial{circuit="prices"} 0
-# HELP infuse_circuit_state 1 for the state that calls of this process meet, 0 for the others.
+# HELP infuse_circuit_state State of the circuit for calls of this process: 1 for the current state, 0 for the others.
 # TYPE infuse_circuit_state gauge
 infuse_circuit_state{circuit="prices",state="closed"} 0
 infuse_circuit_state{circuit="prices",state="half_open"} 0
 infuse_circuit_state{circuit="prices",state="open"} 1
-# HELP infuse_circuit_storage_unavailable 1 if the storage is unavailable, so that the process uses its local circuit.
+# HELP infuse_circuit_storage_unavailable 1 if the storage is unavailable: this process uses its local circuit.
 # TYPE infuse_circuit_storage_unavailable gauge
 infuse_circuit_storage_unavailable{circuit="prices"} 0
 # HELP infuse_circuit_transitions_total Transitions of the local and of the shared circuit, by the new state.
@@ -70,7 +70,7 @@ infuse_circuit_transitions_total{circuit="prices",local="true",to="open"} 1
 # HELP infuse_circuits Circuits of this process.
 # TYPE infuse_circuits gauge
 infuse_circuits 1
-# HELP infuse_circuits_omitted Circuits of this process without metrics of their own, because there are more than WithMaxCircuits allows.
+# HELP infuse_circuits_omitted Circuits of this process that have no metrics because there are more than WithMaxCircuits.
 # TYPE infuse_circuits_omitted gauge
 infuse_circuits_omitted 0
 `), "infuse_circuits", "infuse_circuits_omitted", "infuse_circuit_dry_run", "infuse_circuit_ready_for_trial", "infuse_circuit_calls_total", "infuse_circuit_consecutive_failures", "infuse_circuit_local_only",
@@ -115,7 +115,7 @@ func TestOverrideAndStorageUnavailable(t *testing.T) {
 	require.Zero(t, value(t, c, "infuse_circuit_local_only", "prices"), "the override rejects calls")
 }
 
-// Without CountCalls, 0 calls would be wrong.
+// Without CountCalls there are no counters, rather than counters of 0.
 func TestCallsThatAreNotCountedHaveNoMetrics(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	require.NoError(t, breakerOf(t, group, "prices").Call(t.Context(), succeeds))
@@ -138,8 +138,8 @@ func TestEvictedCircuitsHaveNoMetrics(t *testing.T) {
 	require.Zero(t, value(t, c, "infuse_circuit_overridden", "service-99"))
 }
 
-// Names of circuits are untrusted. An invalid label would fail the scrape of all
-// metrics of the process.
+// Circuit names are untrusted. An invalid label would fail the scrape of all metrics of
+// the process.
 func TestNamesAreUntrusted(t *testing.T) {
 	group := newGroup(t, infuse.Config{})
 	names := []string{"a\xff", "a\xfe", `"a\xff"`, "a\nb\"c\\", "<script>", strings.Repeat("\xff", infuse.MaxNameLength), "{{$x}}", "\x00"}
@@ -161,11 +161,11 @@ func TestNamesAreUntrusted(t *testing.T) {
 			}
 		}
 	}
-	require.Len(t, seen, len(names), "also if a name is the quoted form of another")
+	require.Len(t, seen, len(names), "even if a name is the quoted form of another")
 	require.Contains(t, seen, `"a\xfe"`)
 }
 
-// In a dry run, calls that would be rejected run, and have an outcome of their own.
+// In a dry run, calls that would be rejected run, and count as would_reject.
 func TestDryRun(t *testing.T) {
 	group := newGroup(t, infuse.Config{FailMax: 2, CountCalls: true, DryRun: true})
 	b := breakerOf(t, group, "prices")
@@ -181,7 +181,7 @@ infuse_circuit_calls_total{circuit="prices",outcome="ignored"} 0
 infuse_circuit_calls_total{circuit="prices",outcome="rejected"} 0
 infuse_circuit_calls_total{circuit="prices",outcome="success"} 0
 infuse_circuit_calls_total{circuit="prices",outcome="would_reject"} 3
-# HELP infuse_circuit_dry_run 1 if Config.DryRun is set, so that no call is rejected.
+# HELP infuse_circuit_dry_run 1 if Config.DryRun is set: no call is rejected.
 # TYPE infuse_circuit_dry_run gauge
 infuse_circuit_dry_run{circuit="prices"} 1
 `), "infuse_circuit_calls_total", "infuse_circuit_dry_run"))
@@ -204,7 +204,7 @@ func TestReadyForTrial(t *testing.T) {
 			require.Equal(t, infuse.StateOpen, b.State())
 			require.Equal(t, 1.0, ready())
 
-			_, err := b.Acquire(t.Context()) // and never ends it
+			_, err := b.Acquire(t.Context()) // the trial never ends
 			require.NoError(t, err)
 			require.Zero(t, ready())
 			time.Sleep(time.Hour)
@@ -233,8 +233,8 @@ func TestReadyForTrialInADryRun(t *testing.T) {
 	})
 }
 
-// A scrape of many circuits is limited: the circuits that matter most have metrics, and
-// the others are counted.
+// If there are too many circuits, the most important ones have metrics, and the others
+// are counted.
 func TestManyCircuits(t *testing.T) {
 	group := newGroup(t, infuse.Config{CountCalls: true})
 	for i := range 1000 {
@@ -294,7 +294,7 @@ func TestBreakers(t *testing.T) {
 	require.Equal(t, 5.0, value(t, c, "infuse_circuit_consecutive_failures", "prices"))
 }
 
-// It must not panic in a scrape, which would end the process.
+// A panic in a scrape would end the process.
 func TestNilSourcePanics(t *testing.T) {
 	require.Panics(t, func() { prominfuse.NewCollector(nil) })
 	require.Panics(t, func() { prominfuse.NewCollector((*infuse.Group)(nil)) })
@@ -325,7 +325,7 @@ func TestConcurrentScrapesAndCalls(t *testing.T) {
 	all.Wait()
 }
 
-// value returns the value of a gauge with no label but the circuit.
+// value returns the value of a gauge whose only label is the circuit.
 func value(t *testing.T, c prometheus.Collector, name, circuit string) float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()

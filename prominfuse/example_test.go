@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// A client with Prometheus metrics of its circuits.
+// An HTTP client whose circuits have metrics.
 func Example() {
 	transitions := new(prominfuse.Transitions)
 	breakers, err := infuse.NewGroup(infuse.Config{

@@ -21,7 +21,7 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// process is what one process of a fleet has.
+// process is one process of a fleet.
 type process struct {
 	group *infuse.Group
 	url   string // of its /metrics
@@ -42,7 +42,7 @@ func startProcess(t *testing.T, storage infuse.Storage) process {
 	return process{group, server.URL + "/metrics"}
 }
 
-// sample is a series with its value, as Prometheus has scraped it.
+// sample is a series with one value, as scraped.
 type sample struct {
 	name   string
 	labels map[string]string
@@ -58,9 +58,9 @@ func (s sample) String() string {
 	return s.name + "{" + strings.Join(pairs, ",") + "}"
 }
 
-// scrapeFleet runs a fleet, and scrapes it. In the processes a and b, the circuit
-// failing is open and forced is forced open. To c, d and e the storage is unavailable,
-// and their local circuit partitioned is open. All call healthy.
+// scrapeFleet runs a fleet, and scrapes it. In the processes a and b, the circuit failing
+// is open and the circuit forced is forced open. For c, d and e the storage is
+// unavailable, and their local circuit partitioned is open. All call healthy.
 func scrapeFleet(t *testing.T) []sample {
 	shared := infuse.NewMemoryStorage()
 	fleet := map[string]process{"a": startProcess(t, shared), "b": startProcess(t, shared)}
@@ -78,7 +78,7 @@ func scrapeFleet(t *testing.T) []sample {
 	breakerOf(t, b, "forced")
 	trip(t, breakerOf(t, a, "failing"))
 	time.Sleep(60 * time.Millisecond)
-	trip(t, breakerOf(t, b, "failing")) // a failing process opens nothing without evidence of another
+	trip(t, breakerOf(t, b, "failing")) // one process alone does not open the shared circuit
 	require.NoError(t, breakerOf(t, a, "forced").Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "upgrade"}))
 	require.Eventually(t, func() bool {
 		failing, mine, forced := breakerOf(t, b, "failing").Stats(), breakerOf(t, a, "failing").Stats(), breakerOf(t, b, "forced").Stats()

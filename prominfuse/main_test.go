@@ -41,7 +41,7 @@ func trip(tb testing.TB, b *infuse.Breaker) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// nowhere returns an unavailable storage: no server listens there.
+// nowhere returns a storage that is unavailable.
 func nowhere(tb testing.TB) infuse.Storage {
 	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})

@@ -26,13 +26,13 @@ const (
 	recordingEnds  = 45
 )
 
-// The circuits of the recorded fleet, which has the processes a to e. The upstream of
-// each fails from outageStarts to outageEnds. A process that calls does so each callInterval.
+// The recorded fleet has the processes a to e, and these circuits. The upstreams fail
+// from outageStarts to outageEnds. A process makes a call each callInterval.
 //
-//	prices    fails for all; a, b and c call it, d and e stop calling 20 s into the outage
-//	reports   fails for all; all stop calling 20 s into the outage
-//	stock     fails for a, b and c, and not for d and e; all call it
-//	mail      as stock, but a, b and c stop calling 20 s into the outage
+//	prices    fails for all; a, b and c call it; d and e stop 20 s after outageStarts
+//	reports   fails for all; all stop 20 s after outageStarts
+//	stock     fails for a, b and c only; all call it
+//	mail      like stock, but a, b and c stop 20 s after outageStarts
 //	healthy   never fails; all call it
 var recordedCircuits = []string{"prices", "reports", "stock", "mail", "healthy"}
 
@@ -55,7 +55,7 @@ func failsAt(circuit, instance string, minute float64) bool {
 		(partitioned || circuit == "prices" || circuit == "reports")
 }
 
-// recorded has the values of each series, one a scrape.
+// recorded contains the values of each series, one per scrape.
 type recorded map[string][]string
 
 // recordOutage runs the fleet in fake time, and scrapes the collectors of its processes.
@@ -110,7 +110,7 @@ func (all recorded) scrape(t *testing.T, registry *prometheus.Registry, instance
 			}
 			values := all[s.String()]
 			for len(values) < scrapes {
-				values = append(values, "_") // there was no such series
+				values = append(values, "_") // no such series
 			}
 			all[s.String()] = append(values, strconv.FormatFloat(s.value, 'g', -1, 64))
 		}
@@ -124,10 +124,10 @@ func (all recorded) series() (series []any) {
 	return series
 }
 
-// In a real outage the alerts fire for the circuits and processes that call, and not
-// for idle ones, which stay open and ready for a trial; and they resolve after the
-// recovery. That is true with and without counted calls and, with counted calls, also
-// if the open duration is longer than the duration of the alert.
+// In an outage, alerts fire for processes that make calls, but not for idle ones, whose
+// circuits stay open and ready for a trial. The alerts resolve after the recovery. This
+// holds with and without counted calls; with counted calls, also if the open duration is
+// longer than the duration of the alert.
 func TestAlertsInARecordedOutage(t *testing.T) {
 	for name, cfg := range map[string]infuse.Config{
 		"calls are counted":     {ResetTimeout: 30 * time.Second, CountCalls: true},
@@ -147,8 +147,8 @@ func TestAlertsInARecordedOutage(t *testing.T) {
 				require.Equal(t, "1", last(all[fmt.Sprintf(`infuse_circuit_state{circuit="reports",instance=%q,job="shop",state="open"}`, instance)]))
 			}
 
-			// The recovery of the shared circuit closes it in all processes, also in the
-			// idle ones; and each process counts its openings, and none at the recovery.
+			// The recovery closes the circuit in all processes, also in idle ones. No
+			// process counts an opening then.
 			for _, instance := range []string{"a", "b", "c", "d", "e"} {
 				require.Equal(t, "1", last(all[fmt.Sprintf(`infuse_circuit_state{circuit="prices",instance=%q,job="shop",state="closed"}`, instance)]), instance)
 				require.Equal(t, "0", last(all[fmt.Sprintf(`infuse_circuit_ready_for_trial{circuit="prices",instance=%q,job="shop"}`, instance)]), instance)
@@ -171,7 +171,7 @@ func TestAlertsInARecordedOutage(t *testing.T) {
 				switch {
 				case minute < outageStarts+5:
 				case minute < outageStarts+7, minute > outageEnds-1 && minute < resolved:
-					continue // fires or resolves within these minutes
+					continue // the alert fires or resolves within these minutes
 				case minute < outageEnds:
 					expect = []any{open, local}
 				}
@@ -181,7 +181,7 @@ func TestAlertsInARecordedOutage(t *testing.T) {
 					"exp_samples": expect,
 				})
 			}
-			// Never for these.
+			// These alerts never fire.
 			checks = append(checks, map[string]any{
 				"expr":        fmt.Sprintf(`count_over_time(ALERTS{circuit=~"reports|mail|healthy", alertname=~"InfuseCircuitOpen.*", alertstate="firing"}[%dm])`, recordingEnds),
 				"eval_time":   fmt.Sprintf("%dm", recordingEnds),
@@ -198,7 +198,7 @@ func TestAlertsInARecordedOutage(t *testing.T) {
 						"exp_labels": map[string]string{"job": "shop", "circuit": "stock", "severity": "warning"},
 						"exp_annotations": map[string]string{
 							"summary":     "The local circuit stock is open in 3 processes of shop.",
-							"description": "More than 25% of the processes fail, and the shared circuit is closed. Check the network between them and the service, and whether the storage is unavailable.",
+							"description": "More than 25% of the processes have opened their local circuit while the shared circuit is closed. Check the network path to the service, and the storage.",
 						},
 					}},
 				}},

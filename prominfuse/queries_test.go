@@ -88,8 +88,8 @@ var (
 	shown     = regexp.MustCompile(`\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}`)
 )
 
-// Each metric, label and value in a query is one of a running fleet.
-func TestQueriesAskForWhatThereIs(t *testing.T) {
+// Each metric, label and value in a query exists in a running fleet.
+func TestQueriesMatchTheMetrics(t *testing.T) {
 	scraped := scrapeFleet(t)
 	for _, q := range append(alertQueries(t), dashboardQueries(t)...) {
 		t.Run(q.where, func(t *testing.T) {
@@ -134,7 +134,7 @@ func selected(t *testing.T, scraped []sample, name, inBraces string) (found []sa
 	return found
 }
 
-// labelsOf returns the labels by which a query groups, and those that it shows.
+// labelsOf returns the labels by which a query groups, and those in its texts.
 func labelsOf(q query) (all []string) {
 	for _, g := range groupings.FindAllStringSubmatch(q.expr, -1) {
 		for name := range strings.SplitSeq(g[1], ",") {
@@ -149,12 +149,12 @@ func labelsOf(q query) (all []string) {
 	return all
 }
 
-// promtool runs Prometheus's own checker.
+// promtool runs promtool, the checker of Prometheus.
 func promtool(t *testing.T, args ...string) {
 	path, err := exec.LookPath("promtool")
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("promtool is not installed: Debian's package prometheus has it")
+			t.Fatal("promtool is not installed: install Debian's package prometheus")
 		}
 		t.Skip("promtool is not installed")
 	}
@@ -167,8 +167,8 @@ func TestAlertRules(t *testing.T) {
 	promtool(t, "test", "rules", "alerts_test.yml")
 }
 
-// With the metrics of a running fleet, the right alerts fire and no others, and each
-// panel shows something.
+// With the metrics of a running fleet, exactly the expected alerts fire, and each panel
+// has data.
 func TestAlertsAndPanelsOnARunningFleet(t *testing.T) {
 	testRules(t, map[string]any{
 		"interval":         "1m",
@@ -177,7 +177,7 @@ func TestAlertsAndPanelsOnARunningFleet(t *testing.T) {
 	})
 }
 
-// testRules has promtool run a test of the alert rules.
+// testRules runs a test of the alert rules with promtool.
 func testRules(t *testing.T, test map[string]any) {
 	file := map[string]any{
 		"rule_files":          []string{absolute(t, "alerts.yml")},
@@ -197,7 +197,7 @@ func absolute(t *testing.T, path string) string {
 	return path
 }
 
-// day is a little longer than the longest alert takes to fire, in minutes.
+// day is slightly longer than the longest alert takes to fire, in minutes.
 const day = 24*60 + 10
 
 // lasting returns the samples as series that keep their values. Rejections continue.
@@ -231,7 +231,7 @@ func firing() any {
 	return evaluated(`count by (alertname, circuit) (ALERTS{alertstate="firing"})`, samples...)
 }
 
-// panels returns a check of each panel: its query is valid, and finds something.
+// panels returns a check of each panel: its query is valid, and returns data.
 func panels(t *testing.T) (all []any) {
 	for _, q := range dashboardQueries(t) {
 		found := map[string]any{"labels": "{}", "value": 1}

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The code in the README is part of an example, which is compiled.
+// The code in the README is part of a compiled example.
 func TestReadmeHasTheExample(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)

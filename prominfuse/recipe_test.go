@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// The code of docs/recipes.md.
+// The code in docs/recipes.md.
 func ExampleNewCollector() {
 	transitions := new(prominfuse.Transitions)
 	breakers, err := infuse.NewGroup(infuse.Config{

@@ -1,5 +1,7 @@
 package tally
 
+// This file reads the statistics of breakers, and selects the circuits with metrics.
+
 import (
 	"cmp"
 	"iter"
@@ -12,36 +14,35 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Failures returns the consecutive failures of the local circuit or, if that is
-// more, of the shared one.
+// Failures returns the consecutive failures of the local or the shared circuit, whichever
+// is more.
 func Failures(s infuse.Stats) int { return max(s.Local.Failures, s.Shared.Failures) }
 
-// Since returns when the state that calls meet began: with the last change of a
-// circuit that is in that state.
+// Since returns the start of s.State: the later start of the circuits in that state.
 func Since(s infuse.Stats) (since time.Time) {
 	for _, c := range []infuse.CircuitStats{s.Local, s.Shared} {
 		if c.State == s.State && c.Since.After(since) {
 			since = c.Since
 		}
 	}
-	if since.IsZero() { // neither is, as with an override that is over
+	if since.IsZero() { // neither circuit is, for example under an override
 		return s.Local.Since
 	}
 	return since
 }
 
-// OnlyLocal reports whether only the local circuit rejects calls, although the
-// process shares one. Without a storage, and under an override, it is false.
+// OnlyLocal reports whether the local circuit rejects calls while the shared circuit is
+// closed. It is false without a storage, and under an override.
 func OnlyLocal(s infuse.Stats) bool {
 	return s.State != infuse.StateClosed && s.Shared.State == infuse.StateClosed && s.Override == nil && !s.Shared.Since.IsZero()
 }
 
-// MaxCircuits is the default number of circuits with metrics, in both modules. With
-// it no instrument exceeds the 2000 data points that an OpenTelemetry SDK allows
-// by default: a circuit has 6 transitions.
+// MaxCircuits is the default limit of circuits with metrics in both modules. The
+// instrument with the most data points, transitions, has 6 per circuit; an OpenTelemetry
+// SDK allows 2000 by default.
 const MaxCircuits = 300
 
-// Circuit is a breaker, and what was read of it.
+// Circuit is a breaker with its statistics.
 type Circuit struct {
 	Breaker       *infuse.Breaker
 	Name          string // see Name
@@ -49,10 +50,10 @@ type Circuit struct {
 	ReadyForTrial bool // the circuit is open or half-open, and the next call becomes a trial
 }
 
-// Circuits returns the circuits of these breakers, the first of each name, and how
-// many others there are. Of more than most circuits it returns the most
-// important ones: those that are not closed or that have an override, then those with
-// failures, then by name.
+// Circuits returns the circuits of the breakers, and the number of omitted circuits. Of
+// breakers with the same name it returns the first. If there are more than most circuits,
+// those that are not closed or that have an override come first, then those with
+// failures, then the others by name.
 func Circuits(breakers iter.Seq[*infuse.Breaker], most int) (shown []Circuit, omitted int) {
 	seen := make(map[string]bool)
 	for b := range breakers {
@@ -74,8 +75,7 @@ func Circuits(breakers iter.Seq[*infuse.Breaker], most int) (shown []Circuit, om
 	return shown[:most], len(shown) - most
 }
 
-// readyForTrial reports whether the next call becomes a trial. A circuit that nobody
-// calls stays so.
+// readyForTrial reports whether the next call becomes a trial.
 func readyForTrial(b *infuse.Breaker, s infuse.Stats) bool {
 	switch {
 	case s.State == infuse.StateClosed, s.Override != nil, !b.Ready():
@@ -97,8 +97,8 @@ func weight(s infuse.Stats) int {
 	return 0
 }
 
-// Name returns the name of a circuit in a form that is valid UTF-8. Invalid names
-// are quoted, and so are names that begin with a quote: no two names become one.
+// Name returns the name of a circuit as valid UTF-8. It quotes invalid names. It also
+// quotes names that begin with a quote, so that different names stay different.
 func Name(circuit string) string {
 	if utf8.ValidString(circuit) && !strings.HasPrefix(circuit, `"`) {
 		return circuit

@@ -1,10 +1,10 @@
-// Package tally counts the transitions of circuits for prominfuse and
-// otelinfuse.
+// Package tally counts transitions, and reads statistics, for prominfuse and otelinfuse.
 //
-// Both modules have tags of their own, and a newer root may be built with an
-// older one of them. So add to this package, but change or remove nothing that a
-// released module uses.
+// Both modules have their own versions, and a program may combine a newer root with an
+// older module. So do not change or remove an identifier that a released module uses.
 package tally
+
+// This file contains the counters of transitions.
 
 import (
 	"runtime"
@@ -17,8 +17,7 @@ import (
 // states is the number of states.
 const states = int(infuse.StateHalfOpen) + 1
 
-// Counts has a counter for each state that began, in the local and in the shared
-// circuit of a breaker.
+// Counts contains the transitions of the local and of the shared circuit, by new state.
 type Counts struct{ Local, Shared [states]uint64 }
 
 // Transitions counts the transitions of each breaker. It keeps no breaker alive. The
@@ -55,14 +54,14 @@ func (c *Transitions) count(b *infuse.Breaker, t infuse.Transition) {
 	c.counts[p] = n
 }
 
-// forget is called when a breaker has become unreachable.
+// forget drops the counts of a breaker that has become unreachable.
 func (c *Transitions) forget(p weak.Pointer[infuse.Breaker]) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.counts, p)
 }
 
-// Of returns what was counted for a breaker.
+// Of returns the counts of a breaker.
 func (c *Transitions) Of(b *infuse.Breaker) Counts {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -10,8 +10,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// A Group makes and evicts breakers by the names it is asked for: the counts of
-// an evicted breaker must go, too.
+// The counts of a breaker end when a Group evicts it.
 func TestTransitionsKeepNoBreakerAlive(t *testing.T) {
 	c := new(Transitions)
 	group, err := infuse.NewGroup(infuse.Config{MaxCircuits: 1, Listeners: []*infuse.Listener{c.Listener()}})
@@ -31,8 +30,8 @@ func TestTransitionsKeepNoBreakerAlive(t *testing.T) {
 	runtime.KeepAlive(group)
 }
 
-// The two circuits of a breaker used to share a counter: an outage counted as two
-// openings of one circuit.
+// The local and the shared circuit have separate counters. With one counter, an outage
+// counted as two openings.
 func TestTransitionsCountEachStateOfEachCircuit(t *testing.T) {
 	c := new(Transitions)
 	listener := c.Listener()

@@ -10,26 +10,13 @@ import (
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
 
-	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/connectinfuse"
+	"github.com/infuse-go/infuse/internal/snippets"
 )
 
 // pingv1connect is what the generated code of a service looks like.
 var pingv1connect struct {
-	NewPingServiceClient  func(client connect.HTTPClient, url string, options ...connect.ClientOption) any
 	NewPingServiceHandler func(service any, options ...connect.HandlerOption) (string, http.Handler)
-}
-
-func readme(url string, storage infuse.Storage) error {
-	breakers, err := infuse.NewGroup(infuse.Config{Storage: storage})
-	if err != nil {
-		return err
-	}
-	defer breakers.Stop()
-	client := pingv1connect.NewPingServiceClient(http.DefaultClient, url,
-		connect.WithInterceptors(connectinfuse.New(breakers)))
-	_ = client
-	return nil
 }
 
 func readmeHandler(service any) {
@@ -38,18 +25,20 @@ func readmeHandler(service any) {
 	_, _ = path, handler
 }
 
-var _, _ = readme, readmeHandler
+var _ = readmeHandler
 
-// TestReadmeCompiles finds the README's Go in this very file.
+// TestReadmeCompiles compiles the README's program, and finds its other code in this
+// very file.
 func TestReadmeCompiles(t *testing.T) {
+	require.Equal(t, 1, snippets.Build(t, "README.md"))
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
 	source, err := os.ReadFile("readme_test.go")
 	require.NoError(t, err)
 	code := strings.ReplaceAll(string(source), "\n\t", "\n") // as it is outside of a func
-	blocks := regexp.MustCompile("(?ms)^```go\n(.*?)^```").FindAllStringSubmatch(string(readme), -1)
-	require.NotEmpty(t, blocks)
-	for _, block := range blocks {
-		require.Contains(t, code, block[1])
+	for _, block := range regexp.MustCompile("(?ms)^```go\n(.*?)^```").FindAllStringSubmatch(string(readme), -1) {
+		if !strings.HasPrefix(block[1], "package ") {
+			require.Contains(t, code, block[1])
+		}
 	}
 }

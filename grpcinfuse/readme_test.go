@@ -13,21 +13,8 @@ import (
 
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/grpcinfuse"
+	"github.com/infuse-go/infuse/internal/snippets"
 )
-
-func readme(target string, credentials credentials.TransportCredentials, storage infuse.Storage) error {
-	breakers, err := infuse.NewGroup(infuse.Config{Storage: storage})
-	if err != nil {
-		return err
-	}
-	defer breakers.Stop()
-	calls := grpcinfuse.New(breakers)
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(credentials),
-		grpc.WithChainUnaryInterceptor(calls.Unary),
-		grpc.WithChainStreamInterceptor(calls.Stream))
-	_ = conn
-	return err
-}
 
 func readmeServer() {
 	server := grpc.NewServer(
@@ -46,18 +33,20 @@ func readmeBackends(target string, credentials credentials.TransportCredentials,
 	_, _ = conn, err
 }
 
-var _, _, _ = readme, readmeServer, readmeBackends
+var _, _ = readmeServer, readmeBackends
 
-// TestReadmeCompiles finds the README's Go in this very file.
+// TestReadmeCompiles compiles the README's program, and finds its other code in this
+// very file.
 func TestReadmeCompiles(t *testing.T) {
+	require.Equal(t, 1, snippets.Build(t, "README.md"))
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
 	source, err := os.ReadFile("readme_test.go")
 	require.NoError(t, err)
 	code := strings.ReplaceAll(string(source), "\n\t", "\n") // as it is outside of a func
-	blocks := regexp.MustCompile("(?ms)^```go\n(.*?)^```").FindAllStringSubmatch(string(readme), -1)
-	require.NotEmpty(t, blocks)
-	for _, block := range blocks {
-		require.Contains(t, code, block[1])
+	for _, block := range regexp.MustCompile("(?ms)^```go\n(.*?)^```").FindAllStringSubmatch(string(readme), -1) {
+		if !strings.HasPrefix(block[1], "package ") {
+			require.Contains(t, code, block[1])
+		}
 	}
 }

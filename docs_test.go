@@ -75,7 +75,7 @@ func TestDocumentsCompile(t *testing.T) {
 func TestProgramsInDocuments(t *testing.T) {
 	t.Parallel()
 	require.Positive(t, snippets.Build(t, "README.md"), "the README needs a program")
-	snippets.Build(t, documents(t)...)
+	snippets.Build(t, append(documents(t), "llms.txt")...)
 }
 
 func absolute(t *testing.T, path string) string {
@@ -174,7 +174,8 @@ var (
 // TestDocumentsLinkToFiles: each link leads to a file, and to a heading of it.
 func TestDocumentsLinkToFiles(t *testing.T) {
 	t.Parallel()
-	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md", "examples/service/README.md", "examples/neighbours/README.md") {
+	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md", "examples/service/README.md", "examples/neighbours/README.md", "llms.txt",
+		"grpcinfuse/README.md", "connectinfuse/README.md", "prominfuse/README.md", "otelinfuse/README.md", "pybreakerstorage/README.md") {
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
 		for _, m := range link.FindAllSubmatch(codeOfAPage.ReplaceAll(text, nil), -1) {
@@ -272,6 +273,26 @@ func TestDocumentedSettingsAreRead(t *testing.T) {
 		require.NoError(t, decoder.Decode(&settings))
 		require.NoError(t, settings.Config().Validate())
 	}
+}
+
+// TestNamesInLlmsTxtExist: each exported name in code of llms.txt is one of the root.
+func TestNamesInLlmsTxtExist(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("llms.txt")
+	require.NoError(t, err)
+	_, section, _ := strings.Cut(string(text), "## API in brief\n")
+	section, _, _ = strings.Cut(section, "```go")
+	api, err := exec.CommandContext(t.Context(), "go", "doc", "-all", ".").Output()
+	require.NoError(t, err)
+	code := regexp.MustCompile(`(?m)^\s*//.*|//.*$`).ReplaceAllString(string(api), "") // without comments
+	names := 0
+	for _, span := range regexp.MustCompile("`[^`]+`").FindAllString(section, -1) {
+		for _, name := range regexp.MustCompile(`\b[A-Z]\w+`).FindAllString(span, -1) {
+			names++
+			require.Regexp(t, `\b`+name+`\b`, code, name)
+		}
+	}
+	require.Greater(t, names, 40)
 }
 
 // TestComparedHasFiguresOfTheBenchmark: each figure in the table of docs/compared.md is

@@ -3,7 +3,10 @@ package infuse
 import (
 	"os"
 	"slices"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // What the tests of records share.
@@ -37,4 +40,46 @@ func (r Record) then(c Change, now time.Time) Record {
 	}
 	next, _ := r.Apply(c, now)
 	return next
+}
+
+// Limits with a MaxResetTimeout and no ResetTimeout never return.
+func TestGrownWithoutAResetTimeout(t *testing.T) {
+	done := make(chan bool)
+	go func() {
+		l := rating
+		l.ResetTimeout, l.MaxResetTimeout = 0, time.Minute
+		Record{}.Apply(Change{Limits: l, Counted: []Bucket{{Start: noon, Calls: 10, Failures: 10}}}, noon)
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+		t.Fatal("an endless loop")
+	}
+}
+
+// An hour of calm is forgotten by a move to open.
+func TestCalmIsForgottenByAMove(t *testing.T) {
+	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, MaxResetTimeout: time.Hour}
+	now, n := noon, 0
+	r := Record{}
+	apply := func(c Change) { c.Limits = l; r, _ = r.Apply(c, now) }
+	trial := func(o Outcome) {
+		now = r.DueAt
+		n++
+		apply(Change{Ask: "a"})
+		apply(Change{Settled: []Settlement{{ID: "a", Outcome: o}}, Seen: r})
+	}
+	apply(Change{Calls: Calls{Failures: 1, Lead: 1, Streak: 1}})
+	for range 5 {
+		trial(OutcomeFailure)
+	}
+	trial(OutcomeSuccess)
+	require.Equal(t, StateClosed, r.State)
+	require.Equal(t, 32*time.Second, r.OpenTime)
+	now = now.Add(24 * time.Hour)
+	require.Equal(t, time.Second, r.grown(&l, now), "after a day of calm")
+	apply(Change{Move: &Move{StateOpen}})
+	trial(OutcomeFailure)
+	require.LessOrEqual(t, r.OpenTime, 2*time.Second, "after a day of calm and a move")
 }

@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -220,4 +221,79 @@ func TestASenderWithoutARateLeavesTheSuspicionOfOthers(t *testing.T) {
 	r = r.then(calls(asking, "f"), after(2))
 	require.Equal(t, 1, r.Failures)
 	require.True(t, r.Rated)
+}
+
+// The same in a fleet, after a rolling deployment that is over.
+func TestAShorterWindowOfAFleetIsBlind(t *testing.T) {
+	long := ratedBy(func(l *Limits) { l.Window = time.Hour })
+	short := ratedBy(func(l *Limits) { l.Window = 10 * time.Second })
+	day := time.UnixMilli(noon.UnixMilli() / 360_000 * 360_000)
+	r := Record{}.then(Change{Limits: long, Counted: []Bucket{{Start: day, Calls: 1, Failures: 1}}}, day)
+	at := day
+	say := func(calls, failures int) {
+		for _, source := range []string{"a", "b"} {
+			c := Change{Source: source, Limits: short, Counted: []Bucket{{Start: at, Calls: calls / 2, Failures: failures / 2}}}
+			r, _ = r.Apply(c, at)
+		}
+	}
+	for range 2 * 3600 { // two hours of noise, all with the short window
+		at = at.Add(time.Second)
+		say(200, 2)
+	}
+	require.Equal(t, 6*time.Minute, r.Window.Width)
+	at = at.Add(30 * time.Second)
+	suspicions := 0
+	for range 300 { // 300 s of an outage at 100 calls/s
+		at = at.Add(time.Second)
+		say(100, 100)
+		if r.suspect() {
+			suspicions++
+		}
+		if r.State == StateOpen {
+			t.Logf("open after %v", at)
+			return
+		}
+	}
+	t.Fatalf("30,000 failures in 300 s: state %v, in %d reports suspect", r.State, suspicions)
+}
+
+// Limits that keep to what their comment says: whole milliseconds, at least 1.
+func TestAWindowOfFiveMilliseconds(t *testing.T) {
+	l := ratedBy(func(l *Limits) { l.Window = 5 * time.Millisecond })
+	require.NotPanics(t, func() {
+		Record{}.Apply(Change{Limits: l, Counted: []Bucket{{Start: noon, Calls: 1, Failures: 1}}}, noon)
+	})
+}
+
+// An override while others count takes their counts back.
+// A call of 8.02 tenths of a window ago has left the fleet's window.
+// Who clears an override that is not there, by the history.
+// An override of a state that cannot be, from a third-party sender.
+// A Ramp that is set later begins in the middle, long after the closing.
+// While the storage is away, an override of the fleet can neither be cleared
+// nor replaced for a process alone, though the error says that it was.
+// For GOARCH=386 alone: counts and ages beyond 31 bits.
+func TestThirtyTwoBits(t *testing.T) {
+	b := Bucket{Calls: math.MaxInt32, Failures: math.MaxInt32}
+	b.add(Bucket{Calls: 20, Failures: 20})
+	require.Positive(t, b.Calls)
+	w := Window{Width: time.Second, Buckets: []Bucket{{noon, math.MaxInt32, math.MaxInt32}, {after(1000), 20, 20}}}
+	require.True(t, w.rate(10*time.Second, 20, 0.5, after(1500)).over)
+	r := Record{Window: Window{time.Second, []Bucket{{noon, 1, 1}}}}
+	later := noon.Add(25 * 24 * time.Hour)
+	_, err := ParseRecord(AppendRecord(nil, r, later), later)
+	require.NoError(t, err)
+}
+
+// A window of a length that ten does not divide differs by where it is kept.
+func TestAWidthIsWholeMilliseconds(t *testing.T) {
+	l := ratedBy(func(l *Limits) { l.Window = 105 * time.Millisecond })
+	r := Record{}.then(counted(l, 1, 1), noon)
+	parsed, err := ParseRecord(AppendRecord(nil, r, noon), noon)
+	require.NoError(t, err)
+	redis, err := parseWindow(formatWindow(r.Window))
+	require.NoError(t, err)
+	t.Log(r.Window.Width, parsed.Window.Width, redis.Width)
+	require.Equal(t, r.Window.Width, parsed.Window.Width)
+	require.Equal(t, r.Window.Width, redis.Width)
 }

@@ -210,3 +210,11 @@ func WaitUntilDue(t *testing.T, b *infuse.Breaker) {
 	time.Sleep(RequireRejected(t, b).RetryAfter())
 	synctest.Wait()
 }
+
+// CallOf makes a call that fails or succeeds.
+func CallOf(b *infuse.Breaker, fail bool) error {
+	if fail {
+		return b.Call(context.Background(), Fails)
+	}
+	return b.Call(context.Background(), Succeeds)
+}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"runtime"
 	"strings"
 	"sync"
@@ -396,4 +397,33 @@ func BenchmarkCall(b *testing.B) {
 			all.Wait()
 		})
 	}
+}
+
+func TestASuccessAllocatesNothingUnderAnySetting(t *testing.T) {
+	ctx := context.Background()
+	ok, ill := func(context.Context) error { return nil }, func(context.Context) error { return errUnhealthy }
+	for name, cfg := range map[string]infuse.Config{
+		"plain": {FailMax: 1000}, "rate": {FailureRate: 0.9, MinCalls: math.MaxInt32}, "rate and row": {FailureRate: 0.9, MinCalls: math.MaxInt32, FailMax: 1000},
+		"counts": {FailMax: 1000, CountCalls: true}, "slow": {FailMax: 1000, SlowCall: time.Minute}, "ramp": {FailMax: 1000, Ramp: time.Second},
+	} {
+		b := startBreaker(t, "service", cfg)
+		health := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ok) })
+		_ = b.Call(ctx, ill)
+		_ = b.Call(ctx, ok)
+		after := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ok) })
+		failing := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ill); _ = b.Call(ctx, ok) })
+		t.Log(name, "health", health, "with a failure", after, "failure and success", failing)
+		require.Zero(t, health, name)
+		require.Zero(t, after, name)
+	}
+	// A ramp long over.
+	b := startBreaker(t, "service", infuse.Config{Ramp: time.Millisecond, ResetTimeout: time.Millisecond, FailMax: 3})
+	for range 3 {
+		_ = b.Call(ctx, ill)
+	}
+	time.Sleep(5 * time.Millisecond)
+	_ = b.Call(ctx, ok)
+	time.Sleep(20 * time.Millisecond)
+	failing := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ill); _ = b.Call(ctx, ok) })
+	t.Log("after a ramp: failure and success", failing)
 }

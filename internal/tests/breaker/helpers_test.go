@@ -41,6 +41,7 @@ var (
 	allocations     = breakertest.Allocations
 	underRace       = breakertest.UnderRace
 	waitUntilDue    = breakertest.WaitUntilDue
+	callOf          = breakertest.CallOf
 	errTroubled     = breakertest.ErrTroubled
 )
 

@@ -193,3 +193,102 @@ func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
 		require.NoError(t, b.SetState(t.Context(), infuse.StateClosed), what)
 	}
 }
+
+// What a reviewer broke of overrides and histories.
+
+func TestAnOverrideThatIsOverComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "service", infuse.Config{})
+		require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, Reason: "maintenance", Until: time.Now().Add(time.Second)}))
+		time.Sleep(2 * time.Second)
+		require.Equal(t, infuse.StateClosed, b.State())
+		require.ErrorIs(t, callOf(b, true), errUnhealthy)
+		time.Sleep(24 * time.Hour)
+		require.NoError(t, callOf(b, false), "a day later")
+	})
+}
+
+func TestAGroupForgetsOverrides(t *testing.T) {
+	for _, state := range []infuse.State{infuse.StateOpen, infuse.StateClosed} {
+		t.Run(state.String(), func(t *testing.T) {
+			g, err := infuse.NewGroup(infuse.Config{MaxCircuits: 2, FailMax: 1})
+			require.NoError(t, err)
+			held, _ := g.Breaker("held")
+			require.NoError(t, held.Override(t.Context(), infuse.Override{State: state, Reason: "maintenance"}))
+			open, _ := g.Breaker("open")
+			_ = callOf(open, true)
+			require.Equal(t, infuse.StateOpen, open.State())
+			_, _ = g.Breaker("new")
+			again, _ := g.Breaker("held")
+			require.NotNil(t, again.Stats().Override, "the override is gone")
+		})
+	}
+}
+
+func TestClearingNothingClearsAllOwnCircuits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		one, other := startBreaker(t, "service", infuse.Config{Storage: storage}), startBreaker(t, "service", infuse.Config{Storage: storage})
+		for range 5 {
+			_ = callOf(one, true)
+		}
+		for range 5 {
+			_ = callOf(other, false)
+		}
+		time.Sleep(time.Second)
+		require.Equal(t, infuse.StateOpen, one.State())
+		require.Equal(t, infuse.StateClosed, one.Stats().Shared.State)
+		require.NoError(t, other.ClearOverride(t.Context(), "ann"))
+		synctest.Wait()
+		require.Equal(t, infuse.StateOpen, one.State(), "there was no override, and its own circuit is closed")
+	})
+}
+
+func TestAnOverrideToHalfOpen(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	_, _, err := storage.Apply(t.Context(), "service", infuse.Change{Limits: infuse.Limits{FailMax: 5, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: 30 * time.Second}, Override: &infuse.Override{State: infuse.StateHalfOpen}})
+	require.Error(t, err)
+}
+
+func TestAnOverrideThatCannotBeCleared(t *testing.T) {
+	for name, release := range map[string]func(ctx context.Context, b *infuse.Breaker) error{
+		"ClearOverride": func(ctx context.Context, b *infuse.Breaker) error { return b.ClearOverride(ctx, "ann") },
+		"Override closed": func(ctx context.Context, b *infuse.Breaker) error {
+			return b.Override(ctx, infuse.Override{State: infuse.StateClosed, Reason: "over"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				storage := &troubled{Storage: infuse.NewMemoryStorage()}
+				b := startBreaker(t, "service", infuse.Config{Storage: storage})
+				require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, Reason: "maintenance"}))
+				storage.Down.Store(true)
+				_, err := b.Record(t.Context()) // meets the outage
+				require.Error(t, err)
+				time.Sleep(time.Second)
+				err = release(t.Context(), b)
+				t.Log(err)
+				require.ErrorContains(t, err, "for this process alone")
+				require.NoError(t, callOf(b, false), "for this process")
+			})
+		})
+	}
+}
+
+func TestTheEndOfAnOverrideOverAnOpenCircuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		b := startBreaker(t, "service", infuse.Config{Storage: storage})
+		require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateClosed, Reason: "false alarm", Until: time.Now().Add(10 * time.Second)}))
+		for range 20 {
+			require.ErrorIs(t, callOf(b, true), errUnhealthy)
+		}
+		time.Sleep(10*time.Second + time.Millisecond)
+		synctest.Wait()
+		require.Equal(t, infuse.StateOpen, b.State())
+		require.Error(t, callOf(b, false))
+		time.Sleep(time.Minute)
+		require.NoError(t, callOf(b, false))
+		require.Equal(t, infuse.StateClosed, b.State())
+	})
+}

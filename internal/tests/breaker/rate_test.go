@@ -241,3 +241,86 @@ func TestTheNewSettingsAreChecked(t *testing.T) {
 	_, err = infuse.New("service", infuse.Config{MaxResetTimeout: time.Second})
 	require.ErrorContains(t, err, "Config.MaxResetTimeout is 1s: must be from 1m0s", "the default ResetTimeout is the least")
 }
+
+// A window keeps the width of the longest Window that it ever knew, as long
+// as there is a failure in ten of these widths: under noise, for good.
+func TestAShorterWindowIsBlind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "service", infuse.Config{FailureRate: 0.5, Window: time.Hour})
+		_ = callOf(b, true)
+		require.NoError(t, b.Configure(infuse.Config{FailureRate: 0.5}))
+		for range 3 * 3600 { // three hours at 1 % errors or so
+			time.Sleep(time.Second)
+			_ = callOf(b, time.Now().Unix()%100 == 0)
+		}
+		for time.Now().Unix()%360 != 60 { // a minute after a bucket began
+			time.Sleep(time.Second)
+			_ = callOf(b, false)
+		}
+		for i := range 2000 { // 200 s of a total outage, with 10 calls/s
+			if b.State() == infuse.StateOpen {
+				t.Logf("open after %d failures", i)
+				require.Less(t, i, 200)
+				return
+			}
+			_ = callOf(b, true)
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Fatal("200 s in which all of 2,000 calls failed, 3 hours after Configure: not open")
+	})
+}
+
+// countedIn returns the calls of a window, and how many of them failed.
+func countedIn(w infuse.Window) (calls, failures int) {
+	for _, b := range w.Buckets {
+		calls, failures = calls+b.Calls, failures+b.Failures
+	}
+	return calls, failures
+}
+
+// A process that opened its local circuit during an outage of the storage reported
+// MinCalls failed calls, which nobody had made.
+func TestCallsThatNobodyMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &troubled{Storage: infuse.NewMemoryStorage()}
+		b := startBreaker(t, "service", infuse.Config{Storage: storage, FailMax: 5, FailureRate: 0.5, MinCalls: 50})
+		storage.Down.Store(true)
+		for range 10 {
+			_ = callOf(b, true)
+		}
+		require.Equal(t, infuse.StateOpen, b.State())
+		storage.Down.Store(false)
+		for b.Stats().StorageErr != nil {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+		}
+		r, err := b.Record(t.Context())
+		require.NoError(t, err)
+		calls, _ := countedIn(r.Window)
+		require.LessOrEqual(t, calls, 10, "%+v", r)
+	})
+}
+
+// A Strict failure was not stored at its return while a rate was being confirmed.
+func TestStrictFailuresAreNotKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := infuse.NewMemoryStorage()
+		cfg := infuse.Config{Storage: storage, FailureRate: 0.5, MinCalls: 5, Strict: true}
+		one, other := startBreaker(t, "service", cfg), startBreaker(t, "service", cfg)
+		for range 5 {
+			_ = callOf(one, true)
+		}
+		synctest.Wait()
+		before, err := other.Record(t.Context())
+		require.NoError(t, err)
+		require.True(t, before.Rated)
+		for range 3 {
+			require.ErrorIs(t, callOf(other, true), errUnhealthy)
+		}
+		after, err := other.Record(t.Context())
+		require.NoError(t, err)
+		_, was := countedIn(before.Window)
+		_, is := countedIn(after.Window)
+		require.Equal(t, was+3, is)
+	})
+}

@@ -214,3 +214,22 @@ func TestAnOutageReadsAsOneInEveryLog(t *testing.T) {
 		}
 	})
 }
+
+// Ready and Wait do not return while another call asks for the trial.
+func TestWaitDoesNotSpinWhileATrialIsAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		by := new(atomic.Int64)
+		b := startBreaker(t, "service", infuse.Config{ResetTimeout: time.Second, Storage: delayed{infuse.NewMemoryStorage(), by}})
+		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
+		by.Store(int64(50 * time.Millisecond))
+		time.Sleep(time.Second)
+		go func() { _ = callOf(b, false) }()
+		synctest.Wait()
+		require.False(t, b.Ready())
+		began := time.Now()
+		require.NoError(t, b.Wait(t.Context()))
+		require.GreaterOrEqual(t, time.Since(began), 50*time.Millisecond)
+		require.NoError(t, callOf(b, false))
+		require.Equal(t, infuse.StateClosed, b.State())
+	})
+}

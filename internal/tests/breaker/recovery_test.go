@@ -3,6 +3,7 @@ package breaker_test
 import (
 	"context"
 	"math"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -220,4 +221,105 @@ func TestARampEndsByHand(t *testing.T) {
 			require.NoError(t, b.Call(ctx, succeeds))
 		}
 	})
+}
+
+// A ramp that had ended came back with each later failure.
+func TestARampThatIsOverComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBreaker(t, "service", infuse.Config{Ramp: time.Second, ResetTimeout: time.Second, FailMax: 3})
+		for range 3 {
+			_ = callOf(b, true)
+		}
+		time.Sleep(time.Second)
+		require.NoError(t, callOf(b, false))
+		time.Sleep(time.Hour)
+		for range 100 {
+			require.NoError(t, callOf(b, false))
+			require.ErrorIs(t, callOf(b, true), errUnhealthy, "an hour after the ramp")
+		}
+	})
+}
+
+// A ramp ended for a process when its storage became unavailable.
+func TestARampEndsWhereTheStorageIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &troubled{Storage: infuse.NewMemoryStorage()}
+		cfg := infuse.Config{Storage: storage, Ramp: 10 * time.Second}
+		one, other := startBreaker(t, "service", cfg), startBreaker(t, "service", cfg)
+		require.NoError(t, one.SetState(t.Context(), infuse.StateOpen))
+		require.NoError(t, one.SetState(t.Context(), infuse.StateClosed))
+		synctest.Wait()
+		ran := func() (n int) {
+			for range 100 {
+				if callOf(other, false) == nil {
+					n++
+				}
+			}
+			return n
+		}
+		require.InDelta(t, 10, ran(), 3)
+		storage.Down.Store(true)
+		for other.Stats().StorageErr == nil { // the first failure that runs meets the storage
+			_ = callOf(other, true)
+		}
+		require.Equal(t, infuse.StateClosed, other.Stats().Local.State)
+		require.Equal(t, 1, other.Stats().Local.Failures)
+		require.InDelta(t, 10, ran(), 3, "of 100 calls, some ms later")
+	})
+}
+
+// slowTrials is a storage that takes long to grant a trial, and to settle it.
+type slowTrials struct {
+	infuse.Storage
+	asks, settles atomic.Int64
+}
+
+func (s *slowTrials) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
+	if c.Ask != "" {
+		time.Sleep(time.Duration(s.asks.Load()))
+	}
+	if len(c.Settled) > 0 {
+		time.Sleep(time.Duration(s.settles.Load()))
+	}
+	return s.Storage.Apply(ctx, circuit, c)
+}
+
+// A process whose trial succeeded met a circuit on a ramp that let nothing run.
+// Without a Ramp all calls run.
+func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
+	for _, ramp := range []time.Duration{0, time.Second} {
+		t.Run(ramp.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				storage := &slowTrials{Storage: infuse.NewMemoryStorage()}
+				b := startBreaker(t, "prices", infuse.Config{Storage: storage, Ramp: ramp})
+				other := startBreaker(t, "prices", infuse.Config{Storage: storage})
+				for _, failing := range []*infuse.Breaker{b, other} {
+					for range 5 {
+						_ = callOf(failing, true)
+					}
+					time.Sleep(60 * time.Millisecond)
+				}
+				require.Equal(t, infuse.StateOpen, b.Stats().Shared.State)
+				time.Sleep(time.Minute)
+				storage.asks.Store(int64(60 * time.Millisecond))
+				storage.settles.Store(int64(10 * time.Second))
+				require.NoError(t, callOf(b, false))
+				ran := 0
+				var last error
+				for range 500 { // at once: no time passes
+					if err := callOf(b, false); err == nil {
+						ran++
+					} else {
+						last = err
+					}
+				}
+				t.Logf("state %v, storage error %v: %d of 500 ran; %v", b.State(), b.Stats().StorageErr, ran, last)
+				if ran < 10 {
+					t.Errorf("%d of 500 calls ran in a closed circuit", ran)
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+			})
+		})
+	}
 }

@@ -72,3 +72,26 @@ func TestNoErrorOfAStorageWedgesABreaker(t *testing.T) {
 		}
 	}
 }
+
+// A panic within Apply left the lock of MemoryStorage taken.
+func TestMemoryStorageHangsAfterThat(t *testing.T) {
+	storage := infuse.NewMemoryStorage()
+	func() {
+		defer func() { _ = recover() }()
+		l := infuse.Limits{
+			FailMax: 1000, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second,
+			FailureRate: 0.5, Window: 5 * time.Millisecond, MinCalls: 10,
+		}
+		_, _, _ = storage.Apply(t.Context(), "one", infuse.Change{Limits: l, Counted: []infuse.Bucket{{Start: time.Now(), Calls: 1, Failures: 1}}})
+	}()
+	done := make(chan bool)
+	go func() {
+		_, _ = storage.Load(context.Background(), "another")
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+		t.Fatal("the storage of all circuits hangs")
+	}
+}

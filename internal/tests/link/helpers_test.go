@@ -35,6 +35,8 @@ var (
 	startGroup      = breakertest.Many
 	failuresOf      = breakertest.FailuresOf
 	outcomes        = breakertest.Outcomes
+	callOf          = breakertest.CallOf
+	errTroubled     = breakertest.ErrTroubled
 )
 
 type (

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -324,3 +325,69 @@ func TestAKilledRedisIsReportedOnceWithItsReason(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// garbled is a storage that can be unavailable, and the record of whose circuit "bad"
+// cannot be read.
+type garbled struct {
+	infuse.Storage
+	down *atomic.Bool
+}
+
+func (s garbled) fails(circuit string) error {
+	switch {
+	case s.down.Load():
+		return errTroubled
+	case circuit == "bad":
+		return &infuse.RecordError{Circuit: circuit, Reason: "is garbage"}
+	}
+	return nil
+}
+
+func (s garbled) Load(ctx context.Context, circuit string) (infuse.Record, error) {
+	if err := s.fails(circuit); err != nil {
+		return infuse.Record{}, err
+	}
+	return s.Storage.Load(ctx, circuit)
+}
+
+func (s garbled) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
+	if err := s.fails(circuit); err != nil && (s.down.Load() || c.Move == nil) {
+		return infuse.Record{}, infuse.VerdictRefused, err
+	}
+	return s.Storage.Apply(ctx, circuit, c)
+}
+
+// A record that cannot be read when the storage is available again is a warning of its
+// circuit, a manual change replaces it, and it does not prolong the outage for others.
+func TestARecordThatIsGarbageAfterAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down := new(atomic.Bool)
+		var mu sync.Mutex
+		var events []string
+		add := func(event string) {
+			mu.Lock()
+			defer mu.Unlock()
+			events = append(events, event)
+		}
+		listener := &infuse.Listener{
+			StorageUnavailable: func(error) { add("unavailable") },
+			StorageAvailable:   func(time.Duration) { add("available") },
+			Warning:            func(_ *infuse.Breaker, err error) { add(err.Error()) },
+		}
+		cfg := infuse.Config{Storage: garbled{infuse.NewMemoryStorage(), down}, Listeners: []*infuse.Listener{listener}}
+		good := startBreaker(t, "good", cfg)
+		down.Store(true)
+		_, err := good.Record(t.Context()) // and it has nothing to store
+		require.Error(t, err)
+		bad := startBreaker(t, "bad", cfg)
+		require.Error(t, callOf(bad, true))
+		time.Sleep(10 * time.Second)
+		down.Store(false)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.ElementsMatch(t, []string{"unavailable", `infuse: the record of circuit "bad" is garbage`, "available"}, events)
+		require.ErrorContains(t, bad.Stats().StorageErr, "is garbage")
+		require.NoError(t, good.Stats().StorageErr)
+		require.NoError(t, bad.SetState(t.Context(), infuse.StateClosed), "it replaces the record")
+	})
+}

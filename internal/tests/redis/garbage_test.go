@@ -1,4 +1,4 @@
-package infuse
+package redis_test
 
 import (
 	"context"
@@ -10,6 +10,9 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/redistest"
 )
 
 // Anybody who may write a circuit's key may have written anything. These tests
@@ -18,8 +21,8 @@ import (
 var megabyte = strings.Repeat("x", 1<<20)
 
 // garbage returns a value for any field of a circuit's hash.
-func garbage(roll dice) string {
-	if roll.oneIn(100) {
+func garbage(roll redistest.Dice) string {
+	if roll.OneIn(100) {
 		return megabyte
 	}
 	texts := []string{
@@ -41,14 +44,14 @@ func garbage(roll dice) string {
 		var b strings.Builder
 		fmt.Fprintf(&b, `{"v":3,"readable":2,"state":%d`, roll(3))
 		for _, field := range []string{"gen", "since", "opened", "moved", "failures", "row", "successes", "due", "suspect", "opens", "balance", "calm", "width", "opentime", "closed"} {
-			if roll.oneIn(3) {
+			if roll.OneIn(3) {
 				fmt.Fprintf(&b, `,"%s":%d`, field, numbers[roll(len(numbers))])
 			}
 		}
-		if roll.oneIn(3) {
-			fmt.Fprintf(&b, `,"rated":true,"trials":[{"id":"a","left":%d,"stale":%t}]`, numbers[roll(len(numbers))], roll.oneIn(2))
+		if roll.OneIn(3) {
+			fmt.Fprintf(&b, `,"rated":true,"trials":[{"id":"a","left":%d,"stale":%t}]`, numbers[roll(len(numbers))], roll.OneIn(2))
 		}
-		if roll.oneIn(3) {
+		if roll.OneIn(3) {
 			fmt.Fprintf(&b, `,"override":{"state":%d,"reason":"x","left":%d}`, roll(3), numbers[roll(len(numbers))])
 		}
 		return b.String() + "}"
@@ -57,13 +60,13 @@ func garbage(roll dice) string {
 }
 
 // sourceOf returns a value for the field of a source.
-func sourceOf(roll dice) string {
+func sourceOf(roll redistest.Dice) string {
 	return fmt.Sprintf("%020d %s", roll(100), []string{"nan", "inf", "", "-1", "99999999999999999999", "1790000000000", "\xff"}[roll(7)])
 }
 
 // spoil writes anything into the circuit's key.
-func spoil(ctx context.Context, client *redis.Client, roll dice, key string) (what string, err error) {
-	if roll.oneIn(10) {
+func spoil(ctx context.Context, client *redis.Client, roll redistest.Dice, key string) (what string, err error) {
+	if roll.OneIn(10) {
 		client.Del(ctx, key)
 		switch roll(4) {
 		case 0:
@@ -76,13 +79,13 @@ func spoil(ctx context.Context, client *redis.Client, roll dice, key string) (wh
 			return "a sorted set", client.ZAdd(ctx, key, redis.Z{Member: garbage(roll)}).Err()
 		}
 	}
-	if roll.oneIn(10) || client.Type(ctx, key).Val() != "hash" {
+	if roll.OneIn(10) || client.Type(ctx, key).Val() != "hash" {
 		client.Del(ctx, key)
 		what = "nothing but "
 	}
 	for range 1 + roll(3) {
 		field := []string{"v", "g", "t", "n", "w", "r", "s:one", "s:newcomer", "name"}[roll(9)]
-		if roll.oneIn(6) {
+		if roll.OneIn(6) {
 			what += fmt.Sprintf("no %s, ", field)
 			err = errors.Join(err, client.HDel(ctx, key, field).Err())
 			continue
@@ -91,7 +94,7 @@ func spoil(ctx context.Context, client *redis.Client, roll dice, key string) (wh
 		what += fmt.Sprintf("%s %.60q, ", field, value)
 		err = errors.Join(err, client.HSet(ctx, key, field, value).Err())
 	}
-	if roll.oneIn(20) {
+	if roll.OneIn(20) {
 		what += "530 sources"
 		sources := make(map[string]string)
 		for i := range 530 {
@@ -106,44 +109,44 @@ func spoil(ctx context.Context, client *redis.Client, roll dice, key string) (wh
 // made the script fail, and with it the storage for all circuits.
 func TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone(t *testing.T) {
 	t.Parallel()
-	seed := seedOf(t)
+	seed := redistest.Seed(t)
 	onBoth(t, func(t *testing.T, client *redis.Client) {
-		ctx, roll := t.Context(), newDice(seed, 3)
-		storage := NewRedisStorage(client, RedisOptions{PollInterval: time.Hour})
+		ctx, roll := t.Context(), redistest.NewDice(seed, 3)
+		storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: time.Hour})
 		t.Cleanup(func() { _ = storage.Close() })
-		healthy, err := New("healthy", Config{Storage: storage, StorageTimeout: 10 * time.Second})
+		healthy, err := infuse.New("healthy", infuse.Config{Storage: storage, StorageTimeout: 10 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(healthy.Stop)
-		key := storage.key("circuit")
+		key := "infuse:{circuit}"
 		problems := 0
 		for round := range 120 {
-			client.Del(ctx, key, key+historySuffix)
+			client.Del(ctx, key, key+":log")
 			one := newSender(t, client, "one")
 			one.limits.FailMax = 3
 			one.limits.Suspicion = time.Duration(roll(2)) * time.Hour / 4
 			for range 1 + roll(4) {
-				one.must([]Change{failures(1), failures(3), move(StateOpen), move(StateHalfOpen), {Ask: "a"}, {Override: &Override{State: StateOpen, Reason: "x"}}}[roll(6)])
+				one.must([]infuse.Change{failures(1), failures(3), move(infuse.StateOpen), move(infuse.StateHalfOpen), {Ask: "a"}, {Override: &infuse.Override{State: infuse.StateOpen, Reason: "x"}}}[roll(6)])
 			}
 			what, err := spoil(ctx, client, roll, key)
 			require.NoError(t, err, what)
 			newcomer := newSender(t, client, "newcomer")
 			newcomer.limits = one.limits
 			for _, s := range []*sender{one, newcomer} {
-				for _, c := range []Change{failures(1), success(), {}, {Ask: "b"}, {Settled: []Settlement{{ID: "b"}}}, failures(5)} {
+				for _, c := range []infuse.Change{failures(1), success(), {}, {Ask: "b"}, {Settled: []infuse.Settlement{{ID: "b"}}}, failures(5)} {
 					began := time.Now()
 					_, err := s.send(c)
 					require.Less(t, time.Since(began), 5*time.Second, "round %d: %s", round, what)
 					problems += requireOwnTrouble(t, err, "round %d: %s: %+v", round, what, c)
 					_, err = s.Load(ctx, "circuit")
 					problems += requireOwnTrouble(t, err, "round %d: %s", round, what)
-					if roll.oneIn(3) {
+					if roll.OneIn(3) {
 						what, err = spoil(ctx, client, roll, key)
 						require.NoError(t, err, what)
 					}
 				}
 			}
 			if round%10 == 0 {
-				b, err := New("circuit", Config{Storage: storage, StorageTimeout: 10 * time.Second})
+				b, err := infuse.New("circuit", infuse.Config{Storage: storage, StorageTimeout: 10 * time.Second})
 				require.NoError(t, err)
 				for range 3 {
 					_ = b.Call(ctx, func(context.Context) error { return errors.New("failed") })
@@ -154,10 +157,10 @@ func TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone(t *testing.T) {
 				b.Stop()
 			}
 			last := []*sender{one, newcomer}[roll(2)]
-			last.seen = Record{}
+			last.seen = infuse.Record{}
 			last.number += 1000 // a stranger's number may be in the hash
 			last.source = fmt.Sprint("operator", round)
-			_, err = last.send([]Change{move(StateHalfOpen), {Override: &Override{State: StateClosed, Reason: "x"}}}[roll(2)])
+			_, err = last.send([]infuse.Change{move(infuse.StateHalfOpen), {Override: &infuse.Override{State: infuse.StateClosed, Reason: "x"}}}[roll(2)])
 			require.NoError(t, err, "round %d: %s: a change by hand repairs", round, what)
 			_, err = newSender(t, client, "other").Load(ctx, "circuit")
 			require.NoError(t, err, "round %d: %s: and all read it", round, what)
@@ -173,7 +176,7 @@ func requireOwnTrouble(t *testing.T, err error, format string, args ...any) int 
 	if err == nil {
 		return 0
 	}
-	var bad *RecordError
+	var bad *infuse.RecordError
 	require.ErrorAs(t, err, &bad, fmt.Sprintf(format, args...))
 	return 1
 }
@@ -181,13 +184,13 @@ func requireOwnTrouble(t *testing.T, err error, format string, args ...any) int 
 // The case of faults R3 that was found first.
 func TestAnEmptyVersionIsATroubleOfOneCircuit(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *redis.Client) {
-		storage := NewRedisStorage(client, RedisOptions{})
+		storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 		t.Cleanup(func() { _ = storage.Close() })
-		require.NoError(t, client.HSet(t.Context(), storage.key("x"), "v", "").Err())
+		require.NoError(t, client.HSet(t.Context(), "infuse:{x}", "v", "").Err())
 		_, err := storage.Load(t.Context(), "x")
 		require.Equal(t, 1, requireOwnTrouble(t, err, "load"))
-		require.Equal(t, map[string]string{"v": ""}, client.HGetAll(t.Context(), storage.key("x")).Val(), "a read writes nothing")
-		group, err := NewGroup(Config{Storage: storage, StorageTimeout: 10 * time.Second})
+		require.Equal(t, map[string]string{"v": ""}, client.HGetAll(t.Context(), "infuse:{x}").Val(), "a read writes nothing")
+		group, err := infuse.NewGroup(infuse.Config{Storage: storage, StorageTimeout: 10 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(group.Stop)
 		healthy, err := group.Breaker("healthy")

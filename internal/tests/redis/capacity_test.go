@@ -1,4 +1,4 @@
-package infuse
+package redis_test
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -135,8 +136,8 @@ func TestCapacityAgreesWithRedis(t *testing.T) {
 	defer cancel()
 	for range c.processes {
 		client := server.Client(func(o *redis.Options) { o.PoolSize = 4 })
-		storage := NewRedisStorage(client, RedisOptions{PollInterval: c.poll})
-		group, err := NewGroup(Config{Storage: storage, FailMax: c.failMax, ResetTimeout: c.resetTimeout, StorageTimeout: 5 * time.Second})
+		storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: c.poll})
+		group, err := infuse.NewGroup(infuse.Config{Storage: storage, FailMax: c.failMax, ResetTimeout: c.resetTimeout, StorageTimeout: 5 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(func() { group.Stop(); _ = storage.Close() })
 		for circuit := range c.circuits {

@@ -1,4 +1,4 @@
-package infuse
+package redis_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -19,11 +20,11 @@ import (
 // nothing by itself.
 
 // inDatabase returns the breaker of one process whose records live in a database.
-func inDatabase(t *testing.T, server *redistest.Server, number int) (*Breaker, *redis.Client) {
+func inDatabase(t *testing.T, server *redistest.Server, number int) (*infuse.Breaker, *redis.Client) {
 	t.Helper()
 	client := server.Client(func(o *redis.Options) { o.DB = number })
-	storage := NewRedisStorage(client, RedisOptions{PollInterval: time.Second})
-	b, err := New("inventory.internal", Config{Storage: storage, StorageTimeout: time.Minute, Instance: fmt.Sprint("database ", number)})
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: time.Second})
+	b, err := infuse.New("inventory.internal", infuse.Config{Storage: storage, StorageTimeout: time.Minute, Instance: fmt.Sprint("database ", number)})
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
 	requireSubscribers(t, client, number+1)
@@ -53,7 +54,7 @@ func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
 	callFor := func(d time.Duration) {
 		for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			calls++
-			if errors.Is(production.Call(ctx, func(context.Context) error { return nil }), ErrOpen) {
+			if errors.Is(production.Call(ctx, func(context.Context) error { return nil }), infuse.ErrOpen) {
 				rejected++
 			}
 		}
@@ -65,27 +66,31 @@ func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
 			}
 			return nil
 		},
-		"it is opened by hand": func() error { return staging.SetState(ctx, StateOpen) },
-		"it is forced open":    func() error { return staging.Override(ctx, Override{State: StateOpen, Reason: "staging"}) },
-		"it is forced closed":  func() error { return staging.Override(ctx, Override{State: StateClosed, Reason: "staging"}) },
+		"it is opened by hand": func() error { return staging.SetState(ctx, infuse.StateOpen) },
+		"it is forced open": func() error {
+			return staging.Override(ctx, infuse.Override{State: infuse.StateOpen, Reason: "staging"})
+		},
+		"it is forced closed": func() error {
+			return staging.Override(ctx, infuse.Override{State: infuse.StateClosed, Reason: "staging"})
+		},
 	} {
 		require.NoError(t, change(), name)
 		callFor(700 * time.Millisecond)
 		require.Zero(t, rejected, "of %d calls of production, after in staging %s", calls, name)
-		require.Equal(t, StateClosed, production.State(), name)
-		require.Zero(t, client.Exists(ctx, key, key+historySuffix).Val(), "in production's database, after in staging %s", name)
+		require.Equal(t, infuse.StateClosed, production.State(), name)
+		require.Zero(t, client.Exists(ctx, key, key+":log").Val(), "in production's database, after in staging %s", name)
 	}
 
 	// A failure of production's own carries what it has seen: nothing of staging.
-	require.NoError(t, staging.Override(ctx, Override{State: StateOpen, Reason: "staging"}))
+	require.NoError(t, staging.Override(ctx, infuse.Override{State: infuse.StateOpen, Reason: "staging"}))
 	_ = production.Call(ctx, func(context.Context) error { return errors.New("failed") })
 	callFor(700 * time.Millisecond)
 	require.Zero(t, rejected)
 	record, err := production.Record(ctx)
 	require.NoError(t, err)
 	require.Nil(t, record.Override)
-	require.Equal(t, StateClosed, record.State)
-	for _, text := range client.LRange(ctx, key+historySuffix, 0, -1).Val() {
+	require.Equal(t, infuse.StateClosed, record.State)
+	for _, text := range client.LRange(ctx, key+":log", 0, -1).Val() {
 		require.NotContains(t, text, "staging")
 	}
 	t.Logf("%d calls of production, %d rejected", calls, rejected)
@@ -105,20 +110,20 @@ func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_ = staging.SetState(context.Background(), StateOpen)
+				_ = staging.SetState(context.Background(), infuse.StateOpen)
 			}
 		}
 	}()
-	other := NewRedisStorage(client, RedisOptions{})
+	other := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	t.Cleanup(func() { _ = other.Close() })
-	to := StateOpen
+	to := infuse.StateOpen
 	for range 10 {
 		began := time.Now()
-		_, _, err := other.Apply(t.Context(), "inventory.internal", Change{Limits: hourLimits, Move: &Move{to}})
+		_, _, err := other.Apply(t.Context(), "inventory.internal", infuse.Change{Limits: hourLimits, Move: &infuse.Move{To: to}})
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return production.State() == to }, 10*time.Second, time.Millisecond)
 		require.Less(t, time.Since(began), 450*time.Millisecond, "the poll found it")
-		to = StateOpen - to
+		to = infuse.StateOpen - to
 	}
 }
 
@@ -131,10 +136,10 @@ func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 	ctx := t.Context()
 	now := time.Now()
 	far := now.AddDate(50, 0, 0)
-	open := Record{State: StateOpen, Generation: far.UnixMilli(), Since: far.UnixMilli(), Opened: far.UnixMilli(), Moved: far.UnixMilli(), DueAt: far}
-	forced := Record{Generation: far.UnixMilli(), Moved: far.UnixMilli(), Override: &Override{State: StateOpen, Reason: "forged"}}
-	message := func(version int64, at time.Time, r Record) string {
-		return fmt.Sprintf("%d %d %d 0 0  %s", version, at.UnixMilli(), at.UnixMilli(), AppendRecord(nil, r, now))
+	open := infuse.Record{State: infuse.StateOpen, Generation: far.UnixMilli(), Since: far.UnixMilli(), Opened: far.UnixMilli(), Moved: far.UnixMilli(), DueAt: far}
+	forced := infuse.Record{Generation: far.UnixMilli(), Moved: far.UnixMilli(), Override: &infuse.Override{State: infuse.StateOpen, Reason: "forged"}}
+	message := func(version int64, at time.Time, r infuse.Record) string {
+		return fmt.Sprintf("%d %d %d 0 0  %s", version, at.UnixMilli(), at.UnixMilli(), infuse.AppendRecord(nil, r, now))
 	}
 	for i, text := range []string{
 		message(1<<52, now, open),
@@ -148,10 +153,10 @@ func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 		for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			require.NoError(t, b.Call(ctx, func(context.Context) error { return nil }), "message %d: %.80q", i, text)
 		}
-		require.NoError(t, b.SetState(ctx, StateOpen))
-		require.Equal(t, StateOpen, b.State(), "message %d", i)
-		require.NoError(t, b.SetState(ctx, StateClosed))
-		require.Equal(t, StateClosed, b.State(), "message %d: a change by hand counts at once", i)
+		require.NoError(t, b.SetState(ctx, infuse.StateOpen))
+		require.Equal(t, infuse.StateOpen, b.State(), "message %d", i)
+		require.NoError(t, b.SetState(ctx, infuse.StateClosed))
+		require.Equal(t, infuse.StateClosed, b.State(), "message %d: a change by hand counts at once", i)
 		record, err := b.Record(ctx)
 		require.NoError(t, err)
 		require.Less(t, record.Generation, now.Add(time.Hour).UnixMilli(), "message %d", i)

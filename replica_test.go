@@ -59,3 +59,23 @@ func TestASuccessOfADetachedProcessEndsTheSharedOpening(t *testing.T) {
 		require.Equal(t, admits, call(OutcomeFailure, noon))
 	}
 }
+
+// A Retry-After of a failure that is not reported keeps nobody waiting, and a manual
+// change of long ago clears nothing in a process that starts.
+func TestAFirstRecordTakesOverNoMoreThanItsEvidence(t *testing.T) {
+	s, err := newSettings(Config{FailMax: 2})
+	require.NoError(t, err)
+	r := newReplica(s, "a", true, 1)
+	r.unread(errAttack, noon)
+	for range 2 {
+		a, d := r.asked(noon)
+		require.Equal(t, admits, d)
+		r.ended(&a, result{outcome: OutcomeFailure, err: errAttack, cause: keepCause(errAttack), openFor: time.Hour}, noon)
+	}
+	require.Equal(t, StateOpen, r.local.State)
+	moved := noon.Add(-time.Hour).UnixMilli()
+	r.hasRead(Record{Generation: moved, Moved: moved, Failures: 1}, 0, noon)
+	require.Equal(t, StateOpen, r.local.State, "its local circuit is not cleared")
+	require.Zero(t, r.out.next.OpenFor)
+	require.Zero(t, r.out.next.Calls.Failures)
+}

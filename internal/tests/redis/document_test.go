@@ -1,14 +1,16 @@
-package infuse
+package redis_test
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
@@ -56,9 +59,9 @@ func TestMinimalACL(t *testing.T) {
 	server := redistest.Start(t)
 	use := func(command []string) error {
 		s := newSender(t, limitedTo(t, server, command), "one")
-		heard := make(chan Record, 100)
-		defer s.Watch("circuit", func(r Record) { heard <- r })()
-		for _, c := range []Change{failures(1), success(), failures(5), move(StateHalfOpen), {Ask: "a"}, {Settled: []Settlement{{ID: "a"}}}} {
+		heard := make(chan infuse.Record, 100)
+		defer s.Watch("circuit", func(r infuse.Record) { heard <- r })()
+		for _, c := range []infuse.Change{failures(1), success(), failures(5), move(infuse.StateHalfOpen), {Ask: "a"}, {Settled: []infuse.Settlement{{ID: "a"}}}} {
 			if _, err := s.send(c); err != nil {
 				return err
 			}
@@ -82,7 +85,7 @@ func TestMinimalACL(t *testing.T) {
 func TestFurtherRights(t *testing.T) {
 	document := redisDocument(t)
 	server := redistest.Start(t)
-	opens := func(s *sender) { require.Equal(t, VerdictMoved, s.must(move(StateOpen))) }
+	opens := func(s *sender) { require.Equal(t, infuse.VerdictMoved, s.must(move(infuse.StateOpen))) }
 	for _, right := range []struct {
 		rules string
 		uses  func(s *sender) error
@@ -113,7 +116,7 @@ func TestFurtherRights(t *testing.T) {
 		}},
 		{"+del", func(s *sender) error {
 			require.NoError(t, server.Client().Set(t.Context(), "infuse:{circuit}", "x", 0).Err())
-			_, err := s.send(move(StateOpen))
+			_, err := s.send(move(infuse.StateOpen))
 			return err
 		}},
 	} {
@@ -136,9 +139,9 @@ func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
 	refused := func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 	client := redis.NewClient(&redis.Options{Dialer: refused, DialerRetries: 1, MaxRetries: -1})
 	defer client.Close()
-	storage := NewRedisStorage(client, RedisOptions{})
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	defer storage.Close()
-	b, err := New("circuit", Config{Storage: storage, StorageTimeout: time.Second})
+	b, err := infuse.New("circuit", infuse.Config{Storage: storage, StorageTimeout: time.Second})
 	require.NoError(t, err)
 	defer b.Stop()
 	require.ErrorContains(t, b.Stats().StorageErr, "connection refused")
@@ -150,13 +153,11 @@ func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
 func TestWhatACircuitSends(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	admin, sick := server.Client(), errors.New("sick")
-	for _, script := range []*redis.Script{readScript, countScript, swapScript} { // else the first run of each is an EVAL, too
-		require.NoError(t, script.Load(t.Context(), admin).Err())
-	}
-	var b, other *Breaker
+	admin, failed := server.Client(), errors.New("failed")
+	loadScripts(t, admin)
+	var b, other *infuse.Breaker
 	var suspected time.Time
-	call := func(b *Breaker, err error) {
+	call := func(b *infuse.Breaker, err error) {
 		_ = b.Call(t.Context(), func(context.Context) error { return err })
 	}
 	times := func(n int, do func()) func() {
@@ -166,9 +167,9 @@ func TestWhatACircuitSends(t *testing.T) {
 			}
 		}
 	}
-	reach := func(state State) func() {
+	reach := func(state infuse.State) func() {
 		return func() {
-			for _, b := range []*Breaker{b, other} {
+			for _, b := range []*infuse.Breaker{b, other} {
 				require.Eventually(t, func() bool { return b.State() == state }, 20*time.Second, time.Millisecond)
 			}
 		}
@@ -181,28 +182,25 @@ func TestWhatACircuitSends(t *testing.T) {
 		{"a breaker is made, and subscribes", func() { b = breakerOn(t, server) }},
 		{"a breaker of another process is made", func() { other = breakerOn(t, server) }},
 		{"1,000 calls succeed", times(1000, func() { call(b, nil) })},
-		{"a call fails", func() { call(b, sick) }},
+		{"a call fails", func() { call(b, failed) }},
 		{"the next call succeeds, and resets the streak", func() { call(b, nil) }},
 		{"1,000 more succeed", times(1000, func() { call(b, nil) })},
 		{"three calls of one process fail, the threshold: the circuit is suspect", func() {
-			times(3, func() { call(b, sick) })()
+			times(3, func() { call(b, failed) })()
 			suspected = time.Now()
 		}},
 		{"50 ms later three calls of the other fail: the circuit is open", func() {
 			time.Sleep(time.Until(suspected.Add(100 * time.Millisecond)))
-			times(3, func() { call(other, sick) })()
-			reach(StateOpen)()
+			times(3, func() { call(other, failed) })()
+			reach(infuse.StateOpen)()
 		}},
 		{"1,000 calls are rejected in each of the two", times(1000, func() { call(b, nil); call(other, nil) })},
 		{"a trial runs, and succeeds: the circuit closes", func() {
-			b.mu.Lock()
-			due := b.replica.shared.DueAt
-			b.mu.Unlock()
-			time.Sleep(time.Until(due) + 50*time.Millisecond) // one that is early asks twice
-			require.Eventually(t, func() bool { call(b, nil); return b.State() == StateClosed }, 20*time.Second, 10*time.Millisecond)
-			reach(StateClosed)()
+			time.Sleep(time.Until(b.Stats().Shared.DueAt) + 50*time.Millisecond) // one that is early asks twice
+			require.Eventually(t, func() bool { call(b, nil); return b.State() == infuse.StateClosed }, 20*time.Second, 10*time.Millisecond)
+			reach(infuse.StateClosed)()
 		}},
-		{"a manual change", func() { require.NoError(t, b.SetState(t.Context(), StateOpen)) }},
+		{"a manual change", func() { require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) }},
 	} {
 		before := quietCommands(t, server)
 		step.do()
@@ -214,10 +212,10 @@ func TestWhatACircuitSends(t *testing.T) {
 }
 
 // breakerOn returns the breaker of one more process.
-func breakerOn(t *testing.T, server *redistest.Server) *Breaker {
+func breakerOn(t *testing.T, server *redistest.Server) *infuse.Breaker {
 	t.Helper()
-	storage := NewRedisStorage(server.Client(), RedisOptions{PollInterval: time.Hour})
-	b, err := New("inventory.internal", Config{Storage: storage, FailMax: 3, ResetTimeout: 5 * time.Second, StorageTimeout: time.Minute})
+	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{PollInterval: time.Hour})
+	b, err := infuse.New("inventory.internal", infuse.Config{Storage: storage, FailMax: 3, ResetTimeout: 5 * time.Second, StorageTimeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
 	return b
@@ -240,6 +238,9 @@ func quietCommands(t *testing.T, server *redistest.Server) (commands map[string]
 	return commands
 }
 
+// randomSource is as long as the source of a process.
+func randomSource() string { return strconv.FormatUint(rand.Uint64()|1<<63, 36) }
+
 // TestWhatACircuitKeeps holds the document's bounds of memory against a server.
 func TestWhatACircuitKeeps(t *testing.T) {
 	server := redistest.Start(t)
@@ -250,8 +251,8 @@ func TestWhatACircuitKeeps(t *testing.T) {
 		return n
 	}
 	one := newSender(t, admin, "one")
-	one.source = newSource()
-	change := func(c Change) Change {
+	one.source = randomSource()
+	change := func(c infuse.Change) infuse.Change {
 		c.By, c.Cause = "orders-7d9f8b6c5-x2x4z:1", "503 Service Unavailable"
 		return c
 	}
@@ -260,18 +261,18 @@ func TestWhatACircuitKeeps(t *testing.T) {
 	one.must(change(failures(4)))
 	opened := usage("infuse:{circuit}")
 	event := usage("infuse:{circuit}:log")
-	one.must(move(StateClosed))
+	one.must(move(infuse.StateClosed))
 	one.limits.FailMax = 10000
 	one.must(change(failures(1)))
 	before := usage("infuse:{circuit}")
 	for range 500 {
-		one.source = newSource()
+		one.source = randomSource()
 		one.must(change(failures(1)))
 	}
 	source := (usage("infuse:{circuit}") - before) / 500
-	longest := strings.Repeat("x", maxTextLength)
-	for range MaxHistory {
-		one.must(Change{Override: &Override{State: StateOpen, By: longest, Reason: longest}})
+	longest := strings.Repeat("x", 200)
+	for range infuse.MaxHistory {
+		one.must(infuse.Change{Override: &infuse.Override{State: infuse.StateOpen, By: longest, Reason: longest}})
 	}
 	history := usage("infuse:{circuit}:log")
 	for _, bound := range []struct {

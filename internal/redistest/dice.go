@@ -1,0 +1,31 @@
+package redistest
+
+import (
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Dice returns a number from 0 to n-1.
+type Dice func(n int) int
+
+// NewDice returns the dice of a seed.
+func NewDice(seed, stream uint64) Dice { return rand.New(rand.NewPCG(seed, stream)).IntN }
+
+// OneIn is true in one of n throws.
+func (roll Dice) OneIn(n int) bool { return roll(n) == 0 }
+
+// Seed is new in every run; MODEL_SEED repeats one.
+func Seed(t testing.TB) uint64 {
+	seed := rand.Uint64()
+	if given := os.Getenv("MODEL_SEED"); given != "" {
+		var err error
+		seed, err = strconv.ParseUint(given, 10, 64)
+		require.NoError(t, err)
+	}
+	t.Logf("seed: MODEL_SEED=%d", seed)
+	return seed
+}

@@ -53,7 +53,7 @@ type Config struct {
 
 	// MinCalls is the number of calls in the Window from which the FailureRate is
 	// evaluated. Default 20. The fewer, the more often chance decides: see
-	// docs/policies.md.
+	// docs/tuning.md.
 	MinCalls int
 
 	// SlowCall is the duration above which a successful call, and a call that its

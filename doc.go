@@ -32,7 +32,7 @@
 // while there are failures. Each process decides from the last known state, which
 // is updated in the background. So a call in a closed circuit costs some
 // nanoseconds, and so does a rejection. The precise rules are in
-// docs/semantics.md.
+// docs/concepts.md.
 //
 // In one process, the states (closed, open, half-open), their defaults and the
 // counting are those of pybreaker, a circuit breaker for Python:

@@ -92,21 +92,21 @@ func unindented(text string) string {
 	return b.String()
 }
 
-// TestRunbookHasTheLogLines: the lines that docs/runbook.md explains are those of
+// TestOperationsHasTheLogLines: the lines that docs/operations.md explains are those of
 // LogListener.
-func TestRunbookHasTheLogLines(t *testing.T) {
+func TestOperationsHasTheLogLines(t *testing.T) {
 	t.Parallel()
-	runbook, err := os.ReadFile("docs/runbook.md")
+	operations, err := os.ReadFile("docs/operations.md")
 	require.NoError(t, err)
 	source, err := os.ReadFile("listener.go")
 	require.NoError(t, err)
 	explained := make(map[string]bool)
-	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]*?)( …[^`]*)?` (?:\\(\\w+\\) )?\\|").FindAllStringSubmatch(string(runbook), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]*?)( …[^`]*)?` (?:\\(\\w+\\) )?\\|").FindAllStringSubmatch(string(operations), -1) {
 		explained[m[1]] = true
 	}
 	logged := regexp.MustCompile(`(?:slog|logger)\.(?:Log\(.*?, level, |Warn\(|Info\(|Error\()"([^"]*)"`).FindAllStringSubmatch(string(source), -1)
 	require.Len(t, logged, 5)
 	for _, m := range logged {
-		require.True(t, explained[m[1]], "docs/runbook.md is to explain %q", m[1])
+		require.True(t, explained[m[1]], "docs/operations.md is to explain %q", m[1])
 	}
 }

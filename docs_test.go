@@ -5,15 +5,18 @@ import (
 	"fmt"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 
@@ -144,38 +147,37 @@ var (
 func routeOf(*http.Request) string     { return "" }
 func tenantOf(context.Context) string { return "" }
 func call(context.Context) error       { return nil }
-
-// A storage that is yet to be written.
-type store struct{ transaction }
-
-type transaction struct{}
-
-type stored struct {
-	bytes []byte
-	age   time.Duration
-	now   time.Time
-}
-
-func (store) begin(context.Context) (tx transaction, err error) { return }
-func (store) tellWatchers(string, infuse.Record)                {}
-func (transaction) load(string) (row stored, err error)         { return }
-func (transaction) save(string, []byte) error                   { return nil }
-func (transaction) commit() error                               { return nil }
-func (transaction) rollback()                                   {}
 `
 
 var (
 	link        = regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`)
+	written     = regexp.MustCompile(`<a id="(\w+)">`)
 	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	noAnchor    = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 	codeOfAPage = regexp.MustCompile("(?ms)^```.*?^```")
 )
 
-// TestDocumentsLinkToFiles: each link leads to a file, and to a heading of it.
+// pages returns all documents of the repository.
+func pages(t *testing.T) (all []string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && (entry.Name() == ".git" || entry.Name() == "node_modules"):
+			return filepath.SkipDir
+		case filepath.Ext(path) == ".md":
+			all = append(all, path)
+		}
+		return nil
+	}))
+	return all
+}
+
+// TestDocumentsLinkToFiles: each link leads to a file, and to an anchor of it.
 func TestDocumentsLinkToFiles(t *testing.T) {
 	t.Parallel()
-	for _, document := range append(documents(t), "SECURITY.md", "CHANGELOG.md", "examples/service/README.md", "examples/neighbours/README.md", "llms.txt",
-		"grpcinfuse/README.md", "connectinfuse/README.md", "prominfuse/README.md", "otelinfuse/README.md", "pybreakerstorage/README.md") {
+	for _, document := range append(pages(t), "llms.txt") {
 		text, err := os.ReadFile(document)
 		require.NoError(t, err)
 		for _, m := range link.FindAllSubmatch(codeOfAPage.ReplaceAll(text, nil), -1) {
@@ -195,13 +197,91 @@ func TestDocumentsLinkToFiles(t *testing.T) {
 	}
 }
 
-// anchors returns the anchors that GitHub makes of a page's headings.
+// anchors returns the anchors that GitHub makes of a page's headings, and the written ones.
 func anchors(page []byte) (all []string) {
+	for _, m := range written.FindAllSubmatch(page, -1) {
+		all = append(all, string(m[1]))
+	}
 	for _, m := range heading.FindAllSubmatch(codeOfAPage.ReplaceAll(page, nil), -1) {
 		text := noAnchor.ReplaceAllString(strings.ToLower(string(m[1])), "")
 		all = append(all, strings.ReplaceAll(text, " ", "-"))
 	}
 	return all
+}
+
+var generated = regexp.MustCompile(`(?s)<!-- rules -->.*<!-- /rules -->`)
+
+// words returns how many words a page has: not the bars of its tables, and nothing
+// that is generated.
+func words(page []byte) (n int) {
+	for _, word := range strings.Fields(string(generated.ReplaceAll(page, nil))) {
+		if strings.IndexFunc(word, func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }) >= 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// TestDocumentsAreShort: who reads all of them needs less than an hour.
+func TestDocumentsAreShort(t *testing.T) {
+	t.Parallel()
+	most := map[string]int{"README.md": 800, "CONTRIBUTING.md": 700}
+	all := 0
+	for _, document := range documents(t) {
+		text, err := os.ReadFile(document)
+		require.NoError(t, err)
+		n := words(text)
+		t.Logf("%s: %d words", document, n)
+		if filepath.Dir(document) == "docs" {
+			all += n
+		} else {
+			require.LessOrEqual(t, n, most[document], document)
+		}
+	}
+	require.LessOrEqual(t, all, 11_000, "words of docs/")
+}
+
+// TestRulesHaveNumbers: the rules of docs/concepts.md are numbered without a gap, and
+// a rule that a document cites exists.
+func TestRulesHaveNumbers(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/concepts.md")
+	require.NoError(t, err)
+	rules := regexp.MustCompile(`(?m)^<a id="r(\d+)"></a>\*\*R(\d+)\.\*\* `).FindAllStringSubmatch(string(text), -1)
+	require.GreaterOrEqual(t, len(rules), 45, "a rule that was published stays")
+	for i, rule := range rules {
+		require.Equal(t, []string{fmt.Sprint(i + 1), fmt.Sprint(i + 1)}, rule[1:])
+	}
+	for _, document := range documents(t) {
+		page, err := os.ReadFile(document)
+		require.NoError(t, err)
+		for _, cited := range regexp.MustCompile(`\bR(\d+)\b`).FindAllStringSubmatch(string(codeOfAPage.ReplaceAll(page, nil)), -1) {
+			number, err := strconv.Atoi(cited[1])
+			require.NoError(t, err)
+			require.LessOrEqual(t, number, len(rules), "%s cites %s", document, cited[0])
+		}
+	}
+}
+
+// TestCorrectnessNamesTests: each test that docs/correctness.md names exists.
+func TestCorrectnessNamesTests(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/correctness.md")
+	require.NoError(t, err)
+	var tests strings.Builder
+	require.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		tests.Write(source)
+		return err
+	}))
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(text), -1)
+	require.Greater(t, len(named), 10)
+	for _, name := range named {
+		require.True(t, strings.Contains(tests.String(), "func "+name[1]+"("), "docs/correctness.md names %s", name[1])
+	}
 }
 
 // TestReadmeIsTheIndex: each page of docs/ is linked from it.

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-var fleetTable = goflag.Bool("fleet.table", false, "print the tables of docs/simulation.md (some minutes)")
+var fleetTable = goflag.Bool("fleet.table", false, "print the tables of bench/SIMULATION.md (some minutes)")
 
 // go test -run TestFleetTables -v -timeout 60m . -args -fleet.table
 func TestFleetTables(t *testing.T) {

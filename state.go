@@ -221,7 +221,7 @@ var evidence = struct {
 
 // Apply returns the record after the change, and the result of the change.
 // It is pure: now is the storage's present time, on the clock that the
-// record's times are on. docs/semantics.md has the rules.
+// record's times are on. docs/concepts.md has the rules.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
 	return r.applied(&c, r.hasHeard(&c), now)
 }

@@ -58,14 +58,14 @@ func markdown(corner string, columns []string, lines []string, figure func(line,
 
 func TestThePageHasTheRows(t *testing.T) {
 	limits, errors := []int{5, 10, 20}, []float64{0.01, 0.05, 0.1, 0.2, 0.3}
-	requirePageHas(t, markdown("FailMax", []string{"1 %", "5 %", "10 %", "20 %", "30 %"}, []string{"5", "10", "20"}, func(line, column int) string {
+	requirePageHas(t, "../docs/tuning.md", markdown("FailMax", []string{"1 %", "5 %", "10 %", "20 %", "30 %"}, []string{"5", "10", "20"}, func(line, column int) string {
 		return rounded(rowsAnHour(100, errors[column], limits[line]))
 	}))
 }
 
 func TestThePageHasTheChances(t *testing.T) {
 	calls, errors := []int64{20, 50, 100, 200}, []int64{10, 30, 40, 45}
-	requirePageHas(t, markdown("calls in the window", []string{"10 % fail", "30 % fail", "40 % fail", "45 % fail"}, []string{"20", "50", "100", "200"}, func(line, column int) string {
+	requirePageHas(t, "../docs/tuning.md", markdown("calls in the window", []string{"10 % fail", "30 % fail", "40 % fail", "45 % fail"}, []string{"20", "50", "100", "200"}, func(line, column int) string {
 		return rounded(tail(calls[line], errors[column], 50))
 	}))
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// What docs/policies.md says of a fleet whose processes have different settings.
+// What docs/tuning.md says of a fleet whose processes have different settings.
 
 // fleet is a record that several processes report to.
 type fleet struct {

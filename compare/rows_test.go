@@ -41,7 +41,7 @@ func everySubject(openings []int) (all [columns][]int) {
 const (
 	contain     = "theirs contain the health before"
 	alike       = "all agree"
-	atSuccesses = "failsafe-go judges at successes, too"
+	atSuccesses = "failsafe-go evaluates at successes, too"
 )
 
 var rows = []row{
@@ -85,12 +85,12 @@ var rows = []row{
 	{
 		name: "a minute with 1 % errors, then a total outage", before: minuteOfNoise, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(491), at(491), at(495), at(482), at(491)},
-		why:   "all contain the noise before; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
+		why:   "all contain the baseline errors before; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
 	},
 	{
 		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfNoise, parts: []part{{6000, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(801), at(801), at(831), at(800), at(801)},
-		why:   "all contain the noise before; the buckets begin at different times",
+		why:   "all contain the baseline errors before; the buckets begin at different times",
 	},
 	{
 		name: "10 failures, 90 successes, again and again", parts: []part{{6000, hundredth, rounds(10, 100)}},

@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The queries of docs/rollout.md ask for what a fleet shows.
+// The queries of docs/operations.md ask for what a fleet shows.
 func TestRolloutAsksForWhatThereIs(t *testing.T) {
-	text, err := os.ReadFile("../docs/rollout.md")
+	text, err := os.ReadFile("../docs/operations.md")
 	require.NoError(t, err)
 	found := regexp.MustCompile("\\| `([^`]*infuse_[^`]*)` \\|").FindAllStringSubmatch(string(text), -1)
 	require.Greater(t, len(found), 8)

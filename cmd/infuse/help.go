@@ -204,7 +204,8 @@ With -json it prints the circuit: see infuse help show.
 
 const planHelp = `Estimates, for the traffic and the settings of one circuit, how often baseline
 errors open it, how many calls fail in an outage, and the commands a second that
-Redis runs. It connects to nothing. docs/policies.md has the formulas and their limits.
+Redis runs. It connects to nothing. cmd/infuse/README.md has the formulas and
+their limits.
 
 Flags:
   -calls N              calls a second of each process. Default 10

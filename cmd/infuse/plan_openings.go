@@ -1,6 +1,6 @@
 package main
 
-// This file contains the formulas for false openings, in the order of docs/policies.md.
+// This file contains the formulas for false openings, in the order of README.md.
 
 import (
 	"math"

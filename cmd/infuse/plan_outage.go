@@ -1,7 +1,7 @@
 package main
 
 // This file contains the formulas for an outage and for the load of Redis, in the order
-// of docs/policies.md.
+// of README.md.
 
 import (
 	"math"

@@ -50,7 +50,7 @@ func TestPlanOutput(t *testing.T) {
 	require.Positive(t, e.Healthy)
 }
 
-// The plan agrees with the tables in docs/policies.md and docs/simulation.md.
+// The plan agrees with the tables in docs/tuning.md and with simulated fleets.
 func TestPlanAgreesWithTheDocs(t *testing.T) {
 	preset := planInput{calls: 100, processes: 1, circuits: 1, minCalls: 20, window: 10 * time.Second, resetTimeout: time.Minute, suspicion: 50 * time.Millisecond, pollInterval: 2 * time.Second}
 	for _, row := range []struct {
@@ -74,7 +74,7 @@ func TestPlanAgreesWithTheDocs(t *testing.T) {
 	}
 }
 
-// simulated is the result of a simulation of the rules in docs/policies.md. Random
+// simulated is the result of a simulation of the rules in docs/concepts.md. Random
 // processes make calls at random times.
 type simulated struct {
 	suspicions, openings, seconds float64

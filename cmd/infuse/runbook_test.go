@@ -1,6 +1,6 @@
 package main
 
-// This file tests the commands in docs/runbook.md.
+// This file tests the commands in docs/operations.md.
 
 import (
 	"bytes"
@@ -19,10 +19,10 @@ import (
 
 var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```")
 
-// Each command of the runbook runs, in order, while a circuit is open.
+// Each command of docs/operations.md runs, in order, while a circuit is open.
 func TestRunbook(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/runbook.md")
+	text, err := os.ReadFile("../../docs/operations.md")
 	require.NoError(t, err)
 	if _, err := exec.LookPath("redis-cli"); err != nil {
 		t.Skip("redis-cli is not installed")

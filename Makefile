@@ -12,5 +12,5 @@ fuzz: ; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | g
 bench: ; cd bench && go run .
 agree: ; cd bench && go run ./agree -o AGREE.md
 failover: ; cd bench && go run ./failover
-docs: ; go test -count=1 -run 'TestDocuments|TestPrograms|TestRecipes|TestReadme|TestOperationsHas|TestRulesHave|TestCorrectness|TestCapacity|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' . ./internal/tests/redis
+docs: ; go test -count=1 -run 'TestDocuments|TestPrograms|TestRecipes|TestReadme|TestOperationsHas|TestRulesHave|TestCorrectness|TestCapacity|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' ./internal/tests/documents ./internal/tests/redis
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

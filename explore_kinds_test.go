@@ -3,6 +3,7 @@ package infuse
 import (
 	"fmt"
 	"slices"
+	"testing"
 	"time"
 )
 
@@ -112,4 +113,116 @@ func kinds() (all []*kind) {
 	grows.MaxResetTimeout = 4 * time.Second
 	add("grows", 2, grows, beginDue, faults{calls: 4})
 	return all
+}
+
+// TestPathsThatTheExplorerFound replays what was wrong once: after a path, the
+// process that it is about and all others must heal, and reject a dead service.
+func TestPathsThatTheExplorerFound(t *testing.T) {
+	for _, found := range []struct{ what, kind, path string }{
+		{"the state of a circuit changes without a wake-up, when its witness may try again", "witness-211-crash", "b crash; b start; b call; time; b failure"},
+		{"and while a trial runs", "open-211-cut", "time; a wakes; a call; time; a call; a request; a answer; a goes on; a failure; a request lost; @1100ms; @2200ms; @3200ms"},
+		{"a detached process rejects on, though its last call succeeded", "two-211-cut", "time; time; a wakes; time; b failure; time; b request; b push; b answer late; b link down; b unanswered; a push; b answer; a success; b success"},
+		{"also if the shared circuit was dismissed meanwhile", "two-211-cut", "time; time; a success; time; time; a call; b failure; time; b request; b push; a request late; a link down; a goes on; a unanswered; b answer late; b link down; b unanswered; a push; a request; a push; b push; a answer; b answer; b success"},
+		{"a process that was detached forgets that its local circuit is half-open", "open-211-cut", "time; a wakes; time; time; a call; b wakes; time; a request late; a request; a push; a unanswered; a answer; a goes on; a failure"},
+		{"a process that restarts and succeeds once confirms its own failure rate", "rate-mixed", "a crash; a start; a call; a success; a call; a failure; a call; a failure; time; a wakes; a request; a answer; @350ms"},
+	} {
+		t.Run(found.what, func(t *testing.T) {
+			for _, k := range kinds() {
+				if k.name == found.kind {
+					k.replay(t, found.path)
+					return
+				}
+			}
+			t.Fatalf("there is no kind %q", found.kind)
+		})
+	}
+}
+
+func (k *kind) replay(t *testing.T, path string) {
+	s := &search{kind: k, found: make(map[string]int), healed: make(map[uint64]time.Duration), nodes: make([]node, 1), t: t}
+	s.root = k.world(t)
+	w, problem := s.root.run(path)
+	if problem != nil {
+		t.Fatal(problem)
+	}
+	s.heals(w, 0)
+	if k.dies > 0 {
+		s.dies(w, 0)
+	}
+}
+
+// reference is a local circuit breaker as a reader of pybreaker's documentation
+// would write it. Each process's local circuit must be exactly this one.
+type reference struct {
+	limits              *Limits
+	state               State
+	spell               int // a call belongs to the one that admitted it
+	failures, successes int
+	due                 time.Time
+	trials              []referenceTrial
+	off                 bool // the local circuit stands in for the shared one
+}
+
+type referenceTrial struct {
+	id   string
+	ends time.Time
+}
+
+func (b *reference) enter(s State, now time.Time) {
+	b.state, b.successes, b.spell, b.due = s, 0, b.spell+1, now.Add(b.limits.ResetTimeout)
+	if s == StateClosed {
+		b.failures = 0
+	}
+}
+
+func (b *reference) acquire(id string, now time.Time) {
+	if b.state == StateOpen && !now.Before(b.due) {
+		b.enter(StateHalfOpen, now)
+	}
+	b.trials = append(b.trials, referenceTrial{id, now.Add(b.limits.TrialTimeout)})
+}
+
+// end counts the outcome of a call that was admitted in the given spell.
+func (b *reference) end(id string, spell int, o Outcome, now time.Time) {
+	b.expire(now)
+	n := len(b.trials)
+	b.trials = slices.DeleteFunc(b.trials, func(t referenceTrial) bool { return t.id == id })
+	ran := len(b.trials) < n
+	switch {
+	case o == OutcomeIgnored || b.state == StateOpen || b.state == StateHalfOpen && !ran || b.state == StateClosed && spell != b.spell:
+	case b.state == StateHalfOpen && o == OutcomeFailure:
+		b.enter(StateOpen, now)
+	case b.state == StateHalfOpen:
+		if b.successes++; b.successes >= b.limits.SuccessThreshold {
+			b.enter(StateClosed, now)
+		}
+	case o == OutcomeSuccess:
+		b.failures = 0
+	default:
+		if b.failures++; b.failures >= b.limits.FailMax {
+			b.enter(StateOpen, now)
+		}
+	}
+}
+
+func (b *reference) expire(now time.Time) {
+	over := func(t referenceTrial) bool { return !now.Before(t.ends) }
+	if slices.ContainsFunc(b.trials, over) {
+		b.trials = slices.DeleteFunc(slices.Clone(b.trials), over) // worlds share it
+	}
+}
+
+// reset is a new beginning for all processes.
+func (b *reference) reset(off bool) {
+	*b = reference{limits: b.limits, spell: b.spell + 1, off: off}
+}
+
+func (b reference) compare(local *Record, now time.Time) *violation {
+	b.expire(now)
+	l := local.at(now)
+	if b.off || b.limits.FailureRate > 0 || b.limits.MaxResetTimeout > 0 || l.State == b.state && len(l.Trials) == len(b.trials) &&
+		(l.State != StateClosed || l.Failures == b.failures) && (l.State != StateOpen || l.DueAt.Equal(b.due)) && (l.State != StateHalfOpen || l.Successes == b.successes) {
+		return nil
+	}
+	return violates("I6", "the local circuit is %+v, and pybreaker's is %+v", *l, b)
 }

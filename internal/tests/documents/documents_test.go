@@ -1,4 +1,4 @@
-package infuse_test
+package documents_test
 
 import (
 	"encoding/json"

@@ -1,13 +1,15 @@
-// Package connectinfuse has interceptors for connectrpc.com/connect. That of a
-// client fails a call to an unhealthy service before it is sent. The circuits are
-// those of an [infuse.Group], and a fleet of processes can share them.
+// Package connectinfuse provides interceptors for connectrpc.com/connect. The client
+// interceptor rejects calls to an unhealthy service before they are sent. The circuits
+// are in an [infuse.Group], and the processes of a fleet can share them.
 //
 //	client := pingv1connect.NewPingServiceClient(http.DefaultClient, url,
 //		connect.WithInterceptors(connectinfuse.New(breakers)))
 //
-// That of a handler, HandlerInterceptor, answers a call whose own upstream was
-// rejected with Unavailable.
+// HandlerInterceptor, for handlers, returns Unavailable if a call of the handler to an
+// upstream was rejected.
 package connectinfuse
+
+// This file contains the client interceptor.
 
 import (
 	"context"
@@ -20,43 +22,42 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// Interceptor is a connect.Interceptor for clients of the Connect, gRPC and
-// gRPC-Web protocols. It does nothing in a handler. It is safe for concurrent
-// use, and may serve several clients. Make one with New.
+// Interceptor is a connect.Interceptor for clients of the Connect, gRPC and gRPC-Web
+// protocols. Create it with New. It does nothing in a handler. It is safe for concurrent
+// use, and may serve several clients.
 //
-// A rejected call is not sent. Its error is a *connect.Error with the code
-// Unavailable and a google.rpc.RetryInfo that says how long the circuit stays
-// open, or a second if that is unknown. errors.Is(err, infuse.ErrOpen) tells it
-// from an Unavailable of the service, and errors.As finds the *infuse.OpenError. A
-// rejected stream returns the error from its first Send and Receive.
+// A rejected call is not sent. Its error is a *connect.Error with the code Unavailable,
+// and a google.rpc.RetryInfo with the time until the circuit is ready for a trial, or 1 s
+// if that is unknown. errors.Is(err, infuse.ErrOpen) distinguishes it from an Unavailable
+// of the service, and errors.As finds the *infuse.OpenError. Send and Receive of a
+// rejected stream return the error.
 //
-// A call is classified by its code: see Classify. A failure is then classified by
-// the Config of the circuit, as by Breaker.Call: a call is ignored if its caller
-// has cancelled it or if its deadline had passed before it began, and the Config
-// may exclude more. A panic of an interceptor below, or of a classify of yours,
-// counts as a failure and goes on to the caller; runtime.Goexit is ignored.
+// Classify determines the outcome of a call from its code. If the outcome is a failure,
+// the Config of the circuit classifies the error like Breaker.Call: a call is ignored if
+// its caller cancelled it, or if its deadline had passed before it began; the Config may
+// exclude more. A panic of an inner interceptor, or of a classify func, counts as a
+// failure and is propagated; runtime.Goexit is ignored.
 //
-// A stream is settled once: when it ends for its caller, or when it is
-// established. It is established two seconds after its first message. From then
-// on it is a success, however it ends, because a restart of a proxy truncates
-// healthy streams, too. A stream that ends earlier is classified as any call. If
-// a stream had headers, was silent for two seconds, and is then truncated without
-// a code, it is ignored. A stream that its caller closes is a success if a message
-// has come, and ignored if not. An abandoned stream blocks nothing; if it was a
-// trial, its slot is freed on cancellation or after Config.TrialTimeout.
+// A stream counts once: when its end is received, or when it is established. It is
+// established two seconds after its first message. An established stream is a success,
+// however it ends, because restarts of proxies also truncate healthy streams. A stream
+// that ends earlier is classified like other calls. A stream that had headers, received
+// no message for two seconds, and is then truncated without a code is ignored. A stream
+// that its caller closes is a success after its first message, and ignored before. An
+// abandoned stream blocks nothing; if it was a trial, its slot is freed on cancellation
+// or after Config.TrialTimeout.
 //
-// The trial of a half-open circuit ends earlier, because the fleet waits for it:
-// at its first message, or when its headers have come and nothing has gone wrong
-// for two seconds. The headers are seen if the client's HTTP client supports
-// net/http/httptrace, as one of net/http does. If such a stream is truncated before
-// it is established, that counts as a failure of one more call.
+// A trial of a half-open circuit ends earlier, because the fleet waits for it: at its
+// first message, or two seconds after its headers if there was no error. The headers are
+// detected if the HTTP client supports net/http/httptrace, as *http.Client does. If the
+// stream is truncated before it is established, that counts as a failure of one more
+// call.
 //
-// Config.SlowCall measures a stream until it is settled. Give streams a Group of
-// their own, without SlowCall.
+// Config.SlowCall measures a stream until it counts. Use a separate Group without
+// SlowCall for streams.
 //
-// A call bypasses the breakers if its circuit has no valid name (see
-// infuse.CheckName), if the Group is stopped, or if the Group's settings for that
-// name are invalid.
+// A call bypasses the breakers if its circuit has no valid name (see infuse.CheckName),
+// if the Group is stopped, or if the Group's settings for that name are invalid.
 type Interceptor struct {
 	breakers         *infuse.Group
 	circuit          func(ctx context.Context, target, procedure string) string
@@ -67,8 +68,8 @@ type Interceptor struct {
 
 var _ connect.Interceptor = (*Interceptor)(nil)
 
-// New returns the interceptor for clients whose circuits are in breakers. If that
-// is nil, it gets a Group of its own with the zero Config.
+// New returns an interceptor for clients whose circuits are in breakers. If breakers is
+// nil, New creates a Group with the zero Config.
 func New(breakers *infuse.Group, options ...Option) *Interceptor {
 	if breakers == nil {
 		breakers, _ = infuse.NewGroup(infuse.Config{}) // the zero Config is valid
@@ -96,11 +97,7 @@ func (i *Interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			return nil, rejected(err)
 		}
 		returned := false
-		defer func() {
-			if !returned {
-				rpc.Unwound(permit, recover())
-			}
-		}()
+		defer rpc.Guard(permit, &returned)
 		response, err := next(ctx, request)
 		rpc.Settle(permit, i.classify(ctx, procedure, err), err)
 		returned = true
@@ -127,7 +124,7 @@ func (i *Interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conn
 		s.tracker.Start(ctx, i.establishedAfter, func() rpc.Attempt { return attempt })
 		if s.trial {
 			s.unwatch = context.AfterFunc(ctx, func() {
-				if ctx.Err() == context.Canceled { // the caller may not receive the end
+				if ctx.Err() == context.Canceled { // the caller may not call Receive again
 					s.tracker.Cancelled()
 				}
 			})
@@ -150,8 +147,8 @@ func (i *Interceptor) breaker(ctx context.Context, peer connect.Peer, procedure 
 	return b
 }
 
-// target returns the name of the host that a client calls. The scheme is unknown,
-// so that it has the default ports of neither.
+// target returns the name of the host that a client calls. The scheme is unknown, so the
+// name omits the default ports of both http and https.
 func (i *Interceptor) target(addr string) string {
 	return i.names.Of(addr, func() string { return hostName(addr) })
 }

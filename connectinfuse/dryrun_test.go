@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests Config.DryRun.
+
 import (
 	"context"
 	"testing"
@@ -10,7 +12,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// With Config.DryRun calls and streams of an open circuit run, and are not counted.
+// With Config.DryRun, calls and streams of an open circuit run, and are not counted.
 func TestDryRunRejectsNothing(t *testing.T) {
 	s := &service{
 		unary:  func(context.Context) error { return nil },
@@ -19,7 +21,7 @@ func TestDryRunRejectsNothing(t *testing.T) {
 	f := startWith(t, s, infuse.Config{DryRun: true})
 	require.NoError(t, f.breaker.SetState(f.ctx, infuse.StateOpen))
 	require.NoError(t, f.call())
-	s.unary = func(context.Context) error { return says(connect.CodeUnavailable) }
+	s.unary = func(context.Context) error { return codeError(connect.CodeUnavailable) }
 	require.Error(t, f.call())
 	stream, err := f.serverStream()
 	require.NoError(t, err)

@@ -15,13 +15,13 @@ import (
 )
 
 func Example() {
-	breakers, err := infuse.NewGroup(infuse.Config{FailMax: 3}) // with a Storage, a fleet shares them
+	breakers, err := infuse.NewGroup(infuse.Config{FailMax: 3}) // with a Storage, a fleet shares the circuits
 	if err != nil {
 		panic(err)
 	}
 	defer breakers.Stop()
 	client := connect.NewClient[emptypb.Empty, emptypb.Empty](http.DefaultClient,
-		"http://127.0.0.1:1/test.Test/Call", // nobody is there
+		"http://127.0.0.1:1/test.Test/Call", // no server listens here
 		connect.WithInterceptors(connectinfuse.New(breakers)))
 
 	for range 4 {

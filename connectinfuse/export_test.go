@@ -1,18 +1,20 @@
 package connectinfuse
 
+// This file exports internals to the tests.
+
 import (
 	"time"
 
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// EstablishedAfter has a stream be established sooner or later.
+// EstablishedAfter sets the time after which a stream is established.
 func EstablishedAfter(d time.Duration) Option {
 	return func(i *Interceptor) { i.establishedAfter = d }
 }
 
-// HostName is the name of a host.
+// HostName is hostName.
 func HostName(addr string) string { return hostName(addr) }
 
-// DefaultEstablishedAfter is how long a stream must live by default.
+// DefaultEstablishedAfter is the default of EstablishedAfter.
 const DefaultEstablishedAfter = rpc.EstablishedAfter

@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests the interceptor of handlers.
+
 import (
 	"context"
 	"errors"
@@ -14,14 +16,14 @@ import (
 	"github.com/infuse-go/infuse/connectinfuse"
 )
 
-// rejections are the errors with which a handler may return a rejection.
+// rejections returns errors of handlers that contain a rejection.
 func rejections() map[string]error {
 	open := &infuse.OpenError{Circuit: "upstream.internal", State: infuse.StateOpen, Reason: "ticket 7", DueAt: time.Now().Add(time.Hour)}
 	return map[string]error{
 		"itself":             open,
 		"wrapped":            fmt.Errorf("buying: %w", open),
 		"joined":             errors.Join(errors.New("other"), open),
-		"one of two wrapped": fmt.Errorf("%w: %w", says(connect.CodeInternal), open),
+		"one of two wrapped": fmt.Errorf("%w: %w", codeError(connect.CodeInternal), open),
 		"below a code":       connect.NewError(connect.CodeFailedPrecondition, open),
 		"joined below a code, and wrapped": fmt.Errorf("buying: %w",
 			connect.NewError(connect.CodeUnknown, errors.Join(errors.New("other"), open))),
@@ -33,7 +35,7 @@ func requireUnavailable(t *testing.T, err error) {
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
 	require.InDelta(t, time.Hour, retryDelay(t, err), float64(time.Minute))
 	for _, secret := range []string{"upstream.internal", "ticket 7"} {
-		require.NotContains(t, err.Error(), secret, "clients read it")
+		require.NotContains(t, err.Error(), secret, "clients receive the text")
 	}
 }
 
@@ -51,12 +53,12 @@ func TestErrorOfARejectionIsUnavailableWithRetryInfo(t *testing.T) {
 
 func TestErrorLeavesOtherErrorsAlone(t *testing.T) {
 	require.NoError(t, connectinfuse.Error(nil))
-	for _, err := range []error{errors.New("a bug"), says(connect.CodeNotFound), context.Canceled} {
+	for _, err := range []error{errors.New("a bug"), codeError(connect.CodeNotFound), context.Canceled} {
 		require.Equal(t, err, connectinfuse.Error(err))
 	}
 }
 
-// TestHandlerAnswersARejectionWithUnavailable: it was Unknown.
+// The code was Unknown.
 func TestHandlerAnswersARejectionWithUnavailable(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		var result error
@@ -78,11 +80,11 @@ func TestHandlerAnswersARejectionWithUnavailable(t *testing.T) {
 				t.Run(kind+", "+name, func(t *testing.T) {
 					result = err
 					got := call(f)
-					require.NotErrorIs(t, got, infuse.ErrOpen, "that is for circuits of the client")
+					require.NotErrorIs(t, got, infuse.ErrOpen, "ErrOpen is for circuits of the client")
 					requireUnavailable(t, got)
 				})
 			}
-			result = says(connect.CodeNotFound)
+			result = codeError(connect.CodeNotFound)
 			require.Equal(t, connect.CodeNotFound, connect.CodeOf(call(f)))
 		}
 	})

@@ -19,26 +19,26 @@ import (
 	"github.com/infuse-go/infuse/connectinfuse"
 )
 
-// No user code leaves a breaker stuck: every hook panics, ends its goroutine, or
-// calls back into the breaker, in every kind of call. Afterwards the next call,
-// Stats and Stop return, and no trial slot stays taken.
+// This file tests that no user code leaves a breaker stuck. Every hook panics, ends its
+// goroutine, or calls the breaker, in every kind of call. Afterwards the next call, Stats
+// and Stop return, and no trial slot is in use.
 
 // hook is user code that the interceptors run.
 type hook struct {
 	breaker atomic.Pointer[infuse.Breaker]
-	does    atomic.Pointer[func(*infuse.Breaker)]
-	runs    atomic.Bool // now: it does not run itself
+	action  atomic.Pointer[func(*infuse.Breaker)]
+	runs    atomic.Bool // true while the hook runs: it is not re-entrant
 }
 
-func (h *hook) set(b *infuse.Breaker, does func(*infuse.Breaker)) {
+func (h *hook) set(b *infuse.Breaker, action func(*infuse.Breaker)) {
 	h.breaker.Store(b)
-	h.does.Store(&does)
+	h.action.Store(&action)
 }
 
 func (h *hook) run() {
-	if does := h.does.Load(); does != nil && *does != nil && h.runs.CompareAndSwap(false, true) {
+	if action := h.action.Load(); action != nil && *action != nil && h.runs.CompareAndSwap(false, true) {
 		defer h.runs.Store(false)
-		(*does)(h.breaker.Load())
+		(*action)(h.breaker.Load())
 	}
 }
 
@@ -76,7 +76,7 @@ func hookPlaces() map[string]hookPlace {
 		"a typed nil in an error of Connect": func(*hook, *infuse.Config, *[]connectinfuse.Option) error {
 			return connect.NewError(connect.CodeUnavailable, (*textError)(nil))
 		},
-		"the call": func(*hook, *infuse.Config, *[]connectinfuse.Option) error { return says(connect.CodeUnavailable) }, // see hookBelow
+		"the call": func(*hook, *infuse.Config, *[]connectinfuse.Option) error { return codeError(connect.CodeUnavailable) }, // the call itself runs the hook: see hookBelow
 		"Config.Classify": func(h *hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
 			cfg.Classify = func(_ context.Context, err error) infuse.Outcome {
 				h.run()
@@ -85,25 +85,25 @@ func hookPlaces() map[string]hookPlace {
 				}
 				return infuse.OutcomeSuccess
 			}
-			return says(connect.CodeUnavailable)
+			return codeError(connect.CodeUnavailable)
 		},
 		"Config.Exclude": func(h *hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
 			cfg.Exclude = []func(error) bool{func(error) bool { h.run(); return false }}
-			return says(connect.CodeUnavailable)
+			return codeError(connect.CodeUnavailable)
 		},
 		"WithClassify": func(h *hook, _ *infuse.Config, options *[]connectinfuse.Option) error {
 			*options = append(*options, connectinfuse.WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
 				h.run()
 				return connectinfuse.Classify(err)
 			}))
-			return says(connect.CodeUnavailable)
+			return codeError(connect.CodeUnavailable)
 		},
 		"WithCircuit": func(h *hook, _ *infuse.Config, options *[]connectinfuse.Option) error {
 			*options = append(*options, connectinfuse.WithCircuit(func(_ context.Context, target, _ string) string {
 				h.run()
 				return target
 			}))
-			return says(connect.CodeUnavailable)
+			return codeError(connect.CodeUnavailable)
 		},
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As"} {
@@ -120,7 +120,7 @@ func hookPlaces() map[string]hookPlace {
 	for name := range listeners(new(hook)) {
 		places["Listener."+name] = func(h *hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
 			cfg.Listeners = append(cfg.Listeners, listeners(h)[name])
-			return says(connect.CodeUnavailable)
+			return codeError(connect.CodeUnavailable)
 		}
 	}
 	return places
@@ -137,8 +137,8 @@ func listeners(h *hook) map[string]*infuse.Listener {
 	}
 }
 
-// hookDeeds are what user code does that should not.
-var hookDeeds = map[string]func(*infuse.Breaker){
+// hookActions are the misbehaviours of user code.
+var hookActions = map[string]func(*infuse.Breaker){
 	"panics":             func(*infuse.Breaker) { panic("a hook") },
 	"ends the goroutine": func(*infuse.Breaker) { runtime.Goexit() },
 	"calls back": func(b *infuse.Breaker) {
@@ -149,8 +149,8 @@ var hookDeeds = map[string]func(*infuse.Breaker){
 	},
 }
 
-// hookBelow is an interceptor that makes each call in place of Connect. A stream
-// fails at one of its methods.
+// hookBelow is an inner interceptor that replaces each call. A stream fails at one of its
+// methods.
 type hookBelow struct {
 	call func() error
 	at   string
@@ -232,7 +232,7 @@ func (c hookClient) stream(at string, call func() error) error {
 		_ = both.CloseRequest()
 	}
 	if at == "ResponseHeader" {
-		time.Sleep(3 * time.Second) // until the headers stand
+		time.Sleep(3 * time.Second) // until the trial succeeds after its headers
 	}
 	var err error
 	if at != "CloseResponse" {
@@ -265,7 +265,7 @@ func init() {
 	}
 }
 
-// apart runs what may panic or end its goroutine, and waits for it.
+// apart runs do in a goroutine, recovers its panic, and waits for it.
 func apart(do func()) {
 	done := make(chan struct{})
 	go func() {
@@ -278,11 +278,11 @@ func apart(do func()) {
 
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	for name, place := range hookPlaces() {
-		for deed, does := range hookDeeds {
+		for what, action := range hookActions {
 			for way, call := range hookWays {
 				for _, shared := range []bool{false, true} {
-					t.Run(fmt.Sprintf("%s %s, %s, shared=%t", name, deed, way, shared), func(t *testing.T) {
-						synctest.Test(t, func(t *testing.T) { testHook(t, name, place, does, call, shared) })
+					t.Run(fmt.Sprintf("%s %s, %s, shared=%t", name, what, way, shared), func(t *testing.T) {
+						synctest.Test(t, func(t *testing.T) { testHook(t, name, place, action, call, shared) })
 					})
 				}
 			}
@@ -290,7 +290,7 @@ func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	}
 }
 
-func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Breaker), call func(hookClient, func() error), shared bool) {
+func testHook(t *testing.T, name string, place hookPlace, action func(*infuse.Breaker), call func(hookClient, func() error), shared bool) {
 	h := new(hook)
 	cfg := infuse.Config{FailMax: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour}
 	if shared {
@@ -312,17 +312,17 @@ func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Brea
 		}
 	}
 	fails, succeeds := result(fault), result(nil)
-	h.set(b, does)
-	for range 4 { // opens the circuit, and is rejected
+	h.set(b, action)
+	for range 4 { // open the circuit, then are rejected
 		apart(func() { call(c, fails) })
 	}
-	for _, result := range []func() error{fails, succeeds} { // of a trial
+	for _, result := range []func() error{fails, succeeds} { // trials
 		apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
 		apart(func() { call(c, result) })
 	}
 	apart(func() { b.Stats() })
 	h.set(b, nil)
-	time.Sleep(3 * time.Second) // more than ResetTimeout, and than a stream needs to be established
+	time.Sleep(3 * time.Second) // longer than ResetTimeout, and than a stream takes to be established
 	synctest.Wait()
 	for range 5 {
 		apart(func() { _ = c.unary(func() error { return nil }) })
@@ -333,7 +333,7 @@ func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Brea
 	apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
-		require.Error(t, c.unary(func() error { return says(connect.CodeUnavailable) }))
+		require.Error(t, c.unary(func() error { return codeError(connect.CodeUnavailable) }))
 	}
 	requireRejected(t, c.unary(func() error { return nil }))
 	time.Sleep(time.Second)
@@ -343,8 +343,7 @@ func testHook(t *testing.T, name string, place hookPlace, does func(*infuse.Brea
 	g.Stop()
 }
 
-// An error whose text panics used to panic in an error of Connect, when its text was
-// compared to classify it.
+// Classifying an error of Connect panicked if the wrapped error was a typed nil.
 func TestTypedNilErrorReachesTheCaller(t *testing.T) {
 	g, err := infuse.NewGroup(infuse.Config{CountCalls: true, FailMax: 10})
 	require.NoError(t, err)

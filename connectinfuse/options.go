@@ -1,5 +1,7 @@
 package connectinfuse
 
+// This file contains the options, and the classification of errors.
+
 import (
 	"context"
 	"errors"
@@ -9,32 +11,32 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// Option changes a default.
+// Option is an option of New.
 type Option func(*Interceptor)
 
-// WithCircuit names the circuit of a call. name gets the default name, which is
-// that of the host, and the full procedure: "/package.Service/Method". If it
-// returns an empty name, the call bypasses the breakers. Keep names
-// low-cardinality and out of a client's control. name must be safe for concurrent
-// use.
+// WithCircuit names the circuit of a call with name instead of by host. name receives the
+// default name and the full procedure: "/package.Service/Method". If it returns an empty
+// name, the call bypasses the breakers. Keep the number of names small, and do not let
+// clients choose them. name must be safe for concurrent use.
 //
-// By default a host has one circuit. Its name is the host of the client's URL in
-// lower case, without a dot at its end, and the port unless that is 80 or 443.
+// By default there is one circuit per host. Its name is the host of the client's URL in
+// lower case, without a trailing dot, and the port unless it is 80 or 443.
 func WithCircuit(name func(ctx context.Context, target, procedure string) string) Option {
 	return func(i *Interceptor) { i.circuit = name }
 }
 
-// ByMethod is for WithCircuit: each procedure of a host has a circuit of its own,
-// named "host/package.Service/Method". A failing method then does not close off
-// the others, but each circuit must detect an outage of the whole host by itself.
+// ByMethod is for WithCircuit: each procedure of a host has its own circuit, named
+// "host/package.Service/Method". A failing procedure then does not block the others, but
+// each circuit must detect an outage of the whole host separately.
 func ByMethod(_ context.Context, target, procedure string) string { return target + procedure }
 
 func byTarget(_ context.Context, target, _ string) string { return target }
 
-// WithFailures replaces the codes that Classify takes for failures. Canceled is
-// ignored even if it is one of them.
+// WithFailures replaces the codes that Classify counts as failures. Canceled is always
+// ignored.
 func WithFailures(failures ...connect.Code) Option {
 	failures = slices.Clone(failures)
 	return WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
@@ -42,23 +44,22 @@ func WithFailures(failures ...connect.Code) Option {
 	})
 }
 
-// WithClassify replaces Classify. classify is called with a nil error, too, and
-// must be safe for concurrent use.
+// WithClassify replaces Classify. classify is also called for a nil error. It must be
+// safe for concurrent use.
 func WithClassify(classify func(ctx context.Context, procedure string, err error) infuse.Outcome) Option {
 	return func(i *Interceptor) { i.classify = classify }
 }
 
-// Classify returns the default outcome of a call that ended with err.
-// DeadlineExceeded, ResourceExhausted, Internal, Unavailable and DataLoss are
-// failures. Canceled is ignored. Any other code is a success: also Unknown, which
-// is what an application's own error becomes, and Unimplemented, because one
-// method that a server does not have would close off all the others. Whatever its
-// code, a response that is truncated or is none of the protocol is a failure, and
-// so is an HTTP 5xx without a code, which a proxy sends.
+// Classify returns the default outcome of a call that ended with err. DeadlineExceeded,
+// ResourceExhausted, Internal, Unavailable and DataLoss are failures. Canceled is
+// ignored. Any other code is a success. This includes Unknown, the code of application
+// errors without a code, and Unimplemented, because a missing method must not block the
+// others. A response that is truncated or does not conform to the protocol is a failure,
+// whatever its code. So is a proxy's HTTP 5xx without a code.
 //
-// Classify ignores a message that cannot be marshalled, compressed or
-// unmarshalled, one that is larger than a limit of the client's own, and a call
-// whose headers net/http does not send.
+// Classify ignores messages that cannot be marshalled, compressed or unmarshalled,
+// messages that exceed a size limit of the client, and calls whose headers net/http does
+// not send.
 func Classify(err error) infuse.Outcome { return classify(err, isFailure) }
 
 func byCode(_ context.Context, _ string, err error) infuse.Outcome { return Classify(err) }
@@ -79,7 +80,7 @@ func classify(err error, fails func(connect.Code) bool) infuse.Outcome {
 	switch {
 	case isBroken(err):
 		return infuse.OutcomeFailure
-	case code == connect.CodeCanceled || isOfMessage(err):
+	case code == connect.CodeCanceled || isCallersFault(err):
 		return infuse.OutcomeIgnored
 	case fails(code):
 		return infuse.OutcomeFailure
@@ -87,8 +88,7 @@ func classify(err error, fails func(connect.Code) bool) infuse.Outcome {
 	return infuse.OutcomeSuccess
 }
 
-// codeOf is connect.CodeOf, and the code of a context's error, which an
-// interceptor may return.
+// codeOf is connect.CodeOf, extended to context errors, which an interceptor may return.
 func codeOf(err error) connect.Code {
 	if code := connect.CodeOf(err); code != connect.CodeUnknown {
 		return code
@@ -102,61 +102,56 @@ func codeOf(err error) connect.Code {
 	return connect.CodeUnknown
 }
 
-// local returns the text of an error that comes from the client and not from the
-// service. Connect exports no values for these errors, but their texts are stable.
+// local returns the text of an error that the client created. Connect exports no values
+// for these errors, but their texts are stable.
 func local(err error) (text string, ok bool) {
 	var e *connect.Error
 	if !errors.As(err, &e) || connect.IsWireError(err) {
 		return "", false
 	}
 	defer func() {
-		if recover() != nil { // Error of the error in e, such as a typed nil
+		if recover() != nil { // Error of the wrapped error panicked, for example on a typed nil
 			text, ok = "", false
 		}
 	}()
 	return e.Message(), true
 }
 
-// isOfMessage reports whether a message or a header is at fault, and not the service.
-func isOfMessage(err error) bool {
+// isCallersFault reports whether the caller's message or headers caused the error.
+func isCallersFault(err error) bool {
 	text, ok := local(err)
 	if !ok {
 		return false
 	}
 	switch connect.CodeOf(err) {
 	case connect.CodeInternal:
-		return beginsWith(text, "marshal message", "compress: ")
+		return rpc.HasPrefix(text, "marshal message", "compress: ")
 	case connect.CodeInvalidArgument:
-		return beginsWith(text, "unmarshal message: ")
+		return rpc.HasPrefix(text, "unmarshal message: ")
 	case connect.CodeUnavailable:
-		return beginsWith(text, "net/http: invalid header field ", "http2: request header list larger than peer's advertised limit")
+		return rpc.HasPrefix(text, "net/http: invalid header field ", "http2: request header list larger than peer's advertised limit")
 	case connect.CodeResourceExhausted:
-		return !beginsWith(text, "bandwidth exhausted") // which is how a peer resets a stream
+		return !rpc.HasPrefix(text, "bandwidth exhausted") // the text of a stream that the peer has reset
 	}
 	return false
 }
 
-// isBroken reports whether there was no response of the protocol: it was
-// truncated, or is an HTTP 5xx or a page. Connect gives these a code that has
-// another meaning otherwise.
+// isBroken reports whether the response was truncated, or was an HTTP 5xx or a web page.
+// Connect reports these with codes that otherwise have another meaning.
 func isBroken(err error) bool {
 	text, ok := local(err)
 	if !ok {
 		return false
 	}
 	switch connect.CodeOf(err) {
-	case connect.CodeCanceled: // of a connection or a stream that the service has reset
+	case connect.CodeCanceled: // the service has reset the connection or the stream
 		return !errors.Is(err, context.Canceled)
 	case connect.CodeUnknown, connect.CodeInvalidArgument:
-		return isBareServerError(text) || beginsWith(text,
+		return isBareServerError(text) || rpc.HasPrefix(text,
 			"protocol error: ", "read message: ", "read enveloped message: ", "write message: ", "write envelope: ",
 			"invalid content-type: ", "get decompressor: ", "decompress: ")
 	}
 	return false
-}
-
-func beginsWith(text string, prefixes ...string) bool {
-	return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
 }
 
 func isBareServerError(text string) bool {

@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests panics and runtime.Goexit in inner interceptors.
+
 import (
 	"context"
 	"net/http"
@@ -16,8 +18,8 @@ import (
 
 func panics() { panic("below") }
 
-// brokenBelow is an interceptor that runs something in each call and in each
-// method of a stream.
+// brokenBelow is an inner interceptor that runs do in each call and in each method of a
+// stream.
 type brokenBelow struct{ do func() }
 
 func (b brokenBelow) WrapUnary(connect.UnaryFunc) connect.UnaryFunc {
@@ -57,12 +59,12 @@ func goexits(do func()) bool {
 	return !returned
 }
 
-// brokenBidi is a stream above a broken interceptor.
+// brokenBidi returns a stream with a broken inner interceptor.
 func (f *fixture) brokenBidi(do func()) *connect.BidiStreamForClient[bytes, bytes] {
 	return client[bytes, bytes](f, "Bidi", connect.WithInterceptors(brokenBelow{do})).CallBidiStream(f.ctx)
 }
 
-// calledBelow are the places where something below the interceptor may panic.
+// calledBelow are the places in which inner code may panic.
 var calledBelow = map[string]func(f *fixture, do func()){
 	"an interceptor of calls": func(f *fixture, do func()) {
 		_ = f.callWith(f.ctx, connect.WithInterceptors(brokenBelow{do}))
@@ -79,8 +81,8 @@ var calledBelow = map[string]func(f *fixture, do func()){
 	"a stream that stops sending": func(f *fixture, do func()) { _ = f.brokenBidi(do).CloseRequest() },
 }
 
-// TestPanicBelowIsAFailureAndGoesOn: it was ignored, where Breaker.Call counts it.
-func TestPanicBelowIsAFailureAndGoesOn(t *testing.T) {
+// Panics of inner interceptors were ignored, while Breaker.Call counts them.
+func TestPanicIsAFailureAndIsPropagated(t *testing.T) {
 	for name, call := range calledBelow {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, &service{unary: healthy})
@@ -90,7 +92,7 @@ func TestPanicBelowIsAFailureAndGoesOn(t *testing.T) {
 	}
 }
 
-func TestGoexitBelowIsIgnored(t *testing.T) {
+func TestGoexitIsIgnored(t *testing.T) {
 	for name, call := range calledBelow {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, &service{unary: healthy})
@@ -100,7 +102,7 @@ func TestGoexitBelowIsIgnored(t *testing.T) {
 	}
 }
 
-func TestPanicAndGoexitBelowEndATrial(t *testing.T) {
+func TestPanicAndGoexitEndATrial(t *testing.T) {
 	for name, call := range calledBelow {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, &service{unary: healthy})
@@ -112,8 +114,7 @@ func TestPanicAndGoexitBelowEndATrial(t *testing.T) {
 	}
 }
 
-// TestPanicAfterATrialCountsOnce: the trial has succeeded at its first message, and
-// the panic is a failure of one more call.
+// The trial succeeded at its first message, so the panic is a failure of one more call.
 func TestPanicAfterATrialCountsOnce(t *testing.T) {
 	f := start(t, &service{})
 	f.halfOpen()

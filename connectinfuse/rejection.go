@@ -1,5 +1,7 @@
 package connectinfuse
 
+// This file contains the error of a rejection, in clients and in handlers.
+
 import (
 	"context"
 	"errors"
@@ -13,7 +15,7 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// rejected returns the error of Breaker.Acquire as one of Connect.
+// rejected returns the error of Breaker.Acquire as a *connect.Error.
 func rejected(err error) error {
 	var open *infuse.OpenError
 	if !errors.As(err, &open) {
@@ -31,14 +33,13 @@ func unavailable(open *infuse.OpenError, err error) *connect.Error {
 	return rejection
 }
 
-// Error returns the error with which a handler answers a call that failed with
-// err. If err is or wraps the *infuse.OpenError of a circuit that the handler
-// depends on, that is Unavailable with a google.rpc.RetryInfo, whatever other code
-// is in the chain: retrying later helps. Its text names no circuit, because
-// clients read it; errors.Is and errors.As still find err. Any other error, and
-// nil, is returned as it is.
+// Error returns the error that a handler should return for err. If err is or wraps an
+// *infuse.OpenError, that is Unavailable with a google.rpc.RetryInfo, even if err also
+// has another code. Its text does not name the circuit, because clients receive it;
+// errors.Is and errors.As still find err. Error returns any other error, and nil,
+// unchanged.
 //
-// HandlerInterceptor does this for all methods of a handler.
+// HandlerInterceptor applies Error to all methods of a handler.
 func Error(err error) error {
 	var open *infuse.OpenError
 	if err == nil || !errors.As(err, &open) {
@@ -47,14 +48,14 @@ func Error(err error) error {
 	return unavailable(open, &answered{err})
 }
 
-// answered is an error that clients do not read.
+// answered hides the text of an error from clients.
 type answered struct{ err error }
 
 func (a *answered) Error() string { return rpc.RejectedText }
 func (a *answered) Unwrap() error { return a.err }
 
-// HandlerInterceptor returns an interceptor for handlers, which applies Error to
-// what they return. It does nothing in a client.
+// HandlerInterceptor returns an interceptor that applies Error to the errors of handlers.
+// It does nothing in a client.
 func HandlerInterceptor() connect.Interceptor { return handlerInterceptor{} }
 
 type handlerInterceptor struct{}
@@ -77,8 +78,8 @@ func (handlerInterceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error { return Error(next(ctx, conn)) }
 }
 
-// rejectedStream is a stream that is never sent. The one below has not begun, and
-// would wait for a response for ever.
+// rejectedStream is a stream that is never sent. It overrides all methods that would wait
+// for a response.
 type rejectedStream struct {
 	connect.StreamingClientConn
 	err error

@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file contains the helpers of the tests: a service, and clients of it.
+
 import (
 	"context"
 	"errors"
@@ -22,9 +24,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	patience = 30 * time.Second      // for what happens soon, on a busy machine
-	never    = time.Hour             // no stream of a test lives so long
-	soon     = 20 * time.Millisecond // a test can wait for it
+	patience = 30 * time.Second      // for fast events, on a busy machine
+	never    = time.Hour             // longer than any test
+	soon     = 20 * time.Millisecond // short enough to wait for
 )
 
 type (
@@ -32,7 +34,7 @@ type (
 	bytes = wrapperspb.BytesValue
 )
 
-// service is a real service whose calls do what the test says.
+// service is a real service whose methods are set by the test.
 type service struct {
 	unary  func(context.Context) error
 	server func(context.Context, *connect.ServerStream[bytes]) error
@@ -63,7 +65,7 @@ func http2() *http.Protocols {
 	return p
 }
 
-// serve runs a handler over HTTP/2 on the address, or on any.
+// serve runs a handler over HTTP/2 on the address, or on a free one.
 func serve(t *testing.T, handler http.Handler, address string) (*http.Server, string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
@@ -81,7 +83,7 @@ func serve(t *testing.T, handler http.Handler, address string) (*http.Server, st
 	return server, listener.Addr().String()
 }
 
-// fixture is a client with one circuit, and the service that it calls.
+// fixture is a client with one circuit, and its service.
 type fixture struct {
 	t           *testing.T
 	service     *service
@@ -91,12 +93,12 @@ type fixture struct {
 	group       *infuse.Group
 	interceptor *connectinfuse.Interceptor
 	http        *http.Client
-	protocol    []connect.ClientOption // and more that the clients get
+	protocol    []connect.ClientOption // and other client options
 	ctx         context.Context
 }
 
-// start has a circuit that opens with the second failure in a row, and then
-// stays open.
+// start returns a fixture whose circuit opens after two consecutive failures, and stays
+// open.
 func start(t *testing.T, s *service, options ...connectinfuse.Option) *fixture {
 	t.Helper()
 	return startWith(t, s, infuse.Config{}, options...)
@@ -174,7 +176,7 @@ func drain(receive func() error) (n int, err error) {
 	return n, err
 }
 
-// kinds are a call of each kind of stream that goes on to its end.
+// kinds are complete calls, one for each kind of stream.
 var kinds = map[string]func(*fixture) error{
 	"server": func(f *fixture) error {
 		from, err := f.serverStream()
@@ -189,7 +191,7 @@ var kinds = map[string]func(*fixture) error{
 		to := client[bytes, empty](f, "Client").CallClientStream(f.ctx)
 		for range 3 {
 			if to.Send(new(bytes)) != nil {
-				break // the answer says why
+				break // CloseAndReceive returns the reason
 			}
 		}
 		_, err := to.CloseAndReceive()
@@ -210,7 +212,7 @@ var kinds = map[string]func(*fixture) error{
 	},
 }
 
-// protocols are all that a client may speak.
+// protocols are the protocols of clients.
 var protocols = map[string][]connect.ClientOption{
 	"connect": nil,
 	"grpc":    {connect.WithGRPC()},
@@ -232,7 +234,7 @@ func eachProtocol(t *testing.T, test func(t *testing.T, protocol []connect.Clien
 	}
 }
 
-// counts are the successes, failures and ignored calls so far.
+// counts returns the numbers of successes, failures and ignored calls.
 func (f *fixture) counts() [3]int {
 	c := f.breaker.Stats().Calls
 	return [3]int{int(c.Success), int(c.Failure), int(c.Ignored)}
@@ -243,13 +245,13 @@ func (f *fixture) requireCounts(success, failure, ignored int) {
 	require.Equal(f.t, [3]int{success, failure, ignored}, f.counts(), "successes, failures and ignored calls")
 }
 
-// setState moves the circuit by hand.
+// setState sets the state of the circuit.
 func (f *fixture) setState(to infuse.State) {
 	f.t.Helper()
 	require.NoError(f.t, f.breaker.SetState(f.ctx, to))
 }
 
-// halfOpen has the next call be a trial.
+// halfOpen makes the next call a trial.
 func (f *fixture) halfOpen() {
 	f.t.Helper()
 	f.setState(infuse.StateHalfOpen)
@@ -260,7 +262,7 @@ func (f *fixture) requireState(state infuse.State) {
 	require.Equal(f.t, state, f.breaker.State())
 }
 
-// requireRejected returns the rejection that an error is.
+// requireRejected fails if err is not a rejection, and returns it.
 func requireRejected(t *testing.T, err error) *infuse.OpenError {
 	t.Helper()
 	require.ErrorIs(t, err, infuse.ErrOpen)
@@ -270,5 +272,5 @@ func requireRejected(t *testing.T, err error) *infuse.OpenError {
 	return open
 }
 
-// says returns a handler's error.
-func says(c connect.Code) error { return connect.NewError(c, errors.New("unhealthy")) }
+// codeError returns an error of a handler.
+func codeError(c connect.Code) error { return connect.NewError(c, errors.New("unhealthy")) }

@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests Config.SlowCall with cancelled calls.
+
 import (
 	"context"
 	"testing"
@@ -12,8 +14,8 @@ import (
 	"github.com/infuse-go/infuse/connectinfuse"
 )
 
-// hanging is a service that never answers, and sends a token for each call that it
-// has received.
+// hanging returns a service that never replies. It sends a token for each call that it
+// receives.
 func hanging(received chan<- struct{}) *service {
 	hang := func(ctx context.Context) error {
 		received <- struct{}{}
@@ -47,8 +49,8 @@ func cancelled(t *testing.T, cfg infuse.Config, protocol []connect.ClientOption,
 	return f
 }
 
-// TestCallCancelledAfterSlowCallIsAFailure: a service that hangs was never counted
-// if a timeout around the call cancelled it.
+// A service that does not reply never counted as failing if the caller cancelled its
+// calls.
 func TestCallCancelledAfterSlowCallIsAFailure(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		f := cancelled(t, infuse.Config{SlowCall: soon}, protocol, 2*soon, (*fixture).call)
@@ -74,8 +76,7 @@ func TestCancelledCallIsIgnoredWithoutSlowCall(t *testing.T) {
 	}
 }
 
-// TestAbandonedTrialCancelledAfterSlowCallIsAFailure has a caller that cancels a
-// trial and receives nothing more.
+// The caller cancels a trial and does not call Receive again.
 func TestAbandonedTrialCancelledAfterSlowCallIsAFailure(t *testing.T) {
 	received := make(chan struct{}, 1)
 	f := startWith(t, hanging(received), infuse.Config{SlowCall: soon})

@@ -1,5 +1,7 @@
 package connectinfuse
 
+// This file contains the client stream that reports its progress to a tracker.
+
 import (
 	"errors"
 	"io"
@@ -11,23 +13,19 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// stream is a StreamingClientConn that reports to its tracker how it goes.
+// stream is a StreamingClientConn that reports its progress to a tracker.
 type stream struct {
 	connect.StreamingClientConn
 	tracker          rpc.Tracker
 	classify         func(error) infuse.Outcome
 	establishedAfter time.Duration
 	trial            bool
-	unwatch          func() bool // ends the watching of a trial's context
+	unwatch          func() bool // stops watching the context of a trial
 }
 
 func (s *stream) Receive(m any) error {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	err := s.StreamingClientConn.Receive(m)
 	if err != nil && s.trial {
 		s.unwatch()
@@ -44,20 +42,16 @@ func (s *stream) Receive(m any) error {
 	return err
 }
 
-// isEnd reports whether a stream has ended without an error. An io.EOF inside of
-// an error with a code is none.
+// isEnd reports whether a stream has ended without an error. An io.EOF in an error with a
+// code does not count.
 func isEnd(err error) bool {
 	return errors.Is(err, io.EOF) && connect.CodeOf(err) == connect.CodeUnknown
 }
 
-// Send returns io.EOF if Receive has the error. Any other error is the end.
+// Send returns io.EOF if Receive returns the error. Any other error ends the stream.
 func (s *stream) Send(m any) error {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	err := s.StreamingClientConn.Send(m)
 	switch {
 	case err == nil:
@@ -72,11 +66,7 @@ func (s *stream) Send(m any) error {
 
 func (s *stream) CloseRequest() error {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	err := s.StreamingClientConn.CloseRequest()
 	returned = true
 	return err
@@ -90,20 +80,20 @@ func (s *stream) CloseResponse() error {
 	return s.StreamingClientConn.CloseResponse()
 }
 
-// hasHeaders waits for the headers, or for the end of a stream without any. If the
-// headers of gRPC have a status, they are the whole response.
+// hasHeaders waits for the headers, or for the end of the stream. gRPC headers with a
+// status are trailers of a response without headers.
 func (s *stream) hasHeaders() bool {
 	headers := s.ResponseHeader()
 	return len(headers) > 0 && headers.Get("Grpc-Status") == ""
 }
 
-// gotHeaders ends a trial without a message. It is called for an informational
-// response (103), too, and for a response without a body.
+// gotHeaders ends a trial without messages. It is also called for informational responses
+// (103), and for responses without a body.
 func (s *stream) gotHeaders() {
 	if s.trial {
 		time.AfterFunc(s.establishedAfter, func() {
 			defer func() {
-				if value := recover(); value != nil { // of an interceptor below
+				if value := recover(); value != nil { // of an inner interceptor
 					s.tracker.Panicked(value)
 				}
 			}()

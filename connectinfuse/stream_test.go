@@ -1,11 +1,9 @@
 package connectinfuse_test
 
+// This file tests streams.
+
 import (
 	"context"
-	"errors"
-	"io"
-	"net/http"
-	"net/http/httptrace"
 	"testing"
 	"time"
 
@@ -16,8 +14,8 @@ import (
 	"github.com/infuse-go/infuse/connectinfuse"
 )
 
-// brings is a stream of n messages that then ends with err.
-func brings(n int, err error) func(context.Context, *connect.ServerStream[bytes]) error {
+// sends sends n messages, and then ends the stream with err.
+func sends(n int, err error) func(context.Context, *connect.ServerStream[bytes]) error {
 	return func(_ context.Context, to *connect.ServerStream[bytes]) error {
 		for range n {
 			if err := to.Send(new(bytes)); err != nil {
@@ -28,7 +26,7 @@ func brings(n int, err error) func(context.Context, *connect.ServerStream[bytes]
 	}
 }
 
-// echoes answers each message, and then ends with err.
+// echoes returns n messages, and then ends the stream with err.
 func echoes(n int, err error) func(context.Context, *connect.BidiStream[bytes, bytes]) error {
 	return func(_ context.Context, both *connect.BidiStream[bytes, bytes]) error {
 		for range n {
@@ -43,8 +41,8 @@ func echoes(n int, err error) func(context.Context, *connect.BidiStream[bytes, b
 	}
 }
 
-// waits sends headers, and then a message for each token, until the service is
-// told how to end, or is stopped.
+// waits sends headers, and then a message for each token, until end sends an error or the
+// service stops.
 func waits(tokens <-chan struct{}, end <-chan error) func(context.Context, *connect.ServerStream[bytes]) error {
 	return func(ctx context.Context, to *connect.ServerStream[bytes]) error {
 		if err := to.Send(nil); err != nil { // the headers
@@ -65,19 +63,19 @@ func waits(tokens <-chan struct{}, end <-chan error) func(context.Context, *conn
 	}
 }
 
-// ending has the streams of each kind end with err.
+// ending returns a service whose streams end with err.
 func ending(err error) *service {
 	return &service{
-		server: brings(0, err),
+		server: sends(0, err),
 		client: func(context.Context, *connect.ClientStream[bytes]) error { return err },
 		bidi:   echoes(0, err),
 	}
 }
 
-// healthyStreams has the streams of each kind end well.
+// healthyStreams returns a service whose streams end without an error.
 func healthyStreams() *service {
 	return &service{
-		server: brings(3, nil),
+		server: sends(3, nil),
 		client: func(_ context.Context, from *connect.ClientStream[bytes]) error {
 			for from.Receive() {
 			}
@@ -89,7 +87,7 @@ func healthyStreams() *service {
 
 func TestStreamServiceBecomesUnhealthy(t *testing.T) {
 	eachKind(t, func(t *testing.T, protocol []connect.ClientOption, call func(*fixture) error) {
-		f := start(t, ending(says(connect.CodeUnavailable)))
+		f := start(t, ending(codeError(connect.CodeUnavailable)))
 		f.protocol = protocol
 		for range 2 {
 			err := call(f)
@@ -112,7 +110,7 @@ func TestStreamServiceBecomesUnhealthy(t *testing.T) {
 	})
 }
 
-func TestStreamThatEndsWell(t *testing.T) {
+func TestStreamWithoutErrorIsASuccess(t *testing.T) {
 	eachKind(t, func(t *testing.T, protocol []connect.ClientOption, call func(*fixture) error) {
 		f := start(t, healthyStreams())
 		f.protocol = protocol
@@ -121,16 +119,16 @@ func TestStreamThatEndsWell(t *testing.T) {
 	})
 }
 
-func TestStreamThatEndsWithAnErrorOfTheApplication(t *testing.T) {
+func TestStreamWithApplicationErrorIsASuccess(t *testing.T) {
 	eachKind(t, func(t *testing.T, protocol []connect.ClientOption, call func(*fixture) error) {
-		f := start(t, ending(says(connect.CodeNotFound)))
+		f := start(t, ending(codeError(connect.CodeNotFound)))
 		f.protocol = protocol
 		require.Equal(t, connect.CodeNotFound, connect.CodeOf(call(f)))
 		f.requireCounts(1, 0, 0)
 	})
 }
 
-func TestStreamToAServerThatIsUnavailable(t *testing.T) {
+func TestStreamToUnavailableServer(t *testing.T) {
 	eachKind(t, func(t *testing.T, protocol []connect.ClientOption, call func(*fixture) error) {
 		f := start(t, healthyStreams())
 		f.protocol = protocol
@@ -143,9 +141,9 @@ func TestStreamToAServerThatIsUnavailable(t *testing.T) {
 	})
 }
 
-func TestStreamThatBreaksOffEarly(t *testing.T) {
+func TestStreamTruncatedEarlyIsAFailure(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
-		f := start(t, &service{server: brings(2, says(connect.CodeInternal)), bidi: echoes(2, says(connect.CodeDataLoss))}, connectinfuse.EstablishedAfter(never))
+		f := start(t, &service{server: sends(2, codeError(connect.CodeInternal)), bidi: echoes(2, codeError(connect.CodeDataLoss))}, connectinfuse.EstablishedAfter(never))
 		f.protocol = protocol
 		require.Equal(t, connect.CodeInternal, connect.CodeOf(kinds["server"](f)))
 		f.requireCounts(0, 1, 0)
@@ -155,7 +153,7 @@ func TestStreamThatBreaksOffEarly(t *testing.T) {
 	})
 }
 
-func TestConnectionThatIsCutEarly(t *testing.T) {
+func TestConnectionClosedEarlyIsAFailure(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		tokens := make(chan struct{}, 1)
 		f := start(t, &service{server: waits(tokens, nil)}, connectinfuse.EstablishedAfter(never))
@@ -171,7 +169,7 @@ func TestConnectionThatIsCutEarly(t *testing.T) {
 	})
 }
 
-func TestUploadThatIsCut(t *testing.T) {
+func TestTruncatedUpload(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		got := make(chan struct{}, 1)
 		f := start(t, &service{client: func(_ context.Context, from *connect.ClientStream[bytes]) error {
@@ -202,7 +200,7 @@ func TestStreamIsEstablished(t *testing.T) {
 		tokens <- struct{}{}
 		require.True(t, from.Receive())
 		f.requireCounts(0, 0, 0)
-		time.Sleep(soon) // it has lived for so long then, however late this goes on
+		time.Sleep(soon) // at least so long after the first message
 		require.NoError(t, f.server.Close())
 		require.False(t, from.Receive())
 		require.Error(t, from.Err())
@@ -221,7 +219,7 @@ func TestStreamIsASuccessBeforeItsEnd(t *testing.T) {
 		time.Sleep(soon)
 	}
 	f.requireCounts(1, 0, 0)
-	end <- says(connect.CodeInternal)
+	end <- codeError(connect.CodeInternal)
 	require.False(t, from.Receive())
 	require.Equal(t, connect.CodeInternal, connect.CodeOf(from.Err()))
 	f.requireCounts(1, 0, 0)
@@ -234,13 +232,13 @@ func TestSilentStream(t *testing.T) {
 			proof   time.Duration
 			failure int
 		}{
-			{"that has lasted counts for nothing", soon, 0},
-			{"that is cut early is a failure", never, 1},
+			{"truncated later is ignored", soon, 0},
+			{"truncated early is a failure", never, 1},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				f := start(t, &service{server: waits(nil, nil)}, connectinfuse.EstablishedAfter(c.proof))
 				f.protocol = protocol
-				from, err := f.serverStream() // has waited for the headers
+				from, err := f.serverStream() // returns after the headers
 				require.NoError(t, err)
 				time.Sleep(soon)
 				require.NoError(t, f.server.Close())
@@ -269,195 +267,7 @@ func TestStreamThatStallsIsAFailure(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
-func TestTrialEndsAtTheFirstMessage(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
-		tokens, end := make(chan struct{}, 1), make(chan error, 1)
-		f := start(t, &service{server: waits(tokens, end)}, connectinfuse.EstablishedAfter(never))
-		f.protocol = protocol
-		f.halfOpen()
-		from, err := f.serverStream()
-		require.NoError(t, err)
-		_, err = f.serverStream()
-		requireRejected(t, err)
-		tokens <- struct{}{}
-		require.True(t, from.Receive())
-		f.requireState(infuse.StateClosed)
-		f.requireCounts(1, 0, 0)
-
-		end <- says(connect.CodeUnavailable)
-		require.False(t, from.Receive())
-		f.requireCounts(1, 1, 0)
-	})
-}
-
-func TestTrialEndsAtHeadersThatStand(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
-		end := make(chan error, 1)
-		f := start(t, &service{server: waits(nil, end)}, connectinfuse.EstablishedAfter(soon))
-		f.protocol = protocol
-		f.halfOpen()
-		from, err := f.serverStream()
-		require.NoError(t, err)
-		require.Eventually(t, func() bool { return f.breaker.State() == infuse.StateClosed }, patience, time.Millisecond)
-		end <- nil
-		require.False(t, from.Receive())
-		require.NoError(t, from.Err())
-		f.requireCounts(1, 0, 0)
-	})
-}
-
-// TestTrialWithoutHeaders: what came was no sign of health, and closed the circuit
-// before the caller had asked what it was.
-func TestTrialWithoutHeaders(t *testing.T) {
-	refuses := &service{bidi: func(context.Context, *connect.BidiStream[bytes, bytes]) error {
-		return says(connect.CodeUnavailable)
-	}}
-	for name, c := range map[string]struct {
-		handler  http.Handler
-		protocol string
-	}{
-		"a 503 to Connect": {status(http.StatusServiceUnavailable), "connect"},
-		"a 503 to gRPC":    {status(http.StatusServiceUnavailable), "grpc"},
-		"a status alone":   {refuses.handler(), "grpcweb"},
-		"a hint":           {status(http.StatusEarlyHints), "connect"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := startOn(t, refuses, c.handler, infuse.Config{}, connectinfuse.EstablishedAfter(soon))
-			f.protocol = protocols[c.protocol]
-			f.halfOpen()
-			ctx, cancel := context.WithCancel(f.ctx)
-			defer cancel()
-			both := client[bytes, bytes](f, "Bidi").CallBidiStream(ctx)
-			require.NoError(t, both.Send(nil))
-			time.Sleep(5 * soon)
-			f.requireState(infuse.StateHalfOpen)
-		})
-	}
-}
-
-// status is a proxy that says this, and no more.
-func status(code int) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(code)
-		if code < http.StatusOK {
-			<-r.Context().Done()
-		}
-	})
-}
-
-// TestStallAfterATrialIsAFailure: the deadline had passed when that failure was
-// counted, so it was ignored.
-func TestStallAfterATrialIsAFailure(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
-		tokens := make(chan struct{}, 1)
-		f := start(t, &service{server: waits(tokens, nil)}, connectinfuse.EstablishedAfter(never))
-		f.protocol = protocol
-		tokens <- struct{}{}
-		f.halfOpen()
-		ctx, cancel := context.WithTimeout(f.ctx, time.Second)
-		defer cancel()
-		from, err := f.serverStreamWith(ctx)
-		require.NoError(t, err)
-		require.True(t, from.Receive())
-		require.False(t, from.Receive())
-		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(from.Err()))
-		f.requireCounts(1, 1, 0)
-	})
-}
-
-func TestErrorBehindTheHeadersFailsTheTrial(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
-		end := make(chan error, 1)
-		f := start(t, &service{server: waits(nil, end)}, connectinfuse.EstablishedAfter(never))
-		f.protocol = protocol
-		f.halfOpen()
-		from, err := f.serverStream()
-		require.NoError(t, err)
-		end <- says(connect.CodeUnavailable)
-		require.False(t, from.Receive())
-		f.requireState(infuse.StateOpen)
-	})
-}
-
-// sick is an interceptor below, with a stream that has headers, takes no message
-// and has yet to say why.
-type sick struct {
-	connect.StreamingClientConn
-	headers func()
-}
-
-func (s *sick) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc { return next }
-func (s *sick) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return next
-}
-
-func (s *sick) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
-		s.StreamingClientConn = next(ctx, spec)
-		s.headers = httptrace.ContextClientTrace(ctx).GotFirstResponseByte
-		return s
-	}
-}
-
-func (s *sick) Send(any) error {
-	s.headers()
-	return io.EOF
-}
-
-func (s *sick) Receive(any) error {
-	return connect.NewWireError(connect.CodeUnavailable, errors.New("unhealthy"))
-}
-
-func TestTrialWhoseSendFailsWaitsForTheReason(t *testing.T) {
-	f := start(t, healthyStreams(), connectinfuse.EstablishedAfter(soon))
-	f.protocol = []connect.ClientOption{connect.WithInterceptors(new(sick))}
-	f.halfOpen()
-	both := f.bidiStream()
-	require.ErrorIs(t, both.Send(new(bytes)), io.EOF)
-	time.Sleep(2 * soon) // the headers would have stood
-	f.requireState(infuse.StateHalfOpen)
-	_, err := both.Receive()
-	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
-	f.requireState(infuse.StateOpen)
-}
-
-// TestTrialThatTheCallerLeaves kept its place, which is not needed any more.
-func TestTrialThatTheCallerLeaves(t *testing.T) {
-	for name, sends := range map[string]bool{"after a message": true, "without one": false} {
-		t.Run(name, func(t *testing.T) {
-			f := start(t, &service{unary: healthy, bidi: func(ctx context.Context, _ *connect.BidiStream[bytes, bytes]) error {
-				<-ctx.Done()
-				return nil
-			}}, connectinfuse.EstablishedAfter(never))
-			f.halfOpen()
-			ctx, cancel := context.WithCancel(f.ctx)
-			defer cancel()
-			both := client[bytes, bytes](f, "Bidi").CallBidiStream(ctx)
-			if sends {
-				require.NoError(t, both.Send(new(bytes)))
-			}
-			requireRejected(t, f.call())
-			cancel()
-			require.Eventually(t, func() bool { return f.call() == nil }, patience, time.Millisecond)
-			f.requireState(infuse.StateClosed)
-			f.requireCounts(1, 0, 1)
-		})
-	}
-}
-
-func TestTrialThatTheCallerCloses(t *testing.T) {
-	f := start(t, &service{unary: healthy, server: waits(nil, nil)}, connectinfuse.EstablishedAfter(never))
-	f.halfOpen()
-	from, err := f.serverStream()
-	require.NoError(t, err)
-	requireRejected(t, f.call())
-	require.NoError(t, from.Close())
-	require.NoError(t, f.call())
-	f.requireState(infuse.StateClosed)
-	f.requireCounts(1, 0, 1)
-}
-
-func TestStreamThatTheCallerCloses(t *testing.T) {
+func TestClosedStream(t *testing.T) {
 	tokens := make(chan struct{}, 1)
 	f := start(t, &service{server: waits(tokens, nil)}, connectinfuse.EstablishedAfter(never))
 	from, err := f.serverStream()
@@ -475,8 +285,8 @@ func TestCancelledStream(t *testing.T) {
 		proof time.Duration
 		want  [3]int
 	}{
-		"is ignored":                           {never, [3]int{0, 0, 1}},
-		"is a success where it is established": {0, [3]int{1, 0, 0}},
+		"is ignored":                        {never, [3]int{0, 0, 1}},
+		"is a success if it is established": {0, [3]int{1, 0, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tokens := make(chan struct{}, 1)
@@ -495,7 +305,7 @@ func TestCancelledStream(t *testing.T) {
 	}
 }
 
-func TestMessageOfAStreamThatIsTooLarge(t *testing.T) {
+func TestMessageAboveLimitIsIgnored(t *testing.T) {
 	f := start(t, healthyStreams())
 	f.protocol = []connect.ClientOption{connect.WithSendMaxBytes(1)}
 	err := f.bidiStream().Send(&bytes{Value: make([]byte, 100)})
@@ -503,7 +313,7 @@ func TestMessageOfAStreamThatIsTooLarge(t *testing.T) {
 	f.requireCounts(0, 0, 1)
 }
 
-func TestRejectedStreamSaysSoEverywhere(t *testing.T) {
+func TestRejectedStreamReturnsTheErrorEverywhere(t *testing.T) {
 	f := start(t, healthyStreams())
 	f.setState(infuse.StateOpen)
 	both := f.bidiStream()

@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests the names of circuits.
+
 import (
 	"context"
 	"testing"
@@ -26,16 +28,16 @@ func TestHostHasOneName(t *testing.T) {
 }
 
 func TestCircuitByMethod(t *testing.T) {
-	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, connectinfuse.WithCircuit(connectinfuse.ByMethod))
+	f := start(t, &service{unary: unhealthy, server: sends(1, nil)}, connectinfuse.WithCircuit(connectinfuse.ByMethod))
 	require.Error(t, f.call())
 	require.Error(t, f.call())
 	require.Equal(t, f.address+"/test.Test/Unary", requireRejected(t, f.call()).Circuit)
 	require.NoError(t, kinds["server"](f))
 }
 
-func TestCallPastTheBreakers(t *testing.T) {
+func TestCallBypassesTheBreakers(t *testing.T) {
 	nameless := func(context.Context, string, string) string { return "" }
-	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, connectinfuse.WithCircuit(nameless))
+	f := start(t, &service{unary: unhealthy, server: sends(1, nil)}, connectinfuse.WithCircuit(nameless))
 	f.setState(infuse.StateOpen)
 	for range 5 {
 		require.NotErrorIs(t, f.call(), infuse.ErrOpen)
@@ -54,7 +56,7 @@ func TestTwoProcessesShareACircuit(t *testing.T) {
 	require.NoError(t, err)
 	for b.State() == infuse.StateClosed {
 		_ = f.call()
-		f.interceptor, f.group = connectinfuse.New(other), other // the next call is the other's
+		f.interceptor, f.group = connectinfuse.New(other), other // the next call belongs to the other process
 	}
 	requireRejected(t, f.call())
 }

@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests unary calls, and the classification of errors.
+
 import (
 	"context"
 	"errors"
@@ -19,7 +21,7 @@ import (
 )
 
 func healthy(context.Context) error   { return nil }
-func unhealthy(context.Context) error { return says(connect.CodeUnavailable) }
+func unhealthy(context.Context) error { return codeError(connect.CodeUnavailable) }
 
 func TestUnaryServiceBecomesUnhealthy(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
@@ -46,7 +48,7 @@ func TestUnaryServiceBecomesUnhealthy(t *testing.T) {
 	})
 }
 
-func TestServerThatIsUnavailableAndReturns(t *testing.T) {
+func TestServerBecomesUnavailableAndRecovers(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	require.NoError(t, f.call())
 	require.NoError(t, f.server.Close())
@@ -81,7 +83,7 @@ func TestRejectionHasRetryInfo(t *testing.T) {
 	require.InDelta(t, time.Hour, retryDelay(t, fmt.Errorf("buying: %w", err)), float64(time.Minute))
 }
 
-func TestRejectionDuringATrialAsksForASecond(t *testing.T) {
+func TestRetryDelayDuringATrialIsOneSecond(t *testing.T) {
 	release := make(chan struct{})
 	began := make(chan struct{}, 1)
 	f := start(t, &service{unary: func(context.Context) error {
@@ -117,7 +119,7 @@ func TestCodes(t *testing.T) {
 	}
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		var code connect.Code
-		f := start(t, &service{unary: func(context.Context) error { return says(code) }})
+		f := start(t, &service{unary: func(context.Context) error { return codeError(code) }})
 		f.protocol = protocol
 		for code = connect.CodeCanceled; code <= connect.CodeUnauthenticated; code++ {
 			f.setState(infuse.StateClosed)
@@ -136,9 +138,8 @@ func TestCodes(t *testing.T) {
 	})
 }
 
-// TestUnimplementedMethodDoesNotCloseOffTheOthers: a method that the server does not
-// have opened the circuit of all its methods.
-func TestUnimplementedMethodDoesNotCloseOffTheOthers(t *testing.T) {
+// An unimplemented method opened the circuit of all methods.
+func TestUnimplementedMethodDoesNotBlockOthers(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		f := start(t, &service{unary: healthy})
 		f.protocol = protocol
@@ -171,9 +172,8 @@ func TestResponseWithoutACode(t *testing.T) {
 	})
 }
 
-// TestResponseThatIsNone: a page of a proxy, and bytes that are not what they are
-// said to be, closed a circuit.
-func TestResponseThatIsNone(t *testing.T) {
+// A web page of a proxy, and malformed messages, closed a circuit.
+func TestInvalidResponseIsAFailure(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		for kind, want := range map[string][3]int{"text/html": {0, 1, 0}, "application/octet-stream": {0, 1, 0}} {
 			f := startOn(t, &service{}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -196,8 +196,8 @@ func TestResponseThatIsNone(t *testing.T) {
 	}
 }
 
-// TestHeaderThatCannotBeSent opened a circuit.
-func TestHeaderThatCannotBeSent(t *testing.T) {
+// An invalid header opened a circuit.
+func TestInvalidHeaderIsIgnored(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		f := start(t, &service{unary: healthy})
 		f.protocol = protocol
@@ -212,16 +212,16 @@ func TestHeaderThatCannotBeSent(t *testing.T) {
 func TestClassifyOfOtherErrors(t *testing.T) {
 	require.Equal(t, infuse.OutcomeSuccess, connectinfuse.Classify(nil))
 	require.Equal(t, infuse.OutcomeSuccess, connectinfuse.Classify(errors.New("no code")))
-	require.Equal(t, infuse.OutcomeSuccess, connectinfuse.Classify(connect.NewError(connect.CodeInvalidArgument, errors.New("by an interceptor"))))
+	require.Equal(t, infuse.OutcomeSuccess, connectinfuse.Classify(connect.NewError(connect.CodeInvalidArgument, errors.New("from an interceptor"))))
 	require.Equal(t, infuse.OutcomeIgnored, connectinfuse.Classify(context.Canceled))
 	require.Equal(t, infuse.OutcomeIgnored, connectinfuse.Classify(connect.NewError(connect.CodeCanceled, context.Canceled)))
-	require.Equal(t, infuse.OutcomeIgnored, connectinfuse.Classify(connect.NewWireError(connect.CodeCanceled, errors.New("says the service"))))
+	require.Equal(t, infuse.OutcomeIgnored, connectinfuse.Classify(connect.NewWireError(connect.CodeCanceled, errors.New("sent by the service"))))
 	require.Equal(t, infuse.OutcomeFailure, connectinfuse.Classify(connect.NewError(connect.CodeCanceled, syscall.ECONNRESET)))
 	require.Equal(t, infuse.OutcomeFailure, connectinfuse.Classify(context.DeadlineExceeded))
-	require.Equal(t, infuse.OutcomeFailure, connectinfuse.Classify(fmt.Errorf("asking: %w", says(connect.CodeInternal))))
+	require.Equal(t, infuse.OutcomeFailure, connectinfuse.Classify(fmt.Errorf("quote: %w", codeError(connect.CodeInternal))))
 }
 
-func TestCallersOwnFaults(t *testing.T) {
+func TestCallersFaultsAreIgnored(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, protocol []connect.ClientOption) {
 		f := start(t, &service{unary: healthy})
 		f.protocol = protocol
@@ -251,14 +251,14 @@ func TestCallersOwnFaults(t *testing.T) {
 	})
 }
 
-// brokenCodec cannot marshal anything.
+// brokenCodec fails to marshal.
 type brokenCodec struct{}
 
 func (brokenCodec) Marshal(any) ([]byte, error) { return nil, errors.New("no") }
 func (brokenCodec) Unmarshal([]byte, any) error { return nil }
 func (brokenCodec) Name() string                { return "proto" }
 
-func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
+func TestDeadlineDuringTheCallIsAFailure(t *testing.T) {
 	f := start(t, &service{unary: func(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
@@ -284,7 +284,7 @@ func TestOtherCodes(t *testing.T) {
 	f.service.unary = func(context.Context) error { return errors.New("bug") }
 	require.Error(t, f.call())
 	f.requireCounts(1, 1, 0)
-	f.service.unary = func(context.Context) error { return says(connect.CodeCanceled) }
+	f.service.unary = func(context.Context) error { return codeError(connect.CodeCanceled) }
 	require.Error(t, f.call())
 	f.requireCounts(1, 1, 1)
 }
@@ -304,7 +304,7 @@ func TestOwnClassify(t *testing.T) {
 func TestHandlersPassThrough(t *testing.T) {
 	interceptor := connectinfuse.New(nil)
 	handler := connect.NewUnaryHandler("/test.Test/Unary", func(context.Context, *connect.Request[bytes]) (*connect.Response[bytes], error) {
-		return nil, says(connect.CodeInternal)
+		return nil, codeError(connect.CodeInternal)
 	}, connect.WithInterceptors(interceptor))
 	f := startOn(t, nil, handler, infuse.Config{}, connectinfuse.WithFailures())
 	for range 10 {

@@ -1,5 +1,7 @@
 package grpcinfuse
 
+// This file contains Backends: its interceptors, and the attempts of their calls.
+
 import (
 	"context"
 	"errors"
@@ -14,37 +16,37 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// Backends gives each backend of a target a circuit of its own, so that one
-// unhealthy backend of three does not close off the other two. It is a
-// load-balancing policy, round robin over the backends that accept calls, and the
-// interceptors that count what becomes of them. Use all of it for a connection:
+// Backends gives each backend of a target its own circuit, so that one unhealthy backend
+// does not block the others. It consists of a load-balancing policy, round robin over the
+// backends that accept calls, and of interceptors that count the outcomes. A connection
+// needs both:
 //
 //	backends := grpcinfuse.NewBackends("infuse", breakers)
-//	balancer.Register(backends) // at the beginning of main: gRPC's registry has no lock
+//	balancer.Register(backends) // at the start of main: gRPC's registry has no lock
 //	conn, err := grpc.NewClient(target, credentials,
 //		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"infuse": {}}]}`),
 //		grpc.WithChainUnaryInterceptor(backends.Unary),
 //		grpc.WithChainStreamInterceptor(backends.Stream))
 //
-// A circuit's name is that of the target, a slash, and the address of the backend:
-// "inventory.internal:8443/10.0.0.7:8443". The processes of a fleet share it, if
-// they reach the backend by the same address. Config.MaxCircuits should be above
-// the number of backends.
+// The name of a circuit is the name of the target, a slash, and the address of the
+// backend: "inventory.internal:8443/10.0.0.7:8443". The processes of a fleet share the
+// circuit if they use the same address. Set Config.MaxCircuits above the number of
+// backends.
 //
-// A call goes to the next backend whose circuit accepts it. If none does, the call
-// is rejected as by an Interceptor, also if it asks to wait for a connection. A
-// backend that is ready for a trial gets one call at its turn. The call waits for
-// the storage to grant the trial, and then goes to that backend, or else to
-// another. Nothing else waits for the storage, unless Config.Strict asks for it.
+// A call goes to the next backend whose circuit accepts it. If none does, the call is
+// rejected as by an Interceptor, even if it has the option WaitForReady. A backend that
+// is ready for a trial gets one call at its turn. That call waits until the storage
+// grants or refuses the trial; if it is refused, the call goes to another backend. Other
+// calls do not wait for the storage, unless Config.Strict is set.
 //
-// Each attempt counts for its own backend, also the attempts of gRPC's retries.
-// An attempt that was not sent because its connection had just closed is ignored.
-// In all other respects, calls and streams are counted as by an Interceptor.
+// Each attempt counts for its backend, including gRPC's retries. An attempt that was not
+// sent because its connection had just closed is ignored. Otherwise, calls and streams
+// count as with an Interceptor.
 //
-// In WithCircuit, name gets "target/address" and an empty method, once for each
-// backend; with an empty name the backend has no circuit.
+// With WithCircuit, name receives "target/address" and an empty method, once for each
+// backend. If it returns an empty name, the backend has no circuit.
 //
-// The policies of gRPC, and the package endpointsharding that this one needs, are
+// Load-balancing policies, and the package endpointsharding that this one uses, are
 // experimental in gRPC for Go.
 type Backends struct {
 	settings
@@ -52,8 +54,9 @@ type Backends struct {
 	warning sync.Once
 }
 
-// NewBackends returns the policy of that name. The circuits are in breakers. If
-// that is nil, they get a Group of their own with the zero Config.
+// NewBackends returns Backends whose load-balancing policy has the name policy. The
+// circuits are in breakers. If breakers is nil, NewBackends creates a Group with the zero
+// Config.
 func NewBackends(policy string, breakers *infuse.Group, options ...Option) *Backends {
 	return &Backends{settings: newSettings(breakers, options), policy: policy}
 }
@@ -106,13 +109,13 @@ func (b *Backends) finish(c *call, err error) {
 		b.check(c)
 	}
 	c.countRejection(err)
-	if a := c.last(); a != nil && a.hands() {
+	if a := c.last(); a != nil && a.release() {
 		a.settle()
 	}
 	c.wait()
 }
 
-// check warns of a connection that does not use the policy: its calls have no
+// check logs a warning if the connection does not use the policy: its calls then have no
 // circuit.
 func (b *Backends) check(c *call) {
 	if c.last() == nil {
@@ -122,7 +125,7 @@ func (b *Backends) check(c *call) {
 	}
 }
 
-// call is a call whose attempts the policy picks backends for.
+// call is a call, with its attempts at backends.
 type call struct {
 	settings *settings
 	ctx      context.Context
@@ -130,8 +133,8 @@ type call struct {
 
 	mu         sync.Mutex
 	current    *attempt
-	settled    chan struct{}   // closed when all attempts before the last are settled; nil without any
-	rejectedBy *infuse.Breaker // the last pick was rejected, in place of an attempt
+	settled    chan struct{}   // closed when all attempts before the last are settled; nil: there are none
+	rejectedBy *infuse.Breaker // set if the last pick was rejected
 }
 
 type callKey struct{}
@@ -140,7 +143,7 @@ func (s *settings) call(ctx context.Context, method string) *call {
 	return &call{settings: s, ctx: ctx, method: method}
 }
 
-// context returns the context of the call, in which the policy finds it.
+// context returns a context that contains the call, for the policy.
 func (c *call) context() context.Context { return context.WithValue(c.ctx, callKey{}, c) }
 
 func (c *call) last() *attempt {
@@ -149,17 +152,17 @@ func (c *call) last() *attempt {
 	return c.current
 }
 
-// rejected records that no backend accepts the call. b is the one that may be the
-// first to do so.
+// rejected records that no backend accepts the call. b is the backend that will be ready
+// first.
 func (c *call) rejected(b *infuse.Breaker) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rejectedBy = b
 }
 
-// countRejection counts a rejected call, and so notifies listeners: a picker only
-// looks at the circuits. While a trial runs, the circuit would ask the storage for
-// another one, and nothing is counted.
+// countRejection counts a rejected call, and notifies listeners: the picker does neither.
+// It does nothing while a trial is in progress, because the circuit would then request
+// another trial from the storage.
 func (c *call) countRejection(err error) {
 	c.mu.Lock()
 	b := c.rejectedBy
@@ -168,7 +171,7 @@ func (c *call) countRejection(err error) {
 	if b == nil || !errors.As(err, &r) || r.open.RetryAfter() == 0 {
 		return
 	}
-	if permit, rejected := b.Acquire(c.ctx); rejected == nil { // it has closed since
+	if permit, rejected := b.Acquire(c.ctx); rejected == nil { // the circuit has closed since
 		permit.Settle(infuse.OutcomeIgnored)
 	}
 }
@@ -181,8 +184,8 @@ func (c *call) attempt() rpc.Attempt {
 	return rpc.Attempt{}
 }
 
-// errorOf returns the error of the last attempt if it has ended: that of the call
-// may be the rejection of its retry.
+// errorOf returns the error of the last attempt if it has ended. The error of the call
+// may be the rejection of a retry.
 func (c *call) errorOf(err error) error {
 	if a := c.last(); a != nil {
 		a.mu.Lock()
@@ -194,7 +197,7 @@ func (c *call) errorOf(err error) error {
 	return err
 }
 
-// begin records that an attempt begins, and so no other one is the last.
+// begin makes a the last attempt, and settles the previous one.
 func (c *call) begin(a *attempt) {
 	a.call = c
 	if a.granted != nil {
@@ -204,13 +207,13 @@ func (c *call) begin(a *attempt) {
 	previous := c.current
 	c.current, c.rejectedBy = a, nil
 	c.mu.Unlock()
-	if previous != nil && previous.hands() {
+	if previous != nil && previous.release() {
 		c.settleInBackground(previous)
 	}
 }
 
-// settleInBackground settles an attempt that a retry follows. The retry does not
-// wait for it, but the call does.
+// settleInBackground settles an attempt that was retried. The call waits for that, the
+// retry does not.
 func (c *call) settleInBackground(a *attempt) {
 	settled := make(chan struct{})
 	c.mu.Lock()
@@ -226,7 +229,7 @@ func (c *call) settleInBackground(a *attempt) {
 	}()
 }
 
-// wait waits until the attempts before the last one are settled: a failure counts
+// wait waits until the attempts before the last one are settled, so that failures count
 // before the call returns.
 func (c *call) wait() {
 	c.mu.Lock()
@@ -237,26 +240,27 @@ func (c *call) wait() {
 	}
 }
 
-// attempt is one attempt of a call at a backend. gRPC reports its end while it
-// holds a lock, under which no code of a user may run. So the attempt is settled by who
-// comes last: the end, or the interceptor that has nothing more to do with it.
+// attempt is one attempt of a call at a backend. gRPC calls done while it holds a lock,
+// under which no user code may run. So the later one of two settles the attempt: a
+// goroutine that done starts, or the interceptor.
 type attempt struct {
 	rpc.Attempt
 	call    *call
-	granted *grantContext // of a permit that was acquired before its call was known
+	granted *grantContext // of a permit that was acquired before the call
 
-	mu     sync.Mutex
-	ended  bool
-	sent   bool
-	err    error
-	handed bool // the interceptor leaves the attempt to its end
+	mu       sync.Mutex
+	ended    bool
+	sent     bool
+	err      error
+	released bool // the interceptor has finished with the attempt
 }
 
-// hands reports whether the attempt has ended. If not, its end settles it.
-func (a *attempt) hands() bool {
+// release reports whether the attempt has ended, so that the caller must settle it. If
+// not, done settles it.
+func (a *attempt) release() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.handed = true
+	a.released = true
 	return a.ended
 }
 
@@ -264,9 +268,9 @@ func (a *attempt) hands() bool {
 func (a *attempt) done(info balancer.DoneInfo) {
 	a.mu.Lock()
 	a.ended, a.sent, a.err = true, info.BytesSent, info.Err
-	handed := a.handed
+	released := a.released
 	a.mu.Unlock()
-	if handed {
+	if released {
 		go a.settleAlone()
 	}
 }
@@ -280,23 +284,22 @@ func (a *attempt) settle() {
 	rpc.Settle(a.Permit, outcome, a.err)
 }
 
-// settleAlone is settle in a goroutine of ours, where nobody could recover a panic
-// of classify.
+// settleAlone is settle in a separate goroutine. It recovers panics of classify, which
+// would end the process there.
 func (a *attempt) settleAlone() {
 	defer func() {
 		if panicked := recover(); panicked != nil {
 			a.Permit.Settle(infuse.OutcomeFailure)
 			slog.Error("grpcinfuse: classifying an attempt panicked", "method", a.call.method, "panic", panicked)
 		} else {
-			a.Permit.Settle(infuse.OutcomeIgnored) // of a Goexit; otherwise it is settled
+			a.Permit.Settle(infuse.OutcomeIgnored) // after runtime.Goexit; otherwise the permit is already settled
 		}
 	}()
 	a.settle()
 }
 
-// grantContext is the context of a permit that is acquired in the background. It
-// has the values of the call that asked for it, and is done when the call that uses
-// it is.
+// grantContext is the context of a permit that is acquired in the background. It has the
+// values of the call that requested it. It is done when the call that uses it is done.
 type grantContext struct {
 	context.Context
 	call atomic.Pointer[call]

@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests Backends.
+
 import (
 	"context"
 	"fmt"
@@ -23,39 +25,39 @@ import (
 	"github.com/infuse-go/infuse/grpcinfuse"
 )
 
-// member is one backend of several.
-type member struct {
+// backend is one of several servers.
+type backend struct {
 	address   string
 	unhealthy atomic.Bool
 	hangs     atomic.Bool
 	calls     atomic.Int64
 }
 
-// several is a client of several real servers behind a name.
+// several is a client of several real servers behind one name.
 type several struct {
 	testpb.TestServiceClient
 	t        *testing.T
 	conn     *grpc.ClientConn
 	group    *infuse.Group
 	resolver *manual.Resolver
-	members  []*member
+	backends []*backend
 	ctx      context.Context
 }
 
-var policies atomic.Int64 // gRPC has one registry
+var policies atomic.Int64 // gRPC has one registry of policies
 
-// startSeveral has three backends whose circuits open with the third failure in a
-// row. retry is a retry policy of gRPC, or empty.
+// startSeveral starts three backends. Their circuits open after three consecutive
+// failures. retry is a retry policy of gRPC, or empty.
 func startSeveral(t *testing.T, cfg infuse.Config, retry string, options ...grpcinfuse.Option) *several {
 	t.Helper()
 	s := &several{t: t, resolver: manual.NewBuilderWithScheme("test")}
 	var addresses []resolver.Endpoint
 	for range 3 {
-		m := new(member)
+		m := new(backend)
 		result := func() error {
 			m.calls.Add(1)
 			if m.unhealthy.Load() {
-				return says(codes.Unavailable)
+				return codeError(codes.Unavailable)
 			}
 			return nil
 		}
@@ -78,7 +80,7 @@ func startSeveral(t *testing.T, cfg infuse.Config, retry string, options ...grpc
 				return nil
 			},
 		}, "127.0.0.1:0")
-		s.members = append(s.members, m)
+		s.backends = append(s.backends, m)
 		addresses = append(addresses, resolver.Endpoint{Addresses: []resolver.Address{{Addr: m.address}}})
 	}
 	s.resolver.InitialState(resolver.State{Endpoints: addresses})
@@ -107,10 +109,10 @@ func startSeveral(t *testing.T, cfg infuse.Config, retry string, options ...grpc
 // settle waits until each backend has had a call.
 func (s *several) settle() {
 	s.t.Helper()
-	for _, m := range s.members {
+	for _, m := range s.backends {
 		require.Eventually(s.t, func() bool {
 			before := m.calls.Load()
-			for range s.members {
+			for range s.backends {
 				require.NoError(s.t, s.call())
 			}
 			return m.calls.Load() > before
@@ -123,26 +125,26 @@ func (s *several) call() error {
 	return err
 }
 
-// breaker is the circuit of a backend.
-func (s *several) breaker(m *member) *infuse.Breaker {
+// breaker returns the breaker of a backend.
+func (s *several) breaker(m *backend) *infuse.Breaker {
 	s.t.Helper()
 	b, err := s.group.Breaker("test:///inventory/" + m.address)
 	require.NoError(s.t, err)
 	return b
 }
 
-// setState moves the circuit of a backend by hand.
-func (s *several) setState(m *member, to infuse.State) {
+// setState sets the state of a backend's circuit.
+func (s *several) setState(m *backend, to infuse.State) {
 	s.t.Helper()
 	require.NoError(s.t, s.breaker(m).SetState(s.ctx, to))
 }
 
-// TestOneUnhealthyBackendDoesNotCloseOffTheOthers: with a circuit for the target, a third of all
-// calls failing closed off the healthy backends, too.
-func TestOneUnhealthyBackendDoesNotCloseOffTheOthers(t *testing.T) {
+// With one circuit for the target, one failing backend of three blocked the healthy
+// backends.
+func TestUnhealthyBackendDoesNotBlockOthers(t *testing.T) {
 	const open = 400 * time.Millisecond
 	s := startSeveral(t, infuse.Config{ResetTimeout: open}, "")
-	bad := s.members[1]
+	bad := s.backends[1]
 	bad.unhealthy.Store(true)
 	before := bad.calls.Load()
 	var failed, served atomic.Int64
@@ -163,13 +165,13 @@ func TestOneUnhealthyBackendDoesNotCloseOffTheOthers(t *testing.T) {
 	callers.Wait()
 	trials := int64(time.Since(began)/open) + 1
 	sent := bad.calls.Load() - before
-	t.Logf("%d calls served, %d failed; the unhealthy backend got %d, in at most %d trials' time", served.Load(), failed.Load(), sent, trials)
-	require.Equal(t, sent, failed.Load(), "only the calls that the unhealthy backend got have failed")
-	require.LessOrEqual(t, sent, 3+3+trials, "FailMax, what the other callers had sent by then, and trials")
+	t.Logf("%d calls served, %d failed; the unhealthy backend got %d, in the time of at most %d trials", served.Load(), failed.Load(), sent, trials)
+	require.Equal(t, sent, failed.Load(), "only calls to the unhealthy backend failed")
+	require.LessOrEqual(t, sent, 3+3+trials, "FailMax, calls in flight, and trials")
 	require.GreaterOrEqual(t, sent, int64(3+2))
 	require.Greater(t, served.Load(), int64(100))
 	require.Equal(t, infuse.StateOpen, s.breaker(bad).State())
-	for _, m := range []*member{s.members[0], s.members[2]} {
+	for _, m := range []*backend{s.backends[0], s.backends[2]} {
 		require.Equal(t, infuse.StateClosed, s.breaker(m).State())
 		require.Zero(t, s.breaker(m).Stats().Calls.Failure)
 	}
@@ -180,14 +182,13 @@ func TestOneUnhealthyBackendDoesNotCloseOffTheOthers(t *testing.T) {
 	for range 30 {
 		require.NoError(t, s.call())
 	}
-	require.EqualValues(t, 10, bad.calls.Load()-before, "it has its share again")
+	require.EqualValues(t, 10, bad.calls.Load()-before, "the recovered backend gets its share again")
 }
 
-// TestRecoveredBackendIsFoundByFewCalls has so few calls that none comes while a
-// trial waits.
-func TestRecoveredBackendIsFoundByFewCalls(t *testing.T) {
+// Calls are so rare that no other call comes while a trial waits.
+func TestFewCallsDetectRecoveredBackend(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Minute}, "")
-	bad := s.members[0]
+	bad := s.backends[0]
 	s.setState(bad, infuse.StateHalfOpen)
 	before := bad.calls.Load()
 	for range 3 {
@@ -199,11 +200,11 @@ func TestRecoveredBackendIsFoundByFewCalls(t *testing.T) {
 
 func TestCallIsRejectedIfNoBackendAcceptsIt(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour}, "")
-	for _, m := range s.members {
+	for _, m := range s.backends {
 		s.setState(m, infuse.StateOpen)
 	}
 	before := [3]int64{}
-	for i, m := range s.members {
+	for i, m := range s.backends {
 		before[i] = m.calls.Load()
 	}
 	for range 10 {
@@ -215,22 +216,21 @@ func TestCallIsRejectedIfNoBackendAcceptsIt(t *testing.T) {
 		requireRejected(t, err)
 	}
 	var rejected uint64
-	for i, m := range s.members {
+	for i, m := range s.backends {
 		require.Equal(t, before[i], m.calls.Load())
 		rejected += s.breaker(m).Stats().Calls.Rejected
 	}
 	require.GreaterOrEqual(t, rejected, uint64(20))
-	require.LessOrEqual(t, rejected, uint64(20+3), "a circuit is asked once a second")
+	require.LessOrEqual(t, rejected, uint64(20+3), "one request a second and circuit")
 
-	s.setState(s.members[2], infuse.StateClosed)
+	s.setState(s.backends[2], infuse.StateClosed)
 	require.NoError(t, s.call())
 }
 
-// TestOnlyOneCallIsTheTrialOfABackend has many calls come while all circuits are
-// half-open, and no other backend to go to: none waits for the end of a trial.
+// Many calls arrive while all circuits are half-open. None waits for the end of a trial.
 func TestOnlyOneCallIsTheTrialOfABackend(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour}, "")
-	for i, m := range s.members {
+	for i, m := range s.backends {
 		m.unhealthy.Store(true)
 		to := infuse.StateOpen
 		if i == 0 {
@@ -238,7 +238,7 @@ func TestOnlyOneCallIsTheTrialOfABackend(t *testing.T) {
 		}
 		s.setState(m, to)
 	}
-	before := s.members[0].calls.Load()
+	before := s.backends[0].calls.Load()
 	var calls sync.WaitGroup
 	var rejected atomic.Int64
 	for range 50 {
@@ -249,29 +249,29 @@ func TestOnlyOneCallIsTheTrialOfABackend(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	require.EqualValues(t, 1, s.members[0].calls.Load()-before)
+	require.EqualValues(t, 1, s.backends[0].calls.Load()-before)
 	require.EqualValues(t, 49, rejected.Load())
 	require.NoError(t, s.ctx.Err())
 }
 
-// TestAttemptsOfARetryCountForTheirBackends has gRPC retry at another backend: the
-// caller sees no failure, and the circuit opens all the same.
+// gRPC retries at another backend, so the caller receives no error. The circuit of the
+// failing backend still opens.
 func TestAttemptsOfARetryCountForTheirBackends(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour}, `, "methodConfig": [{"name": [{}], "retryPolicy": {
 		"maxAttempts": 3, "initialBackoff": "0.001s", "maxBackoff": "0.001s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]`)
-	bad := s.members[2]
+	bad := s.backends[2]
 	bad.unhealthy.Store(true)
 	require.Eventually(t, func() bool {
 		require.NoError(t, s.call())
 		return s.breaker(bad).State() == infuse.StateOpen
 	}, patience, time.Millisecond)
 	require.EqualValues(t, 3, s.breaker(bad).Stats().Calls.Failure)
-	require.Zero(t, s.breaker(s.members[0]).Stats().Calls.Failure)
+	require.Zero(t, s.breaker(s.backends[0]).Stats().Calls.Failure)
 }
 
 func TestStreamEndsTheTrialOfItsBackendAtItsFirstMessage(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour}, "", grpcinfuse.EstablishedAfter(never))
-	m := s.members[0]
+	m := s.backends[0]
 	s.setState(m, infuse.StateHalfOpen)
 	for range 3 {
 		ctx, cancel := context.WithCancel(s.ctx)
@@ -286,7 +286,7 @@ func TestStreamEndsTheTrialOfItsBackendAtItsFirstMessage(t *testing.T) {
 
 func TestFailingStreamsOpenTheCircuitOfTheirBackend(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour}, "")
-	bad := s.members[1]
+	bad := s.backends[1]
 	bad.unhealthy.Store(true)
 	before := bad.calls.Load()
 	for range 30 {
@@ -302,7 +302,7 @@ func TestFailingStreamsOpenTheCircuitOfTheirBackend(t *testing.T) {
 	require.Equal(t, infuse.StateOpen, s.breaker(bad).State())
 }
 
-// slowStorage answers late, once it is told to.
+// slowStorage replies late if late is set.
 type slowStorage struct {
 	infuse.Storage
 	late atomic.Bool
@@ -327,12 +327,11 @@ func (s *slowStorage) Load(ctx context.Context, circuit string) (infuse.Record, 
 	return s.Storage.Load(ctx, circuit)
 }
 
-// TestCallsDoNotWaitForTheTrialOfAnother has a storage that takes
-// long to grant the trial of one backend: one call waits, and the others do not.
-func TestCallsDoNotWaitForTheTrialOfAnother(t *testing.T) {
+// The storage takes long to grant the trial of one backend. Only one call waits for it.
+func TestCallsDoNotWaitForOtherTrials(t *testing.T) {
 	storage := &slowStorage{Storage: infuse.NewMemoryStorage()}
 	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour, Storage: storage, StorageTimeout: time.Second}, "")
-	s.setState(s.members[0], infuse.StateHalfOpen)
+	s.setState(s.backends[0], infuse.StateHalfOpen)
 	storage.late.Store(true)
 	first := make(chan time.Duration, 3)
 	for range 3 { // one has its turn at the backend
@@ -361,7 +360,7 @@ func TestCallsDoNotWaitForTheTrialOfAnother(t *testing.T) {
 	require.LessOrEqual(t, waited, 1)
 }
 
-func TestPolicyWithoutItsInterceptorsSaysSo(t *testing.T) {
+func TestPolicyRequiresItsInterceptors(t *testing.T) {
 	_, address := serve(t, &service{unary: healthy}, "127.0.0.1:0")
 	backends := grpcinfuse.NewBackends("infuse_test_alone", nil)
 	balancer.Register(backends)
@@ -371,22 +370,22 @@ func TestPolicyWithoutItsInterceptorsSaysSo(t *testing.T) {
 	defer conn.Close()
 	_, err = testpb.NewTestServiceClient(conn).EmptyCall(t.Context(), new(testpb.Empty))
 	require.Equal(t, codes.Internal, status.Code(err))
-	require.ErrorContains(t, err, "needs its interceptors")
+	require.ErrorContains(t, err, "requires its interceptors")
 }
 
-func TestBackendWithoutANameHasNoCircuit(t *testing.T) {
+func TestBackendWithEmptyNameHasNoCircuit(t *testing.T) {
 	s := startSeveral(t, infuse.Config{}, "", grpcinfuse.WithCircuit(func(context.Context, string, string) string { return "" }))
-	s.members[0].unhealthy.Store(true)
-	before := s.members[0].calls.Load()
+	s.backends[0].unhealthy.Store(true)
+	before := s.backends[0].calls.Load()
 	for range 30 {
 		_ = s.call()
 	}
-	require.EqualValues(t, 10, s.members[0].calls.Load()-before)
+	require.EqualValues(t, 10, s.backends[0].calls.Load()-before)
 }
 
-// TestManyCallsWhileBackendsComeAndGo has calls, trials, moves and changes of the
-// addresses at once. No call hangs.
-func TestManyCallsWhileBackendsComeAndGo(t *testing.T) {
+// Calls, trials, manual changes and changes of the addresses are concurrent. All calls
+// return.
+func TestConcurrentCallsWhileBackendsChange(t *testing.T) {
 	s := startSeveral(t, infuse.Config{ResetTimeout: 5 * time.Millisecond}, "")
 	var all sync.WaitGroup
 	stop := make(chan struct{})
@@ -397,11 +396,11 @@ func TestManyCallsWhileBackendsComeAndGo(t *testing.T) {
 				return
 			case <-time.After(3 * time.Millisecond):
 			}
-			m := s.members[i%3]
+			m := s.backends[i%3]
 			m.unhealthy.Store(!m.unhealthy.Load())
-			s.setState(s.members[(i/3)%3], infuse.State(i%3))
+			s.setState(s.backends[(i/3)%3], infuse.State(i%3))
 			var some []resolver.Endpoint
-			for k, m := range s.members {
+			for k, m := range s.backends {
 				if k != i%4 {
 					some = append(some, resolver.Endpoint{Addresses: []resolver.Address{{Addr: m.address}}})
 				}
@@ -433,15 +432,14 @@ func TestManyCallsWhileBackendsComeAndGo(t *testing.T) {
 	all.Wait()
 }
 
-// TestTrialOfABackendIsCancelledByItsCaller: the permit was acquired with another
-// context than that of the call.
-func TestTrialOfABackendIsCancelledByItsCaller(t *testing.T) {
+// The permit was acquired with another context than that of the call.
+func TestCallerCancelsTheTrialOfABackend(t *testing.T) {
 	for slowCall, want := range map[time.Duration]infuse.State{0: infuse.StateHalfOpen, soon: infuse.StateOpen} {
 		s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour, SlowCall: slowCall}, "")
-		for _, m := range s.members {
+		for _, m := range s.backends {
 			s.setState(m, infuse.StateOpen)
 		}
-		m := s.members[0]
+		m := s.backends[0]
 		s.setState(m, infuse.StateHalfOpen)
 		m.hangs.Store(true)
 		before := m.calls.Load()

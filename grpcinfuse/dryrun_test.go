@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests Config.DryRun.
+
 import (
 	"context"
 	"io"
@@ -12,7 +14,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// With Config.DryRun calls and streams of an open circuit run, and are not counted.
+// With Config.DryRun, calls and streams of an open circuit run, and are not counted.
 func TestDryRunRejectsNothing(t *testing.T) {
 	s := &service{
 		unary:  func(context.Context) error { return nil },
@@ -21,7 +23,7 @@ func TestDryRunRejectsNothing(t *testing.T) {
 	f := startWith(t, s, infuse.Config{DryRun: true})
 	f.setState(infuse.StateOpen)
 	require.NoError(t, f.call())
-	s.unary = func(context.Context) error { return says(codes.Unavailable) }
+	s.unary = func(context.Context) error { return codeError(codes.Unavailable) }
 	require.Error(t, f.call())
 	stream, err := f.StreamingOutputCall(f.ctx, new(question))
 	require.NoError(t, err)

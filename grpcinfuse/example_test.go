@@ -16,13 +16,13 @@ import (
 )
 
 func Example() {
-	breakers, err := infuse.NewGroup(infuse.Config{FailMax: 3}) // with a Storage, a fleet shares them
+	breakers, err := infuse.NewGroup(infuse.Config{FailMax: 3}) // with a Storage, a fleet shares the circuits
 	if err != nil {
 		panic(err)
 	}
 	defer breakers.Stop()
 	calls := grpcinfuse.New(breakers)
-	conn, err := grpc.NewClient("127.0.0.1:1", // nobody is there
+	conn, err := grpc.NewClient("127.0.0.1:1", // no server listens here
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithChainUnaryInterceptor(calls.Unary),
 		grpc.WithChainStreamInterceptor(calls.Stream))

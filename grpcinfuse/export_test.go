@@ -1,16 +1,18 @@
 package grpcinfuse
 
+// This file exports internals to the tests.
+
 import (
 	"time"
 
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// EstablishedAfter has a stream be established sooner or later.
+// EstablishedAfter sets the time after which a stream is established.
 func EstablishedAfter(d time.Duration) Option { return func(s *settings) { s.establishedAfter = d } }
 
-// NameOf is the name of a canonical target.
+// NameOf is nameOf.
 func NameOf(target string) string { return nameOf(target) }
 
-// DefaultEstablishedAfter is how long a stream must live by default.
+// DefaultEstablishedAfter is the default of EstablishedAfter.
 const DefaultEstablishedAfter = rpc.EstablishedAfter

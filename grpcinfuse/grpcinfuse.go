@@ -1,15 +1,17 @@
-// Package grpcinfuse has interceptors for google.golang.org/grpc. Those of a
-// client fail a call to an unhealthy service before it is sent. The circuits are
-// those of an [infuse.Group], and a fleet of processes can share them.
+// Package grpcinfuse provides interceptors for google.golang.org/grpc. Client
+// interceptors reject calls to an unhealthy service before they are sent. The circuits
+// are in an [infuse.Group], and the processes of a fleet can share them.
 //
 //	calls := grpcinfuse.New(breakers)
 //	conn, err := grpc.NewClient(target, credentials,
 //		grpc.WithChainUnaryInterceptor(calls.Unary),
 //		grpc.WithChainStreamInterceptor(calls.Stream))
 //
-// Those of a server, UnaryServer and StreamServer, answer a call whose own
-// upstream was rejected with Unavailable.
+// The server interceptors UnaryServer and StreamServer return Unavailable if a call of
+// the handler to an upstream was rejected.
 package grpcinfuse
+
+// This file contains the client interceptors.
 
 import (
 	"context"
@@ -21,48 +23,46 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// Interceptor has the interceptors of a client. It is safe for concurrent use,
-// and may serve several connections. Make one with New.
+// Interceptor provides the interceptors of a client. Create it with New. It is safe for
+// concurrent use, and may serve several connections.
 //
-// A rejected call is not sent. Its error has the code Unavailable, with a
-// google.rpc.RetryInfo that says how long the circuit stays open, or a second if
-// that is unknown. errors.Is(err, infuse.ErrOpen) tells it from an Unavailable of
+// A rejected call is not sent. Its error has the code Unavailable, and a
+// google.rpc.RetryInfo with the time until the circuit is ready for a trial, or 1 s if
+// that is unknown. errors.Is(err, infuse.ErrOpen) distinguishes it from an Unavailable of
 // the service, and errors.As finds the *infuse.OpenError.
 //
-// A call is classified by its code: see Classify. A failure is then classified by
-// the Config of the circuit, as by Breaker.Call: a call is ignored if its caller
-// has cancelled it or if its deadline had passed before it began, and the Config
-// may exclude more. A panic of an interceptor below, or of a classify of yours,
-// counts as a failure and goes on to the caller; runtime.Goexit is ignored.
+// Classify determines the outcome of a call from its code. If the outcome is a failure,
+// the Config of the circuit classifies the error like Breaker.Call: a call is ignored if
+// its caller cancelled it, or if its deadline had passed before it began; the Config may
+// exclude more. A panic of an inner interceptor, or of a classify func, counts as a
+// failure and is propagated; runtime.Goexit is ignored.
 //
-// A stream is settled once: when it ends for its caller, or when it is
-// established. It is established two seconds after its first message. From then
-// on it is a success, however it ends, because a restart of a proxy truncates
-// healthy streams, too. A stream that ends earlier is classified as any call. If
-// a stream had headers, was silent for two seconds, and is then truncated, it is
-// ignored. An abandoned stream blocks nothing; if it was a trial, its slot is
-// freed on cancellation or after Config.TrialTimeout.
+// A stream counts once: when its end is received, or when it is established. It is
+// established two seconds after its first message. An established stream is a success,
+// however it ends, because restarts of proxies also truncate healthy streams. A stream
+// that ends earlier is classified like other calls. A stream that had headers, received
+// no message for two seconds, and is then truncated is ignored. An abandoned stream
+// blocks nothing; if it was a trial, its slot is freed on cancellation or after
+// Config.TrialTimeout.
 //
-// The trial of a half-open circuit ends earlier, because the fleet waits for it:
-// at its first message, or when its headers have come and nothing has gone wrong
-// for two seconds. If such a stream is truncated before it is established, that
-// counts as a failure of one more call.
+// A trial of a half-open circuit ends earlier, because the fleet waits for it: at its
+// first message, or two seconds after its headers if there was no error. If the stream
+// is truncated before it is established, that counts as a failure of one more call.
 //
-// An interceptor sees calls, not attempts: gRPC's own retries and hedging happen
-// below it. A call that succeeds at its third attempt is a success.
+// The interceptors count calls, not attempts: retries and hedging of gRPC happen inside
+// of the interceptors. A call that succeeds at its third attempt is a success.
 //
-// Config.SlowCall measures a stream until it is settled. Give streams a Group of
-// their own, without SlowCall.
+// Config.SlowCall measures a stream until it counts. Use a separate Group without
+// SlowCall for streams.
 //
-// A call bypasses the breakers if its circuit has no valid name (see
-// infuse.CheckName), if the Group is stopped, or if the Group's settings for that
-// name are invalid.
+// A call bypasses the breakers if its circuit has no valid name (see infuse.CheckName),
+// if the Group is stopped, or if the Group's settings for that name are invalid.
 type Interceptor struct {
 	settings
 	names rpc.Names
 }
 
-// settings is what the options change.
+// settings are the settings that options change.
 type settings struct {
 	breakers         *infuse.Group
 	circuit          func(ctx context.Context, target, method string) string
@@ -81,8 +81,8 @@ func newSettings(breakers *infuse.Group, options []Option) settings {
 	return s
 }
 
-// New returns the interceptors of a client whose circuits are in breakers. If that
-// is nil, they get a Group of their own with the zero Config.
+// New returns the interceptors of a client whose circuits are in breakers. If breakers is
+// nil, New creates a Group with the zero Config.
 func New(breakers *infuse.Group, options ...Option) *Interceptor {
 	return &Interceptor{settings: newSettings(breakers, options)}
 }
@@ -98,11 +98,7 @@ func (i *Interceptor) Unary(ctx context.Context, method string, request, reply a
 		return rejected(err)
 	}
 	returned := false
-	defer func() {
-		if !returned {
-			rpc.Unwound(permit, recover())
-		}
-	}()
+	defer rpc.Guard(permit, &returned)
 	err = invoke(ctx, method, request, reply, cc, options...)
 	rpc.Settle(permit, i.classify(ctx, method, err), err)
 	returned = true
@@ -120,11 +116,7 @@ func (i *Interceptor) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grp
 		return nil, rejected(err)
 	}
 	returned := false
-	defer func() {
-		if !returned {
-			rpc.Unwound(attempt.Permit, recover())
-		}
-	}()
+	defer rpc.Guard(attempt.Permit, &returned)
 	from, err := open(ctx, desc, cc, method, options...)
 	if err != nil {
 		rpc.Settle(attempt.Permit, i.classify(ctx, method, err), err)

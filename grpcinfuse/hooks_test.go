@@ -21,26 +21,26 @@ import (
 	"github.com/infuse-go/infuse/grpcinfuse"
 )
 
-// No user code leaves a breaker stuck: every hook panics, ends its goroutine, or
-// calls back into the breaker, in every kind of call. Afterwards the next call,
-// Stats and Stop return, and no trial slot stays taken.
+// This file tests that no user code leaves a breaker stuck. Every hook panics, ends its
+// goroutine, or calls the breaker, in every kind of call. Afterwards the next call, Stats
+// and Stop return, and no trial slot is in use.
 
 // hook is user code that the interceptors run.
 type hook struct {
 	breaker atomic.Pointer[infuse.Breaker]
-	does    atomic.Pointer[func(*infuse.Breaker)]
-	runs    atomic.Bool // now: it does not run itself
+	action  atomic.Pointer[func(*infuse.Breaker)]
+	runs    atomic.Bool // true while the hook runs: it is not re-entrant
 }
 
-func (h *hook) set(b *infuse.Breaker, does func(*infuse.Breaker)) {
+func (h *hook) set(b *infuse.Breaker, action func(*infuse.Breaker)) {
 	h.breaker.Store(b)
-	h.does.Store(&does)
+	h.action.Store(&action)
 }
 
 func (h *hook) run() {
-	if does := h.does.Load(); does != nil && *does != nil && h.runs.CompareAndSwap(false, true) {
+	if action := h.action.Load(); action != nil && *action != nil && h.runs.CompareAndSwap(false, true) {
 		defer h.runs.Store(false)
-		(*does)(h.breaker.Load())
+		(*action)(h.breaker.Load())
 	}
 }
 
@@ -83,7 +83,7 @@ func hookPlaces() map[string]hookPlace {
 		"a typed nil with a status": func(*hook, *infuse.Config, *[]grpcinfuse.Option) error {
 			return (*statusOver)(nil)
 		},
-		"the call": func(*hook, *infuse.Config, *[]grpcinfuse.Option) error { return says(codes.Unavailable) }, // see hookWays
+		"the call": func(*hook, *infuse.Config, *[]grpcinfuse.Option) error { return codeError(codes.Unavailable) }, // the call itself runs the hook: see hookWays
 		"Config.Classify": func(h *hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
 			cfg.Classify = func(_ context.Context, err error) infuse.Outcome {
 				h.run()
@@ -92,25 +92,25 @@ func hookPlaces() map[string]hookPlace {
 				}
 				return infuse.OutcomeSuccess
 			}
-			return says(codes.Unavailable)
+			return codeError(codes.Unavailable)
 		},
 		"Config.Exclude": func(h *hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
 			cfg.Exclude = []func(error) bool{func(error) bool { h.run(); return false }}
-			return says(codes.Unavailable)
+			return codeError(codes.Unavailable)
 		},
 		"WithClassify": func(h *hook, _ *infuse.Config, options *[]grpcinfuse.Option) error {
 			*options = append(*options, grpcinfuse.WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
 				h.run()
 				return grpcinfuse.Classify(err)
 			}))
-			return says(codes.Unavailable)
+			return codeError(codes.Unavailable)
 		},
 		"WithCircuit": func(h *hook, _ *infuse.Config, options *[]grpcinfuse.Option) error {
 			*options = append(*options, grpcinfuse.WithCircuit(func(_ context.Context, target, _ string) string {
 				h.run()
 				return target
 			}))
-			return says(codes.Unavailable)
+			return codeError(codes.Unavailable)
 		},
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As", "GRPCStatus"} {
@@ -124,7 +124,7 @@ func hookPlaces() map[string]hookPlace {
 	for name := range listeners(new(hook)) {
 		places["Listener."+name] = func(h *hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
 			cfg.Listeners = append(cfg.Listeners, listeners(h)[name])
-			return says(codes.Unavailable)
+			return codeError(codes.Unavailable)
 		}
 	}
 	return places
@@ -141,12 +141,12 @@ func listeners(h *hook) map[string]*infuse.Listener {
 	}
 }
 
-// hookDeeds are what user code does that should not.
-var hookDeeds = map[string]func(*infuse.Breaker){
+// hookActions are the misbehaviours of user code.
+var hookActions = map[string]func(*infuse.Breaker){
 	"panics":             func(*infuse.Breaker) { panic("a hook") },
 	"ends the goroutine": func(*infuse.Breaker) { runtime.Goexit() },
 	"calls back": func(b *infuse.Breaker) {
-		if b == nil { // made in the background
+		if b == nil { // the breaker is created in the background
 			return
 		}
 		_, _ = b.State(), b.Stats()
@@ -197,7 +197,7 @@ func (c hookClient) unary(call func() error) error {
 		func(context.Context, string, any, any, *grpc.ClientConn, ...grpc.CallOption) error { return call() })
 }
 
-// stream makes a call by a stream that fails at a method, or when it is opened.
+// stream makes a streaming call that fails at a method, or when it is opened.
 func (c hookClient) stream(at string, call func() error) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -244,7 +244,7 @@ func init() {
 	}
 }
 
-// apart runs what may panic or end its goroutine, and waits for it.
+// apart runs do in a goroutine, recovers its panic, and waits for it.
 func apart(do func()) {
 	done := make(chan struct{})
 	go func() {
@@ -267,11 +267,11 @@ func lazyConn(t *testing.T) *grpc.ClientConn {
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	conn := lazyConn(t)
 	for name, place := range hookPlaces() {
-		for deed, does := range hookDeeds {
+		for what, action := range hookActions {
 			for way, call := range hookWays {
 				for _, shared := range []bool{false, true} {
-					t.Run(fmt.Sprintf("%s %s, %s, shared=%t", name, deed, way, shared), func(t *testing.T) {
-						synctest.Test(t, func(t *testing.T) { testHook(t, conn, name, place, does, call, shared) })
+					t.Run(fmt.Sprintf("%s %s, %s, shared=%t", name, what, way, shared), func(t *testing.T) {
+						synctest.Test(t, func(t *testing.T) { testHook(t, conn, name, place, action, call, shared) })
 					})
 				}
 			}
@@ -279,7 +279,7 @@ func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	}
 }
 
-func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace, does func(*infuse.Breaker), call func(hookClient, func() error), shared bool) {
+func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace, action func(*infuse.Breaker), call func(hookClient, func() error), shared bool) {
 	h := new(hook)
 	cfg := infuse.Config{FailMax: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour}
 	if shared {
@@ -301,17 +301,17 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 		}
 	}
 	fails, succeeds := result(fault), result(nil)
-	h.set(b, does)
-	for range 4 { // opens the circuit, and is rejected
+	h.set(b, action)
+	for range 4 { // open the circuit, then are rejected
 		apart(func() { call(c, fails) })
 	}
-	for _, result := range []func() error{fails, succeeds} { // of a trial
+	for _, result := range []func() error{fails, succeeds} { // trials
 		apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
 		apart(func() { call(c, result) })
 	}
 	apart(func() { b.Stats() })
 	h.set(b, nil)
-	time.Sleep(3 * time.Second) // more than ResetTimeout, and than a stream needs to be established
+	time.Sleep(3 * time.Second) // longer than ResetTimeout, and than a stream takes to be established
 	synctest.Wait()
 	for range 5 {
 		apart(func() { _ = c.unary(func() error { return nil }) })
@@ -322,7 +322,7 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 	apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
-		require.Error(t, c.unary(func() error { return says(codes.Unavailable) }))
+		require.Error(t, c.unary(func() error { return codeError(codes.Unavailable) }))
 	}
 	requireRejected(t, c.unary(func() error { return nil }))
 	time.Sleep(time.Second)
@@ -332,7 +332,7 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 	g.Stop()
 }
 
-// A typed nil used to panic when its text was made to classify it.
+// Classifying a typed nil panicked, because that called its Error.
 func TestTypedNilErrorReachesTheCaller(t *testing.T) {
 	g, err := infuse.NewGroup(infuse.Config{CountCalls: true, FailMax: 10})
 	require.NoError(t, err)
@@ -358,8 +358,7 @@ type statusless struct{ error }
 
 func (s *statusless) Unwrap() error { return s.error }
 
-// TestPanicAfterATrialIsNotClassified: Config.Classify panicked, too, in a goroutine
-// where nobody could recover it, and the process ended.
+// Config.Classify also panicked, in a goroutine without recover, and the process ended.
 func TestPanicAfterATrialIsNotClassified(t *testing.T) {
 	conn := lazyConn(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -397,7 +396,7 @@ func (s lateHeaders) Header() (metadata.MD, error) {
 	panic("below")
 }
 
-// Backends runs hooks in a picker of gRPC and in goroutines of its own.
+// Backends runs hooks in a picker of gRPC and in its own goroutines.
 func TestNoHookLeavesABackendStuck(t *testing.T) {
 	places := hookPlaces()
 	ways := map[string]func(*several){
@@ -412,45 +411,45 @@ func TestNoHookLeavesABackendStuck(t *testing.T) {
 	}
 	for _, name := range []string{"Config.Classify", "Config.Exclude", "WithClassify", "WithCircuit",
 		"Listener.BeforeCall", "Listener.Success", "Listener.Failure", "Listener.Ignored", "Listener.Rejected", "Listener.StateChange"} {
-		for deed, does := range hookDeeds {
+		for what, action := range hookActions {
 			for way, call := range ways {
-				t.Run(name+" "+deed+", "+way, func(t *testing.T) { testBackendHook(t, places[name], does, call) })
+				t.Run(name+" "+what+", "+way, func(t *testing.T) { testBackendHook(t, places[name], action, call) })
 			}
 		}
 	}
 }
 
-func testBackendHook(t *testing.T, place hookPlace, does func(*infuse.Breaker), call func(*several)) {
+func testBackendHook(t *testing.T, place hookPlace, action func(*infuse.Breaker), call func(*several)) {
 	h := new(hook)
 	cfg := infuse.Config{ResetTimeout: 20 * time.Millisecond, TrialTimeout: time.Hour}
 	var options []grpcinfuse.Option
 	place(h, &cfg, &options)
 	s := startSeveral(t, cfg, "", options...)
 	unhealthy := func(is bool) {
-		for _, m := range s.members {
+		for _, m := range s.backends {
 			m.unhealthy.Store(is)
 		}
 	}
-	h.set(s.breaker(s.members[0]), does)
+	h.set(s.breaker(s.backends[0]), action)
 	unhealthy(true)
-	for range 12 { // opens the circuits, and is rejected
+	for range 12 { // open the circuits, then are rejected
 		apart(func() { call(s) })
 	}
 	for _, is := range []bool{true, false} {
 		unhealthy(is)
-		for _, m := range s.members {
+		for _, m := range s.backends {
 			apart(func() { s.setState(m, infuse.StateHalfOpen) })
 		}
-		for range s.members { // trials
+		for range s.backends { // trials
 			apart(func() { call(s) })
 		}
 	}
 	h.set(nil, nil)
 
-	for _, m := range s.members {
+	for _, m := range s.backends {
 		b := s.breaker(m)
 		b.Stats()
-		require.Eventually(t, func() bool { // no trial slot is taken
+		require.Eventually(t, func() bool { // no trial slot is in use
 			_ = s.call()
 			return b.State() == infuse.StateClosed
 		}, patience, time.Millisecond)

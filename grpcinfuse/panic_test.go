@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests panics and runtime.Goexit in inner interceptors.
+
 import (
 	"context"
 	"runtime"
@@ -19,7 +21,7 @@ import (
 
 func panics() { panic("below") }
 
-// below connects with interceptors that run something below those of infuse.
+// below connects with inner interceptors that run do.
 func (f *fixture) below(do func()) {
 	conn, err := grpc.NewClient(f.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithChainUnaryInterceptor(f.calls.Unary,
@@ -37,7 +39,7 @@ func (f *fixture) below(do func()) {
 	f.TestServiceClient = testpb.NewTestServiceClient(conn)
 }
 
-// brokenStream runs something in each method of a stream.
+// brokenStream is a stream whose methods run do.
 type brokenStream struct{ do func() }
 
 func (s brokenStream) Header() (metadata.MD, error) { s.do(); return metadata.MD{}, nil }
@@ -59,7 +61,7 @@ func goexits(do func()) bool {
 	return !returned
 }
 
-// calledBelow are the places where something below the interceptors may panic.
+// calledBelow are the places in which inner code may panic.
 var calledBelow = map[string]func(f *fixture, do func()){
 	"an interceptor of calls": func(f *fixture, do func()) {
 		f.below(do)
@@ -92,8 +94,8 @@ func (f *fixture) brokenStream(do func()) grpc.ClientStream {
 	return s
 }
 
-// TestPanicBelowIsAFailureAndGoesOn: it was ignored, where Breaker.Call counts it.
-func TestPanicBelowIsAFailureAndGoesOn(t *testing.T) {
+// Panics of inner interceptors were ignored, while Breaker.Call counts them.
+func TestPanicIsAFailureAndIsPropagated(t *testing.T) {
 	for name, call := range calledBelow {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, &service{unary: healthy})
@@ -103,7 +105,7 @@ func TestPanicBelowIsAFailureAndGoesOn(t *testing.T) {
 	}
 }
 
-func TestGoexitBelowIsIgnored(t *testing.T) {
+func TestGoexitIsIgnored(t *testing.T) {
 	for name, call := range calledBelow {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, &service{unary: healthy})
@@ -113,7 +115,7 @@ func TestGoexitBelowIsIgnored(t *testing.T) {
 	}
 }
 
-func TestPanicAndGoexitBelowEndATrial(t *testing.T) {
+func TestPanicAndGoexitEndATrial(t *testing.T) {
 	for _, name := range []string{"an interceptor of calls", "an interceptor of streams", "a Classify"} {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, &service{unary: healthy})

@@ -1,5 +1,7 @@
 package grpcinfuse
 
+// This file contains the load-balancing policy of Backends.
+
 import (
 	"context"
 	"errors"
@@ -20,9 +22,9 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// policy is the load-balancing policy of one connection. Below it is round_robin,
-// which connects to the backends. It replaces the picker of round_robin by one that
-// skips a backend whose circuit is open.
+// policy is the load-balancing policy of one connection. It wraps round_robin, which
+// connects to the backends, and replaces its picker with one that skips backends whose
+// circuit is open.
 type policy struct {
 	balancer.Balancer
 	cc       balancer.ClientConn
@@ -30,7 +32,7 @@ type policy struct {
 	target   string
 	turn     atomic.Uint32
 
-	mu       sync.Mutex // also orders the updates; round_robin may hold locks of its own, and gRPC takes one after it
+	mu       sync.Mutex // also orders updates; acquired after locks of round_robin, and before locks of gRPC
 	state    balancer.State
 	backends map[string]*backend
 	closed   bool
@@ -43,7 +45,7 @@ func (b *Backends) Build(cc balancer.ClientConn, options balancer.BuildOptions) 
 	return p
 }
 
-// policyConn is the connection as round_robin has it.
+// policyConn is the connection that round_robin uses.
 type policyConn struct {
 	balancer.ClientConn
 	policy *policy
@@ -58,7 +60,7 @@ func (p *policy) update(s balancer.State) {
 	p.publish()
 }
 
-// refresh has gRPC pick again for the calls that wait.
+// refresh makes gRPC pick again for waiting calls.
 func (p *policy) refresh() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,8 +77,8 @@ func (p *policy) Close() {
 	p.Balancer.Close()
 }
 
-// publish sends the state of round_robin to gRPC, with a picker of its own if there
-// are backends to pick from. p.mu is held.
+// publish sends the state of round_robin to gRPC, with a picker of p if there are ready
+// backends. The caller holds p.mu.
 func (p *policy) publish() {
 	children := endpointsharding.ChildStatesFromPicker(p.state.Picker)
 	if len(children) == 0 {
@@ -106,7 +108,7 @@ func (p *policy) publish() {
 	p.cc.UpdateState(state)
 }
 
-// addressOf returns the address that names an endpoint.
+// addressOf returns the address that identifies an endpoint.
 func addressOf(e resolver.Endpoint) string {
 	if len(e.Addresses) == 0 {
 		return ""
@@ -114,30 +116,30 @@ func addressOf(e resolver.Endpoint) string {
 	return e.Addresses[0].Addr
 }
 
-// backend is a backend and its circuit.
+// backend is a backend with its circuit.
 type backend struct {
 	policy  *policy
-	made    atomic.Bool
-	breaker atomic.Pointer[infuse.Breaker] // nil for a backend without a circuit
-	granted atomic.Pointer[attempt]        // the permit of a trial that no call has taken yet
+	created atomic.Bool
+	breaker atomic.Pointer[infuse.Breaker] // nil: no circuit
+	granted atomic.Pointer[attempt]        // a granted trial that no call uses yet
 
-	mu       sync.Mutex
-	asking   bool              // for a trial
-	rejected *infuse.OpenError // the last answer
-	state    infuse.State      // when it was asked
-	askAt    time.Time         // not earlier, while the state is the same
+	mu         sync.Mutex
+	requesting bool              // a trial
+	rejected   *infuse.OpenError // the last reply; nil: granted
+	state      infuse.State      // at the last request
+	requestAt  time.Time         // the earliest next request while the state is the same
 }
 
-// newBackend returns a backend whose breaker is made in the background: with a
-// storage that is a round trip.
+// newBackend returns a backend. It creates the breaker in the background, because that
+// may take a round trip to the storage.
 func (p *policy) newBackend(address string) *backend {
 	b := &backend{policy: p}
 	go func() {
 		defer p.refresh()
-		defer b.made.Store(true)
+		defer b.created.Store(true)
 		defer func() {
-			if panicked := recover(); panicked != nil { // of WithCircuit's func
-				slog.Error("grpcinfuse: a backend has no circuit: naming it panicked", "backend", address, "panic", panicked)
+			if panicked := recover(); panicked != nil { // of the func of WithCircuit
+				slog.Error("grpcinfuse: backend has no circuit: the func of WithCircuit panicked", "backend", address, "panic", panicked)
 			}
 		}()
 		name := p.settings.circuit(context.Background(), p.target+"/"+address, "")
@@ -149,29 +151,29 @@ func (p *policy) newBackend(address string) *backend {
 }
 
 const (
-	// grantedFor is how long a trial waits for the call that asked for it. Only if
-	// that call was cancelled meanwhile, and there is no other, nobody takes it.
-	grantedFor = time.Second
+	// grantTime is how long a granted trial waits for a call. It expires only if the call
+	// that requested it was cancelled and there is no other call.
+	grantTime = time.Second
 
-	// A circuit that is open is asked again when its trial is due, but changes of
-	// its settings or of an override may make that earlier.
-	askedAgainAfter = time.Second
+	// maxRequestPause is the longest pause before the next request for a trial: new
+	// settings or a removed override may make an open circuit ready earlier.
+	maxRequestPause = time.Second
 
-	// A half-open circuit does not say when the trial of another call ends.
-	askedAgainDuringTrial = 50 * time.Millisecond
+	// pauseDuringTrial is the pause while another call has the trial, whose end is unknown.
+	pauseDuringTrial = 50 * time.Millisecond
 )
 
-// ask asks for a trial in the background, because a picker must not wait for a
-// storage. It reports whether the pick should wait for the answer. If not, the
-// backend accepts no calls now.
-func (b *backend) ask(ctx context.Context, breaker *infuse.Breaker) bool {
+// request requests a trial in the background, because a picker must not wait for the
+// storage. It reports whether the pick should wait for the reply. If not, the backend
+// accepts no calls now.
+func (b *backend) request(ctx context.Context, breaker *infuse.Breaker) bool {
 	state := breaker.State()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.asking || state == b.state && time.Now().Before(b.askAt) {
+	if b.requesting || state == b.state && time.Now().Before(b.requestAt) {
 		return false
 	}
-	b.asking, b.state = true, state
+	b.requesting, b.state = true, state
 	go b.acquire(&grantContext{Context: context.WithoutCancel(ctx)}, breaker)
 	return true
 }
@@ -179,7 +181,7 @@ func (b *backend) ask(ctx context.Context, breaker *infuse.Breaker) bool {
 func (b *backend) acquire(ctx *grantContext, breaker *infuse.Breaker) {
 	var open *infuse.OpenError
 	defer b.policy.refresh()
-	defer func() { b.answered(open) }() // also if a listener ends the goroutine
+	defer func() { b.replied(open) }() // even if a listener ends the goroutine
 	admitted, err := rpc.Acquire(ctx, breaker)
 	if err != nil {
 		errors.As(err, &open)
@@ -187,39 +189,38 @@ func (b *backend) acquire(ctx *grantContext, breaker *infuse.Breaker) {
 	}
 	a := &attempt{Attempt: admitted, granted: ctx}
 	b.granted.Store(a)
-	time.AfterFunc(grantedFor, func() {
+	time.AfterFunc(grantTime, func() {
 		if b.granted.CompareAndSwap(a, nil) {
 			a.Permit.Settle(infuse.OutcomeIgnored)
 		}
 	})
 }
 
-// answered records the answer to ask: nil if a trial was granted.
-func (b *backend) answered(open *infuse.OpenError) {
+// replied records the reply to a request: nil if a trial was granted.
+func (b *backend) replied(open *infuse.OpenError) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.asking, b.rejected = false, open
-	wait := askedAgainDuringTrial
+	b.requesting, b.rejected = false, open
+	wait := pauseDuringTrial
 	if open != nil {
 		if left := open.RetryAfter(); left > 0 {
-			wait = min(left, askedAgainAfter)
+			wait = min(left, maxRequestPause)
 		}
 	}
-	b.askAt = time.Now().Add(wait)
+	b.requestAt = time.Now().Add(wait)
 }
 
-// rejection returns why the backend accepts no calls, or nil if the first answer is
-// still to come.
+// rejection returns why the backend accepts no calls, or nil before the first reply.
 func (b *backend) rejection(breaker *infuse.Breaker) *infuse.OpenError {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.rejected == nil && !b.asking { // a trial was granted
+	if b.rejected == nil && !b.requesting { // a trial was granted
 		return &infuse.OpenError{Circuit: breaker.Name(), State: infuse.StateHalfOpen}
 	}
 	return b.rejected
 }
 
-// candidate is a backend with a connection.
+// candidate is a connected backend.
 type candidate struct {
 	*backend
 	picker balancer.Picker
@@ -231,7 +232,7 @@ type picker struct {
 	turn  *atomic.Uint32
 }
 
-var errInterceptors = status.Error(codes.Internal, "grpcinfuse: the load-balancing policy of Backends needs its interceptors Unary and Stream")
+var errInterceptors = status.Error(codes.Internal, "grpcinfuse: the load-balancing policy of Backends requires its interceptors Unary and Stream")
 
 // Pick implements balancer.Picker.
 func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
@@ -248,24 +249,24 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	}
 	var soonest *infuse.OpenError
 	var by *infuse.Breaker
-	unknown := false // a refresh is to come
+	unknown := false // a refresh will follow
 	for i := range p.ready {
 		b := p.ready[(first+i)%len(p.ready)]
 		breaker := b.breaker.Load()
 		var open *infuse.OpenError
 		switch {
-		case !b.made.Load():
+		case !b.created.Load():
 			unknown = true
 			continue
 		case breaker == nil:
 			return b.pick(info, c, new(attempt))
 		case breaker.State() == infuse.StateClosed:
-			admitted, err := rpc.Acquire(c.ctx, breaker) // gRPC cancels the context of an attempt when it ends
+			admitted, err := rpc.Acquire(c.ctx, breaker) // not the context of the attempt, which gRPC cancels at its end
 			if err == nil {
 				return b.pick(info, c, &attempt{Attempt: admitted})
 			}
 			errors.As(err, &open)
-		case b.ask(c.ctx, breaker):
+		case b.request(c.ctx, breaker):
 			return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
 		default:
 			open = b.rejection(breaker)
@@ -284,10 +285,10 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	return balancer.PickResult{}, &rejection{soonest}
 }
 
-// pick picks the connection of a backend for an attempt.
+// pick picks the connection of the backend for an attempt.
 func (c candidate) pick(info balancer.PickInfo, call *call, a *attempt) (balancer.PickResult, error) {
 	result, err := c.picker.Pick(info)
-	if err != nil { // its connection has just closed
+	if err != nil { // the connection has just closed
 		a.Permit.Settle(infuse.OutcomeIgnored)
 		return result, err
 	}

@@ -1,5 +1,7 @@
 package grpcinfuse
 
+// This file contains the status of a rejection, in clients and in servers.
+
 import (
 	"context"
 	"errors"
@@ -14,8 +16,7 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// rejection is an OpenError that is also a status of gRPC. The status is made
-// only if somebody asks for it, so that a rejection costs little.
+// rejection is an OpenError with a gRPC status, which is created on demand.
 type rejection struct{ open *infuse.OpenError }
 
 // rejected returns the error of Breaker.Acquire as a rejection.
@@ -31,7 +32,7 @@ func (r *rejection) Error() string { return r.GRPCStatus().Err().Error() }
 
 func (r *rejection) Unwrap() error { return r.open }
 
-// GRPCStatus is what status.FromError and a server look for.
+// GRPCStatus returns the status. status.FromError and gRPC servers call it.
 func (r *rejection) GRPCStatus() *status.Status { return unavailable(r.open.Error(), r.open) }
 
 func unavailable(text string, open *infuse.OpenError) *status.Status {
@@ -43,12 +44,10 @@ func unavailable(text string, open *infuse.OpenError) *status.Status {
 	return detailed
 }
 
-// Status returns the status with which a server answers a call that failed with
-// err. If err is or wraps the *infuse.OpenError of a circuit that the server
-// depends on, that is Unavailable with a google.rpc.RetryInfo, whatever other
-// status is in the chain: retrying later helps. Its text names no circuit, because
-// clients read it. Any other error has the
-// status that a gRPC server gives it.
+// Status returns the status that a server should return for err. If err is or wraps an
+// *infuse.OpenError, the status is Unavailable with a google.rpc.RetryInfo, even if err
+// also has another status. Its text does not name the circuit, because clients receive
+// it. For any other error, Status returns the status that a gRPC server returns.
 //
 //	return nil, grpcinfuse.Status(err).Err()
 //
@@ -64,22 +63,20 @@ func Status(err error) *status.Status {
 	return status.FromContextError(err)
 }
 
-// UnaryServer is a grpc.UnaryServerInterceptor. It answers a call whose handler
-// returns a rejection with the status of Status. Interceptors outside of it, for
-// logging say, still find the handler's error by errors.Is and errors.As. It
-// changes no other error.
+// UnaryServer is a grpc.UnaryServerInterceptor. If a handler returns a rejection, the
+// client receives the status of Status. Outer interceptors, for example for logging, can
+// still find the handler's error with errors.Is and errors.As. Other errors do not change.
 func UnaryServer(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	response, err := handle(ctx, request)
 	return response, answer(err)
 }
 
-// StreamServer is a grpc.StreamServerInterceptor, and does for streams what
-// UnaryServer does.
+// StreamServer is a grpc.StreamServerInterceptor. It is UnaryServer for streams.
 func StreamServer(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	return answer(handle(server, stream))
 }
 
-// answer returns the error with which a server answers.
+// answer adds the status of a rejection to err.
 func answer(err error) error {
 	var open *infuse.OpenError
 	if err == nil || !errors.As(err, &open) {
@@ -88,7 +85,7 @@ func answer(err error) error {
 	return &answered{err}
 }
 
-// answered is an error that is answered by its Status.
+// answered is an error whose gRPC status is Status of the error.
 type answered struct{ err error }
 
 func (a *answered) Error() string              { return a.err.Error() }

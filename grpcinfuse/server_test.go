@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests the server interceptors.
+
 import (
 	"context"
 	"errors"
@@ -35,7 +37,7 @@ func rejections() map[string]error {
 		"itself":                            open,
 		"wrapped":                           fmt.Errorf("buying: %w", open),
 		"joined":                            errors.Join(errors.New("other"), open),
-		"one of two wrapped":                fmt.Errorf("%w: %w", says(codes.Internal), open),
+		"one of two wrapped":                fmt.Errorf("%w: %w", codeError(codes.Internal), open),
 		"below a status":                    &statusOver{codes.FailedPrecondition, open},
 		"wrapped below a status":            fmt.Errorf("buying: %w", &statusOver{codes.Unknown, errors.Join(open)}),
 		"below a status, in a joined error": errors.Join(errors.New("other"), &statusOver{codes.Internal, open}),
@@ -64,10 +66,10 @@ func TestStatusOfARejectionIsUnavailableWithRetryInfo(t *testing.T) {
 func TestStatusOfAnotherErrorIsItsOwn(t *testing.T) {
 	require.NoError(t, grpcinfuse.Status(nil).Err())
 	for err, code := range map[error]codes.Code{
-		says(codes.NotFound):                           codes.NotFound,
-		fmt.Errorf("buying: %w", says(codes.NotFound)): codes.NotFound,
-		errors.New("a bug"):                            codes.Unknown,
-		context.DeadlineExceeded:                       codes.DeadlineExceeded,
+		codeError(codes.NotFound):                           codes.NotFound,
+		fmt.Errorf("buying: %w", codeError(codes.NotFound)): codes.NotFound,
+		errors.New("a bug"):                                 codes.Unknown,
+		context.DeadlineExceeded:                            codes.DeadlineExceeded,
 	} {
 		require.Equal(t, code, grpcinfuse.Status(err).Code(), err)
 	}
@@ -109,7 +111,7 @@ func TestServerAnswersARejectionWithUnavailable(t *testing.T) {
 				require.Contains(t, logged.Error(), "upstream.internal")
 			})
 		}
-		result = says(codes.NotFound)
+		result = codeError(codes.NotFound)
 		require.Equal(t, codes.NotFound, status.Code(call(f)))
 		require.Equal(t, result, logged)
 	}

@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file contains the helpers of the tests: a service, and clients of it.
+
 import (
 	"context"
 	"net"
@@ -20,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 30 * time.Second // for what happens soon, on a busy machine
+const patience = 30 * time.Second // for fast events, on a busy machine
 
 type (
 	input    = testpb.StreamingInputCallRequest
@@ -29,8 +31,8 @@ type (
 	question = testpb.StreamingOutputCallRequest
 )
 
-// service is a real service whose calls do what the test says. A kind that is
-// not set is not implemented.
+// service is a real service whose methods are set by the test. A method that is not set
+// is unimplemented.
 type service struct {
 	testpb.UnimplementedTestServiceServer
 	unary  func(context.Context) error
@@ -59,7 +61,7 @@ func (s *service) FullDuplexCall(both grpc.BidiStreamingServer[question, output]
 	return s.bidi(both)
 }
 
-// serve runs a service on the address, or on any.
+// serve runs a service on the address, or on a free one.
 func serve(t *testing.T, s *service, address string, options ...grpc.ServerOption) (*grpc.Server, string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
@@ -78,7 +80,7 @@ func serve(t *testing.T, s *service, address string, options ...grpc.ServerOptio
 	return server, listener.Addr().String()
 }
 
-// fixture is a client with one circuit, and the service that it calls.
+// fixture is a client with one circuit, and its service.
 type fixture struct {
 	testpb.TestServiceClient
 	conn    *grpc.ClientConn
@@ -92,8 +94,8 @@ type fixture struct {
 	ctx     context.Context
 }
 
-// start has a circuit that opens with the second failure in a row, and then
-// stays open.
+// start returns a fixture whose circuit opens after two consecutive failures, and stays
+// open.
 func start(t *testing.T, s *service, options ...grpcinfuse.Option) *fixture {
 	return startWith(t, s, infuse.Config{}, options...)
 }
@@ -140,7 +142,7 @@ func (f *fixture) call() error {
 	return err
 }
 
-// counts are the successes, failures and ignored calls so far.
+// counts returns the numbers of successes, failures and ignored calls.
 func (f *fixture) counts() [3]int {
 	c := f.breaker.Stats().Calls
 	return [3]int{int(c.Success), int(c.Failure), int(c.Ignored)}
@@ -151,13 +153,13 @@ func (f *fixture) requireCounts(success, failure, ignored int) {
 	require.Equal(f.t, [3]int{success, failure, ignored}, f.counts(), "successes, failures and ignored calls")
 }
 
-// setState moves the circuit by hand.
+// setState sets the state of the circuit.
 func (f *fixture) setState(to infuse.State) {
 	f.t.Helper()
 	require.NoError(f.t, f.breaker.SetState(f.ctx, to))
 }
 
-// halfOpen has the next call be a trial.
+// halfOpen makes the next call a trial.
 func (f *fixture) halfOpen() {
 	f.t.Helper()
 	f.setState(infuse.StateHalfOpen)
@@ -173,7 +175,7 @@ func (f *fixture) eventually(state infuse.State) {
 	require.Eventually(f.t, func() bool { return f.breaker.State() == state }, patience, time.Millisecond)
 }
 
-// requireRejected returns the rejection that an error is.
+// requireRejected fails if err is not a rejection, and returns it.
 func requireRejected(t *testing.T, err error) *infuse.OpenError {
 	t.Helper()
 	require.ErrorIs(t, err, infuse.ErrOpen)
@@ -183,5 +185,5 @@ func requireRejected(t *testing.T, err error) *infuse.OpenError {
 	return open
 }
 
-// says returns a handler's error.
-func says(c codes.Code) error { return status.Error(c, "unhealthy") }
+// codeError returns an error of a handler.
+func codeError(c codes.Code) error { return status.Error(c, "unhealthy") }

@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests Config.SlowCall with cancelled calls.
+
 import (
 	"context"
 	"runtime"
@@ -15,8 +17,8 @@ import (
 	"github.com/infuse-go/infuse/grpcinfuse"
 )
 
-// hanging is a service that never answers, and sends a token for each call that it
-// has received.
+// hanging returns a service that never replies. It sends a token for each call that it
+// receives.
 func hanging(received chan<- struct{}) *service {
 	hang := func(ctx context.Context) error {
 		received <- struct{}{}
@@ -54,8 +56,8 @@ func cancelled(t *testing.T, cfg infuse.Config, after time.Duration, kind string
 	return f
 }
 
-// TestCallCancelledAfterSlowCallIsAFailure: a service that hangs was never counted
-// if a timeout around the call cancelled it.
+// A service that does not reply never counted as failing if the caller cancelled its
+// calls.
 func TestCallCancelledAfterSlowCallIsAFailure(t *testing.T) {
 	for _, kind := range []string{"unary", "server", "client", "bidi"} {
 		t.Run(kind, func(t *testing.T) {
@@ -79,8 +81,7 @@ func TestCancelledCallIsIgnoredWithoutSlowCall(t *testing.T) {
 	}
 }
 
-// TestAbandonedTrialCancelledAfterSlowCallIsAFailure has a caller that cancels a
-// trial and receives nothing more.
+// The caller cancels a trial and does not call RecvMsg again.
 func TestAbandonedTrialCancelledAfterSlowCallIsAFailure(t *testing.T) {
 	received := make(chan struct{}, 1)
 	f := startWith(t, hanging(received), infuse.Config{SlowCall: soon})
@@ -95,16 +96,15 @@ func TestAbandonedTrialCancelledAfterSlowCallIsAFailure(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
-// TestOnlyCancellationMakesASlowCallThatIsIgnoredAFailure: other ignored calls say
-// nothing of the service, however long they took.
-func TestOnlyCancellationMakesASlowCallThatIsIgnoredAFailure(t *testing.T) {
+// Ignored calls that were not cancelled stay ignored, however long they took.
+func TestOnlyCancelledSlowCallsBecomeFailures(t *testing.T) {
 	f := startWith(t, &service{}, infuse.Config{SlowCall: soon})
 	slow := func(outcome infuse.Outcome) *grpcinfuse.Interceptor {
 		return grpcinfuse.New(f.group, grpcinfuse.WithClassify(func(context.Context, string, error) infuse.Outcome { return outcome }))
 	}
 	invoke := func(context.Context, string, any, any, *grpc.ClientConn, ...grpc.CallOption) error {
 		time.Sleep(2 * soon)
-		return says(codes.Canceled) // by the service: the context is not cancelled
+		return codeError(codes.Canceled) // sent by the service: the context is not cancelled
 	}
 	require.Error(t, slow(infuse.OutcomeIgnored).Unary(f.ctx, "/test/Call", nil, nil, f.conn, invoke))
 	f.requireCounts(0, 0, 1)

@@ -1,5 +1,7 @@
 package grpcinfuse
 
+// This file contains the client stream that reports its progress to a tracker.
+
 import (
 	"context"
 	"io"
@@ -12,15 +14,15 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// stream is a ClientStream that reports to its tracker how it goes.
+// stream is a ClientStream that reports its progress to a tracker.
 type stream struct {
 	grpc.ClientStream
 	ctx              context.Context
 	tracker          rpc.Tracker
 	classify         func(error) infuse.Outcome
-	errorOf          func(error) error // what the end counts as; nil: its own error
+	errorOf          func(error) error // returns the error to classify at the end; nil: the error itself
 	establishedAfter time.Duration
-	oneAnswer        bool // one message is the whole answer, and RecvMsg has waited for the end
+	oneAnswer        bool // the response is one message, and RecvMsg waits for the end of the stream
 }
 
 func (s *settings) track(ctx context.Context, desc *grpc.StreamDesc, method string, from grpc.ClientStream, attempt func() rpc.Attempt) *stream {
@@ -35,11 +37,7 @@ func (s *settings) track(ctx context.Context, desc *grpc.StreamDesc, method stri
 
 func (s *stream) RecvMsg(m any) error {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	err := s.ClientStream.RecvMsg(m)
 	switch {
 	case err == io.EOF || err == nil && s.oneAnswer:
@@ -53,14 +51,10 @@ func (s *stream) RecvMsg(m any) error {
 	return err
 }
 
-// SendMsg returns io.EOF if RecvMsg has the error. Any other error is the end.
+// SendMsg returns io.EOF if RecvMsg returns the error. Any other error ends the stream.
 func (s *stream) SendMsg(m any) error {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	err := s.ClientStream.SendMsg(m)
 	if err != nil && err != io.EOF {
 		s.end(err)
@@ -71,11 +65,7 @@ func (s *stream) SendMsg(m any) error {
 
 func (s *stream) Header() (metadata.MD, error) {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	header, err := s.ClientStream.Header()
 	if err != nil {
 		s.end(err)
@@ -86,11 +76,7 @@ func (s *stream) Header() (metadata.MD, error) {
 
 func (s *stream) CloseSend() error {
 	returned := false
-	defer func() {
-		if !returned {
-			s.tracker.Unwound(recover())
-		}
-	}()
+	defer s.tracker.Guard(&returned)
 	err := s.ClientStream.CloseSend()
 	returned = true
 	return err
@@ -103,24 +89,24 @@ func (s *stream) end(err error) {
 	s.tracker.End(s.classify(err), err, s.hasHeaders)
 }
 
-// hasHeaders waits for the headers, or for the end of a stream without any.
+// hasHeaders waits for the headers, or for the end of the stream.
 func (s *stream) hasHeaders() bool {
 	header, err := s.ClientStream.Header()
 	return err == nil && header != nil
 }
 
-// endTrial ends a trial without a message. It runs until the stream has headers,
-// and no longer than the stream.
+// endTrial ends a trial without messages. It returns when the stream has headers, or
+// ends.
 func (s *stream) endTrial() {
 	defer func() {
-		if value := recover(); value != nil { // of an interceptor below
+		if value := recover(); value != nil { // of an inner interceptor
 			s.tracker.Panicked(value)
 		}
 	}()
 	switch {
 	case s.hasHeaders():
 		time.AfterFunc(s.establishedAfter, s.tracker.HeadersStand)
-	case s.ctx.Err() == context.Canceled: // the caller may not receive the end
+	case s.ctx.Err() == context.Canceled: // the caller may not call RecvMsg again
 		s.tracker.Cancelled()
 	}
 }

@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests streams.
+
 import (
 	"context"
 	"io"
@@ -19,12 +21,12 @@ import (
 )
 
 const (
-	never = time.Hour             // no stream of a test lives so long
-	soon  = 20 * time.Millisecond // a test can wait for it
+	never = time.Hour             // longer than any test
+	soon  = 20 * time.Millisecond // short enough to wait for
 )
 
-// brings is a stream of n messages that then ends with err.
-func brings(n int, err error) func(grpc.ServerStreamingServer[output]) error {
+// sends sends n messages, and then ends the stream with err.
+func sends(n int, err error) func(grpc.ServerStreamingServer[output]) error {
 	return func(to grpc.ServerStreamingServer[output]) error {
 		for range n {
 			if err := to.Send(new(output)); err != nil {
@@ -35,7 +37,7 @@ func brings(n int, err error) func(grpc.ServerStreamingServer[output]) error {
 	}
 }
 
-// echoes answers each message, and then ends with err.
+// echoes returns n messages, and then ends the stream with err.
 func echoes(n int, err error) func(grpc.BidiStreamingServer[question, output]) error {
 	return func(both grpc.BidiStreamingServer[question, output]) error {
 		for range n {
@@ -50,8 +52,8 @@ func echoes(n int, err error) func(grpc.BidiStreamingServer[question, output]) e
 	}
 }
 
-// waits sends headers, and then a message for each token, until the service is
-// told how to end, or is stopped.
+// waits sends headers, and then a message for each token, until end sends an error or the
+// service stops.
 func waits(tokens <-chan struct{}, end <-chan error) func(grpc.ServerStreamingServer[output]) error {
 	return func(to grpc.ServerStreamingServer[output]) error {
 		if err := to.SendHeader(nil); err != nil {
@@ -89,7 +91,7 @@ func (f *fixture) drain(from grpc.ServerStreamingClient[output], err error) (n i
 	return n, err
 }
 
-// kinds are a call of each kind of stream that goes on to its end.
+// kinds are complete calls, one for each kind of stream.
 var kinds = map[string]func(*fixture) error{
 	"server": func(f *fixture) error {
 		_, err := f.drain(f.serverStream())
@@ -102,7 +104,7 @@ var kinds = map[string]func(*fixture) error{
 		}
 		for range 3 {
 			if to.Send(new(input)) != nil {
-				break // the answer says why
+				break // CloseAndRecv returns the reason
 			}
 		}
 		_, err = to.CloseAndRecv()
@@ -126,19 +128,19 @@ var kinds = map[string]func(*fixture) error{
 	},
 }
 
-// ending has the streams of each kind end with err.
+// ending returns a service whose streams end with err.
 func ending(err error) *service {
 	return &service{
-		server: brings(0, err),
+		server: sends(0, err),
 		client: func(grpc.ClientStreamingServer[input, inputs]) error { return err },
 		bidi:   echoes(0, err),
 	}
 }
 
-// healthyStreams has the streams of each kind end well.
+// healthyStreams returns a service whose streams end without an error.
 func healthyStreams() *service {
 	return &service{
-		server: brings(3, nil),
+		server: sends(3, nil),
 		client: func(from grpc.ClientStreamingServer[input, inputs]) error {
 			for {
 				if _, err := from.Recv(); err == io.EOF {
@@ -155,7 +157,7 @@ func healthyStreams() *service {
 func TestStreamServiceBecomesUnhealthy(t *testing.T) {
 	for kind, call := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			f := start(t, ending(says(codes.Unavailable)))
+			f := start(t, ending(codeError(codes.Unavailable)))
 			for range 2 {
 				err := call(f)
 				require.Equal(t, codes.Unavailable, status.Code(err))
@@ -178,7 +180,7 @@ func TestStreamServiceBecomesUnhealthy(t *testing.T) {
 	}
 }
 
-func TestStreamThatEndsWell(t *testing.T) {
+func TestStreamWithoutErrorIsASuccess(t *testing.T) {
 	for kind, call := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			f := start(t, healthyStreams())
@@ -188,17 +190,17 @@ func TestStreamThatEndsWell(t *testing.T) {
 	}
 }
 
-func TestStreamThatEndsWithAnErrorOfTheApplication(t *testing.T) {
+func TestStreamWithApplicationErrorIsASuccess(t *testing.T) {
 	for kind, call := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			f := start(t, ending(says(codes.NotFound)))
+			f := start(t, ending(codeError(codes.NotFound)))
 			require.Equal(t, codes.NotFound, status.Code(call(f)))
 			f.requireCounts(1, 0, 0)
 		})
 	}
 }
 
-func TestStreamToAServerThatIsUnavailable(t *testing.T) {
+func TestStreamToUnavailableServer(t *testing.T) {
 	for kind, call := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			f := start(t, healthyStreams())
@@ -212,8 +214,8 @@ func TestStreamToAServerThatIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestStreamThatBreaksOffEarly(t *testing.T) {
-	f := start(t, &service{server: brings(2, says(codes.Internal)), bidi: echoes(2, says(codes.DataLoss))}, grpcinfuse.EstablishedAfter(never))
+func TestStreamTruncatedEarlyIsAFailure(t *testing.T) {
+	f := start(t, &service{server: sends(2, codeError(codes.Internal)), bidi: echoes(2, codeError(codes.DataLoss))}, grpcinfuse.EstablishedAfter(never))
 	n, err := f.drain(f.serverStream())
 	require.Equal(t, 2, n)
 	require.Equal(t, codes.Internal, status.Code(err))
@@ -224,7 +226,7 @@ func TestStreamThatBreaksOffEarly(t *testing.T) {
 	requireRejected(t, err)
 }
 
-func TestConnectionThatIsCutEarly(t *testing.T) {
+func TestConnectionClosedEarlyIsAFailure(t *testing.T) {
 	tokens := make(chan struct{}, 1)
 	f := start(t, &service{server: waits(tokens, nil)}, grpcinfuse.EstablishedAfter(never))
 	from, err := f.serverStream()
@@ -238,7 +240,7 @@ func TestConnectionThatIsCutEarly(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
-func TestUploadThatIsCut(t *testing.T) {
+func TestTruncatedUpload(t *testing.T) {
 	got := make(chan struct{}, 1)
 	f := start(t, &service{client: func(from grpc.ClientStreamingServer[input, inputs]) error {
 		for {
@@ -258,12 +260,12 @@ func TestUploadThatIsCut(t *testing.T) {
 	f.requireCounts(0, 1, 0)
 }
 
-func TestUploadThatIsAnsweredAndFails(t *testing.T) {
+func TestUploadWithResponseAndError(t *testing.T) {
 	f := start(t, &service{client: func(from grpc.ClientStreamingServer[input, inputs]) error {
 		if err := from.SendAndClose(new(inputs)); err != nil {
 			return err
 		}
-		return says(codes.Unavailable)
+		return codeError(codes.Unavailable)
 	}})
 	require.Equal(t, codes.Unavailable, status.Code(kinds["client"](f)))
 	f.requireCounts(0, 1, 0)
@@ -279,7 +281,7 @@ func TestStreamIsEstablished(t *testing.T) {
 	_, err = from.Recv()
 	require.NoError(t, err)
 	f.requireCounts(0, 0, 0)
-	time.Sleep(soon) // it has lived for so long then, however late this goes on
+	time.Sleep(soon) // at least so long after the first message
 	f.server.Stop()
 	_, err = from.Recv()
 	require.Equal(t, codes.Unavailable, status.Code(err))
@@ -298,7 +300,7 @@ func TestStreamIsASuccessBeforeItsEnd(t *testing.T) {
 		time.Sleep(soon)
 	}
 	f.requireCounts(1, 0, 0)
-	end <- says(codes.Internal)
+	end <- codeError(codes.Internal)
 	_, err = from.Recv()
 	require.Equal(t, codes.Internal, status.Code(err))
 	f.requireCounts(1, 0, 0)
@@ -316,9 +318,9 @@ func TestSilentStream(t *testing.T) {
 		proof   time.Duration
 		failure int
 	}{
-		{"that has lasted counts for nothing", withHeaders, soon, 0},
-		{"that is cut early is a failure", withHeaders, never, 1},
-		{"that may be a stall is a failure", without, soon, 1},
+		{"truncated later is ignored", withHeaders, soon, 0},
+		{"truncated early is a failure", withHeaders, never, 1},
+		{"without headers is a failure", without, soon, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			running := make(chan struct{}, 1)
@@ -329,7 +331,7 @@ func TestSilentStream(t *testing.T) {
 			from, err := f.serverStream()
 			require.NoError(t, err)
 			<-running
-			if c.name != "that may be a stall is a failure" {
+			if c.name != "without headers is a failure" {
 				_, err = from.Header()
 				require.NoError(t, err)
 			}
@@ -342,94 +344,13 @@ func TestSilentStream(t *testing.T) {
 	}
 }
 
-func TestTrialEndsAtTheFirstMessage(t *testing.T) {
-	tokens, end := make(chan struct{}, 1), make(chan error, 1)
-	f := start(t, &service{server: waits(tokens, end)}, grpcinfuse.EstablishedAfter(never))
-	f.halfOpen()
-	from, err := f.serverStream()
-	require.NoError(t, err)
-	_, err = f.serverStream()
-	requireRejected(t, err)
-	tokens <- struct{}{}
-	_, err = from.Recv()
-	require.NoError(t, err)
-	f.requireState(infuse.StateClosed)
-	f.requireCounts(1, 0, 0)
-
-	end <- says(codes.Unavailable)
-	_, err = from.Recv()
-	require.Equal(t, codes.Unavailable, status.Code(err))
-	f.requireCounts(1, 1, 0)
-}
-
-// TestStallAfterATrialIsAFailure: the deadline had passed when that failure was
-// counted, so it was ignored.
-func TestStallAfterATrialIsAFailure(t *testing.T) {
-	tokens := make(chan struct{}, 1)
-	f := start(t, &service{server: waits(tokens, nil)}, grpcinfuse.EstablishedAfter(never))
-	tokens <- struct{}{}
-	f.halfOpen()
-	ctx, cancel := context.WithTimeout(f.ctx, time.Second)
-	defer cancel()
-	from, err := f.StreamingOutputCall(ctx, new(question))
-	require.NoError(t, err)
-	_, err = from.Recv()
-	require.NoError(t, err)
-	_, err = from.Recv()
-	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
-	f.requireCounts(1, 1, 0)
-}
-
-func TestTrialEndsAtHeadersThatStand(t *testing.T) {
-	end := make(chan error, 1)
-	f := start(t, &service{server: waits(nil, end)}, grpcinfuse.EstablishedAfter(soon))
-	f.halfOpen()
-	from, err := f.serverStream()
-	require.NoError(t, err)
-	f.eventually(infuse.StateClosed)
-	end <- nil
-	_, err = from.Recv()
-	require.Equal(t, io.EOF, err)
-	f.requireCounts(1, 0, 0)
-}
-
-func TestErrorBehindTheHeadersFailsTheTrial(t *testing.T) {
-	end := make(chan error, 1)
-	f := start(t, &service{server: waits(nil, end)}, grpcinfuse.EstablishedAfter(never))
-	f.halfOpen()
-	from, err := f.serverStream()
-	require.NoError(t, err)
-	_, err = from.Header()
-	require.NoError(t, err)
-	end <- says(codes.Unavailable)
-	_, err = from.Recv()
-	require.Equal(t, codes.Unavailable, status.Code(err))
-	f.requireState(infuse.StateOpen)
-}
-
-func TestTrialThatTheCallerLeaves(t *testing.T) {
-	f := start(t, &service{unary: healthy, server: func(to grpc.ServerStreamingServer[output]) error {
-		<-to.Context().Done()
-		return nil
-	}}, grpcinfuse.EstablishedAfter(never))
-	f.halfOpen()
-	ctx, cancel := context.WithCancel(f.ctx)
-	_, err := f.StreamingOutputCall(ctx, new(question))
-	require.NoError(t, err)
-	requireRejected(t, f.call())
-	cancel()
-	require.Eventually(t, func() bool { return f.call() == nil }, patience, time.Millisecond)
-	f.requireState(infuse.StateClosed)
-	f.requireCounts(1, 0, 1)
-}
-
 func TestCancelledStream(t *testing.T) {
 	for name, c := range map[string]struct {
 		proof time.Duration
 		want  [3]int
 	}{
-		"is ignored":                           {never, [3]int{0, 0, 1}},
-		"is a success where it is established": {0, [3]int{1, 0, 0}},
+		"is ignored":                        {never, [3]int{0, 0, 1}},
+		"is a success if it is established": {0, [3]int{1, 0, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tokens := make(chan struct{}, 1)
@@ -449,7 +370,7 @@ func TestCancelledStream(t *testing.T) {
 	}
 }
 
-func TestMessageOfAStreamThatIsTooLarge(t *testing.T) {
+func TestMessageAboveLimitIsIgnored(t *testing.T) {
 	f := start(t, healthyStreams())
 	both, err := f.FullDuplexCall(f.ctx, grpc.MaxCallSendMsgSize(1))
 	require.NoError(t, err)
@@ -470,15 +391,15 @@ func TestMessageAfterCloseSend(t *testing.T) {
 	f.requireCounts(0, 0, 1)
 }
 
-// TestManyAtOnce has calls of all kinds, trials and moves at once: each call is
-// counted, and no trial keeps its place.
-func TestManyAtOnce(t *testing.T) {
+// Calls of all kinds, trials and manual changes are concurrent. Each call is counted, and
+// no trial slot stays in use.
+func TestConcurrentCalls(t *testing.T) {
 	some := func() error {
-		return says([]codes.Code{codes.OK, codes.OK, codes.NotFound, codes.Unavailable, codes.Canceled}[rand.IntN(5)])
+		return codeError([]codes.Code{codes.OK, codes.OK, codes.NotFound, codes.Unavailable, codes.Canceled}[rand.IntN(5)])
 	}
 	f := startWith(t, &service{
 		unary:  func(context.Context) error { return some() },
-		server: func(to grpc.ServerStreamingServer[output]) error { return brings(rand.IntN(3), some())(to) },
+		server: func(to grpc.ServerStreamingServer[output]) error { return sends(rand.IntN(3), some())(to) },
 		bidi: func(both grpc.BidiStreamingServer[question, output]) error {
 			return echoes(rand.IntN(3), some())(both)
 		},
@@ -506,14 +427,14 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	c := f.breaker.Stats().Calls
-	require.GreaterOrEqual(t, c.Success+c.Failure+c.Ignored+c.Rejected, uint64(processes*each)) // more where a stream broke off after its trial
+	require.GreaterOrEqual(t, c.Success+c.Failure+c.Ignored+c.Rejected, uint64(processes*each)) // more if a stream was truncated after its trial
 	f.service.unary = healthy
 	f.halfOpen()
 	require.NoError(t, f.call())
 	f.requireState(infuse.StateClosed)
 }
 
-// bothWaysAtOnce sends, receives and cancels a stream at once.
+// bothWaysAtOnce concurrently sends, receives and cancels a stream.
 func (f *fixture) bothWaysAtOnce() error {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()

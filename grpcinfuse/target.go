@@ -1,5 +1,7 @@
 package grpcinfuse
 
+// This file contains the names of targets.
+
 import (
 	"net/url"
 	"strings"
@@ -9,13 +11,13 @@ import (
 	"github.com/infuse-go/infuse/internal/rpc"
 )
 
-// target returns the name of a connection's target.
+// target returns the circuit name of a connection's target.
 func (i *Interceptor) target(cc *grpc.ClientConn) string {
 	return i.names.Of(cc.Target(), func() string { return nameOf(cc.CanonicalTarget()) })
 }
 
-// nameOf returns the name of a target in its canonical form. The name
-// server (the authority in dns://8.8.8.8/host) is no part of it.
+// nameOf returns the circuit name of a target in canonical form. It omits the name server
+// (the authority in dns://8.8.8.8/host).
 func nameOf(target string) string {
 	u, err := url.Parse(target)
 	if err != nil || u.Scheme != "dns" && u.Scheme != "passthrough" {

@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests the names of circuits.
+
 import (
 	"context"
 	"testing"
@@ -69,9 +71,9 @@ func TestCircuitByMethod(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestCallPastTheBreakers(t *testing.T) {
+func TestCallBypassesTheBreakers(t *testing.T) {
 	nameless := func(context.Context, string, string) string { return "" }
-	f := start(t, &service{unary: unhealthy, server: brings(1, nil)}, grpcinfuse.WithCircuit(nameless))
+	f := start(t, &service{unary: unhealthy, server: sends(1, nil)}, grpcinfuse.WithCircuit(nameless))
 	f.setState(infuse.StateOpen)
 	for range 5 {
 		require.NotErrorIs(t, f.call(), infuse.ErrOpen)

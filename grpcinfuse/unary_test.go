@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests unary calls, and the classification of errors.
+
 import (
 	"context"
 	"errors"
@@ -23,7 +25,7 @@ import (
 )
 
 func healthy(context.Context) error   { return nil }
-func unhealthy(context.Context) error { return says(codes.Unavailable) }
+func unhealthy(context.Context) error { return codeError(codes.Unavailable) }
 
 func TestUnaryServiceBecomesUnhealthy(t *testing.T) {
 	f := start(t, &service{unary: unhealthy})
@@ -47,7 +49,7 @@ func TestUnaryServiceBecomesUnhealthy(t *testing.T) {
 	f.requireState(infuse.StateClosed)
 }
 
-func TestServerThatIsUnavailableAndReturns(t *testing.T) {
+func TestServerBecomesUnavailableAndRecovers(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	require.NoError(t, f.call())
 	f.server.Stop()
@@ -81,7 +83,7 @@ func TestRejectionIsAStatusWithRetryInfo(t *testing.T) {
 	require.ErrorContains(t, err, "rpc error: code = Unavailable desc = infuse: circuit")
 }
 
-func TestRejectionDuringATrialAsksForASecond(t *testing.T) {
+func TestRetryDelayDuringATrialIsOneSecond(t *testing.T) {
 	release := make(chan struct{})
 	began := make(chan struct{}, 1)
 	f := start(t, &service{unary: func(context.Context) error {
@@ -135,9 +137,8 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// TestUnimplementedMethodDoesNotCloseOffTheOthers: a method that the server does not
-// have opened the circuit of all its methods.
-func TestUnimplementedMethodDoesNotCloseOffTheOthers(t *testing.T) {
+// An unimplemented method opened the circuit of all methods.
+func TestUnimplementedMethodDoesNotBlockOthers(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	for range 3 {
 		_, err := f.UnimplementedCall(f.ctx, new(testpb.Empty))
@@ -157,10 +158,10 @@ func TestClassifyOfOtherErrors(t *testing.T) {
 	require.Equal(t, infuse.OutcomeIgnored, grpcinfuse.Classify(context.Canceled))
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL")))
 	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(context.DeadlineExceeded))
-	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(fmt.Errorf("asking: %w", says(codes.Internal))))
+	require.Equal(t, infuse.OutcomeFailure, grpcinfuse.Classify(fmt.Errorf("quote: %w", codeError(codes.Internal))))
 }
 
-// TestClassifyOfAWrappedError: a text that stood before gRPC's own hid what it was.
+// The text of a wrapping error hid the text of the gRPC error.
 func TestClassifyOfAWrappedError(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -172,23 +173,23 @@ func TestClassifyOfAWrappedError(t *testing.T) {
 		{status.Error(codes.Internal, "header list size to send violates the maximum size (1 bytes) set by server"), infuse.OutcomeIgnored},
 		{context.Canceled, infuse.OutcomeIgnored},
 	} {
-		require.Equal(t, c.want, grpcinfuse.Classify(fmt.Errorf("asking: %w", c.err)), c.err)
+		require.Equal(t, c.want, grpcinfuse.Classify(fmt.Errorf("quote: %w", c.err)), c.err)
 	}
 }
 
-// TestCallThatIsNotSent: a provider of tokens that was away opened the circuit of
-// the service, and a token that may not be sent closed it.
-func TestCallThatIsNotSent(t *testing.T) {
+// A token provider that was unavailable opened the circuit of the service, and a token
+// that must not be sent closed it.
+func TestCallThatIsNotSentIsIgnored(t *testing.T) {
 	f := start(t, &service{unary: healthy})
 	for name, c := range map[string]struct {
 		metadata string
 		option   grpc.CallOption
 	}{
-		"metadata that cannot be":   {"naïve", grpc.EmptyCallOption{}},
-		"an unknown compressor":     {"name", grpc.UseCompressor("unknown")},
-		"an unknown codec":          {"name", grpc.CallContentSubtype("unknown")},
-		"no token":                  {"name", grpc.PerRPCCredentials(token{err: errors.New("away")})},
-		"a token for TLS, and none": {"name", grpc.PerRPCCredentials(token{secure: true})},
+		"invalid metadata":      {"naïve", grpc.EmptyCallOption{}},
+		"an unknown compressor": {"name", grpc.UseCompressor("unknown")},
+		"an unknown codec":      {"name", grpc.CallContentSubtype("unknown")},
+		"no token":              {"name", grpc.PerRPCCredentials(token{err: errors.New("unavailable")})},
+		"a token without TLS":   {"name", grpc.PerRPCCredentials(token{secure: true})},
 	} {
 		ctx, before := metadata.AppendToOutgoingContext(f.ctx, c.metadata, "x"), f.counts()
 		_, err := f.EmptyCall(ctx, new(testpb.Empty), c.option)
@@ -200,7 +201,7 @@ func TestCallThatIsNotSent(t *testing.T) {
 	}
 }
 
-// token are credentials that a call cannot be sent with.
+// token is credentials with which a call cannot be sent.
 type token struct {
 	secure bool
 	err    error
@@ -211,7 +212,7 @@ func (c token) GetRequestMetadata(context.Context, ...string) (map[string]string
 }
 func (c token) RequireTransportSecurity() bool { return c.secure }
 
-func TestCallersOwnFaults(t *testing.T) {
+func TestCallersFaultsAreIgnored(t *testing.T) {
 	began := make(chan struct{}, 1)
 	f := start(t, &service{unary: func(ctx context.Context) error {
 		began <- struct{}{}
@@ -240,26 +241,26 @@ func TestCallersOwnFaults(t *testing.T) {
 	_, err = f.UnaryCall(f.ctx, &testpb.SimpleRequest{ResponseSize: 100}, grpc.MaxCallRecvMsgSize(1))
 	require.Equal(t, codes.ResourceExhausted, status.Code(err))
 	f.service.unary = healthy
-	_, err = f.EmptyCall(f.ctx, new(testpb.Empty), grpc.ForceCodec(deafCodec{}))
+	_, err = f.EmptyCall(f.ctx, new(testpb.Empty), grpc.ForceCodec(unreadableCodec{}))
 	require.Equal(t, codes.Internal, status.Code(err))
 	f.requireCounts(0, 0, 6)
 }
 
-// brokenCodec cannot marshal anything.
+// brokenCodec fails to marshal.
 type brokenCodec struct{}
 
 func (brokenCodec) Marshal(any) ([]byte, error) { return nil, errors.New("no") }
 func (brokenCodec) Unmarshal([]byte, any) error { return nil }
 func (brokenCodec) Name() string                { return "broken" }
 
-// deafCodec cannot unmarshal anything.
-type deafCodec struct{}
+// unreadableCodec fails to unmarshal.
+type unreadableCodec struct{}
 
-func (deafCodec) Marshal(any) ([]byte, error) { return nil, nil }
-func (deafCodec) Unmarshal([]byte, any) error { return errors.New("no") }
-func (deafCodec) Name() string                { return "proto" }
+func (unreadableCodec) Marshal(any) ([]byte, error) { return nil, nil }
+func (unreadableCodec) Unmarshal([]byte, any) error { return errors.New("no") }
+func (unreadableCodec) Name() string                { return "proto" }
 
-func TestDeadlineThatPassesDuringTheCall(t *testing.T) {
+func TestDeadlineDuringTheCallIsAFailure(t *testing.T) {
 	f := start(t, &service{unary: func(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
@@ -286,7 +287,7 @@ func TestOtherCodes(t *testing.T) {
 	f.service.unary = func(context.Context) error { return errors.New("bug") }
 	require.Error(t, f.call())
 	f.requireCounts(1, 1, 0)
-	f.service.unary = func(context.Context) error { return says(codes.Canceled) }
+	f.service.unary = func(context.Context) error { return codeError(codes.Canceled) }
 	require.Error(t, f.call())
 	f.requireCounts(1, 1, 1)
 }
@@ -303,13 +304,12 @@ func TestOwnClassify(t *testing.T) {
 	requireRejected(t, f.call())
 }
 
-// TestRetriesOfGRPC has a call and a stream succeed at their second attempt: the
-// first is a trial's, too.
+// Calls and streams that succeed at their second attempt are successes, also in a trial.
 func TestRetriesOfGRPC(t *testing.T) {
 	var attempts atomic.Int32
 	everySecond := func() error {
 		if attempts.Add(1)%2 == 1 {
-			return says(codes.Unavailable)
+			return codeError(codes.Unavailable)
 		}
 		return nil
 	}

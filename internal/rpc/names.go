@@ -1,5 +1,7 @@
 package rpc
 
+// This file contains the names of targets.
+
 import (
 	"net"
 	"slices"
@@ -7,12 +9,12 @@ import (
 	"sync/atomic"
 )
 
-// Names caches the name of the last target, so that a call need not make it.
+// Names caches the name of the last target.
 type Names struct{ last atomic.Pointer[named] }
 
 type named struct{ target, name string }
 
-// Of returns the name of the target.
+// Of returns the name of the target. It calls name if the target is not the last one.
 func (n *Names) Of(target string, name func() string) string {
 	if last := n.last.Load(); last != nil && last.target == target {
 		return last.name

@@ -1,10 +1,11 @@
-// Package rpc is what grpcinfuse and connectinfuse share: how a call settles its
-// permit, how long a rejection lasts, and how a host is named.
+// Package rpc contains the shared parts of grpcinfuse and connectinfuse: how calls and
+// streams settle their permits, and texts, delays and names.
 //
-// Both modules have tags of their own, and a newer root may be built with an
-// older one of them. So add to this package, but change or remove nothing that a
-// released module uses.
+// Both modules have their own versions, and a program may combine a newer root with an
+// older module. So do not change or remove an identifier that a released module uses.
 package rpc
+
+// This file contains the permits of calls, and the tracking of streams.
 
 import (
 	"context"
@@ -14,8 +15,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// EstablishedAfter is how long after its first message a stream is established,
-// as a response is in the Transport of the root package.
+// EstablishedAfter is the time from its first message after which a stream is
+// established. infuse.Transport uses the same time for responses.
 const EstablishedAfter = 2 * time.Second
 
 // Attempt is an admitted call.
@@ -34,9 +35,8 @@ func Acquire(ctx context.Context, b *infuse.Breaker) (Attempt, error) {
 	return Attempt{b, permit, permit.Trial()}, nil
 }
 
-// Settle settles the permit by an outcome. A failure keeps its error, which
-// becomes the Cause of an OpenError. An ignored call that its caller has
-// cancelled is known by the context of the permit.
+// Settle settles the permit with an outcome. The error of a failure becomes the Cause of
+// an OpenError.
 func Settle(permit infuse.Permit, outcome infuse.Outcome, err error) {
 	if outcome == infuse.OutcomeFailure && err != nil {
 		permit.Done(err)
@@ -45,16 +45,19 @@ func Settle(permit infuse.Permit, outcome infuse.Outcome, err error) {
 	}
 }
 
-// Unwound settles the permit of a call that did not return, as Breaker.Call does:
-// a panic is a failure and goes on, and runtime.Goexit, which recovers nil, is
-// ignored.
+// Guard settles the permit of a call that did not return, like Breaker.Call: a panic is a
+// failure and is propagated; runtime.Goexit is ignored. Defer it, and set *returned when
+// the call has returned:
 //
 //	returned := false
-//	defer func() {
-//		if !returned {
-//			rpc.Unwound(permit, recover())
-//		}
-//	}()
+//	defer rpc.Guard(permit, &returned)
+func Guard(permit infuse.Permit, returned *bool) {
+	if !*returned {
+		Unwound(permit, recover())
+	}
+}
+
+// Unwound is Guard for a call that did not return. It takes the recovered value.
 func Unwound(permit infuse.Permit, panicked any) {
 	permit.Panicked(panicked)
 	if panicked != nil {
@@ -62,8 +65,8 @@ func Unwound(permit infuse.Permit, panicked any) {
 	}
 }
 
-// Tracker tracks how a stream goes, and settles its permit once. Start it before
-// any other method is called.
+// Tracker tracks the progress of a stream, and settles its permit once. Call Start before
+// any other method.
 type Tracker struct {
 	ctx              context.Context // of the call
 	attempt          func() Attempt
@@ -71,14 +74,14 @@ type Tracker struct {
 	opened           time.Time
 
 	mu           sync.Mutex
-	firstMessage time.Time // zero before it
-	succeeded    bool      // the permit was a trial's, which has succeeded: only a failure counts from now on
+	firstMessage time.Time // zero: none yet
+	succeeded    bool      // a trial that has succeeded: from now on only a failure counts
 	over         bool      // nothing counts any more
-	failing      bool      // something has gone wrong, and the caller has not received the error yet
+	failing      bool      // there is an error that the caller has not received yet
 }
 
-// Start begins the tracking. attempt returns the attempt that carries the stream:
-// another one after a retry.
+// Start starts the tracking. attempt returns the current attempt of the stream, which
+// changes after a retry.
 func (t *Tracker) Start(ctx context.Context, establishedAfter time.Duration, attempt func() Attempt) {
 	t.ctx, t.attempt, t.establishedAfter, t.opened = ctx, attempt, establishedAfter, time.Now()
 }
@@ -107,14 +110,14 @@ func (t *Tracker) Message() {
 	}
 }
 
-// isEstablished reports whether the stream is a success, however it ends. t.mu is
-// held.
+// isEstablished reports whether the stream is a success, however it ends. The caller
+// holds t.mu.
 func (t *Tracker) isEstablished() bool {
 	return !t.firstMessage.IsZero() && time.Since(t.firstMessage) >= t.establishedAfter
 }
 
-// HeadersStand records that a trial's headers came and that nothing went wrong
-// since, for long enough.
+// HeadersStand records that a trial has had headers for long enough. The trial succeeds
+// if there was no error since.
 func (t *Tracker) HeadersStand() {
 	t.mu.Lock()
 	succeeds := !t.over && !t.failing
@@ -125,15 +128,15 @@ func (t *Tracker) HeadersStand() {
 	}
 }
 
-// Failing records that the next receive returns an error.
+// Failing records that the next receive will return an error.
 func (t *Tracker) Failing() {
 	t.mu.Lock()
 	t.failing = true
 	t.mu.Unlock()
 }
 
-// Close settles a stream that its caller closes before its end. What the caller
-// did not receive is no failure of the service.
+// Close settles a stream that its caller closes before its end: as a success after a
+// message, otherwise as ignored.
 func (t *Tracker) Close() {
 	over, silent := t.finish()
 	switch {
@@ -145,8 +148,8 @@ func (t *Tracker) Close() {
 	}
 }
 
-// Cancelled settles a stream whose caller receives nothing more, because it has
-// cancelled the context or ended its goroutine.
+// Cancelled settles a stream whose caller has cancelled the context or ended its
+// goroutine.
 func (t *Tracker) Cancelled() {
 	if over, _ := t.finish(); !over {
 		t.attempt().Permit.Settle(infuse.OutcomeIgnored)
@@ -161,8 +164,8 @@ func (t *Tracker) finish() (over, silent bool) {
 	return over, silent
 }
 
-// End settles a stream that has ended. truncated reports whether it had headers
-// and may have been cut.
+// End settles a stream that has ended. truncated reports whether the stream had headers
+// and may have been truncated.
 func (t *Tracker) End(outcome infuse.Outcome, err error, truncated func() bool) {
 	t.mu.Lock()
 	over, succeeded, established, silent := t.over, t.succeeded, t.isEstablished(), t.firstMessage.IsZero()
@@ -183,9 +186,12 @@ func (t *Tracker) End(outcome infuse.Outcome, err error, truncated func() bool) 
 	}
 }
 
-// Unwound settles a stream one of whose methods did not return, as the function
-// Unwound does a call.
-func (t *Tracker) Unwound(panicked any) {
+// Guard settles a stream if one of its methods did not return: see the function Guard.
+func (t *Tracker) Guard(returned *bool) {
+	if *returned {
+		return
+	}
+	panicked := recover()
 	if panicked == nil {
 		t.Cancelled()
 		return
@@ -194,8 +200,7 @@ func (t *Tracker) Unwound(panicked any) {
 	panic(panicked)
 }
 
-// Panicked counts a panic as a failure. It is enough for a goroutine of ours,
-// where nobody could recover it.
+// Panicked counts a panic as a failure, and does not propagate it.
 func (t *Tracker) Panicked(value any) {
 	t.mu.Lock()
 	over, succeeded := t.over, t.succeeded
@@ -204,21 +209,21 @@ func (t *Tracker) Panicked(value any) {
 	switch {
 	case over:
 	case succeeded:
-		t.failAgain(func(p infuse.Permit) { p.Panicked(value) }) // Config.Classify could panic, too
+		t.failAgain(func(p infuse.Permit) { p.Panicked(value) }) // not Done: Config.Classify could panic
 	default:
 		t.attempt().Permit.Panicked(value)
 	}
 }
 
-// failAgain counts a failure of a stream whose trial has succeeded, in the
-// circuit that the trial has closed. While that is not closed, more trials are
-// needed, and each counts by itself.
+// failAgain counts a failure of a stream whose trial has succeeded, if that trial has
+// closed the circuit. A circuit that is not closed needs more trials, which count
+// themselves.
 func (t *Tracker) failAgain(settle func(infuse.Permit)) {
 	b := t.attempt().Breaker
 	if b.State() != infuse.StateClosed || t.ctx.Err() == context.Canceled {
 		return
 	}
-	// A deadline may have passed, but not before the call: that would be ignored.
+	// Without cancellation: a call whose deadline passed before it began would be ignored.
 	if permit, rejected := b.Acquire(context.WithoutCancel(t.ctx)); rejected == nil {
 		settle(permit)
 	}

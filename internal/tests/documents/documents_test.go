@@ -303,9 +303,10 @@ func TestDocumentsHaveEverySetting(t *testing.T) {
 	text, err := os.ReadFile("docs/configuration.md")
 	require.NoError(t, err)
 	rows := make(map[string]string) // the default by field
-	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| ([^|]+?) \\|").FindAllSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile("(?m)^- `(\\w+)`: (.*)$").FindAllSubmatch(text, -1) {
 		require.NotContains(t, rows, string(m[1]), "twice")
-		rows[string(m[1])] = string(m[2])
+		_, preset, _ := strings.Cut(string(m[2]), "Default ")
+		rows[string(m[1])] = regexp.MustCompile("^[^.;:]*").FindString(preset)
 	}
 	for _, settings := range []any{infuse.Config{}, infuse.RedisOptions{}} {
 		for _, field := range reflect.VisibleFields(reflect.TypeOf(settings)) {

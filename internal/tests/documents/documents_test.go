@@ -284,6 +284,63 @@ func TestCorrectnessNamesTests(t *testing.T) {
 	}
 }
 
+// TestDocumentsNameFiles: each file of code that a page for contributors names exists.
+func TestDocumentsNameFiles(t *testing.T) {
+	t.Parallel()
+	exists := make(map[string]bool)
+	require.NoError(t, filepath.WalkDir(".", func(_ string, entry fs.DirEntry, err error) error {
+		if err == nil {
+			exists[entry.Name()] = true
+		}
+		return err
+	}))
+	for _, document := range []string{"docs/internals.md", "CONTRIBUTING.md"} {
+		text, err := os.ReadFile(document)
+		require.NoError(t, err)
+		named := regexp.MustCompile(`\w+\.(?:go|lua)\b`).FindAllString(string(text), -1)
+		require.Greater(t, len(named), 5)
+		for _, name := range named {
+			require.True(t, exists[name], "%s names %s", document, name)
+		}
+	}
+}
+
+var testCommand = regexp.MustCompile("(?:cd ([\\w/]+) && )?go test ([^`\n#]*)")
+
+// TestDocumentsRunTests: each name after -run, in a command of a document, is that of
+// a test in its packages.
+func TestDocumentsRunTests(t *testing.T) {
+	t.Parallel()
+	run, commands := regexp.MustCompile(`-run '?([^' ]+)'?`), 0
+	for _, document := range documents(t) {
+		text, err := os.ReadFile(document)
+		require.NoError(t, err)
+		for _, command := range testCommand.FindAllStringSubmatch(string(text), -1) {
+			names := run.FindStringSubmatch(command[2])
+			if names == nil {
+				continue
+			}
+			commands++
+			var tests strings.Builder
+			for _, arg := range strings.Fields(command[2]) {
+				if strings.HasPrefix(arg, ".") {
+					files, err := filepath.Glob(filepath.Join(command[1], arg, "*_test.go"))
+					require.NoError(t, err)
+					for _, file := range files {
+						source, err := os.ReadFile(file)
+						require.NoError(t, err)
+						tests.Write(source)
+					}
+				}
+			}
+			for _, name := range strings.Split(names[1], "|") {
+				require.Regexp(t, `(?m)^func Test\w*`+strings.TrimPrefix(name, "Test"), tests.String(), "%s: go test %s", document, command[2])
+			}
+		}
+	}
+	require.Greater(t, commands, 2)
+}
+
 // TestReadmeIsTheIndex: each page of docs/ is linked from it.
 func TestReadmeIsTheIndex(t *testing.T) {
 	t.Parallel()

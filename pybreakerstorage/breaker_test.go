@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Breakers of two Go processes, and Python's commands.
+// This file tests breakers of two Go processes against commands of Python.
 
 func TestBreakersFollowPython(t *testing.T) {
 	t.Parallel()
@@ -40,22 +40,22 @@ func TestPythonFollowsBreakers(t *testing.T) {
 	cfg := infuse.Config{FailMax: 2, ResetTimeout: 100 * time.Millisecond}
 	s, other := startService(t, server, m.namespace, cfg), startService(t, server, m.namespace, cfg)
 
-	becomes := func(state string) {
+	requireState := func(state string) {
 		t.Helper()
 		require.Eventually(t, func() bool { return m.value("state") == state }, patience, time.Millisecond)
 	}
-	for m.value("state") != "open" { // by the failures of two processes
+	for m.value("state") != "open" { // opens by the failures of two processes
 		s.do(t, "failure")
 		time.Sleep(60 * time.Millisecond)
 		other.do(t, "failure")
 	}
 	require.InDelta(t, m.second(), m.number("opened_at"), 5)
 	require.Eventually(t, func() bool { return s.do(t, "success") == "ok" }, patience, time.Millisecond)
-	becomes("closed")
+	requireState("closed")
 	require.Zero(t, m.number("fail_counter"))
 }
 
-func TestTheLeastACL(t *testing.T) {
+func TestMinimalACL(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	admin := server.Client()

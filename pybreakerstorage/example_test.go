@@ -10,7 +10,7 @@ import (
 	"github.com/infuse-go/infuse/pybreakerstorage"
 )
 
-// Python has
+// The Python services contain:
 //
 //	storage = pybreaker.CircuitRedisStorage("closed", client, namespace="orders")
 //	breaker = pybreaker.CircuitBreaker(fail_max=5, reset_timeout=30, state_storage=storage)
@@ -27,7 +27,7 @@ func Example() {
 	defer orders.Stop()
 }
 
-// Infuse for Python has its circuits in database 15, by environment and service.
+// Infuse for Python uses database 15, and namespaces of environment and service.
 func ExampleNew_infuse() {
 	client := redis.NewClient(&redis.Options{Addr: "localhost:6379", DB: 15})
 	storage, err := pybreakerstorage.New(client, pybreakerstorage.Options{

@@ -14,10 +14,10 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// TestAnyContentOfTheKeysIsTheTroubleOfTheirCircuitAlone (faults R3): a version
-// that is not a number made the script fail after it had written Python's keys,
-// and took the storage down for all circuits.
-func TestAnyContentOfTheKeysIsTheTroubleOfTheirCircuitAlone(t *testing.T) {
+// Invalid content of the keys affects only its circuit (faults R3). A version that was
+// not a number made the script fail after it had written Python's keys, and made the
+// storage unavailable for all circuits.
+func TestInvalidContentAffectsOnlyItsCircuit(t *testing.T) {
 	t.Parallel()
 	client := redistest.Start(t).Client()
 	ctx := t.Context()
@@ -72,20 +72,19 @@ func TestAnyContentOfTheKeysIsTheTroubleOfTheirCircuitAlone(t *testing.T) {
 			own(err, what)
 		}
 		_, _, err = s.Apply(ctx, "orders", infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateClosed}})
-		if wrongType { // until somebody deletes it
+		if wrongType { // until the key is deleted
 			own(err, what)
 			continue
 		}
-		require.NoError(t, err, "%s: a change by hand repairs", what)
+		require.NoError(t, err, "%s: a manual change repairs the record", what)
 		_, err = s.Load(ctx, "orders")
-		require.NoError(t, err, "%s: and all read it", what)
+		require.NoError(t, err, "%s: the record is readable", what)
 	}
 	require.Greater(t, problems, 300)
 }
 
-// TestADatabaseOpensNoCircuitOfAnother (faults R1): this storage sends no
-// messages, and so has nothing that crosses databases.
-func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
+// Databases of one Redis are independent (faults R1): this storage sends no messages.
+func TestDatabasesAreIndependent(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	var storages [2]*Storage

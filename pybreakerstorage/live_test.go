@@ -20,9 +20,8 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// These tests run beside the real pybreaker. They need a python3, and a
-// directory with the Python packages pybreaker 1.4.1 and redis, with all that
-// these import:
+// This file tests against the real pybreaker. The tests need python3, and a directory
+// with the Python packages pybreaker 1.4.1 and redis, and their dependencies:
 //
 //	pip install --target /tmp/python pybreaker==1.4.1 redis
 //	PYBREAKER_PATH=/tmp/python go test -run Live -v .
@@ -39,7 +38,7 @@ func startPeer(t *testing.T, server *redistest.Server, namespace string, failMax
 	t.Helper()
 	path := os.Getenv(livePath)
 	if path == "" {
-		t.Skip("needs the real pybreaker: a python3, and " + livePath + " with the directory of the Python packages pybreaker 1.4.1 and redis")
+		t.Skip("needs python3, and " + livePath + " set to a directory with the Python packages pybreaker 1.4.1 and redis")
 	}
 	cmd := exec.Command("python3", "testdata/peer.py", server.Addr(), namespace, fmt.Sprint(failMax), fmt.Sprint(resetTimeout.Seconds()))
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+path, "PYTHONDONTWRITEBYTECODE=1")
@@ -50,7 +49,7 @@ func startPeer(t *testing.T, server *redistest.Server, namespace string, failMax
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		_ = in.Close() // ends it
+		_ = in.Close() // ends the process
 		require.NoError(t, cmd.Wait())
 	})
 	p := &peer{t, in, bufio.NewScanner(out)}
@@ -71,7 +70,7 @@ func (p *peer) do(what string) string {
 	return p.answer()
 }
 
-var errFailed = errors.New("it failed")
+var errFailed = errors.New("failed")
 
 // service is a Go process that shares the circuit.
 type service struct {
@@ -151,7 +150,7 @@ func TestLiveGoOpensAndPythonCloses(t *testing.T) {
 	require.Equal(t, "ok", service.do(t, "success"))
 }
 
-// TestLiveMixed has two processes of each kind do anything, one after the other.
+// Two Go and two Python processes make random calls and changes, one after another.
 func TestLiveMixed(t *testing.T) {
 	server := redistest.Start(t)
 	const failMax, resetTimeout = 3, time.Second
@@ -174,12 +173,12 @@ func TestLiveMixed(t *testing.T) {
 		}
 		word, _, _ := strings.Cut(result, ":")
 		said[word]++
-		for i, python := range pythons { // a suspicion may end in between
+		for i, python := range pythons { // a suspicion may end meanwhile
 			require.Eventually(t, func() bool {
 				record, err := services[0].storage.Load(t.Context(), "orders")
 				require.NoError(t, err)
 				return record.State.String() == python.do("state")
-			}, patience, time.Millisecond, "seed %d, step %d: process %d did %s: %s; python %d sees another state", seed, step, which, what, result, i)
+			}, patience, time.Millisecond, "seed %d, step %d: process %d did %s: %s; python %d has another state", seed, step, which, what, result, i)
 		}
 		if random.IntN(100) == 0 {
 			time.Sleep(resetTimeout)
@@ -191,7 +190,7 @@ func TestLiveMixed(t *testing.T) {
 	}
 }
 
-// TestLiveCounts has both sides fail at once: no failure is lost.
+// Concurrent failures of both sides are all counted.
 func TestLiveCounts(t *testing.T) {
 	server := redistest.Start(t)
 	python := startPeer(t, server, "orders", 1_000_000, time.Second)

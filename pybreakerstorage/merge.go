@@ -1,5 +1,7 @@
 package pybreakerstorage
 
+// This file merges the changes of Python into the record of the Go side.
+
 import (
 	"fmt"
 	"math"
@@ -10,34 +12,34 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// found is what Redis has of a circuit.
+// found is the content of Redis for a circuit.
 type found struct {
-	here time.Time // when that was, on this process's clock
-	now  int64     // and in milliseconds of Redis's
+	here time.Time // time of the read on the local clock
+	now  int64     // the same on the clock of Redis, in milliseconds
 
 	version string
-	record  string // the bytes of AppendRecord; none if no Go process has written yet
-	mirror  string // what Python's keys held when they were written
-	written int64  // when that was, in milliseconds of Redis's clock
+	record  string // the bytes of AppendRecord; empty: no Go process has written yet
+	mirror  string // copy of Python's values at the last write of Go
+	written int64  // time of that write on the clock of Redis, in milliseconds
 	values  [pythonKeys]string
 }
 
-// local is a time of Redis's clock on this process's.
+// local translates a time of Redis to the local clock.
 func (f *found) local(milliseconds int64) time.Time {
 	return f.here.Add(-time.Duration(f.now-milliseconds) * time.Millisecond)
 }
 
-// circuit is what is found of a circuit, and what it comes to.
+// circuit is the content of Redis with its merged result.
 type circuit struct {
 	found
-	stored infuse.Record // as it was written
-	known  python        // as it was then
+	stored infuse.Record // at the last write of Go
+	known  python        // Python's values at the last write of Go
 
-	record infuse.Record // with all that has happened since
+	record infuse.Record // with the changes since then
 	python python
 }
 
-// merged returns the circuit after what time and Python have done to it.
+// merged returns the circuit with the changes since the last write of Go.
 func (s *Storage) merged(f found) (*circuit, error) {
 	c := &circuit{found: f}
 	var err error
@@ -56,7 +58,7 @@ func (s *Storage) merged(f found) (*circuit, error) {
 	switch present := c.python; {
 	case present.movedSince(c.known):
 		c.moved(s.resetTimeout)
-	case c.record.State != present.state: // time has opened it
+	case c.record.State != present.state: // the record has changed by time
 		c.python = present.follow(&c.stored, &c.record, f.now/1000)
 	case present.state == infuse.StateClosed && present.failures != c.known.failures:
 		c.counted()
@@ -67,16 +69,16 @@ func (s *Storage) merged(f found) (*circuit, error) {
 	return c, nil
 }
 
-// byPython is who has moved a circuit that no Go process did.
+// byPython is the author of states that Python has set.
 const byPython = "python"
 
-// noLimits judge nothing.
+// noLimits returns limits that change no state.
 func noLimits(resetTimeout time.Duration) infuse.Limits {
 	return infuse.Limits{FailMax: math.MaxInt32, ResetTimeout: resetTimeout, SuccessThreshold: math.MaxInt32, MaxTrials: 1, TrialTimeout: time.Millisecond}
 }
 
-// moved has the record follow a move of Python's, as one by hand: what was
-// admitted before it counts for nothing.
+// moved applies a state that Python has set, as if set manually: calls that were admitted
+// before it are not counted.
 func (c *circuit) moved(resetTimeout time.Duration) {
 	c.record, _ = c.record.Apply(infuse.Change{
 		Move: &infuse.Move{To: c.python.state}, Limits: noLimits(resetTimeout), By: byPython,
@@ -90,9 +92,9 @@ func (c *circuit) moved(resetTimeout time.Duration) {
 	}
 }
 
-// openedAt is when Python opened the circuit. The clock of the process that did
-// may be wrong: it was not before the record was written, and is not to come.
-// An opening whose opened_at is yet to be seen is of now.
+// openedAt returns when Python opened the circuit. The clock of that process may be
+// wrong, so the time is limited to between the last write of Go and now. It is now if
+// Python has not written opened_at yet.
 func (c *circuit) openedAt() time.Time {
 	opened := c.python.openedAt * 1000
 	if c.found.record != "" {
@@ -104,9 +106,8 @@ func (c *circuit) openedAt() time.Time {
 	return c.local(min(opened, c.now))
 }
 
-// counted has the record follow Python's fail_counter. If that is lower than it
-// was, there was a success, and it has the failures since. A success that leaves
-// it as it is cannot be seen.
+// counted applies Python's fail_counter. A lower value means that there was a success,
+// and is the number of failures since then.
 func (c *circuit) counted() {
 	r, added := &c.record, c.python.failures-c.known.failures
 	if added > 0 && scored(r) {
@@ -114,23 +115,20 @@ func (c *circuit) counted() {
 		return
 	}
 	if scored(r) {
-		c.refute()
+		c.dismiss()
 	}
 	r.Failures = c.python.failures
 }
 
-// refute ends a suspicion: a success of Python's has ended the row, as it would
-// have among Python processes alone.
-func (c *circuit) refute() {
+// dismiss ends a suspicion: a success in Python has ended the streak.
+func (c *circuit) dismiss() {
 	c.record, _ = c.record.Apply(infuse.Change{
 		Seen: c.record, Limits: noLimits(time.Hour), By: byPython,
 		Calls: infuse.Calls{Successes: c.record.Score + 1},
 	}, c.here)
 }
 
-// The mirror is what Python's keys held after a write of the Go side's, in the
-// order of the keys. What differs from it was written by Python.
-
+// mirror returns the copy of Python's values for the hash, in the order of the keys.
 func (p python) mirror() string {
 	return fmt.Sprintf("%v %d %d %d", p.state, p.failures, p.successes, p.openedAt)
 }
@@ -138,7 +136,7 @@ func (p python) mirror() string {
 func parseMirror(text string) (python, error) {
 	fields := strings.Fields(text)
 	if len(fields) != pythonKeys {
-		return python{}, fmt.Errorf("has %s beside it for Python's keys", strconv.Quote(text))
+		return python{}, fmt.Errorf("has the invalid copy %s of Python's keys", strconv.Quote(text))
 	}
 	return parsePython([pythonKeys]string(fields), python{})
 }

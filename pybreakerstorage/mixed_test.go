@@ -11,12 +11,12 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// What the traces do not have: Go and Python in turns. Python's part is played
-// by the commands that it would send.
+// This file tests Go and Python alternately. The tests send the commands that Python
+// would send.
 
 var manyLimits = infuse.Limits{FailMax: 1_000_000, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Minute}
 
-// oneFailure counts each time that it is applied.
+// oneFailure has no sequence number: it counts each time that it is applied.
 var oneFailure = infuse.Change{Limits: manyLimits, Calls: infuse.Calls{Failures: 1, Lead: 1, Streak: 1}}
 
 // mixed is a circuit that Go and Python share.
@@ -39,7 +39,7 @@ func (m mixed) apply(c infuse.Change) (infuse.Record, infuse.Verdict) {
 
 func (m mixed) move(to infuse.State) { m.apply(infuse.Change{Move: &infuse.Move{To: to}}) }
 
-// opens is an opening by Python, whose clock is off by so many seconds.
+// opens opens the circuit like Python with a clock that is off by that many seconds.
 func (m mixed) opens(off int64) {
 	m.set("opened_at", m.second()+off)
 	m.set("success_counter", 0)
@@ -63,7 +63,7 @@ func TestFailuresOfBothAreCounted(t *testing.T) {
 	require.Equal(t, int64(2*each), m.number("fail_counter"))
 }
 
-func TestASuccessOfPythonEndsTheStreak(t *testing.T) {
+func TestPythonSuccessEndsTheStreak(t *testing.T) {
 	m := newMixed(t)
 	for range 4 {
 		m.apply(oneFailure)
@@ -86,13 +86,13 @@ func suspect(m mixed) infuse.Record {
 	return record
 }
 
-func TestPythonIsNotifiedOfAnOpening(t *testing.T) {
+func TestPythonReceivesAnOpening(t *testing.T) {
 	m := newMixed(t)
 	suspect(m)
 	require.Equal(t, "closed", m.value("state"))
 	require.Equal(t, "3", m.value("fail_counter"))
 	m.apply(infuse.Change{Seen: m.load(0), Limits: suspecting, Calls: oneFailure.Calls})
-	require.Equal(t, "4", m.value("fail_counter"), "as many as opening it needs, and more")
+	require.Equal(t, "4", m.value("fail_counter"), "at least as many as opening needs")
 	m.wait(11 * time.Second)
 	require.Equal(t, infuse.StateClosed, m.load(1).State, "time opens nothing")
 	m.apply(infuse.Change{Seen: m.load(0), Limits: suspecting, Calls: infuse.Calls{Failures: 2, Lead: 2, Streak: 2}})
@@ -120,7 +120,7 @@ func TestPythonDecidesASuspicion(t *testing.T) {
 	require.Equal(t, infuse.StateOpen, m.load(1).State)
 }
 
-func TestAMoveOfPythonIsOneByHand(t *testing.T) {
+func TestPythonStateCountsAsSetManually(t *testing.T) {
 	m := newMixed(t)
 	m.move(infuse.StateHalfOpen)
 	running, verdict := m.apply(infuse.Change{Ask: "trial"})
@@ -136,33 +136,33 @@ func TestAMoveOfPythonIsOneByHand(t *testing.T) {
 	require.True(t, closed.Trials[0].Stale)
 
 	m.apply(infuse.Change{Seen: running, Settled: []infuse.Settlement{{ID: "trial", Outcome: infuse.OutcomeFailure}}})
-	require.Equal(t, "closed", m.value("state"), "what Python closed is not opened by a trial of before, nor put back")
+	require.Equal(t, "closed", m.value("state"), "a circuit that Python closed is neither opened by an earlier trial nor restored")
 
 	m.opens(0)
 	_, verdict = m.apply(infuse.Change{Seen: closed, Limits: manyLimits, Calls: oneFailure.Calls})
 	require.Equal(t, infuse.VerdictRefused, verdict)
-	require.Equal(t, "0", m.value("fail_counter"), "a call of before the opening counts for nothing")
+	require.Equal(t, "0", m.value("fail_counter"), "a call from before the opening is not counted")
 }
 
-func TestTrialsOfGoAreLimitedBesideThoseOfPython(t *testing.T) {
+func TestTrialsOfGoAreLimitedDespitePython(t *testing.T) {
 	m := newMixed(t)
 	m.opens(-100)
 	require.Equal(t, infuse.StateOpen, m.load(0).State)
 	m.set("success_counter", 0)
-	m.set("state", "half-open") // by a trial of Python's
+	m.set("state", "half-open") // a trial of Python
 	_, verdict := m.apply(infuse.Change{Ask: "one"})
 	require.Equal(t, infuse.VerdictMoved, verdict)
 	_, verdict = m.apply(infuse.Change{Ask: "two"})
 	require.Equal(t, infuse.VerdictRefused, verdict)
 }
 
-// A clock of Python's that is wrong cannot keep the circuit open for long, nor
-// make it due before it could have opened.
+// A wrong clock of Python neither keeps the circuit open for long nor makes it ready for
+// a trial too early.
 func TestPythonsClock(t *testing.T) {
 	for name, test := range map[string]struct {
 		known   bool // Go had written before
 		off     int64
-		dueFrom time.Duration // after the present
+		dueFrom time.Duration // from now
 	}{
 		"right":                   {true, 0, time.Minute},
 		"ahead":                   {true, 3600, time.Minute},
@@ -182,8 +182,8 @@ func TestPythonsClock(t *testing.T) {
 	}
 }
 
-// Infuse for Python opens with its writes in any order: the state may come first.
-func TestAnOpeningWhoseTimeComesLate(t *testing.T) {
+// Infuse for Python writes its keys in any order, so the state may come first.
+func TestOpenedAtAfterState(t *testing.T) {
 	m := newMixed(t)
 	m.apply(oneFailure)
 	m.set("opened_at", m.second()-3600)
@@ -196,7 +196,7 @@ func TestAnOpeningWhoseTimeComesLate(t *testing.T) {
 	require.WithinDuration(t, time.Now().Add(later+time.Minute), m.load(0).DueAt, 3*time.Second)
 }
 
-func TestKeysThatAreGoneArePutBack(t *testing.T) {
+func TestMissingKeysAreRestored(t *testing.T) {
 	m := newMixed(t)
 	m.move(infuse.StateOpen)
 	want := m.load(0)
@@ -207,12 +207,12 @@ func TestKeysThatAreGoneArePutBack(t *testing.T) {
 	opened := m.value("opened_at")
 	time.Sleep(5 * time.Millisecond) // a new record's generation is the time
 	m.client.Del(t.Context(), m.key(extraKey))
-	require.Equal(t, infuse.StateOpen, m.load(1).State, "Python's keys alone say so")
+	require.Equal(t, infuse.StateOpen, m.load(1).State, "Python's keys contain the state")
 	require.Equal(t, opened, m.value("opened_at"))
 	require.Greater(t, m.load(1).Generation, want.Generation)
 }
 
-func TestWhatIsFoundAtFirst(t *testing.T) {
+func TestFirstRead(t *testing.T) {
 	m := newMixed(t)
 	m.set("state", "half-open")
 	m.set("success_counter", 2)
@@ -222,11 +222,11 @@ func TestWhatIsFoundAtFirst(t *testing.T) {
 	require.Equal(t, 2, r.Successes)
 	m.set("success_counter", 3)
 	require.Equal(t, 3, m.load(1).Successes)
-	require.Greater(t, m.load(0).Generation, r.Generation, "all are to hear of it")
+	require.Greater(t, m.load(0).Generation, r.Generation, "watchers must be notified")
 }
 
-// What was written since it was read is not written over.
-func TestAWriteInBetweenIsSeen(t *testing.T) {
+// A write between read and save is not overwritten.
+func TestConflictingWrite(t *testing.T) {
 	m := newMixed(t)
 	m.move(infuse.StateOpen)
 	for name, write := range map[string]func(){
@@ -262,9 +262,8 @@ func TestReadingWritesNothing(t *testing.T) {
 	require.Equal(t, version, m.client.HGet(t.Context(), m.key(extraKey), "v").Val())
 }
 
-// TestReadingIsNoWriteWhateverThereIs: a value that this package does not write had
-// each read write anew.
-func TestReadingIsNoWriteWhateverThereIs(t *testing.T) {
+// A value that this package does not write made each read write again.
+func TestReadingUnusualValuesWritesOnce(t *testing.T) {
 	t.Parallel()
 	client := redistest.Start(t).Client()
 	for _, c := range []struct {
@@ -291,7 +290,7 @@ func TestReadingIsNoWriteWhateverThereIs(t *testing.T) {
 	}
 }
 
-// TestKeyOfAnotherType: one circuit's key took the storage away from all.
+// A key of the wrong type made the storage unavailable for all circuits.
 func TestKeyOfAnotherType(t *testing.T) {
 	m := newMixed(t)
 	for _, key := range []string{"state", extraKey} {
@@ -305,7 +304,7 @@ func TestKeyOfAnotherType(t *testing.T) {
 	}
 }
 
-func TestGarbageIsAnErrorUntilItIsReplaced(t *testing.T) {
+func TestInvalidRecordIsAnErrorUntilReplaced(t *testing.T) {
 	m := newMixed(t)
 	for key, value := range map[string]string{"state": "ajar", "fail_counter": "many", "opened_at": "1e9"} {
 		m.set(key, value)
@@ -359,12 +358,12 @@ func TestNamesOfKeys(t *testing.T) {
 
 func TestInvalidOptions(t *testing.T) {
 	_, err := New(nil, Options{Layout: 9, ResetTimeout: -1, PollInterval: time.Microsecond})
-	for _, wrong := range []string{"the client is nil", "Layout(9)", "Options.ResetTimeout is -1ns", "Options.PollInterval is 1µs"} {
+	for _, wrong := range []string{"client is nil", "Layout(9)", "Options.ResetTimeout is -1ns", "Options.PollInterval is 1µs"} {
 		require.ErrorContains(t, err, wrong)
 	}
 }
 
-func TestAServerThatIsAwayIsAnError(t *testing.T) {
+func TestUnavailableServerIsAnError(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	s, err := New(server.Client(), Options{})

@@ -1,5 +1,7 @@
 package pybreakerstorage
 
+// This file contains Python's keys: their names, and their values.
+
 import (
 	"errors"
 	"fmt"
@@ -9,18 +11,18 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Layout is how the keys of a circuit are named.
+// Layout determines the names of the keys of a circuit.
 type Layout uint8
 
 const (
-	// Pybreaker has the keys of pybreaker's CircuitRedisStorage, of 1.4 and
+	// Pybreaker is the layout of pybreaker's CircuitRedisStorage, version 1.4 or
 	// later: <namespace>:pybreaker:state, fail_counter, success_counter and
-	// opened_at; without a namespace, pybreaker:state and so on.
+	// opened_at. Without a namespace: pybreaker:state and so on.
 	Pybreaker Layout = iota
 
-	// Infuse has the keys of Infuse for Python: infuse:<namespace>:state,
-	// fail_counter and opened_at. By default Infuse uses Redis's database 15,
-	// and namespaces like "development:inventory".
+	// Infuse is the layout of Infuse for Python: infuse:<namespace>:state,
+	// fail_counter and opened_at. By default Infuse uses database 15 of Redis, and
+	// namespaces like "development:inventory".
 	Infuse
 )
 
@@ -35,7 +37,7 @@ func (l Layout) String() string {
 	return fmt.Sprintf("Layout(%d)", uint8(l))
 }
 
-// extraKey is the key that Python knows nothing of.
+// extraKey is the key that only Go uses.
 const extraKey = "infuse-go"
 
 // The indexes of Python's keys, and of their values.
@@ -47,8 +49,8 @@ const (
 	pythonKeys
 )
 
-// keys returns the names of a circuit's keys: the extra one and then Python's.
-// Each ends in a name of its own, so no two namespaces share one.
+// keys returns the names of a circuit's keys: the extra key, then Python's. Different
+// namespaces share no key.
 func (l Layout) keys(namespace string) []string {
 	base := l.String() + ":"
 	switch {
@@ -61,16 +63,15 @@ func (l Layout) keys(namespace string) []string {
 	return []string{base + extraKey, base + "state", base + "fail_counter", base + "success_counter", base + "opened_at"}
 }
 
-// python is what Python's keys say of a circuit.
+// python is the content of Python's keys.
 type python struct {
 	state     infuse.State
 	failures  int
 	successes int
-	openedAt  int64 // seconds of Unix time; 0: it never opened
+	openedAt  int64 // seconds of Unix time; 0: never opened
 }
 
-// parsePython reads the values of Python's keys. A key that is not there says
-// what was known before.
+// parsePython parses the values of Python's keys. A missing key keeps its known value.
 func parsePython(values [pythonKeys]string, known python) (python, error) {
 	p := known
 	var wrong []error
@@ -85,7 +86,7 @@ func parsePython(values [pythonKeys]string, known python) (python, error) {
 		}
 		n, err := strconv.ParseInt(values[key], 10, 64)
 		if err != nil {
-			wrong = append(wrong, fmt.Errorf("has %.40q for a number", values[key]))
+			wrong = append(wrong, fmt.Errorf("has the invalid number %.40q", values[key]))
 		}
 		return min(max(n, 0), most)
 	}
@@ -101,10 +102,10 @@ func parseState(text string) (infuse.State, error) {
 			return state, nil
 		}
 	}
-	return 0, fmt.Errorf("has the state %.40q, which Python does not know", text)
+	return 0, fmt.Errorf("has the invalid state %.40q", text)
 }
 
-// values are what Python's keys are to hold. One that is empty is not written.
+// values returns the values to write to Python's keys. Empty values are not written.
 func (p python) values(l Layout) (values [pythonKeys]string) {
 	values[stateKey] = p.state.String()
 	values[failCounterKey] = strconv.Itoa(p.failures)
@@ -117,20 +118,20 @@ func (p python) values(l Layout) (values [pythonKeys]string) {
 	return values
 }
 
-// movedSince reports whether Python has moved the circuit. opened_at is the
-// first that an opening writes: by itself it says nothing yet.
+// movedSince reports whether Python has set a state. A new opened_at alone is not enough:
+// Python writes it before the state.
 func (p python) movedSince(known python) bool {
 	return p.state != known.state || p.state == infuse.StateOpen && p.openedAt > known.openedAt
 }
 
-// follow returns what Python would have left if it had moved the circuit from
-// one record to the other, at that second.
+// follow returns the values that Python would have written for the transition between the
+// records, at that second.
 func (p python) follow(before, after *infuse.Record, second int64) python {
 	switch after.State {
 	case infuse.StateClosed:
 		p.failures, p.successes = count(after), 0
 	case infuse.StateHalfOpen:
-		if after.Successes > before.Successes { // a success ends the row
+		if after.Successes > before.Successes { // a success ends the streak
 			p.failures = 0
 		}
 		p.successes = after.Successes
@@ -141,7 +142,7 @@ func (p python) follow(before, after *infuse.Record, second int64) python {
 		switch {
 		case before.State == infuse.StateClosed:
 			p.failures = after.Failures
-		case before.State == infuse.StateHalfOpen && after.Moved != after.Opened: // by its trial
+		case before.State == infuse.StateHalfOpen && after.Moved != after.Opened: // by a failed trial
 			p.failures = min(p.failures+1, math.MaxInt32)
 		}
 		p.successes, p.openedAt = 0, max(p.openedAt, second)
@@ -150,8 +151,8 @@ func (p python) follow(before, after *infuse.Record, second int64) python {
 	return p
 }
 
-// count is what Python takes for the consecutive failures: while the circuit is
-// suspect because of them, the score.
+// count returns the consecutive failures for Python: while the circuit is suspect because
+// of them, the score.
 func count(r *infuse.Record) int {
 	if scored(r) {
 		return r.Score

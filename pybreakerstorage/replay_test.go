@@ -17,21 +17,20 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// trace is what pybreaker 1.4.1 did on a Redis, as two processes that share a
-// namespace.
+// trace is a recording of pybreaker 1.4.1: two processes that share a namespace.
 type trace struct {
 	FailMax          int `json:"fail_max"`
 	SuccessThreshold int `json:"success_threshold"`
 	Ops              []op
 }
 
-// op is what one of the processes did, or a wait.
+// op is one operation of a process, or a wait.
 type op struct {
 	Process int
 	Op      string
 	Result  string
 	Sent    [][]string        // all commands but those that write opened_at
-	Keys    map[string]string // after it
+	Keys    map[string]string // after the operation
 	Seconds float64           // of a wait
 }
 
@@ -54,7 +53,7 @@ func readTraces(t *testing.T) (all []trace) {
 	return all
 }
 
-// replay is a trace that is being replayed.
+// replay is the replay of a trace.
 type replay struct {
 	*testing.T
 	client    *redis.Client
@@ -79,7 +78,7 @@ func (r *replay) wait(d time.Duration) {
 	}
 }
 
-// second is the present one, after all waits.
+// second returns the current second, after all waits.
 func (r *replay) second() int64 {
 	return r.client.Time(r.Context()).Val().Add(r.storages[0].ahead).Unix()
 }
@@ -115,8 +114,7 @@ func (r *replay) keysOf(o op) map[string]string {
 	return keys
 }
 
-// send does what Python has sent. Before it moves the state to open, it raises
-// opened_at.
+// send sends the recorded commands. Before the state open, it sends a new opened_at.
 func (r *replay) send(o op) {
 	for i, command := range o.Sent {
 		if command[0] == "GET" {
@@ -132,9 +130,8 @@ func (r *replay) send(o op) {
 	}
 }
 
-// TestGoSeesWhatPythonWrites replays what pybreaker wrote, and reads after each
-// command.
-func TestGoSeesWhatPythonWrites(t *testing.T) {
+// Go reads correct records after each command of pybreaker.
+func TestGoReadsPythonWrites(t *testing.T) {
 	t.Parallel()
 	client := redistest.Start(t).Client()
 	for i, trace := range readTraces(t) {
@@ -158,7 +155,7 @@ func TestGoSeesWhatPythonWrites(t *testing.T) {
 	}
 }
 
-// saw checks what Go has seen, and that it left Python's keys as they were.
+// saw checks the record that Go has read, and that Python's keys are unchanged.
 func (r *replay) saw(before, after infuse.Record, keys map[string]string) {
 	r.Helper()
 	number := func(name string) int {
@@ -187,8 +184,8 @@ func (r *replay) saw(before, after infuse.Record, keys map[string]string) {
 	}
 }
 
-// TestGoWritesWhatPythonDoes has Go make the calls and moves of the traces.
-func TestGoWritesWhatPythonDoes(t *testing.T) {
+// Go writes the same values as pybreaker for the calls and states of the traces.
+func TestGoWritesLikePython(t *testing.T) {
 	t.Parallel()
 	client := redistest.Start(t).Client()
 	setBacks := 0
@@ -200,7 +197,7 @@ func TestGoWritesWhatPythonDoes(t *testing.T) {
 		}
 		for j, o := range trace.Ops {
 			if o.Op == "wait" {
-				r.wait(2 * time.Minute) // for a reset_timeout of a second, Python waited two
+				r.wait(2 * time.Minute) // Python waited 2 s for a reset_timeout of 1 s
 				continue
 			}
 			r.step = fmt.Sprintf("trace %d, step %d: %s: %s", i, j, o.Op, o.Result)
@@ -218,8 +215,7 @@ func TestGoWritesWhatPythonDoes(t *testing.T) {
 	require.Equal(t, 7, setBacks, "of 1205 steps")
 }
 
-// do has a Go process do what the Python process did. It reports whether the
-// call was rejected.
+// do makes a Go process do the operation. It reports whether the call was rejected.
 func (r *replay) do(o op, limits infuse.Limits) (rejected bool) {
 	r.Helper()
 	apply := func(c infuse.Change) infuse.Record {
@@ -248,7 +244,7 @@ func (r *replay) do(o op, limits infuse.Limits) (rejected bool) {
 	return false
 }
 
-// wrote checks that the keys are what Python left.
+// wrote checks that the keys have the values that Python wrote.
 func (r *replay) wrote(o op, openedBefore int64) {
 	r.Helper()
 	keys := r.keysOf(o)
@@ -268,8 +264,8 @@ func (r *replay) wrote(o op, openedBefore int64) {
 	}
 }
 
-// setsBack reports whether a Python process that found the circuit moved by
-// another began to count anew, though calls had been counted since. Go does not.
+// setsBack reports whether a Python process restarted its count because another process
+// had set the state, although calls had been counted since. Go does not do that.
 func (r *replay) setsBack(o op) bool {
 	sent := o.Sent
 	if len(sent) < 3 || sent[0][0] != "GET" || sent[1][0] != "GET" || sent[0][1] != sent[1][1] || sent[2][0] != "SET" {

@@ -1,5 +1,7 @@
 package pybreakerstorage
 
+// This file contains the Storage, and how it reads and writes Redis.
+
 import (
 	"bytes"
 	"context"
@@ -17,33 +19,31 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Options are the settings of a Storage. The zero value is for the keys of
-// pybreaker, with circuits named by their namespaces.
+// Options are the settings of a Storage. The zero value uses the keys of pybreaker, and
+// the names of circuits as namespaces.
 type Options struct {
-	// Layout is whose keys are shared: Pybreaker, or Infuse.
+	// Layout is the layout of the keys. Default Pybreaker.
 	Layout Layout
 
-	// Namespace returns the namespace under which the Python services keep a
-	// circuit. By default it is the circuit's name. It must be pure, and no two
-	// circuits may have one namespace: they would be one circuit.
+	// Namespace returns the namespace of a circuit in the Python services. Default:
+	// the name of the circuit. It must be a pure function. Circuits with the same
+	// namespace are the same circuit.
 	Namespace func(circuit string) string
 
-	// ResetTimeout is for how long a circuit that Python has opened stays open
-	// for Go: the reset_timeout of the Python services. 0 is their default: 60 s
-	// for Pybreaker, 15 s for Infuse. A circuit that Go has opened stays open for
-	// Config.ResetTimeout.
+	// ResetTimeout is the reset_timeout of the Python services: how long a circuit
+	// that Python has opened stays open for Go. Default 60 s for Pybreaker, 15 s for
+	// Infuse. A circuit that Go has opened stays open for Config.ResetTimeout.
 	ResetTimeout time.Duration
 
-	// PollInterval is how often a watched circuit is read: 1 s if 0, each time
-	// give or take half. A move by another process is known that late.
+	// PollInterval is how often a watched circuit is read, ± 50 %. Default 1 s.
 	PollInterval time.Duration
 }
 
-// Storage is an infuse.Storage on the keys of pybreaker or of Infuse for Python.
-// It starts one goroutine for each circuit that is watched, which ends when the
-// watcher stops. The client stays its caller's.
+// Storage is an infuse.Storage with the keys of pybreaker or of Infuse for Python. It
+// starts one goroutine for each watch, which ends when the watch is stopped. It does not
+// close the client.
 //
-// See the package's documentation for what Python and Go do not tell each other.
+// See the package documentation for its limitations.
 type Storage struct {
 	client       redis.Scripter
 	layout       Layout
@@ -51,8 +51,8 @@ type Storage struct {
 	resetTimeout time.Duration
 	pollInterval time.Duration
 
-	turns [64]sync.Mutex // by name: the changes of one process do not contend in Redis
-	ahead time.Duration  // of all clocks: tests need not wait
+	turns [64]sync.Mutex // by name: changes of one process do not conflict in Redis
+	ahead time.Duration  // added to all clocks, by tests
 }
 
 var _ infuse.Storage = (*Storage)(nil)
@@ -62,12 +62,12 @@ var swapSource string
 
 var swapScript = redis.NewScript(swapSource)
 
-// New returns a storage on the client, which is any of go-redis v9. It does no
-// I/O. Where the client is a Cluster's, namespaces need a hash tag: "{orders}".
+// New returns a Storage that uses the client, any client of go-redis v9. It does no I/O.
+// If the client is a Cluster client, namespaces need a hash tag: "{orders}".
 func New(client redis.Scripter, opts Options) (*Storage, error) {
 	var invalid []error
 	if client == nil {
-		invalid = append(invalid, errors.New("pybreakerstorage: the client is nil"))
+		invalid = append(invalid, errors.New("pybreakerstorage: client is nil"))
 	}
 	if opts.Layout > Infuse {
 		invalid = append(invalid, fmt.Errorf("pybreakerstorage: Options.Layout is %v: must be Pybreaker or Infuse", opts.Layout))
@@ -101,19 +101,19 @@ func New(client redis.Scripter, opts Options) (*Storage, error) {
 
 const maxDuration = 366 * 24 * time.Hour
 
-// Load implements infuse.Storage, in one round trip. It takes a second one to
-// write down what Python has done, or what time alone has.
+// Load implements infuse.Storage. It takes one round trip, and a second one if Python has
+// changed the circuit since the last write of Go.
 func (s *Storage) Load(ctx context.Context, circuit string) (infuse.Record, error) {
 	record, _, err := s.change(ctx, circuit, nil)
 	return record, err
 }
 
-// Apply implements infuse.Storage, in two round trips, and in two more for each
-// time that another process has written in between.
+// Apply implements infuse.Storage. It takes two round trips, and two more for each
+// conflicting write of another process.
 //
-// Values that neither Python nor this package writes are an *infuse.RecordError,
-// until a move or an override replaces them. So is a key that is no string, or no
-// hash, until somebody deletes it.
+// If a value is invalid, Apply returns an *infuse.RecordError until the state is set
+// manually or an override replaces the record. If a key has the wrong type, it returns an
+// *infuse.RecordError until the key is deleted.
 func (s *Storage) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	if err := check(&c); err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
@@ -124,7 +124,7 @@ func (s *Storage) Apply(ctx context.Context, circuit string, c infuse.Change) (i
 	return s.change(ctx, circuit, &c)
 }
 
-// Watch implements infuse.Storage. It polls: Python tells nobody what it does.
+// Watch implements infuse.Storage. It polls, because Python sends no notifications.
 func (s *Storage) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 	if infuse.CheckName(circuit) != nil {
 		return func() {}
@@ -152,14 +152,14 @@ func check(c *infuse.Change) error {
 	return errors.Join(source, trial)
 }
 
-// maxRounds is how often a change is tried while others write.
+// maxRounds is the number of attempts of a change with conflicting writes.
 const maxRounds = 100
 
-// change makes the change, or none, on what Redis has until nothing was written
-// in between.
+// change applies the change, or nil, to the values in Redis. It repeats that after
+// conflicting writes.
 func (s *Storage) change(ctx context.Context, name string, change *infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	fail := func(err error) (infuse.Record, infuse.Verdict, error) {
-		if redis.HasErrorPrefix(err, "WRONGTYPE") { // of this circuit alone
+		if redis.HasErrorPrefix(err, "WRONGTYPE") { // an error of this circuit only
 			err = &infuse.RecordError{Circuit: name, Reason: "has a key of another type"}
 		}
 		return infuse.Record{}, infuse.VerdictRefused, err
@@ -178,7 +178,7 @@ func (s *Storage) change(ctx context.Context, name string, change *infuse.Change
 			if change == nil || change.Move == nil && change.Override == nil {
 				return fail(&infuse.RecordError{Circuit: name, Reason: err.Error()})
 			}
-			c = &circuit{found: f} // its values are of no use; that of opened_at is replaced, too
+			c = &circuit{found: f} // the values are invalid; replace opened_at as well
 			c.python.openedAt = f.now / 1000
 		}
 		next, verdict := c.record, infuse.VerdictRefused
@@ -194,11 +194,11 @@ func (s *Storage) change(ctx context.Context, name string, change *infuse.Change
 		}
 		sleep(ctx, rand.N(time.Millisecond<<min(round, 5)))
 	}
-	return fail(fmt.Errorf("pybreakerstorage: circuit %q changed %d times while a change of it was made", name, maxRounds))
+	return fail(fmt.Errorf("pybreakerstorage: circuit %q: gave up after %d conflicting updates", name, maxRounds))
 }
 
-// save writes the record and Python's keys, unless they say it all. It reports
-// false if another process has written first.
+// save writes the record and Python's keys, unless they are up to date. It returns false
+// after a conflicting write of another process.
 func (s *Storage) save(ctx context.Context, keys []string, c *circuit, next infuse.Record) (bool, error) {
 	python := c.python.follow(&c.record, &next, c.now/1000)
 	values := python.values(s.layout)
@@ -208,8 +208,8 @@ func (s *Storage) save(ctx context.Context, keys []string, c *circuit, next infu
 			values[i] = ""
 		}
 	}
-	news := !bytes.Equal(text, infuse.AppendRecord(nil, c.stored, c.here))
-	if !news && (c.found.record == "" || values == [pythonKeys]string{} && c.known == python) {
+	changed := !bytes.Equal(text, infuse.AppendRecord(nil, c.stored, c.here))
+	if !changed && (c.found.record == "" || values == [pythonKeys]string{} && c.known == python) {
 		return true, nil
 	}
 	args := []any{c.version}
@@ -240,7 +240,7 @@ func (s *Storage) run(ctx context.Context, keys []string, args ...any) (f found,
 		version: reply[3], record: reply[4], mirror: reply[5], values: [pythonKeys]string(reply[7:]),
 	}
 	written, _ := strconv.ParseInt(reply[6], 10, 64)
-	f.written = min(written, f.now) // Redis's clock may have been set back
+	f.written = min(written, f.now) // the clock of Redis may have been set back
 	return f, reply[0] == "1", nil
 }
 

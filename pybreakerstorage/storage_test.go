@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/storagetest"
 )
 
-// TestStorage is all that a storage must do, among Go processes.
+// Between Go processes, a Storage passes the tests of all storages.
 func TestStorage(t *testing.T) {
 	t.Parallel()
 	for layout := range Infuse + 1 {

@@ -1,11 +1,10 @@
--- Replies with the time and all that is known of a circuit. With arguments, it
--- replaces that first, if it still is what the caller has seen.
+-- Reads a circuit, and returns it with the time. With arguments, it first replaces the
+-- circuit, if it has not changed since the caller read it.
 --
--- KEYS  the hash of the Go side; then Python's state, fail_counter,
---       success_counter and opened_at
--- ARGV  none to read; or what was seen: the hash's version and the values of
---       Python's keys; and what is to be written: the values of Python's keys,
---       where '' leaves one as it is, and the hash's fields r, p and t
+-- KEYS  hash of the Go side; Python's state, fail_counter, success_counter, opened_at
+-- ARGV  1 expected version of the hash, 2-5 expected values of Python's keys
+--       6-9 new values of Python's keys ('' keeps one), 10-12 fields r, p and t
+--       none: read only
 local seen = redis.pcall('HMGET', KEYS[1], 'v', 'r', 'p', 't')
 if seen.err then
   return seen
@@ -24,12 +23,12 @@ end
 local saved = '0'
 if #ARGV > 0 and seen[1] == ARGV[1] and seen[5] == ARGV[2] and seen[6] == ARGV[3]
   and seen[7] == ARGV[4] and seen[8] == ARGV[5] then
-  for i = 5, 2, -1 do -- in Python's order: the state is the last
+  for i = 5, 2, -1 do -- in Python's order: the state last
     if ARGV[4 + i] ~= '' then
       redis.call('SET', KEYS[i], ARGV[4 + i])
     end
   end
-  local v = tonumber(string.match(seen[1], '^%d+$') or '0') or 0 -- anybody may have written it
+  local v = tonumber(string.match(seen[1], '^%d+$') or '0') or 0 -- untrusted
   v = string.format('%.0f', v < 2 ^ 52 and v + 1 or 1)
   redis.call('HSET', KEYS[1], 'v', v, 'r', ARGV[10], 'p', ARGV[11], 't', ARGV[12])
   saved = '1'

@@ -39,7 +39,7 @@ func everySubject(openings []int) (all [columns][]int) {
 }
 
 const (
-	contain     = "theirs contain the health before"
+	contain     = "their windows include the earlier successes"
 	alike       = "all agree"
 	atSuccesses = "failsafe-go evaluates at successes, too"
 )
@@ -64,33 +64,33 @@ var rows = []row{
 		opens: everySubject(at(20)), why: alike,
 	},
 	{
-		name: "a minute of health, then a total outage", before: minuteOfHealth, parts: []part{{6000, hundredth, "F"}},
+		name: "a healthy minute, then a total outage", before: minuteOfHealth, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(20), at(20), at(20), at(492), at(500)},
 		why:   contain + "; failsafe-go rounds 49.5 % up",
 	},
 	{
-		name: "a minute of health, then 60 % fail", before: minuteOfHealth, parts: []part{{6000, hundredth, "FFsFs"}},
+		name: "a healthy minute, then 60 % fail", before: minuteOfHealth, parts: []part{{6000, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(21), at(21), at(21), at(800), at(801)},
 		why:   contain,
 	},
 	{
-		name: "a minute of health, 30 failures, health again", before: minuteOfHealth, parts: []part{{30, hundredth, "F"}, {3000, hundredth, "s"}},
+		name: "a healthy minute, 30 failures, healthy again", before: minuteOfHealth, parts: []part{{30, hundredth, "F"}, {3000, hundredth, "s"}},
 		opens: [columns][]int{at(20), at(20), at(20), never, never},
 		why:   contain + ": 0.3 s of failures are 3 % of their window",
 	},
 	{
-		name: "a minute of health, 19 failures, health again", before: minuteOfHealth, parts: []part{{19, hundredth, "F"}, {3000, hundredth, "s"}},
+		name: "a healthy minute, 19 failures, healthy again", before: minuteOfHealth, parts: []part{{19, hundredth, "F"}, {3000, hundredth, "s"}},
 		opens: everySubject(never), why: "all agree: below MinCalls at the last failure",
 	},
 	{
 		name: "a minute with 1 % errors, then a total outage", before: minuteOfNoise, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(491), at(491), at(495), at(482), at(491)},
-		why:   "all contain the baseline errors before; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
+		why:   "all windows include the earlier calls; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
 	},
 	{
 		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfNoise, parts: []part{{6000, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(801), at(801), at(831), at(800), at(801)},
-		why:   "all contain the baseline errors before; the buckets begin at different times",
+		why:   "all windows include the earlier calls; the buckets begin at different times",
 	},
 	{
 		name: "10 failures, 90 successes, again and again", parts: []part{{6000, hundredth, rounds(10, 100)}},
@@ -120,15 +120,15 @@ var rows = []row{
 		opens: everySubject(at(20)), why: "all agree: the silence is shorter",
 	},
 	{
-		name: "one failure, 20.5 s of health, a total outage", before: []part{{1, hundredth, "F"}, {2050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
+		name: "one failure, 20.5 healthy seconds, a total outage", before: []part{{1, hundredth, "F"}, {2050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
 		opens: [columns][]int{at(20), at(20), at(20), at(449), at(452)},
 		why:   contain,
 	},
 	{
-		name: "open time 5 s: an outage of 8 s, 12 s of health, 60 % fail", openTime: 5 * time.Second,
+		name: "open for 5 s: an outage of 8 s, 12 healthy seconds, 60 % fail", openTime: 5 * time.Second,
 		parts: []part{{800, hundredth, "F"}, {1200, hundredth, "s"}, {700, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(20, 520, 2021, 2521), at(20, 520, 2021, 2521), at(20, 520, 2021, 2521), at(20, 520), at(20, 521)},
-		why:   contain + "; gobreaker tries after its open time, not at it",
+		why:   contain + "; gobreaker runs its trial after its open time, not at its end",
 	},
 }
 

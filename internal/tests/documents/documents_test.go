@@ -78,7 +78,7 @@ func TestDocumentsCompile(t *testing.T) {
 func TestProgramsInDocuments(t *testing.T) {
 	t.Parallel()
 	require.Positive(t, snippets.Build(t, "README.md"), "the README needs a program")
-	snippets.Build(t, append(documents(t), "llms.txt")...)
+	snippets.Build(t, append(documents(t), "llms.txt", "ops/README.md")...)
 }
 
 func absolute(t *testing.T, path string) string {

@@ -4,7 +4,7 @@
 //
 //	cd bench && go run ./failover
 //
-// It prints a table for docs/redis.md, takes two minutes, and needs a redis-server in
+// It prints a table, of which docs/redis.md has a part, takes two minutes, and needs a redis-server in
 // the PATH.
 package main
 

@@ -13,10 +13,9 @@ import (
 	"github.com/infuse-go/infuse/internal/stream"
 )
 
-// This file decides when a response has ended, and how. A response that ends
-// well is a success, and one that breaks off is a failure. A stream never ends
-// well: whoever restarts cuts it. So a response that has proved itself is a
-// success from then on, and its end counts for nothing.
+// This file follows the bodies of responses. A response that ends well is a success, and
+// one that is truncated is a failure. A stream is always truncated, for example when a
+// server restarts: so an established response is a success from then on.
 
 // provedAfter is how long a response must have been delivering to have proved
 // itself. A response that a sick service breaks off is over by then, as a rule:

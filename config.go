@@ -447,3 +447,26 @@ func (p *StorageDownPolicy) UnmarshalText(text []byte) error {
 	}
 	return fmt.Errorf("infuse: %.80q is not \"local\", \"allow\" or \"reject\"", text)
 }
+
+// sameConfig reports whether two Configs are the same, as far as funcs, listeners
+// and storages can be compared.
+func sameConfig(a, b reflect.Value) bool {
+	for i := range a.NumField() {
+		x, y := a.Field(i), b.Field(i)
+		switch x.Kind() {
+		case reflect.Func:
+			if x.Pointer() != y.Pointer() {
+				return false
+			}
+		case reflect.Slice:
+			if x.Len() != y.Len() {
+				return false
+			}
+		default:
+			if x.Comparable() != y.Comparable() || x.Comparable() && !x.Equal(y) {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -63,10 +63,6 @@ func (e *OpenError) RetryableError() bool { return false }
 // NonRetriable marks the error for the Azure SDK for Go.
 func (e *OpenError) NonRetriable() {}
 
-// Retryable reports whether a retry policy may try again after err: false for
-// nil and for a rejection, also a wrapped one, and true for any other error.
-func Retryable(err error) bool { return err != nil && !errors.Is(err, ErrOpen) }
-
 // isRejectionBy reports whether err comes from a rejection by the circuit itself.
 func isRejectionBy(circuit string, err error) (is bool) {
 	switch err.(type) {

@@ -150,8 +150,8 @@ func ExampleBreaker_SetState() {
 		fmt.Println(err) // the storage has not confirmed it
 	}
 	err = breaker.Call(context.Background(), func(context.Context) error { return nil })
-	fmt.Println(errors.Is(err, infuse.ErrOpen), infuse.Retryable(err))
-	// Output: true false
+	fmt.Println(errors.Is(err, infuse.ErrOpen))
+	// Output: true
 }
 
 // Some services deserve settings of their own.

@@ -334,29 +334,6 @@ func (g *Group) isNamed(cfg Config) bool {
 	return !sameConfig(reflect.ValueOf(cfg), reflect.ValueOf(*stranger))
 }
 
-// sameConfig reports whether two Configs are the same, as far as funcs, listeners
-// and storages can be compared.
-func sameConfig(a, b reflect.Value) bool {
-	for i := range a.NumField() {
-		x, y := a.Field(i), b.Field(i)
-		switch x.Kind() {
-		case reflect.Func:
-			if x.Pointer() != y.Pointer() {
-				return false
-			}
-		case reflect.Slice:
-			if x.Len() != y.Len() {
-				return false
-			}
-		default:
-			if x.Comparable() != y.Comparable() || x.Comparable() && !x.Equal(y) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 func (g *Group) add(name string) (e *groupEntry, mine bool, err error) {
 	if err := CheckName(name); err != nil {
 		return nil, false, err

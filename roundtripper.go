@@ -2,9 +2,7 @@ package infuse
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -100,9 +98,8 @@ type Transport struct {
 	// deadline passed. A body with a GetBody is in memory, and cannot fail.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
-	// OnRejected answers a rejected request, whose body has been closed. By
-	// default the *OpenError is returned. See also ServiceUnavailable and
-	// ServiceUnavailableJSON.
+	// OnRejected returns the response to a rejected request, whose body has been
+	// closed. By default the *OpenError is returned. See also ServiceUnavailable.
 	OnRejected func(*http.Request, *OpenError) (*http.Response, error)
 
 	making sync.Once
@@ -145,67 +142,6 @@ type skipKey struct{}
 func Skip(ctx context.Context) context.Context {
 	return context.WithValue(ctx, skipKey{}, true)
 }
-
-// ServiceUnavailable answers a rejected request with a 503 of our own in place
-// of an error, with a Retry-After: a Transport's OnRejected. It is for a server
-// that hands the answer on, a reverse proxy say. A client that heeds Retry-After
-// sleeps for as long as the circuit stays open, in place of failing at once:
-// go-retryablehttp and what is made with it (the clients of Vault), resty v3, the
-// Azure SDK and Kubernetes' client-go do. For them leave OnRejected alone.
-func ServiceUnavailable(r *http.Request, rejected *OpenError) (*http.Response, error) {
-	response := unavailable(r, "text/plain; charset=utf-8", unavailableText)
-	response.Header.Set("Retry-After", retryAfterHeader(rejected))
-	return response, nil
-}
-
-// ServiceUnavailableJSON answers a rejected request with the 503 of Infuse for
-// Python (https://github.com/crazytruth/infuse): a Transport's OnRejected for callers that know an open circuit by its
-// JSON, an error_code of the value 998603. Like that one it has no Retry-After.
-// It tells the circuit's name to whoever gets the response.
-func ServiceUnavailableJSON(r *http.Request, rejected *OpenError) (*http.Response, error) {
-	type errorCode struct {
-		Name  string `json:"name"`
-		Value int    `json:"value"`
-	}
-	text, err := json.Marshal(struct {
-		Message     string    `json:"message"`
-		Description string    `json:"description"`
-		ErrorCode   errorCode `json:"error_code"`
-	}{
-		"Service unavailable.",
-		rejected.Circuit + " is currently unavailable.",
-		errorCode{"infuse_service_unavailable", 998603},
-	})
-	if err != nil { // text and a number can always be written
-		return nil, err
-	}
-	return unavailable(r, "application/json", string(text)), nil
-}
-
-// unavailable is a 503 of our own to the request.
-func unavailable(r *http.Request, contentType, text string) *http.Response {
-	const status = http.StatusServiceUnavailable
-	response := &http.Response{
-		Status:        strconv.Itoa(status) + " " + http.StatusText(status),
-		StatusCode:    status,
-		Proto:         "HTTP/1.1",
-		ProtoMajor:    1,
-		ProtoMinor:    1,
-		Header:        make(http.Header),
-		Body:          http.NoBody,
-		ContentLength: int64(len(text)),
-		Request:       r,
-	}
-	response.Header.Set("Content-Type", contentType)
-	response.Header.Set("Content-Length", strconv.Itoa(len(text)))
-	if r.Method != http.MethodHead {
-		response.Body = io.NopCloser(strings.NewReader(text))
-	}
-	return response
-}
-
-// unavailableText says nothing of the circuit: it may be shown to anybody.
-const unavailableText = "Service Unavailable: the circuit is open\n"
 
 // netTransport is net/http's own http.DefaultTransport, whatever that is set to
 // later.

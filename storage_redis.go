@@ -16,13 +16,6 @@ import (
 	"github.com/infuse-go/infuse/internal/feed"
 )
 
-// RedisClient is what RedisStorage needs of a go-redis v9 client. Those for a
-// single server, for Sentinel and for a Cluster have it.
-type RedisClient interface {
-	redis.Scripter
-	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
-}
-
 // RedisOptions are the settings of a RedisStorage. The zero value is ready to use.
 type RedisOptions struct {
 	// Prefix starts the name of every key and channel: "infuse:" if empty.
@@ -58,7 +51,7 @@ type RedisOptions struct {
 // Whoever may write these keys can move the circuits. A message moves none: it
 // only has the record read.
 type RedisStorage struct {
-	client  RedisClient
+	client  redis.UniversalClient
 	prefix  string
 	known   knownRecords
 	feed    *feed.Feed[knownRecord]
@@ -98,7 +91,7 @@ return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[
 // NewRedisStorage returns a storage on the client. It does no I/O. What is
 // wrong with the client or the options is the error of every use, and so of
 // New.
-func NewRedisStorage(client RedisClient, opts RedisOptions) *RedisStorage {
+func NewRedisStorage(client redis.UniversalClient, opts RedisOptions) *RedisStorage {
 	if opts.Prefix == "" {
 		opts.Prefix = "infuse:"
 	}

@@ -51,7 +51,7 @@ func (s *RedisStorage) History(ctx context.Context, circuit string) ([]Event, er
 	return all, nil
 }
 
-// scanner is what listing needs of a client beside RedisClient.
+// scanner is what listing needs of a client beside redis.UniversalClient.
 type scanner interface {
 	Scan(ctx context.Context, cursor uint64, match string, count int64) *redis.ScanCmd
 }

@@ -78,7 +78,7 @@ func TestRejectionHasRetryInfo(t *testing.T) {
 	f.setState(infuse.StateOpen)
 	err := f.call()
 	requireRejected(t, err)
-	require.False(t, infuse.Retryable(err))
+	require.ErrorIs(t, err, infuse.ErrOpen)
 	require.False(t, connect.IsWireError(err))
 	require.InDelta(t, time.Hour, retryDelay(t, fmt.Errorf("buying: %w", err)), float64(time.Minute))
 }

@@ -4,6 +4,7 @@ package grpcinfuse_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -243,7 +244,7 @@ func TestOnlyOneCallIsTheTrialOfABackend(t *testing.T) {
 	var rejected atomic.Int64
 	for range 50 {
 		calls.Go(func() {
-			if err := s.call(); status.Code(err) == codes.Unavailable && !infuse.Retryable(err) {
+			if err := s.call(); status.Code(err) == codes.Unavailable && errors.Is(err, infuse.ErrOpen) {
 				rejected.Add(1)
 			}
 		})

@@ -70,7 +70,7 @@ func TestRejectionIsAStatusWithRetryInfo(t *testing.T) {
 	f.setState(infuse.StateOpen)
 	err := f.call()
 	requireRejected(t, err)
-	require.False(t, infuse.Retryable(err))
+	require.ErrorIs(t, err, infuse.ErrOpen)
 
 	for _, err := range []error{err, fmt.Errorf("buying: %w", err)} {
 		s, ok := status.FromError(err)

@@ -186,7 +186,7 @@ func inMemory(wrap func(infuse.Storage) infuse.Storage) []infuse.Storage {
 }
 
 // onRedis returns a storage for each client, each with its own connections.
-func onRedis(t *testing.T, wrap func(*redis.Client) infuse.RedisClient) (storages []infuse.Storage) {
+func onRedis(t *testing.T, wrap func(*redis.Client) redis.UniversalClient) (storages []infuse.Storage) {
 	t.Helper()
 	s := redistest.Start(t)
 	for range clients {
@@ -202,7 +202,7 @@ func TestMemoryStorageIsLinearizable(t *testing.T) {
 }
 
 func TestRedisStorageIsLinearizable(t *testing.T) {
-	requireLinearizable(t, onRedis(t, func(c *redis.Client) infuse.RedisClient { return c }), 150)
+	requireLinearizable(t, onRedis(t, func(c *redis.Client) redis.UniversalClient { return c }), 150)
 }
 
 func requireLinearizable(t *testing.T, storages []infuse.Storage, histories int) {
@@ -317,7 +317,7 @@ func TestACountThatCountsTwiceIsCaught(t *testing.T) {
 }
 
 func testEdited(t *testing.T, script, from, to string) {
-	requireCaught(t, onRedis(t, func(c *redis.Client) infuse.RedisClient { return editor{c, script, from, to} }))
+	requireCaught(t, onRedis(t, func(c *redis.Client) redis.UniversalClient { return editor{c, script, from, to} }))
 }
 
 // editor changes a script on its way to Redis.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -45,7 +46,7 @@ func TestMiniredis(t *testing.T) {
 }
 
 // runOnRedis has each test meet keys of its own.
-func runOnRedis(t *testing.T, client infuse.RedisClient) {
+func runOnRedis(t *testing.T, client redis.UniversalClient) {
 	var storages atomic.Int64
 	storagetest.Run(t, func(t *testing.T) infuse.Storage {
 		prefix := fmt.Sprintf("test %d:", storages.Add(1))

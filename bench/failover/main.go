@@ -41,7 +41,7 @@ var errUnavailable = errors.New("503 Service Unavailable")
 // setup is a Redis whose master can be killed, and a client for each process.
 type setup struct {
 	name   string
-	client func() infuse.RedisClient
+	client func() redis.UniversalClient
 	kill   func()
 	back   func() error // ends the outage, if nobody else does; may be nil
 }
@@ -52,13 +52,13 @@ func setups() []func(tb testing.TB) setup {
 	sentinel := func(name string, options ...func(*redis.FailoverOptions)) func(testing.TB) setup {
 		return func(tb testing.TB) setup {
 			s := redistest.StartSentinel(tb)
-			return setup{name: "Sentinel, " + name, client: func() infuse.RedisClient { return s.Client(options...) }, kill: func() { s.Master().Kill() }}
+			return setup{name: "Sentinel, " + name, client: func() redis.UniversalClient { return s.Client(options...) }, kill: func() { s.Master().Kill() }}
 		}
 	}
 	cluster := func(name string, options ...func(*redis.ClusterOptions)) func(testing.TB) setup {
 		return func(tb testing.TB) setup {
 			c := redistest.StartClusterWithReplicas(tb, 3, 1)
-			return setup{name: "Cluster, " + name, client: func() infuse.RedisClient { return c.Client(options...) }, kill: func() {
+			return setup{name: "Cluster, " + name, client: func() redis.UniversalClient { return c.Client(options...) }, kill: func() {
 				_, master, err := c.Owner(context.Background(), "infuse:{service}")
 				if err != nil {
 					tb.Fatal(err)
@@ -69,7 +69,7 @@ func setups() []func(tb testing.TB) setup {
 	}
 	single := func(tb testing.TB) setup {
 		s := redistest.Start(tb)
-		return setup{name: "single server, back after 2 s", client: func() infuse.RedisClient { return s.Client() }, kill: s.Kill, back: func() error {
+		return setup{name: "single server, back after 2 s", client: func() redis.UniversalClient { return s.Client() }, kill: s.Kill, back: func() error {
 			time.Sleep(2 * time.Second)
 			return s.Restart()
 		}}

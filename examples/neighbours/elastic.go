@@ -1,6 +1,7 @@
 package neighbours
 
 import (
+	"errors"
 	"net/http"
 
 	"github.com/elastic/elastic-transport-go/v8/elastictransport"
@@ -16,6 +17,6 @@ import (
 func ElasticOptions(transport *infuse.Transport) []elastictransport.Option {
 	return []elastictransport.Option{
 		elastictransport.WithTransport(transport),
-		elastictransport.WithRetryOnError(func(_ *http.Request, err error) bool { return infuse.Retryable(err) }),
+		elastictransport.WithRetryOnError(func(_ *http.Request, err error) bool { return err != nil && !errors.Is(err, infuse.ErrOpen) }),
 	}
 }

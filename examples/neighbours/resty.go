@@ -1,6 +1,7 @@
 package neighbours
 
 import (
+	"errors"
 	"net/http"
 
 	"github.com/go-resty/resty/v2"
@@ -15,6 +16,6 @@ func NewRestyClient(transport *infuse.Transport) *resty.Client {
 		SetTransport(transport).
 		SetRetryCount(3).
 		AddRetryCondition(func(response *resty.Response, err error) bool {
-			return infuse.Retryable(err) || err == nil && response.StatusCode() >= http.StatusInternalServerError
+			return !errors.Is(err, infuse.ErrOpen) && (err != nil || response.StatusCode() >= http.StatusInternalServerError)
 		})
 }

@@ -1,6 +1,8 @@
 package neighbours
 
 import (
+	"errors"
+
 	"github.com/infuse-go/infuse"
 	"resty.dev/v3"
 )
@@ -13,6 +15,6 @@ func NewResty3Client(transport *infuse.Transport) *resty.Client {
 		SetTransport(transport).
 		SetRetryCount(3).
 		AddRetryConditions(resty.RetryConditionStatus5XX, func(_ *resty.Response, err error) bool {
-			return infuse.Retryable(err)
+			return err != nil && !errors.Is(err, infuse.ErrOpen)
 		})
 }

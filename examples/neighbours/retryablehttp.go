@@ -4,6 +4,7 @@ package neighbours
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -16,7 +17,7 @@ func NewRetryableClient(transport *infuse.Transport) *retryablehttp.Client {
 	client := retryablehttp.NewClient()
 	client.HTTPClient = &http.Client{Transport: transport}
 	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
-		if err != nil && !infuse.Retryable(err) {
+		if errors.Is(err, infuse.ErrOpen) {
 			return false, err
 		}
 		return retryablehttp.DefaultRetryPolicy(ctx, response, err)

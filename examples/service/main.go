@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -85,7 +86,7 @@ func newClient(base http.RoundTripper, breakers *infuse.Group) *http.Client {
 	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}, Timeout: 500 * time.Millisecond}
 	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax, client.Logger = 2, 20*time.Millisecond, 200*time.Millisecond, nil
 	client.CheckRetry = func(ctx context.Context, response *http.Response, err error) (bool, error) {
-		if err != nil && !infuse.Retryable(err) {
+		if errors.Is(err, infuse.ErrOpen) {
 			return false, err
 		}
 		return retryablehttp.DefaultRetryPolicy(ctx, response, err)
@@ -97,7 +98,14 @@ func routes(q *quotes, breakers *infuse.Group, storage infuse.Storage) http.Hand
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(prominfuse.NewCollector(breakers))
 	mux := http.NewServeMux()
-	mux.Handle("GET /quote/{item}", infuse.Handler(q.serve, nil)) // a rejection is a 503 with a Retry-After
+	mux.HandleFunc("GET /quote/{item}", func(w http.ResponseWriter, r *http.Request) {
+		switch text, err := q.quote(r.Context(), r.PathValue("item")); {
+		case err == nil:
+			_, _ = io.WriteString(w, text)
+		case !infuse.RespondUnavailable(w, err): // a rejection is a 503 with a Retry-After
+			http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		}
+	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.Handle("/circuits/", ops.Handler(ops.Options{Group: breakers, Storage: storage})) // without Authorize: to look at
 	return mux
@@ -111,13 +119,12 @@ type quotes struct {
 	known             sync.Map
 }
 
-func (q *quotes) serve(w http.ResponseWriter, r *http.Request) error {
-	item := r.PathValue("item")
-	stock, err := q.ask(r.Context(), q.inventory, item)
+func (q *quotes) quote(ctx context.Context, item string) (string, error) {
+	stock, err := q.ask(ctx, q.inventory, item)
 	if err != nil {
-		return err
+		return "", err
 	}
-	price, err := q.ask(r.Context(), q.prices, item)
+	price, err := q.ask(ctx, q.prices, item)
 	if old, ok := q.known.Load(item); err != nil && ok {
 		slog.Info("an old price", "item", item, "error", err)
 		price, err = old.(float64), nil
@@ -125,10 +132,9 @@ func (q *quotes) serve(w http.ResponseWriter, r *http.Request) error {
 		q.known.Store(item, price)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	_, err = fmt.Fprintf(w, "%v of %s, at %v\n", stock, item, price)
-	return err
+	return fmt.Sprintf("%v of %s, at %v\n", stock, item, price), nil
 }
 
 func (q *quotes) ask(ctx context.Context, service, item string) (n float64, err error) {

@@ -48,7 +48,7 @@ func Host(t testing.TB, s *redistest.Server) *infuse.RedisStorage {
 	return HostOn(t, s.Client())
 }
 
-func HostOn(t testing.TB, client infuse.RedisClient) *infuse.RedisStorage {
+func HostOn(t testing.TB, client redis.UniversalClient) *infuse.RedisStorage {
 	t.Helper()
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: 50 * time.Millisecond})
 	t.Cleanup(func() { require.NoError(t, storage.Close()) })
@@ -62,19 +62,23 @@ func Patiently(cfg infuse.Config) infuse.Config {
 	return cfg
 }
 
+// split is the client of Pub/Sub, with the scripts of another.
 type split struct {
-	redis.Scripter
-	pubsub *redis.Client
+	*redis.Client
+	scripts redis.Scripter
 }
 
-// Split returns a client that talks to a storage on two: changes go one way,
-// Pub/Sub another.
-func Split(changes redis.Scripter, pubsub *redis.Client) infuse.RedisClient {
-	return split{changes, pubsub}
+// Split returns a client that runs scripts on one server and uses Pub/Sub of another.
+func Split(scripts redis.Scripter, pubsub *redis.Client) redis.UniversalClient {
+	return split{pubsub, scripts}
 }
 
-func (s split) Subscribe(ctx context.Context, channels ...string) *redis.PubSub {
-	return s.pubsub.Subscribe(ctx, channels...)
+func (s split) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {
+	return s.scripts.Eval(ctx, script, keys, args...)
+}
+
+func (s split) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	return s.scripts.EvalSha(ctx, sha, keys, args...)
 }
 
 // Trip has the calls of b fail until the circuit is open.

@@ -7,21 +7,20 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
 // Faults of fleets of Redis. While a fault of many servers is made good,
 // go-redis finds its way anew: that takes it longer than on a single one.
 
-func startSentinelFault(t *testing.T) (s *redistest.Sentinel, clients [2]infuse.RedisClient, newcomer infuse.RedisClient) {
+func startSentinelFault(t *testing.T) (s *redistest.Sentinel, clients [2]redis.UniversalClient, newcomer redis.UniversalClient) {
 	t.Helper()
 	takesLong(t)
 	t.Parallel()
 	quietRedis()
 	s = redistest.StartSentinel(t)
 	soon := func(o *redis.FailoverOptions) { o.ReadTimeout, o.DialTimeout = time.Second, time.Second }
-	return s, [2]infuse.RedisClient{s.Client(soon), s.Client(soon)}, s.Client(soon)
+	return s, [2]redis.UniversalClient{s.Client(soon), s.Client(soon)}, s.Client(soon)
 }
 
 // The replica is promoted; what the old master is told after that is lost.
@@ -58,14 +57,14 @@ func owner(t *testing.T, c *redistest.Cluster, circuit string) (slot int, master
 	return slot, master
 }
 
-func startClusterFault(t *testing.T, replicas int) (c *redistest.Cluster, clients [2]infuse.RedisClient, newcomer infuse.RedisClient) {
+func startClusterFault(t *testing.T, replicas int) (c *redistest.Cluster, clients [2]redis.UniversalClient, newcomer redis.UniversalClient) {
 	t.Helper()
 	takesLong(t)
 	t.Parallel()
 	quietRedis()
 	c = redistest.StartClusterWithReplicas(t, 3, replicas)
 	soon := func(o *redis.ClusterOptions) { o.ReadTimeout, o.DialTimeout = time.Second, time.Second }
-	return c, [2]infuse.RedisClient{c.Client(soon), c.Client(soon)}, c.Client(soon)
+	return c, [2]redis.UniversalClient{c.Client(soon), c.Client(soon)}, c.Client(soon)
 }
 
 // Nothing takes the place of the master that has the busy circuit, until it

@@ -48,7 +48,7 @@ func TestPubSubIsNotPermitted(t *testing.T) {
 	require.NoError(t, s.Client().Do(t.Context(),
 		"acl", "setuser", "app", "on", ">secret", "~*", "resetchannels", "+@all").Err())
 	app := func(o *redis.Options) { o.Username, o.Password = "app", "secret" }
-	tr := endure(t, [2]infuse.RedisClient{s.Client(app), s.Client(app)}, s.Client(app), func(*traffic) {
+	tr := endure(t, [2]redis.UniversalClient{s.Client(app), s.Client(app)}, s.Client(app), func(*traffic) {
 		time.Sleep(time.Second)
 	})
 	tr.requireToldNever()

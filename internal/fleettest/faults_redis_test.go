@@ -21,12 +21,12 @@ import (
 
 // startFault starts a server for a fault, and a client for each of two
 // processes and for a newcomer.
-func startFault(t *testing.T, opts ...func(*redis.Options)) (s *redistest.Server, clients [2]infuse.RedisClient, newcomer infuse.RedisClient) {
+func startFault(t *testing.T, opts ...func(*redis.Options)) (s *redistest.Server, clients [2]redis.UniversalClient, newcomer redis.UniversalClient) {
 	t.Helper()
 	t.Parallel()
 	quietRedis()
 	s = redistest.Start(t)
-	return s, [2]infuse.RedisClient{s.Client(opts...), s.Client(opts...)}, s.Client(opts...)
+	return s, [2]redis.UniversalClient{s.Client(opts...), s.Client(opts...)}, s.Client(opts...)
 }
 
 // Redis is down when the processes
@@ -168,7 +168,7 @@ func TestRedisHasAnotherPassword(t *testing.T) {
 	}
 	setPassword("old")
 	app := func(o *redis.Options) { o.Username, o.Password = "app", "old" }
-	tr := endure(t, [2]infuse.RedisClient{s.Client(app), s.Client(app)}, s.Client(app), func(tr *traffic) {
+	tr := endure(t, [2]redis.UniversalClient{s.Client(app), s.Client(app)}, s.Client(app), func(tr *traffic) {
 		setPassword("new")
 		tr.awaitAway()
 		time.Sleep(2 * time.Second)
@@ -183,7 +183,7 @@ func TestRedisIsSlow(t *testing.T) {
 	s, _, _ := startFault(t)
 	proxy := redistest.StartProxy(t, s.Addr())
 	through := through(proxy)
-	tr := endure(t, [2]infuse.RedisClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
+	tr := endure(t, [2]redis.UniversalClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
 		proxy.SetDelay(3 * faultTimeout / 2)
 		tr.awaitAway()
 		time.Sleep(2 * time.Second)
@@ -199,7 +199,7 @@ func TestTheNetworkSwallowsEverything(t *testing.T) {
 	s, _, _ := startFault(t)
 	proxy := redistest.StartProxy(t, s.Addr())
 	through := through(proxy)
-	tr := endure(t, [2]infuse.RedisClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
+	tr := endure(t, [2]redis.UniversalClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
 		proxy.Swallow(true)
 		tr.awaitAway()
 		time.Sleep(3 * time.Second)

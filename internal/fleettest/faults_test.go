@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -52,7 +53,7 @@ type process struct {
 }
 
 // startTraffic starts two processes that each use one of the clients.
-func startTraffic(t *testing.T, clients ...infuse.RedisClient) *traffic {
+func startTraffic(t *testing.T, clients ...redis.UniversalClient) *traffic {
 	t.Helper()
 	tr := &traffic{t: t}
 	for i := range tr.fleet {
@@ -63,7 +64,7 @@ func startTraffic(t *testing.T, clients ...infuse.RedisClient) *traffic {
 	return tr
 }
 
-func startProcess(t *testing.T, client infuse.RedisClient) *process {
+func startProcess(t *testing.T, client redis.UniversalClient) *process {
 	t.Helper()
 	p := &process{
 		storage: infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: faultPoll}),
@@ -229,7 +230,7 @@ func (p *process) isShared() bool {
 
 // requireHeld waits until the circuit that was opened before is open in Redis
 // and to a process that starts now.
-func (tr *traffic) requireHeld(client infuse.RedisClient) {
+func (tr *traffic) requireHeld(client redis.UniversalClient) {
 	tr.t.Helper()
 	began := time.Now()
 	defer func() { tr.t.Logf("open in Redis after %v more", time.Since(began).Round(time.Millisecond)) }()
@@ -274,7 +275,7 @@ func standstill(ctx context.Context) (longest func() time.Duration) {
 }
 
 // endure is the whole of it for a fault that is over when during returns.
-func endure(t *testing.T, clients [2]infuse.RedisClient, newcomer infuse.RedisClient, during func(tr *traffic)) *traffic {
+func endure(t *testing.T, clients [2]redis.UniversalClient, newcomer redis.UniversalClient, during func(tr *traffic)) *traffic {
 	t.Helper()
 	tr := startTraffic(t, clients[:]...)
 	time.Sleep(200 * time.Millisecond) // of ordinary traffic

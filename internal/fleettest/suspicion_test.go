@@ -23,7 +23,7 @@ const suspectedKey = "infuse:{suspected}"
 // processes call until the fault is over and the suspicion is dismissed: no call is
 // rejected, and the circuit does not open. Then the service fails for all, and all
 // processes reject.
-func outlive(t *testing.T, client func() infuse.RedisClient, fault func()) {
+func outlive(t *testing.T, client func() redis.UniversalClient, fault func()) {
 	t.Helper()
 	start := func() *infuse.Breaker {
 		storage := infuse.NewRedisStorage(client(), infuse.RedisOptions{PollInterval: faultPoll})
@@ -85,7 +85,7 @@ func asSuspect(t *testing.T, server *redistest.Server) (undo func(promoted *redi
 func TestRedisIsStoppedInASuspicion(t *testing.T) {
 	takesLong(t)
 	s, _, _ := startFault(t)
-	outlive(t, func() infuse.RedisClient { return s.Client() }, func() {
+	outlive(t, func() redis.UniversalClient { return s.Client() }, func() {
 		s.Pause()
 		time.Sleep(6 * time.Second) // longer than any late report once counted
 		s.Resume()
@@ -94,7 +94,7 @@ func TestRedisIsStoppedInASuspicion(t *testing.T) {
 
 func TestRedisIsKilledInASuspicion(t *testing.T) {
 	s, _, _ := startFault(t)
-	outlive(t, func() infuse.RedisClient { return s.Client() }, func() {
+	outlive(t, func() redis.UniversalClient { return s.Client() }, func() {
 		s.Kill()
 		time.Sleep(time.Second)
 		require.NoError(t, s.Restart())
@@ -104,7 +104,7 @@ func TestRedisIsKilledInASuspicion(t *testing.T) {
 func TestASuspicionReturnsAfterItsDismissal(t *testing.T) {
 	takesLong(t)
 	s, _, _ := startFault(t)
-	outlive(t, func() infuse.RedisClient { return s.Client() }, func() {
+	outlive(t, func() redis.UniversalClient { return s.Client() }, func() {
 		undo := asSuspect(t, s)
 		time.Sleep(2 * faultPoll)
 		undo(s)
@@ -118,7 +118,7 @@ func TestSentinelPromotesTheReplicaInASuspicion(t *testing.T) {
 			t.Parallel()
 			quietRedis()
 			s := redistest.StartSentinel(t)
-			client := func() infuse.RedisClient {
+			client := func() redis.UniversalClient {
 				return s.Client(func(o *redis.FailoverOptions) { o.ReadTimeout, o.DialTimeout = time.Second, time.Second })
 			}
 			outlive(t, client, func() {
@@ -138,7 +138,7 @@ func TestAMasterOfTheClusterIsKilledInASuspicion(t *testing.T) {
 	t.Parallel()
 	quietRedis()
 	c := redistest.StartClusterWithReplicas(t, 3, 1)
-	client := func() infuse.RedisClient {
+	client := func() redis.UniversalClient {
 		return c.Client(func(o *redis.ClusterOptions) { o.ReadTimeout, o.DialTimeout = time.Second, time.Second })
 	}
 	outlive(t, client, func() {

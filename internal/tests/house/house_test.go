@@ -21,7 +21,7 @@ const root = "../../.."
 // after it.
 var layers = []string{
 	"doc.go",
-	"handler.go", "roundtripper.go", "body.go", "outcome.go", "fault.go",
+	"roundtripper.go", "rejection.go", "body.go", "outcome.go",
 	"group.go", "breaker.go", "circuit.go", "link.go",
 	"storage_redis_history.go", "storage_redis.go", "storage_redis_known.go", "storage_memory.go", "storage_call.go",
 	"view.go", "outbox.go", "replica.go", "codec.go",
@@ -36,9 +36,8 @@ var upwards = map[string]string{
 	"link.go circuit.go":         "answers come up as inputs of the circuits",
 	"replica.go outbox.go":       "the outbox is a part of the replica",
 	"replica.go view.go":         "an admission has the view that admitted the call",
-	"body.go roundtripper.go":    "body, outcome and fault are the parts of an exchange",
-	"outcome.go roundtripper.go": "",
-	"fault.go roundtripper.go":   "",
+	"body.go roundtripper.go":    "body.go and outcome.go have the parts of an exchange",
+	"outcome.go roundtripper.go": "the same",
 }
 
 func TestReferencesRunDownwards(t *testing.T) {

@@ -31,7 +31,7 @@ type sender struct {
 	seen   infuse.Record
 }
 
-func newSender(t *testing.T, client infuse.RedisClient, source string) *sender {
+func newSender(t *testing.T, client redis.UniversalClient, source string) *sender {
 	s := &sender{T: t, RedisStorage: infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: 50 * time.Millisecond}), limits: hourLimits, source: source}
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return s

@@ -54,9 +54,9 @@ func TestTheReadyMadeClassifications(t *testing.T) {
 				response, err = &http.Response{StatusCode: test.status}, nil
 			}
 			require.Equal(t, test.preset, infuse.DefaultClassify(r, response, err))
-			require.Equal(t, test.also, infuse.FailAlsoOn(429)(r, response, err))
-			require.Equal(t, test.only, infuse.FailOnlyOn(502, 503, 504)(r, response, err))
-			require.Equal(t, test.errors, infuse.FailOnlyOn()(r, response, err))
+			require.Equal(t, test.also, infuse.FailOn(func(status int) bool { return status == 429 || status >= 500 && status < 600 })(r, response, err))
+			require.Equal(t, test.only, infuse.FailOn(func(status int) bool { return status >= 502 && status <= 504 })(r, response, err))
+			require.Equal(t, test.errors, infuse.FailOn(func(int) bool { return false })(r, response, err))
 		})
 	}
 }
@@ -65,13 +65,13 @@ func TestClassifyReplacesTheTransportsDefault(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(answers(http.StatusTooManyRequests, "later"))
 		c := startFailedClient(t, s)
-		c.transport.Classify = infuse.FailAlsoOn(http.StatusTooManyRequests)
+		c.transport.Classify = infuse.FailOn(func(status int) bool { return status == http.StatusTooManyRequests })
 		_, err := c.get()
 		require.NoError(t, err)
 		require.Equal(t, 2, failuresOf(c.breaker))
 
 		s.does(answers(http.StatusInternalServerError, "ill"))
-		c.transport.Classify = infuse.FailOnlyOn(http.StatusBadGateway)
+		c.transport.Classify = infuse.FailOn(func(status int) bool { return status == http.StatusBadGateway })
 		_, err = c.get()
 		require.NoError(t, err)
 		require.Zero(t, failuresOf(c.breaker))

@@ -267,7 +267,7 @@ func TestARequestThatCameTooLateIsIgnored(t *testing.T) {
 var classifiers = map[string]func(*http.Request, *http.Response, error) infuse.Outcome{
 	"by default":      nil,
 	"DefaultClassify": infuse.DefaultClassify,
-	"FailAlsoOn":      infuse.FailAlsoOn(429),
+	"FailOn":          infuse.FailOn(func(status int) bool { return status >= 429 }),
 	"GRPCStatus":      infuse.GRPCStatus,
 }
 

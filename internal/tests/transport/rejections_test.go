@@ -35,7 +35,7 @@ func TestARejectionDoesNotSpeakWithItsCausesWords(t *testing.T) {
 				var rejection *infuse.OpenError
 				require.ErrorAs(t, err, &rejection)
 				require.Error(t, rejection.Cause)
-				require.False(t, infuse.Retryable(err))
+				require.ErrorIs(t, err, infuse.ErrOpen)
 				for _, words := range []string{"refused", "reset", "EOF", "timeout", "broken", "closed", "stream", rejection.Cause.Error()} {
 					require.NotContains(t, err.Error(), words)
 				}
@@ -77,32 +77,6 @@ func TestServiceUnavailableAnswersForTheService(t *testing.T) {
 		response, err = c.Get(s.URL)
 		require.NoError(t, err)
 		require.Equal(t, "1", response.Header.Get("Retry-After"), "never an invitation to come again at once")
-	})
-}
-
-// The text is what Infuse for Python answers with, by a framework that renders
-// it without spaces.
-func TestServiceUnavailableJSONIsInfusesAnswer(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *webServer) {
-		c := startWebClient(t, s, infuse.Config{ResetTimeout: time.Hour})
-		c.transport.OnRejected = infuse.ServiceUnavailableJSON
-		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
-
-		response, err := c.Get(s.URL)
-		require.NoError(t, err)
-		require.Equal(t, "503 Service Unavailable", response.Status)
-		require.Equal(t, "application/json", response.Header.Get("Content-Type"))
-		require.Empty(t, response.Header.Get("Retry-After"))
-		text, err := readAll(response)
-		require.NoError(t, err)
-		require.Equal(t, response.ContentLength, int64(len(text)))
-		require.Equal(t, `{"message":"Service unavailable.","description":"`+c.breaker.Name()+` is currently unavailable.",`+
-			`"error_code":{"name":"infuse_service_unavailable","value":998603}}`, string(text))
-
-		response, err = c.Head(s.URL)
-		require.NoError(t, err)
-		require.Equal(t, http.NoBody, response.Body)
-		require.Zero(t, s.calls.Load())
 	})
 }
 

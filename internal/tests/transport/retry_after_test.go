@@ -61,7 +61,7 @@ func TestRetryAfterKeepsTheCircuitOpen(t *testing.T) {
 			overBoth(t, func(t *testing.T, s *webServer) {
 				s.does(asksFor(test.status, test.value))
 				c := startWebClient(t, s, infuse.Config{FailMax: 1, ResetTimeout: reset, MaxRetryAfter: time.Hour})
-				c.transport.Classify = infuse.FailAlsoOn(http.StatusTooManyRequests)
+				c.transport.Classify = infuse.FailOn(func(status int) bool { return status == http.StatusTooManyRequests || status >= 500 })
 				_, err := c.get()
 				require.NoError(t, err)
 				_, err = c.get()

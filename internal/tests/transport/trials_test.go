@@ -2,7 +2,6 @@ package transport_test
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"testing"
 	"time"
@@ -130,39 +129,4 @@ func TestAServiceThatStartsAnnouncesItself(t *testing.T) {
 		}, patience, pace)
 		requireState(t, infuse.StateClosed, caller.breaker)
 	})
-}
-
-// The recipe of docs/http.md: a readiness page that tells the circuits a service
-// depends on.
-func TestAReadinessPageTellsTheCircuits(t *testing.T) {
-	group := groupOf(t, infuse.Config{})
-	page := infuse.Handler(func(w http.ResponseWriter, r *http.Request) error {
-		for _, name := range []string{"inventory", "prices"} {
-			b, err := group.Breaker(name)
-			if err != nil {
-				return err
-			}
-			if b.State() == infuse.StateOpen {
-				http.Error(w, name+" is away", http.StatusServiceUnavailable)
-				return nil
-			}
-		}
-		_, err := fmt.Fprintln(w, "ready")
-		return err
-	}, nil)
-	s := startWeb(t, "HTTP/1.1")
-	s.does(page.ServeHTTP)
-	status := func() int {
-		response, err := http.Get(s.URL)
-		require.NoError(t, err)
-		_, _ = readAll(response)
-		return response.StatusCode
-	}
-	require.Equal(t, http.StatusOK, status())
-	prices := breakerOf(t, group, "prices")
-	require.NoError(t, prices.SetState(t.Context(), infuse.StateOpen))
-	require.Equal(t, http.StatusServiceUnavailable, status())
-	requireState(t, infuse.StateOpen, prices)
-	require.NoError(t, prices.SetState(t.Context(), infuse.StateClosed))
-	require.Equal(t, http.StatusOK, status())
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"math/rand/v2"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -91,13 +90,6 @@ func linkTo(s Storage) *link {
 		storage: s, places: make(chan struct{}, linkPlaces),
 		circuits: make(map[weak.Pointer[Breaker]]struct{}), audience: newAudience(), reads: make(map[*Breaker]*sharedRead),
 	}
-}
-
-// isComparable reports whether s can be found in a map: also that it equals
-// itself, which a struct with a NaN does not.
-func isComparable(s Storage) bool {
-	v := reflect.ValueOf(s)
-	return v.Comparable() && v.Equal(v)
 }
 
 // join adds c to the circuits of the link, or of the link that circuits use for

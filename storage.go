@@ -231,3 +231,10 @@ func isTrouble(err error) bool {
 	}
 	return true
 }
+
+// isComparable reports whether s can be the key of a map. A struct with a NaN does not
+// equal itself, and cannot be.
+func isComparable(s Storage) bool {
+	v := reflect.ValueOf(s)
+	return v.Comparable() && v.Equal(v)
+}

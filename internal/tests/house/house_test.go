@@ -35,6 +35,7 @@ var upwards = map[string]string{
 	"listener.go breaker.go":     "the funcs of a Listener receive the Breaker",
 	"link.go circuit.go":         "answers come up as inputs of the circuits",
 	"replica.go outbox.go":       "the outbox is a part of the replica",
+	"config.go view.go":          "healthy circuits with the same settings share one view",
 	"replica.go view.go":         "an admission has the view that admitted the call",
 	"body.go roundtripper.go":    "body.go and outcome.go have the parts of an exchange",
 	"outcome.go roundtripper.go": "the same",

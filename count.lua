@@ -1,8 +1,8 @@
--- Adds to the count of a record, and to its window: step.to in state.go,
--- Window.add in window.go. A count that has reached a limit is to be evaluated
--- before it counts on.
+-- The last part of the script that adds to the count of a record, and to its window. It
+-- is step.to in state.go and Window.add in window.go. At a bound it adds nothing: the
+-- sender must evaluate the record first.
 --
--- ARGV     7 add, 8 restarts (0 or 1), 9 after, 10 lower, 11 upper
+-- ARGV     7 add, 8 restarts (0 or 1), 9 after, 10 lower bound, 11 upper bound
 --          12 width of a bucket, 13 buckets of calls: ;start,calls,failures each
 
 local UNLIMITED = 2147483647
@@ -19,8 +19,8 @@ if ARGV[8] == '1' and (add == 0 or n < upper) then
 end
 n = int(n)
 
--- w is the width, and the start, calls and failures of each bucket; counted has
--- no width.
+-- added returns the window w with the buckets of counted. w contains the width, and the
+-- start, calls and failures of each bucket; counted has no width.
 local function added(w, width, counted)
   if counted == '' or width < 1 then return w end
   local all, old, failures = {}, tonumber(string.match(w, '^%d+') or 0), 0

@@ -1,13 +1,12 @@
--- The first part of each script: reads a record. With its last line it is the
--- script that only reads.
+-- The first part of each script reads a record. The script that only reads consists of
+-- this part and one more line.
 --
 -- KEYS[1]  the hash that storage_redis.go describes
 -- ARGV     1 source, 2 sequence number (20 digits, or none)
--- Reply    status (0 read or not as seen, 1 done, 2 duplicate), v, g, now, t, n, w, r
+-- Reply    status (0 read or conflict, 1 done, 2 duplicate), v, g, now, t, n, w, r
 --
--- Anybody may have written the hash: a value is used as a number only after it
--- was found to be one. Times are whole milliseconds. Numbers are only ever
--- printed by int.
+-- The hash is untrusted: values are checked before they are used as numbers. Times are
+-- whole milliseconds. int formats all numbers.
 
 local key, number = KEYS[1], ARGV[2]
 
@@ -25,15 +24,15 @@ if problem and problem ~= 'WRONGTYPE' then return old end
 
 local function short(s) return string.sub(s or '0', 1, 20) end
 
--- version is 0 if there is no record, none in a stranger's hash, and WRONGTYPE in
--- a key that is not a hash.
+-- version returns 0 if there is no record, none for a hash without a version, and
+-- WRONGTYPE for a key that is not a hash.
 local function version() return short(problem or old[1] or (redis.call('HLEN', key) == 0 and '0' or 'none')) end
 
 local function reply(status, v, g, t, n, w, r)
   return { status, v, short(g), int(now), short(t), short(n), string.sub(w or '', 1, 601), string.sub(r or '', 1, 262145) }
 end
 
--- duplicate reports that the source's change of that number was made before.
+-- duplicate reports whether the source's change with that sequence number was made before.
 local function duplicate()
   local last = string.match(old[7] or '', '^(%d+)')
   return number ~= '' and last and #last == 20 and last >= number

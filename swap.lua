@@ -1,20 +1,20 @@
 
--- Replaces a record.
+-- The last part of the script that replaces a record.
 --
--- KEYS[2]  the list of the circuit's history, where there are events
--- ARGV     7 g, 8 n (none: with w as it is), 9 w, 10 r, 11 whether to publish (0 or 1)
+-- KEYS[2]  the list of the circuit's history, if there are events
+-- ARGV     7 g, 8 n (none: keep n and w), 9 w, 10 r, 11 whether to publish (0 or 1)
 --          12… events for the history
 
 local g, n, w, r = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
-if n == '' then -- what is counted stays as it is
+if n == '' then -- keep the counts
   n, w = old[4] or '0', old[5] or ''
 end
 local t = int(now)
 
 write('v', v, 'g', g, 't', t, 'n', n, 'w', w, 'r', r)
 redis.call('PEXPIRE', key, int(life))
--- The rest in pcall: nothing may depend on whether it is permitted. A message is
--- a hint to read the record: other databases of the server receive it, too.
+-- The rest uses pcall, because ACLs may forbid it. A message is only a hint to read the
+-- record: other databases of the server also receive it.
 for i = 12, #ARGV do
   redis.pcall('LPUSH', KEYS[2], ARGV[i])
   redis.pcall('LTRIM', KEYS[2], 0, 49)

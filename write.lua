@@ -1,9 +1,9 @@
--- The second part of the scripts that write: ends the script if the record is
--- not as its sender knows it.
+-- The second part of the scripts that write. It ends the script on a conflict: the
+-- sender's record is out of date.
 --
--- ARGV     3 which is compared: v or g, 4 what the sender has seen of it
---          5 until when that holds
---          6 how long the key lives
+-- ARGV     3 field to compare: v or g, 4 its expected value
+--          5 time from which the sender's decision is out of date
+--          6 lifetime of the key
 
 local v, life = version(), tonumber(ARGV[6])
 local is = v
@@ -11,15 +11,14 @@ if ARGV[3] == 'g' and string.match(v, '^%d+$') then is = short(old[2]) end
 if duplicate() or is ~= ARGV[4] or now >= tonumber(ARGV[5]) then
   return reply(duplicate() and '2' or '0', v, old[2], old[3], old[4], old[5], old[6])
 end
-if problem then redis.call('DEL', key) end -- of another type, and the sender knows it
+if problem then redis.call('DEL', key) end -- another type, which the sender replaces
 
--- Versions follow the time, so that none is given twice, not even after the
--- key was lost.
+-- Versions follow the time, so that they are unique even after the key was lost.
 local last = whole(v)
 v = int(math.max(last < 2 ^ 52 and last + 1 or 0, time[1] * 1000000 + time[2]))
 
--- write sets the fields and the number. If there are more than 512 sources, it
--- forgets the half that reported longest ago.
+-- write sets the fields and the sequence number. If there are more than 512 sources, it
+-- deletes the half that reported longest ago.
 local function write(...)
   if number == '' then return redis.call('HSET', key, ...) end
   redis.call('HSET', key, source, number .. ' ' .. int(now), ...)

@@ -1,5 +1,7 @@
 package storagetest
 
+// This file tests how outcomes are counted: streaks, suspicions and openings.
+
 import (
 	"testing"
 	"time"
@@ -7,11 +9,11 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// testStreaks has what pybreaker does: consecutive failures count, and a success
-// ends the streak, unless it has reached the threshold before.
+// testStreaks tests the rule of pybreaker: consecutive failures count, and a success ends
+// a streak that has not reached the threshold.
 func testStreaks(t *testing.T, s infuse.Storage) {
 	for _, test := range []struct {
-		calls []string // each a change
+		calls []string // one change each
 		state infuse.State
 		count int
 	}{
@@ -38,7 +40,7 @@ func testStreaks(t *testing.T, s infuse.Storage) {
 	}
 }
 
-// suspect returns a suspect circuit that no report opens during a test.
+// suspect returns a circuit that stays suspect during the test.
 func suspect(t *testing.T, s infuse.Storage) *circuit {
 	t.Helper()
 	c := newCircuit(t, s)
@@ -53,20 +55,20 @@ func testSuspicion(t *testing.T, s infuse.Storage) {
 	began := c.load()
 	same(t, c.seen, began)
 	equal(t, infuse.StateClosed, began.State)
-	check(t, began.Suspect(), "it is not suspect")
+	check(t, began.Suspect(), "not suspect")
 	equal(t, 3, began.Threshold)
 	equal(t, 3, began.Score)
-	equal(t, "it failed", began.Cause)
+	equal(t, "failed", began.Cause)
 	about(t, time.Now(), began.SuspectAt)
-	about(t, time.Now().Add(long), began.DueAt, "the open duration is counted from here")
+	about(t, time.Now().Add(long), began.DueAt, "the open duration starts with the suspicion")
 
 	equal(t, applied, c.calls("f"))
 	equal(t, 4, c.load().Score)
 	equal(t, applied, c.calls("fff"))
 	equal(t, 7, c.load().Score)
 	equal(t, applied, c.calls("s"))
-	equal(t, 3, c.load().Score, "a success takes four")
-	equal(t, applied, c.calls("fsf"), "the order does not matter")
+	equal(t, 3, c.load().Score, "a success subtracts 4")
+	equal(t, applied, c.calls("fsf"), "the order is irrelevant")
 	equal(t, 1, c.load().Score)
 	equal(t, applied, c.calls("ffffffff"))
 	equal(t, 9, c.load().Score)
@@ -75,8 +77,8 @@ func testSuspicion(t *testing.T, s infuse.Storage) {
 
 	change := calls("f")
 	change.OpenFor = 3 * long
-	equal(t, moved, c.apply(change), "everybody is to know of the longer open duration")
-	about(t, time.Now().Add(3*long), c.load().DueAt, "a failure may prolong it")
+	equal(t, moved, c.apply(change), "all processes are notified of the longer open duration")
+	about(t, time.Now().Add(3*long), c.load().DueAt, "a failure may extend the open duration")
 	equal(t, 10, c.load().Score)
 }
 
@@ -87,27 +89,27 @@ func testDismissal(t *testing.T, s infuse.Storage) {
 	r := c.load()
 	same(t, c.seen, r)
 	equal(t, infuse.StateClosed, r.State)
-	check(t, !r.Suspect() && r.DueAt.IsZero() && r.SuspectAt.IsZero(), "it is still suspect: %+v", r)
+	check(t, !r.Suspect() && r.DueAt.IsZero() && r.SuspectAt.IsZero(), "still suspect: %+v", r)
 	equal(t, 0, r.Failures)
 	equal(t, 0, r.Score)
 	equal(t, "", r.Cause)
-	check(t, r.Generation > suspected.Generation, "its generation %d is not above %d", r.Generation, suspected.Generation)
+	check(t, r.Generation > suspected.Generation, "generation %d is not above %d", r.Generation, suspected.Generation)
 	about(t, time.Now(), r.DismissedAt)
 
-	equal(t, applied, c.calls("ffffff"), "there is no other suspicion for Suspicion")
+	equal(t, applied, c.calls("ffffff"), "no other suspicion starts for the time Suspicion")
 	equal(t, 6, c.load().Failures)
-	check(t, !c.load().Suspect(), "it is suspect again")
+	check(t, !c.load().Suspect(), "suspect again")
 
-	c.seen = infuse.Record{} // a sender that received neither: its calls still count
+	c.seen = infuse.Record{} // a sender without the record: its calls still count
 	equal(t, applied, c.calls("s"))
 	equal(t, 0, c.load().Failures)
 	c.seen = suspected
 	c.apply(infuse.Change{})
-	check(t, !c.load().Suspect(), "a sender that did not receive the dismissal brings the suspicion back")
+	check(t, !c.load().Suspect(), "a sender that did not receive the dismissal restores the suspicion")
 }
 
-// testOpening has the one way in which evidence opens a circuit: a report that
-// finds the score at twice the threshold when the suspicion has lasted.
+// testOpening tests the only way in which calls open a circuit: a report of failures with
+// a score of twice the threshold, after the time Suspicion.
 func testOpening(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.Suspicion = short
@@ -115,26 +117,26 @@ func testOpening(t *testing.T, s infuse.Storage) {
 	suspected := c.seen
 	equal(t, applied, c.calls("fff"), "twice the threshold, too early")
 	time.Sleep(time.Until(suspected.SuspectAt.Add(short + coarse)))
-	equal(t, infuse.StateClosed, c.load().State, "time opens nothing")
+	equal(t, infuse.StateClosed, c.load().State, "time alone does not open the circuit")
 	equal(t, moved, c.calls("f"))
 	r := c.load()
 	same(t, c.seen, r)
 	equal(t, infuse.StateOpen, r.State)
 	equal(t, 7, r.Score)
 	equal(t, r.Generation, r.Opened)
-	equal(t, suspected.Since, r.Since, "calls that run now are evidence, too")
+	equal(t, suspected.Since, r.Since, "calls in progress still count")
 	about(t, suspected.DueAt, r.DueAt)
 	equal(t, refused, c.ask("early"))
 
 	equal(t, applied, c.calls("s"))
-	equal(t, 3, c.load().Score, "the score goes on")
+	equal(t, 3, c.load().Score, "the score continues")
 	equal(t, infuse.StateOpen, c.load().State)
 	equal(t, moved, c.calls("s"))
 	equal(t, infuse.StateClosed, c.load().State, "successes dismiss an opening")
-	check(t, !c.load().Suspect(), "it is suspect")
+	check(t, !c.load().Suspect(), "suspect")
 
-	// Only a report of failures opens it: a success that finds a score as high comes
-	// after the outage.
+	// Only a report of failures opens the circuit: a success with such a score comes after
+	// the outage.
 	c = newCircuit(t, s)
 	c.limits.Suspicion = short
 	c.calls("ffffff")
@@ -143,29 +145,29 @@ func testOpening(t *testing.T, s infuse.Storage) {
 	time.Sleep(time.Until(c.seen.SuspectAt.Add(short + coarse)))
 	equal(t, applied, c.apply(infuse.Change{}))
 	equal(t, applied, c.calls("s"))
-	check(t, c.load().Suspect(), "it is no more suspect")
+	check(t, c.load().Suspect(), "not suspect any more")
 	c.calls("ffff")
 	equal(t, infuse.StateOpen, c.load().State)
 }
 
-// testConfirmedTrials has a failed trial that another process confirms.
+// testConfirmedTrials tests a failed trial that another process confirms.
 func testConfirmedTrials(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.Suspicion = long / 4
 	one, other := c.source, unique("source")
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	equal(t, moved, c.ask("a"))
 	equal(t, moved, c.settle("a", infuse.OutcomeFailure))
 	r := c.load()
 	same(t, c.seen, r)
-	equal(t, infuse.StateHalfOpen, r.State, "one failed trial does not open it for all")
+	equal(t, infuse.StateHalfOpen, r.State, "one failed trial does not open the circuit for all")
 	equal(t, one, r.Witness)
-	equal(t, 3, r.Threshold, "from now on it has evidence")
+	equal(t, 3, r.Threshold, "the threshold is set from now on")
 	about(t, time.Now().Add(long), r.RetryAt)
 	equal(t, refused, c.ask("b"), "the same process waits")
 
 	c.source, c.number = other, 0
-	equal(t, moved, c.ask("c"), "the next trial goes to another process, at once")
+	equal(t, moved, c.ask("c"), "another process gets the next trial immediately")
 	equal(t, moved, c.settle("c", infuse.OutcomeFailure))
 	r = c.load()
 	same(t, c.seen, r)

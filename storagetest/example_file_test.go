@@ -19,28 +19,27 @@ import (
 	"github.com/infuse-go/infuse/storagetest"
 )
 
-// fileStorage shows how to write a storage: circuits in a directory that the
-// processes of one host share, a file for each.
+// fileStorage shows how to write a storage. It keeps each circuit in a file, in a
+// directory that the processes of one host share.
 //
-// All that a storage has to bring is a way to keep some bytes, a way to lock
-// them while they are changed, and a way to hear of changes. What a change does
-// is Record.Apply's business.
+// A storage needs a way to keep bytes, to lock them while they change, and to notify of
+// changes. Record.Apply computes the changes.
 type fileStorage struct{ dir string }
 
-// entry is a record and when it was written. The bytes have no clock: so a
-// storage keeps the time beside them, on its own.
+// entry is a record with the time of its write. A storage must keep that time, because
+// the bytes of a record contain only relative times.
 type entry struct {
 	Written time.Time
 	Record  json.RawMessage
 }
 
-// Load needs no lock, because save replaces a file as a whole.
+// Load needs no lock, because save replaces files atomically.
 func (s fileStorage) Load(_ context.Context, circuit string) (infuse.Record, error) {
 	record, err := s.read(circuit)
 	return record.At(time.Now()), err
 }
 
-// read returns the record as it was saved: what Record.Apply is called on.
+// read returns the record as it was saved, for Record.Apply.
 func (s fileStorage) read(circuit string) (infuse.Record, error) {
 	if err := infuse.CheckName(circuit); err != nil {
 		return infuse.Record{}, err
@@ -59,9 +58,9 @@ func (s fileStorage) read(circuit string) (infuse.Record, error) {
 	return infuse.ParseRecord(e.Record, e.Written)
 }
 
-// Apply is begin, read, Record.Apply, save, commit. The present time is read
-// after the lock was got, so that it never goes back between two changes; it is
-// the wall clock's, because a host's processes have no other in common.
+// Apply locks, reads, calls Record.Apply, saves and unlocks. It reads the time under the
+// lock, so that it does not decrease between two changes. It uses the wall clock, the only
+// clock that processes share.
 func (s fileStorage) Apply(_ context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	if err := check(c); err != nil {
 		return infuse.Record{}, infuse.VerdictRefused, err
@@ -93,9 +92,9 @@ func check(c infuse.Change) (err error) {
 	return err
 }
 
-// Watch polls. A database that can notify would rather do that where the
-// verdict is VerdictMoved; and read the record anew whenever a notification
-// may have been lost. Some of what it tells is no news, which does no harm.
+// Watch polls. A database with notifications would send one after each VerdictMoved, and
+// read the record whenever a notification may have been lost. Superfluous calls of fn are
+// harmless.
 func (s fileStorage) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
@@ -112,8 +111,8 @@ func (s fileStorage) Watch(circuit string, fn func(infuse.Record)) (stop func())
 	return cancel
 }
 
-// file is where the circuit's record is. Any text may be a circuit's name, a
-// file's name is not any text.
+// file returns the path of the circuit's file. Names may contain characters that paths
+// may not.
 func (s fileStorage) file(circuit string) string {
 	return filepath.Join(s.dir, fmt.Sprintf("%x.json", sha256.Sum256([]byte(circuit))))
 }
@@ -123,15 +122,15 @@ func (s fileStorage) save(circuit string, e entry) error {
 	if err != nil {
 		return err
 	}
-	unfinished := filepath.Join(s.dir, "unfinished") // one at a time, under the lock
+	unfinished := filepath.Join(s.dir, "unfinished") // only one at a time, under the lock
 	if err := os.WriteFile(unfinished, data, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(unfinished, s.file(circuit))
 }
 
-// lock locks the directory's circuits against all other storages on it. The
-// lock of a process that dies is let go by the system.
+// lock locks the directory for all processes. The operating system releases the lock of a
+// process that ends.
 func (s fileStorage) lock() (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

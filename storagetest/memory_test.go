@@ -1,5 +1,7 @@
 package storagetest_test
 
+// This file runs the tests with MemoryStorage.
+
 import (
 	"testing"
 

@@ -1,13 +1,13 @@
 package storagetest
 
+// This file tests overrides, the history and the list of circuits.
+
 import (
 	"testing"
 	"time"
 
 	"github.com/infuse-go/infuse"
 )
-
-// What a storage keeps of what operators do, and what it may tell them.
 
 func (c *circuit) override(o infuse.Override) infuse.Verdict {
 	c.Helper()
@@ -20,29 +20,29 @@ func testOverride(t *testing.T, s infuse.Storage) {
 	equal(t, moved, c.override(infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "maintenance", Until: time.Now().Add(long)}))
 	r := c.load()
 	same(t, c.seen, r)
-	check(t, r.Override != nil, "there is no override")
+	check(t, r.Override != nil, "no override")
 	equal(t, infuse.StateOpen, r.Override.State)
 	equal(t, "ann", r.Override.By)
 	equal(t, "maintenance", r.Override.Reason)
 	about(t, time.Now().Add(long), r.Override.Until)
-	equal(t, infuse.StateClosed, r.State, "behind it the circuit is what it was")
+	equal(t, infuse.StateClosed, r.State, "the underlying state is unchanged")
 	equal(t, 2, r.Failures)
 	equal(t, moved, c.calls("f"))
-	equal(t, infuse.StateOpen, c.load().State, "and outcomes count")
-	check(t, c.load().Override != nil, "a transition ends no override")
+	equal(t, infuse.StateOpen, c.load().State, "outcomes are counted")
+	check(t, c.load().Override != nil, "a transition does not end an override")
 	equal(t, refused, c.ask("trial"))
 	equal(t, moved, c.override(infuse.Override{Until: time.Unix(1, 0)}))
-	check(t, c.load().Override == nil, "one that is over clears it")
+	check(t, c.load().Override == nil, "an expired override removes it")
 
 	equal(t, moved, c.override(infuse.Override{State: infuse.StateClosed, By: "ann", Until: time.Now().Add(short)}))
-	check(t, c.load().Override != nil, "there is no override")
-	eventually(t, "it is over", func() bool { return c.load().Override == nil })
+	check(t, c.load().Override != nil, "no override")
+	eventually(t, "the override expires", func() bool { return c.load().Override == nil })
 }
 
 func testHistory(t *testing.T, s infuse.Storage) {
 	historian, ok := s.(infuse.Historian)
 	if !ok {
-		t.Skip("the storage keeps no history")
+		t.Skip("the storage has no history")
 	}
 	c := newCircuit(t, s)
 	history := func() []infuse.Event {
@@ -53,14 +53,14 @@ func testHistory(t *testing.T, s infuse.Storage) {
 	}
 	equal(t, 0, len(history()))
 	equal(t, applied, c.calls("f"))
-	equal(t, 0, len(history()), "counts are no events")
+	equal(t, 0, len(history()), "counts are not events")
 	c.limits.Suspicion = short
 	equal(t, moved, c.calls("ff"))
-	equal(t, 0, len(history()), "nor is a suspicion")
+	equal(t, 0, len(history()), "a suspicion is not an event")
 	time.Sleep(time.Until(c.seen.SuspectAt.Add(short + coarse)))
 	equal(t, moved, c.calls("fff"))
 	check(t, len(history()) == 1, "the opening is not in %v", history())
-	equal(t, moved, c.move(infuse.StateClosed))
+	equal(t, moved, c.setState(infuse.StateClosed))
 	equal(t, moved, c.override(infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "maintenance", Until: time.Now().Add(long)}))
 	equal(t, moved, c.override(infuse.Override{By: "bob", Until: time.Unix(1, 0)}))
 	got := history()
@@ -68,7 +68,7 @@ func testHistory(t *testing.T, s infuse.Storage) {
 	cleared, overridden, closed, opened := got[0], got[1], got[2], got[3]
 	equal(t, infuse.StateClosed, opened.From)
 	equal(t, infuse.StateOpen, opened.To)
-	equal(t, "it failed", opened.Cause)
+	equal(t, "failed", opened.Cause)
 	equal(t, false, opened.Manual)
 	equal(t, "test", opened.By)
 	about(t, time.Now(), opened.At)
@@ -79,14 +79,14 @@ func testHistory(t *testing.T, s infuse.Storage) {
 	equal(t, infuse.StateClosed, overridden.From)
 	equal(t, infuse.StateClosed, overridden.To)
 	equal(t, "bob", cleared.By)
-	check(t, cleared.Override == nil, "the override is still there")
+	check(t, cleared.Override == nil, "the override still applies")
 
 	for range infuse.MaxHistory {
-		c.move(infuse.StateOpen)
-		c.move(infuse.StateClosed)
+		c.setState(infuse.StateOpen)
+		c.setState(infuse.StateClosed)
 	}
 	equal(t, infuse.MaxHistory, len(history()))
-	equal(t, infuse.StateClosed, history()[0].To, "the newest is first")
+	equal(t, infuse.StateClosed, history()[0].To, "newest first")
 }
 
 func testCircuits(t *testing.T, s infuse.Storage) {
@@ -110,6 +110,6 @@ func testCircuits(t *testing.T, s infuse.Storage) {
 		check(t, found[name], "%q is not among %v", name, found)
 	}
 	for range lister.Circuits(t.Context()) {
-		break // which it must survive
+		break // the iterator must handle an early stop
 	}
 }

@@ -1,5 +1,7 @@
 package storagetest
 
+// This file tests sequence numbers, generations and lost records.
+
 import (
 	"testing"
 	"time"
@@ -17,13 +19,13 @@ func testNumbers(t *testing.T, s infuse.Storage) {
 		equal(t, 1, c.seen.Failures)
 	}
 	c.apply(second)
-	equal(t, applied, c.apply(first), "with another in between")
+	equal(t, applied, c.apply(first), "after a change of another source")
 	equal(t, 2, c.load().Failures)
 	first.Number = 6
 	equal(t, applied, c.apply(first), "a lower number")
 	equal(t, 2, c.load().Failures)
 
-	large := calls("f") // they may be beyond what is exact in a double
+	large := calls("f") // sequence numbers may exceed the exact range of a double
 	large.Source, large.Number = "other", 1<<64-2
 	c.limits.FailMax = 100
 	c.apply(large)
@@ -33,13 +35,13 @@ func testNumbers(t *testing.T, s infuse.Storage) {
 	c.apply(large)
 	equal(t, 4, c.load().Failures)
 
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	equal(t, moved, c.ask("trial"))
-	equal(t, applied, c.ask("trial"), "its own, once more")
+	equal(t, applied, c.ask("trial"), "the same request again")
 	equal(t, 1, len(c.load().Trials))
 }
 
-// twice makes the change again, as one whose answer was lost.
+// twice makes the change twice, as if the first reply was lost.
 func (c *circuit) twice(first infuse.Change, between func(), what string) {
 	c.Helper()
 	first = c.complete(first)
@@ -58,41 +60,41 @@ func (c *circuit) twice(first infuse.Change, between func(), what string) {
 func testNumberAfterSuccess(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.FailMax = 5
-	c.twice(calls("s"), func() { c.calls("fff") }, "a success that broke no row")
+	c.twice(calls("s"), func() { c.calls("fff") }, "a success without a streak")
 	equal(t, 3, c.load().Failures)
-	c.twice(calls("s"), func() { c.calls("fff") }, "a success that broke a row")
+	c.twice(calls("s"), func() { c.calls("fff") }, "a success that ended a streak")
 	equal(t, 3, c.load().Failures)
 	c.twice(calls("s"), func() {}, "a success")
 	c.twice(calls("ffffs"), func() { c.calls("f") }, "failures, and a success")
 	equal(t, infuse.StateClosed, c.load().State)
-	c.twice(calls("fff"), func() { c.calls("s") }, "failures whose row was broken")
+	c.twice(calls("fff"), func() { c.calls("s") }, "failures of a streak that has ended")
 	equal(t, 0, c.load().Failures)
 }
 
-func testNumberAfterMoves(t *testing.T, s infuse.Storage) {
+func testNumberAfterTransitions(t *testing.T, s infuse.Storage) {
 	for _, from := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
 		for _, to := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
 			c := newCircuit(t, s)
-			c.twice(infuse.Change{Move: &infuse.Move{To: from}}, func() { c.move(to) }, "a move")
+			c.twice(infuse.Change{Move: &infuse.Move{To: from}}, func() { c.setState(to) }, "a state that was set")
 			equal(t, to, c.load().State)
 		}
 	}
 	c := newCircuit(t, s)
-	c.twice(calls("fff"), func() { c.move(infuse.StateClosed) }, "failures that opened it")
+	c.twice(calls("fff"), func() { c.setState(infuse.StateClosed) }, "failures that opened the circuit")
 	equal(t, infuse.StateClosed, c.load().State)
 
 	c.limits.Suspicion = long / 4
-	c.twice(calls("fff"), func() {}, "failures that made it suspect")
+	c.twice(calls("fff"), func() {}, "failures that made the circuit suspect")
 	equal(t, 3, c.load().Score)
-	c.twice(calls("f"), func() { c.calls("f") }, "a failure while it is suspect")
+	c.twice(calls("f"), func() { c.calls("f") }, "a failure while the circuit is suspect")
 	equal(t, 5, c.load().Score)
 	c.twice(calls("ss"), func() { c.calls("ff") }, "a dismissal")
 	equal(t, 2, c.load().Failures)
 
 	c.limits.SuccessThreshold = 1
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	c.ask("trial")
-	open := func() { c.move(infuse.StateOpen) }
+	open := func() { c.setState(infuse.StateOpen) }
 	c.twice(settle("trial", infuse.OutcomeSuccess), open, "the end of a trial")
 	equal(t, infuse.StateOpen, c.load().State)
 }
@@ -103,11 +105,11 @@ func testOlderCalls(t *testing.T, s infuse.Storage) {
 	c.calls("fff")
 	open := c.seen
 	equal(t, infuse.StateOpen, open.State)
-	equal(t, refused, c.calls("f"), "while it is open")
-	c.move(infuse.StateClosed)
-	for what, older := range map[string]infuse.Record{"before it opened": healthy, "while it was open": open} {
+	equal(t, refused, c.calls("f"), "while the circuit is open")
+	c.setState(infuse.StateClosed)
+	for what, older := range map[string]infuse.Record{"before the opening": healthy, "while the circuit was open": open} {
 		c.seen = older
-		equal(t, refused, c.calls("f"), "right after closing, seen ", what)
+		equal(t, refused, c.calls("f"), "directly after closing, known ", what)
 	}
 	equal(t, 0, c.load().Failures)
 	c.seen = c.load()
@@ -118,15 +120,15 @@ func testOlderCalls(t *testing.T, s infuse.Storage) {
 func testStaleTrials(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.SuccessThreshold = 1
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	c.ask("old")
-	c.move(infuse.StateOpen)
-	c.move(infuse.StateHalfOpen)
-	equal(t, 1, len(c.load().Trials), "it still runs")
-	equal(t, refused, c.ask("new"), "it takes a place")
+	c.setState(infuse.StateOpen)
+	c.setState(infuse.StateHalfOpen)
+	equal(t, 1, len(c.load().Trials), "the old trial is in progress")
+	equal(t, refused, c.ask("new"), "the old trial uses the slot")
 	since := c.load().Since
 	c.settle("old", infuse.OutcomeFailure)
-	equal(t, infuse.StateHalfOpen, c.load().State, "and counts for nothing")
+	equal(t, infuse.StateHalfOpen, c.load().State, "the old trial is not counted")
 	equal(t, since, c.load().Since)
 	equal(t, moved, c.ask("new"))
 	equal(t, refused, c.settle("old", infuse.OutcomeSuccess))
@@ -134,15 +136,15 @@ func testStaleTrials(t *testing.T, s infuse.Storage) {
 	equal(t, infuse.StateClosed, c.load().State)
 }
 
-func testMoves(t *testing.T, s infuse.Storage) {
+func testSetState(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.calls("ff")
 	states := []infuse.State{infuse.StateOpen, infuse.StateHalfOpen, infuse.StateClosed}
 	for _, from := range states {
 		for _, to := range states {
-			c.move(from)
+			c.setState(from)
 			generation := c.seen.Generation
-			equal(t, moved, c.move(to))
+			equal(t, moved, c.setState(to))
 			r := c.load()
 			equal(t, to, r.State)
 			check(t, r.Generation > generation, "from %v to %v", from, to)
@@ -156,8 +158,8 @@ func testMoves(t *testing.T, s infuse.Storage) {
 	equal(t, 0, c.load().Failures)
 }
 
-// testLostRecord has senders that know more than the storage, which happens
-// when it has lost its data.
+// testLostRecord tests senders that know a newer record than a storage that has lost its
+// data.
 func testLostRecord(t *testing.T, s infuse.Storage) {
 	generation := time.Now().UnixMilli()
 	trial := infuse.Trial{ID: "running", Started: time.Now(), Deadline: time.Now().Add(long)}
@@ -171,22 +173,22 @@ func testLostRecord(t *testing.T, s infuse.Storage) {
 		same(t, known, c.load(), name)
 		equal(t, refused, c.ask("new"), name)
 		c.seen = infuse.Record{}
-		equal(t, refused, c.calls("f"), name, " for one who has not heard")
+		equal(t, refused, c.calls("f"), name, " for a sender without the record")
 	}
 
 	c := newCircuit(t, s)
 	c.seen = halfOpen
 	equal(t, moved, c.settle("running", infuse.OutcomeSuccess))
-	equal(t, infuse.StateClosed, c.load().State, "the second success in a row")
-	check(t, c.load().Generation > generation, "its generation is not above the one that was known")
+	equal(t, infuse.StateClosed, c.load().State, "the second consecutive success")
+	check(t, c.load().Generation > generation, "the generation is not above the known one")
 
-	c.seen = open // older than what the storage has
+	c.seen = open // older than the record in the storage
 	now := c.load()
 	c.apply(infuse.Change{})
 	same(t, now, c.load())
 }
 
-func testLostAndDue(t *testing.T, s infuse.Storage) {
+func testLostAndReady(t *testing.T, s infuse.Storage) {
 	generation := time.Now().UnixMilli() - 1000
 	due := infuse.Record{State: infuse.StateOpen, Generation: generation, Since: generation, Opened: generation, Failures: 3, DueAt: time.Now().Add(-time.Second)}
 	ended := infuse.Record{State: infuse.StateHalfOpen, Generation: generation, Since: generation, Opened: generation}
@@ -194,12 +196,12 @@ func testLostAndDue(t *testing.T, s infuse.Storage) {
 		c := newCircuit(t, s)
 		c.seen = known
 		equal(t, applied, c.apply(infuse.Change{}))
-		equal(t, infuse.StateClosed, c.load().State, "from a lost one it differs by one trial")
+		equal(t, infuse.StateClosed, c.load().State, "losing it costs one trial only")
 	}
 
-	// A closing that the sender knows undoes an opening that the storage got back.
+	// A newer closing that the sender knows replaces an opening that was restored.
 	c := newCircuit(t, s)
-	c.move(infuse.StateOpen)
+	c.setState(infuse.StateOpen)
 	closed := c.seen
 	closed.State, closed.Generation, closed.DueAt = infuse.StateClosed, closed.Generation+10, time.Time{}
 	closed.Since, closed.Moved = closed.Generation, closed.Generation

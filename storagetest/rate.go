@@ -1,5 +1,7 @@
 package storagetest
 
+// This file tests the failure rate, the open duration and the recovery.
+
 import (
 	"testing"
 	"time"
@@ -7,10 +9,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// What a storage keeps for the failure rate, and for how a circuit comes back.
-
-// rated has a failure rate as its only limit, and a window that does not move
-// on during a test.
+// rated returns a circuit with a failure rate only, whose window does not move during the
+// test.
 func rated(t *testing.T, s infuse.Storage) *circuit {
 	c := newCircuit(t, s)
 	c.limits.FailMax = 1 << 30
@@ -19,12 +19,12 @@ func rated(t *testing.T, s infuse.Storage) *circuit {
 	return c
 }
 
-// counted makes a change of calls that end now.
+// counted reports calls that end now.
 func (c *circuit) counted(calls, failures int) infuse.Verdict {
-	return c.apply(infuse.Change{Cause: "it failed", Counted: []infuse.Bucket{{Start: time.Now(), Calls: calls, Failures: failures}}})
+	return c.apply(infuse.Change{Cause: "failed", Counted: []infuse.Bucket{{Start: time.Now(), Calls: calls, Failures: failures}}})
 }
 
-// window returns all that is in the record's window.
+// window returns the sum of the record's window.
 func (c *circuit) window() (all infuse.Bucket) {
 	for _, b := range c.load().Window.Buckets {
 		all.Calls, all.Failures = all.Calls+b.Calls, all.Failures+b.Failures
@@ -35,13 +35,13 @@ func (c *circuit) window() (all infuse.Bucket) {
 func testWindow(t *testing.T, s infuse.Storage) {
 	c := rated(t, s)
 	equal(t, applied, c.counted(5, 0))
-	equal(t, 0, len(c.load().Window.Buckets), "a window begins with a failure")
+	equal(t, 0, len(c.load().Window.Buckets), "a window starts with a failure")
 	equal(t, applied, c.counted(3, 1))
 	equal(t, applied, c.counted(4, 0))
 	equal(t, infuse.Bucket{Calls: 7, Failures: 1}, c.window())
 	equal(t, long, c.load().Window.Width)
 
-	// What ended an hour ago belongs to another bucket.
+	// Calls that ended an hour ago belong to another bucket.
 	change := infuse.Change{Counted: []infuse.Bucket{{Start: time.Now().Add(-3 * long), Calls: 2, Failures: 1}, {Start: time.Now(), Calls: 1}}}
 	equal(t, applied, c.apply(change))
 	equal(t, infuse.Bucket{Calls: 10, Failures: 2}, c.window())
@@ -50,13 +50,13 @@ func testWindow(t *testing.T, s infuse.Storage) {
 	check(t, time.Since(buckets[0].Start) > 2*long, "the older calls are in a bucket of %v ago", time.Since(buckets[0].Start))
 	check(t, time.Since(buckets[len(buckets)-1].Start) <= long, "the newest bucket began %v ago", time.Since(buckets[len(buckets)-1].Start))
 
-	// What is older than the window is forgotten.
+	// Older calls than the window are dropped.
 	change = infuse.Change{Counted: []infuse.Bucket{{Start: time.Now().Add(-20 * long), Calls: 2, Failures: 2}}}
 	equal(t, applied, c.apply(change))
 	equal(t, infuse.Bucket{Calls: 10, Failures: 2}, c.window())
 
-	equal(t, moved, c.move(infuse.StateClosed))
-	equal(t, 0, len(c.load().Window.Buckets), "another state begins without calls")
+	equal(t, moved, c.setState(infuse.StateClosed))
+	equal(t, 0, len(c.load().Window.Buckets), "a new state starts with an empty window")
 }
 
 func testRate(t *testing.T, s infuse.Storage) {
@@ -67,32 +67,32 @@ func testRate(t *testing.T, s infuse.Storage) {
 	same(t, c.seen, r)
 	equal(t, infuse.StateClosed, r.State)
 	equal(t, true, r.Rated)
-	equal(t, "it failed", r.Cause)
+	equal(t, "failed", r.Cause)
 	about(t, time.Now(), r.SuspectAt)
 	equal(t, c.source, r.Witness)
-	about(t, time.Now().Add(long), r.DueAt, "the open duration is counted from here")
+	about(t, time.Now().Add(long), r.DueAt, "the open duration starts with the suspicion")
 	equal(t, applied, c.counted(5, 0))
 	equal(t, moved, c.counted(6, 0), "10 of 21")
 	r = c.load()
-	check(t, !r.Suspect() && r.SuspectAt.IsZero(), "it is still suspect")
+	check(t, !r.Suspect() && r.SuspectAt.IsZero(), "still suspect")
 	about(t, time.Now(), r.DismissedAt)
-	equal(t, infuse.Bucket{Calls: 21, Failures: 10}, c.window(), "its window goes on")
+	equal(t, infuse.Bucket{Calls: 21, Failures: 10}, c.window(), "the window continues")
 
 	c = rated(t, s)
 	c.limits.Suspicion = time.Millisecond
 	equal(t, moved, c.counted(10, 10))
-	time.Sleep(10 * time.Millisecond) // four times Suspicion, and more
+	time.Sleep(10 * time.Millisecond) // longer than 4 × Suspicion
 	equal(t, applied, c.counted(30, 30), "from the same process")
 	equal(t, infuse.StateClosed, c.load().State)
 	c.source, c.number = unique("source"), 0
-	equal(t, applied, c.counted(1, 0), "a report without a failure confirms nothing")
+	equal(t, applied, c.counted(1, 0), "a report without a failure does not confirm")
 	equal(t, moved, c.counted(1, 1))
 	r = c.load()
 	equal(t, infuse.StateOpen, r.State)
 	equal(t, true, r.Rated)
-	equal(t, infuse.Bucket{Calls: 42, Failures: 41}, c.window(), "its window goes on")
+	equal(t, infuse.Bucket{Calls: 42, Failures: 41}, c.window(), "the window continues")
 	equal(t, moved, c.counted(60, 0), "41 of 102")
-	equal(t, infuse.StateClosed, c.load().State, "a rate that falls dismisses an opening")
+	equal(t, infuse.StateClosed, c.load().State, "a lower rate dismisses an opening")
 }
 
 func testConcurrentWindow(t *testing.T, s infuse.Storage) {
@@ -100,7 +100,7 @@ func testConcurrentWindow(t *testing.T, s infuse.Storage) {
 	c := rated(t, s)
 	c.limits.MinCalls = 1 << 30
 	equal(t, applied, c.counted(1, 1))
-	verdicts := c.atOnce(senders, each, func() infuse.Change {
+	verdicts := c.concurrently(senders, each, func() infuse.Change {
 		return infuse.Change{Counted: []infuse.Bucket{{Start: time.Now(), Calls: 3, Failures: 1}}}
 	})
 	equal(t, senders*each, verdicts[applied])
@@ -117,7 +117,7 @@ func testGrowth(t *testing.T, s infuse.Storage) {
 		r := c.load()
 		equal(t, want, r.OpenTime)
 		left := time.Until(r.DueAt)
-		check(t, left <= want+10*time.Millisecond, "the %d. open time ends in %v, not in %v", i+1, left, want)
+		check(t, left <= want+10*time.Millisecond, "open duration %d ends in %v, not in %v", i+1, left, want)
 		time.Sleep(left + time.Millisecond)
 		equal(t, moved, c.apply(infuse.Change{Ask: "trial"}))
 		equal(t, moved, c.apply(infuse.Change{Settled: []infuse.Settlement{{ID: "trial", Outcome: infuse.OutcomeFailure}}}))
@@ -126,14 +126,14 @@ func testGrowth(t *testing.T, s infuse.Storage) {
 
 func testClosedAt(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	equal(t, moved, c.move(infuse.StateOpen))
-	check(t, c.load().ClosedAt.IsZero(), "it is not closed")
-	equal(t, moved, c.move(infuse.StateClosed))
+	equal(t, moved, c.setState(infuse.StateOpen))
+	check(t, c.load().ClosedAt.IsZero(), "the circuit is not closed")
+	equal(t, moved, c.setState(infuse.StateClosed))
 	about(t, time.Now(), c.load().ClosedAt)
 	time.Sleep(50 * time.Millisecond)
 	closed := c.load().ClosedAt
-	check(t, time.Since(closed) >= 40*time.Millisecond, "it was closed %v ago", time.Since(closed))
+	check(t, time.Since(closed) >= 40*time.Millisecond, "the circuit was closed %v ago", time.Since(closed))
 	equal(t, applied, c.calls("f"))
-	equal(t, moved, c.move(infuse.StateClosed))
-	check(t, c.load().ClosedAt.IsZero(), "closing a closed circuit begins no ramp")
+	equal(t, moved, c.setState(infuse.StateClosed))
+	check(t, c.load().ClosedAt.IsZero(), "closing a closed circuit does not start a ramp")
 }

@@ -1,5 +1,8 @@
 package storagetest_test
 
+// This file runs the tests with RedisStorage on a server, a Cluster, Sentinels and
+// miniredis.
+
 import (
 	"fmt"
 	"sync/atomic"
@@ -19,11 +22,11 @@ func TestRedis(t *testing.T) {
 	runOnRedis(t, redistest.Start(t).Client())
 }
 
-func TestRedisByPollingAlone(t *testing.T) {
+func TestRedisWithoutPubSub(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	client := server.Client()
-	// A user that may not use Pub/Sub.
+	// A user without permission for Pub/Sub.
 	rule := []any{"acl", "setuser", "default", "resetchannels"}
 	require.NoError(t, client.Do(t.Context(), rule...).Err())
 	runOnRedis(t, client)
@@ -39,13 +42,13 @@ func TestRedisBehindSentinel(t *testing.T) {
 	runOnRedis(t, redistest.StartSentinel(t).Client())
 }
 
-// TestMiniredis has what examples and unit tests of users run on.
+// Examples and unit tests of users run with miniredis.
 func TestMiniredis(t *testing.T) {
 	t.Parallel()
 	runOnRedis(t, redistest.StartMini(t).Client())
 }
 
-// runOnRedis has each test meet keys of its own.
+// runOnRedis runs each test with a separate prefix.
 func runOnRedis(t *testing.T, client redis.UniversalClient) {
 	var storages atomic.Int64
 	storagetest.Run(t, func(t *testing.T) infuse.Storage {

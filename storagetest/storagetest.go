@@ -1,9 +1,11 @@
-// Package storagetest has the tests that every infuse.Storage must pass.
-//
-// A storage of your own is tested by one line:
+// Package storagetest contains the tests that every infuse.Storage must pass. To test
+// your own storage:
 //
 //	func TestMyStorage(t *testing.T) { storagetest.Run(t, newMyStorage) }
 package storagetest
+
+// This file contains Run, the helpers of the tests, and the tests of records, names and
+// values.
 
 import (
 	"fmt"
@@ -15,8 +17,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Run tests a storage. It calls newStorage for each of its sub-tests, and wants
-// an empty one.
+// Run tests a storage. It calls newStorage for each of its subtests; newStorage must
+// return an empty storage.
 func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 	for _, test := range []struct {
 		name string
@@ -24,74 +26,74 @@ func Run(t *testing.T, newStorage func(t *testing.T) infuse.Storage) {
 	}{
 		{"a circuit without a record has the zero record", testZeroRecord},
 		{"changes do what Record.Apply does", testChanges},
-		{"records that are handed out are copies", testCopies},
-		{"names never meet", testNames},
-		{"names that no circuit may have are errors", testBadNames},
-		{"sources that cannot be are errors", testBadSources},
-		{"awkward values do no harm", testAwkwardValues},
+		{"returned records are copies", testCopies},
+		{"similar names are different circuits", testNames},
+		{"invalid names are errors", testBadNames},
+		{"invalid sources are errors", testBadSources},
+		{"extreme values are handled", testAwkwardValues},
 
 		{"consecutive failures open a circuit as in pybreaker", testStreaks},
-		{"a threshold that is reached begins a suspicion with a score", testSuspicion},
+		{"reaching the threshold starts a suspicion with a score", testSuspicion},
 		{"successes dismiss a suspicion", testDismissal},
 		{"a report opens a suspect circuit and time does not", testOpening},
 		{"a failed trial is confirmed by another process", testConfirmedTrials},
 
-		{"a window has the calls of all senders", testWindow},
+		{"a window counts the calls of all senders", testWindow},
 		{"a suspicion of the rate is confirmed by another process", testRate},
-		{"the open time grows and shrinks", testGrowth},
-		{"a record knows when it was closed", testClosedAt},
+		{"the open duration grows and shrinks", testGrowth},
+		{"a record contains when it was closed", testClosedAt},
 
 		{"concurrent failures are all counted", testConcurrentFailures},
 		{"concurrent calls of a window are all counted", testConcurrentWindow},
 		{"concurrent outcomes in a suspicion are all counted", testConcurrentSuspicion},
-		{"concurrent failures at the limit open it once", testConcurrentLimit},
-		{"of many that ask at once as many get a trial as may run", testConcurrentAskers},
-		{"concurrent moves are all made", testConcurrentMoves},
+		{"concurrent failures at the threshold open the circuit once", testConcurrentThreshold},
+		{"concurrent requests get at most MaxTrials trials", testConcurrentTrials},
+		{"concurrently set states all apply", testConcurrentSetState},
 
-		{"a number counts once", testNumbers},
-		{"a number counts once though the row was broken since", testNumberAfterSuccess},
-		{"a number counts once though the circuit moved since", testNumberAfterMoves},
-		{"calls of an older generation count for nothing", testOlderCalls},
-		{"trials of before a transition keep their places and count for nothing", testStaleTrials},
+		{"a sequence number counts once", testNumbers},
+		{"a sequence number counts once although the streak has ended", testNumberAfterSuccess},
+		{"a sequence number counts once although the state has changed", testNumberAfterTransitions},
+		{"calls of an older generation are not counted", testOlderCalls},
+		{"trials from before a transition keep their slots and are not counted", testStaleTrials},
 
-		{"an open circuit is due after its reset timeout and not before", testDue},
-		{"reading moves nothing", testReading},
-		{"a lease ends at its deadline though others ask all the time", testLease},
+		{"an open circuit is ready for a trial after its reset timeout and not before", testReady},
+		{"reading changes no state", testReading},
+		{"a lease ends at its deadline despite other requests", testLease},
 		{"an ignored outcome frees its trial", testIgnored},
-		{"no wait grows by what is written later", testWaits},
+		{"later writes delay no deadline", testWaits},
 
-		{"moves by hand", testMoves},
-		{"an override holds until it is over or cleared", testOverride},
-		{"a history has the last transitions and overrides", testHistory},
+		{"states are set manually", testSetState},
+		{"an override applies until it expires or is removed", testOverride},
+		{"a history contains the last transitions and overrides", testHistory},
 		{"circuits with a record are listed", testCircuits},
-		{"a lost record is restored from what the sender knows", testLostRecord},
-		{"a lost record that is ready for a trial is not restored", testLostAndDue},
+		{"a lost record is restored from the sender's record", testLostRecord},
+		{"a lost record that is ready for a trial is not restored", testLostAndReady},
 
-		{"a watcher hears of transitions and freed trials", testWatch},
+		{"watchers are notified of transitions and freed trials", testWatch},
 		{"watchers are notified of suspicions and dismissals", testWatchSuspicion},
-		{"all watchers of a circuit hear and those of others do not", testWatchers},
-		{"a watcher that stopped hears nothing more", testStop},
-		{"watchers never hear of an older record after a newer one", testWatchOrder},
+		{"all watchers of a circuit are notified and no others", testWatchers},
+		{"a stopped watcher is not notified any more", testStop},
+		{"watchers never receive an older record after a newer one", testWatchOrder},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newStorage(t)) })
 	}
 }
 
 const (
-	patience = 30 * time.Second // for what is to happen soon, on a busy machine
+	patience = 30 * time.Second // for fast events, on a busy machine
 	pace     = 5 * time.Millisecond
-	long     = time.Hour // for what is not to end during a test
+	long     = time.Hour // longer than any test
 
 	refused = infuse.VerdictRefused
 	applied = infuse.VerdictApplied
 	moved   = infuse.VerdictMoved
 )
 
-// limits has timeouts that do not end during a test, and no suspicion.
+// limits have timeouts that do not end during a test, and no suspicion.
 var limits = infuse.Limits{FailMax: 3, ResetTimeout: long, SuccessThreshold: 2, MaxTrials: 1, TrialTimeout: long}
 
-// circuit makes changes of one circuit, in the manner of a breaker that has
-// seen the record which the storage answered with last.
+// circuit makes changes of one circuit, like a breaker that knows the last record that
+// the storage returned.
 type circuit struct {
 	*testing.T
 	storage infuse.Storage
@@ -108,7 +110,7 @@ func newCircuit(t *testing.T, s infuse.Storage) *circuit {
 
 func unique(what string) string { return fmt.Sprintf("%s-%x", what, rand.Uint64()) }
 
-// complete fills in what all changes have, and the next number if it has none.
+// complete sets the fields of all changes, and the next sequence number if there is none.
 func (c *circuit) complete(change infuse.Change) infuse.Change {
 	change.Seen, change.Limits, change.By = c.seen, c.limits, "test"
 	if change.Source == "" {
@@ -133,7 +135,7 @@ func (c *circuit) load() infuse.Record {
 	return record
 }
 
-// calls is the change for outcomes in that order: f for a failure, s for a success.
+// calls returns the change for outcomes in order: f for a failure, s for a success.
 func calls(outcomes string) infuse.Change {
 	var c infuse.Calls
 	for _, outcome := range outcomes {
@@ -148,7 +150,7 @@ func calls(outcomes string) infuse.Change {
 		c.Failures++
 		c.Streak++
 	}
-	return infuse.Change{Calls: c, Cause: "it failed"}
+	return infuse.Change{Calls: c, Cause: "failed"}
 }
 
 func (c *circuit) calls(outcomes string) infuse.Verdict {
@@ -156,7 +158,7 @@ func (c *circuit) calls(outcomes string) infuse.Verdict {
 	return c.apply(calls(outcomes))
 }
 
-func (c *circuit) move(to infuse.State) infuse.Verdict {
+func (c *circuit) setState(to infuse.State) infuse.Verdict {
 	c.Helper()
 	return c.apply(infuse.Change{Move: &infuse.Move{To: to}})
 }
@@ -175,8 +177,8 @@ func (c *circuit) settle(trial string, outcome infuse.Outcome) infuse.Verdict {
 	return c.apply(settle(trial, outcome))
 }
 
-// eventually waits for what is to happen soon. The condition runs on the
-// test's own goroutine, and so may fail it.
+// eventually waits for a condition. The condition runs on the goroutine of the test, so it
+// may fail the test.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !condition(); time.Sleep(pace) {
@@ -196,14 +198,14 @@ func noError(t *testing.T, err error) {
 	check(t, err == nil, "%v", err)
 }
 
-// equal compares what a test wants with what it got.
+// equal fails if want and got differ.
 func equal[T comparable](t *testing.T, want, got T, what ...any) {
 	t.Helper()
 	check(t, want == got, "want %v, got %v %s", want, got, fmt.Sprint(what...))
 }
 
-// same compares records whose times may differ by what a storage's clock, or
-// its way, adds; not in a test with timeouts that end.
+// same compares records whose times may differ by clock errors and delays. Do not use it
+// with timeouts that end during the test.
 func same(t *testing.T, want, got infuse.Record, what ...any) {
 	t.Helper()
 	equal(t, withoutTimes(want), withoutTimes(got), what...)
@@ -240,9 +242,8 @@ func testZeroRecord(t *testing.T, s infuse.Storage) {
 	same(t, infuse.Record{}, c.load())
 }
 
-// testChanges goes through changes of all kinds, as a local circuit makes them
-// and as a shared one does. Each is made by the storage and, on the record that
-// the storage had before, by Record.Apply.
+// testChanges applies changes of all kinds, with and without a suspicion. The storage
+// must do the same as Record.Apply on its previous record.
 func testChanges(t *testing.T, s infuse.Storage) {
 	for _, suspicion := range []time.Duration{0, time.Millisecond, long} {
 		testChangesOf(t, s, suspicion)
@@ -294,7 +295,7 @@ func testChangesOf(t *testing.T, s infuse.Storage, suspicion time.Duration) {
 		ask("f"),
 		ask("g"),
 		{Settled: []infuse.Settlement{{ID: "f", Outcome: success}, {ID: "g", Outcome: success}}, Calls: calls("f").Calls, Ask: "h"},
-		{Calls: calls("fff").Calls, OpenFor: 2 * long, Cause: "it said when to come back"},
+		{Calls: calls("fff").Calls, OpenFor: 2 * long, Cause: "with a Retry-After"},
 		move(infuse.StateClosed),
 		calls("fff"), // suspect
 		calls("ff"),
@@ -315,14 +316,14 @@ func testChangesOf(t *testing.T, s infuse.Storage, suspicion time.Duration) {
 	} {
 		step := fmt.Sprintf("in step %d with a suspicion of %v: %+v", i, suspicion, change)
 		change = c.complete(change)
-		time.Sleep(2 * suspicion % long) // away from the end of a short one
+		time.Sleep(2 * suspicion % long) // not near the end of a short suspicion
 		before := c.load()
 		want, wantVerdict := before.Apply(change, time.Now())
 		got, verdict, err := s.Apply(t.Context(), c.name, change)
 		noError(t, err)
 		equal(t, wantVerdict, verdict, step)
 		if want.Generation != before.Generation {
-			check(t, got.Generation > before.Generation, "the generation falls from %d to %d %s", before.Generation, got.Generation, step)
+			check(t, got.Generation > before.Generation, "the generation decreases from %d to %d %s", before.Generation, got.Generation, step)
 			want = renumbered(want, got.Generation)
 		}
 		same(t, want, got, step)
@@ -331,13 +332,13 @@ func testChangesOf(t *testing.T, s infuse.Storage, suspicion time.Duration) {
 	}
 }
 
-// from returns the change as one of another process.
+// from returns the change with the source of another process.
 func from(source string, c infuse.Change) infuse.Change {
 	c.Source, c.Number = source, 0
 	return c
 }
 
-// renumbered gives the record another present generation: it follows a storage's clock.
+// renumbered replaces the current generation of the record, which depends on the storage's clock.
 func renumbered(r infuse.Record, generation int64) infuse.Record {
 	for _, g := range []*int64{&r.Since, &r.Opened, &r.Moved} {
 		if *g == r.Generation {
@@ -348,7 +349,7 @@ func renumbered(r infuse.Record, generation int64) infuse.Record {
 	return r
 }
 
-// testCopies writes to the slices of all records that it is given.
+// testCopies writes to the slices of all records that it receives.
 func testCopies(t *testing.T, s infuse.Storage) {
 	spoil := func(r infuse.Record) {
 		for i := range r.Trials {
@@ -357,13 +358,13 @@ func testCopies(t *testing.T, s infuse.Storage) {
 		_ = append(r.Trials, infuse.Trial{ID: "spoilt"})
 	}
 	c := newCircuit(t, s)
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	c.ask("trial")
 	known := c.load()
 	want := withoutTimes(known)
 	check(t, strings.Contains(want, "trial stale"), "no trial in %s", want)
 	spoil(c.seen)
-	equal(t, want, withoutTimes(c.load()), "after it was granted")
+	equal(t, want, withoutTimes(c.load()), "after the trial was granted")
 	spoil(c.load())
 	equal(t, want, withoutTimes(c.load()), "after a load")
 	c.seen = c.load()
@@ -384,8 +385,7 @@ func testCopies(t *testing.T, s infuse.Storage) {
 	equal(t, want, withoutTimes(c.load()), "after a sync with what the sender knows")
 }
 
-// awkwardNames are circuits' names that an encoding may take for each other, or
-// for something else.
+// awkwardNames returns valid names that an encoding could confuse.
 func awkwardNames() []string {
 	longest := strings.Repeat("n", infuse.MaxNameLength-1)
 	return []string{
@@ -418,7 +418,7 @@ func testBadNames(t *testing.T, s infuse.Storage) {
 		check(t, err != nil, "Load of a name of %d bytes", len(name))
 		_, _, err = s.Apply(t.Context(), name, infuse.Change{Limits: limits, Calls: calls("f").Calls})
 		check(t, err != nil, "Apply to a name of %d bytes", len(name))
-		s.Watch(name, func(infuse.Record) { t.Errorf("heard of a name of %d bytes", len(name)) })()
+		s.Watch(name, func(infuse.Record) { t.Errorf("notified for a name of %d bytes", len(name)) })()
 	}
 }
 
@@ -430,7 +430,7 @@ func testBadSources(t *testing.T, s infuse.Storage) {
 			"trial's ID": {Ask: bad, Move: &infuse.Move{To: infuse.StateHalfOpen}},
 		} {
 			if what != "source" && bad == "" {
-				continue // asks for nothing
+				continue // no trial is requested
 			}
 			change.Limits = limits
 			_, _, err := s.Apply(t.Context(), c.name, change)
@@ -442,7 +442,7 @@ func testBadSources(t *testing.T, s infuse.Storage) {
 	equal(t, applied, c.calls("f"))
 }
 
-// testAwkwardValues has a record be readable whatever is said in a change.
+// testAwkwardValues checks that a record stays readable, whatever texts a change contains.
 func testAwkwardValues(t *testing.T, s infuse.Storage) {
 	for _, text := range []string{
 		strings.Repeat("\xff", 1000), strings.Repeat("é", 101), "x" + strings.Repeat("日", 100), strings.Repeat("<\x00\"", 1000), " ", "\n",
@@ -466,13 +466,13 @@ func testAwkwardValues(t *testing.T, s infuse.Storage) {
 
 	c = newCircuit(t, s)
 	c.limits.MaxTrials = 1024
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	c.seen.Trials = nil
 	for i := range 1024 {
 		c.seen.Trials = append(c.seen.Trials, infuse.Trial{ID: fmt.Sprintf("%064d", i), Started: time.Now(), Deadline: time.Now().Add(long)})
 	}
 	c.seen.Generation++
 	equal(t, moved, c.apply(infuse.Change{}))
-	equal(t, 1024, len(c.load().Trials), "as many trials as there may be, of the longest names")
+	equal(t, 1024, len(c.load().Trials), "the maximum number of trials, with the longest IDs")
 	equal(t, refused, c.ask("another"))
 }

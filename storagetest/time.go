@@ -1,5 +1,7 @@
 package storagetest
 
+// This file tests timeouts and leases.
+
 import (
 	"testing"
 	"time"
@@ -7,57 +9,57 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// short is a timeout that ends during a test. A storage's clock is its own,
-// perhaps of whole milliseconds: a few are allowed for that.
+// short is a timeout that ends during a test. coarse allows for a storage whose clock has
+// whole milliseconds.
 const (
 	short  = 250 * time.Millisecond
 	coarse = 5 * time.Millisecond
 )
 
-func testDue(t *testing.T, s infuse.Storage) {
+func testReady(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.ResetTimeout = short
 	began := time.Now()
-	c.move(infuse.StateOpen)
-	eventually(t, "it is due", func() bool { return c.ask("trial") != refused })
-	check(t, time.Since(began) >= short-coarse, "due after %v", time.Since(began))
+	c.setState(infuse.StateOpen)
+	eventually(t, "the circuit is ready for a trial", func() bool { return c.ask("trial") != refused })
+	check(t, time.Since(began) >= short-coarse, "ready after %v", time.Since(began))
 	equal(t, infuse.StateHalfOpen, c.load().State)
 	equal(t, 1, len(c.load().Trials))
 }
 
 func testReading(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	c.due()
+	c.makeReady()
 	for range 3 {
 		same(t, c.seen, c.load())
 		equal(t, applied, c.apply(infuse.Change{}))
 	}
-	equal(t, infuse.StateOpen, c.load().State, "though it is due")
+	equal(t, infuse.StateOpen, c.load().State, "although it is ready for a trial")
 	equal(t, moved, c.ask("trial"))
 }
 
 func testLease(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	c.limits.TrialTimeout = short
 	began := time.Now()
 	equal(t, moved, c.ask("dead"))
 	c.limits.TrialTimeout = long
 	eventually(t, "the lease ends", func() bool { return c.ask("next") != refused })
-	check(t, time.Since(began) >= short-coarse, "it ends after %v", time.Since(began))
+	check(t, time.Since(began) >= short-coarse, "the lease ends after %v", time.Since(began))
 
 	for outcome := range infuse.OutcomeIgnored + 1 {
-		equal(t, refused, c.settle("dead", outcome), "it did not die: its late ", outcome)
+		equal(t, refused, c.settle("dead", outcome), "a late ", outcome)
 	}
 	equal(t, infuse.StateHalfOpen, c.load().State)
 	equal(t, 0, c.load().Successes)
-	equal(t, refused, c.ask("third"), "the late end has freed nothing")
+	equal(t, refused, c.ask("third"), "the late end frees no slot")
 	equal(t, moved, c.settle("next", infuse.OutcomeSuccess))
 }
 
 func testIgnored(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	for range 3 {
 		equal(t, moved, c.ask("trial"))
 		equal(t, refused, c.ask("other"))
@@ -69,21 +71,21 @@ func testIgnored(t *testing.T, s infuse.Storage) {
 	equal(t, 0, len(c.load().Trials))
 }
 
-// testWaits writes a record again and again: what it waits for stays when it was.
+// testWaits writes a record repeatedly. Its deadlines must not change.
 func testWaits(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.MaxTrials = 100
-	c.move(infuse.StateHalfOpen)
+	c.setState(infuse.StateHalfOpen)
 	c.ask("first")
 	first := c.seen.Trials[0].Deadline
 	for range 20 {
 		c.ask(unique("trial"))
 		now := c.load().Trials[0].Deadline
-		check(t, now.Sub(first) < short, "its deadline was put off by %v", now.Sub(first))
+		check(t, now.Sub(first) < short, "the deadline was delayed by %v", now.Sub(first))
 	}
 
-	// A sender knows of an earlier time: it is what others are told, too.
-	c.move(infuse.StateOpen)
+	// The sender knows an earlier time, which then applies to others.
+	c.setState(infuse.StateOpen)
 	c.seen.DueAt = time.Now().Add(-time.Second)
-	equal(t, moved, c.ask("due"), "of the same generation, and due for the sender")
+	equal(t, moved, c.ask("due"), "the same generation, and ready for a trial according to the sender")
 }

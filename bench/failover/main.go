@@ -4,8 +4,8 @@
 //
 //	cd bench && go run ./failover
 //
-// It prints a table, of which docs/redis.md has a part, takes two minutes, and needs a redis-server in
-// the PATH.
+// It prints the table of bench/REDIS.md, takes two minutes, and needs a redis-server
+// in the PATH.
 package main
 
 import (

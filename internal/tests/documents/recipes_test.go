@@ -16,7 +16,7 @@ const recipes = "docs/recipes.md"
 var recipeTests = map[string]map[string][]string{
 	"1":  {"examples/recipes/recipes_test.go": {"TestThreeUpstreams"}},
 	"2":  {"examples/recipes/recipes_test.go": {"TestFallback"}},
-	"3":  {"examples/neighbours/neighbours_test.go": {"TestGoRetryablehttp"}},
+	"3":  {"examples/integrations/integrations_test.go": {"TestGoRetryablehttp"}},
 	"4":  {"examples/recipes/recipes_test.go": {"TestTimeoutOfEachTry"}},
 	"5":  {"prominfuse/recipe_test.go": {"ExampleNewCollector"}},
 	"6":  {"otelinfuse/recipe_test.go": {"ExampleRegister"}},
@@ -25,7 +25,7 @@ var recipeTests = map[string]map[string][]string{
 	"9":  {"grpcinfuse/example_test.go": {"Example"}},
 	"10": {"examples/recipes/recipes_test.go": {"TestDatabase"}},
 	"11": {"examples/recipes/recipes_test.go": {"TestConsumer"}},
-	"12": {"examples/neighbours/settings_test.go": {"TestSettingsFromYAML"}, "examples/recipes/recipes_test.go": {"TestSettingsFromTheEnvironment"}},
+	"12": {"examples/integrations/settings_test.go": {"TestSettingsFromYAML"}, "examples/recipes/recipes_test.go": {"TestSettingsFromTheEnvironment"}},
 	"13": {"examples/recipes/recipes_test.go": {"TestForcedState"}},
 	"14": {"examples/recipes/recipes_test.go": {"TestDryRun"}},
 	"15": {"examples/recipes/readiness_test.go": {"TestReadinessWithoutACircuitRecovers"}},

@@ -1,4 +1,4 @@
-module github.com/infuse-go/infuse/examples/neighbours
+module github.com/infuse-go/infuse/examples/integrations
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 // server is ill as long as it is told to be.
@@ -77,7 +77,7 @@ func (s *server) recover(t *testing.T, breaker *infuse.Breaker) {
 
 func TestGoRetryablehttp(t *testing.T) {
 	s, transport, breaker := start(t)
-	client := neighbours.NewRetryableClient(transport)
+	client := integrations.NewRetryableClient(transport)
 	client.RetryMax = 10
 	client.RetryWaitMin, client.RetryWaitMax = time.Millisecond, time.Millisecond
 	client.Logger = slog.New(slog.DiscardHandler)
@@ -142,7 +142,7 @@ func TestOtelhttp(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	tracer := trace.NewTracerProvider(trace.WithSpanProcessor(spans))
 	t.Cleanup(func() { require.NoError(t, tracer.Shutdown(context.Background())) })
-	client := neighbours.NewTracedClient(transport, otelhttp.WithTracerProvider(tracer))
+	client := integrations.NewTracedClient(transport, otelhttp.WithTracerProvider(tracer))
 
 	for range 3 {
 		response, err := client.Get(s.URL)
@@ -170,7 +170,7 @@ func TestOtelhttp(t *testing.T) {
 
 func TestResty(t *testing.T) {
 	s, transport, breaker := start(t)
-	client := neighbours.NewRestyClient(transport).
+	client := integrations.NewRestyClient(transport).
 		SetRetryCount(10).
 		SetRetryWaitTime(time.Millisecond).
 		SetRetryMaxWaitTime(time.Millisecond)

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"testing"
@@ -8,12 +8,12 @@ import (
 	"resty.dev/v3"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 func TestResty3(t *testing.T) {
 	s, transport, breaker := start(t)
-	client := neighbours.NewResty3Client(transport).
+	client := integrations.NewResty3Client(transport).
 		SetRetryCount(10).
 		SetRetryWaitTime(time.Millisecond).
 		SetRetryMaxWaitTime(time.Millisecond)

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"net/http"
@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 // echo sends back what it gets over a WebSocket, until that breaks off.
@@ -40,7 +40,7 @@ func requireEcho(t *testing.T, conn *websocket.Conn) {
 func TestWebSocket(t *testing.T) {
 	s, transport, breaker := startWith(t, echo)
 	dial := func() (*websocket.Conn, error) {
-		conn, _, err := websocket.Dial(t.Context(), s.URL, neighbours.WebSocketOptions(transport))
+		conn, _, err := websocket.Dial(t.Context(), s.URL, integrations.WebSocketOptions(transport))
 		if err == nil {
 			t.Cleanup(func() { _ = conn.CloseNow() })
 		}
@@ -72,7 +72,7 @@ func TestWebSocket(t *testing.T) {
 func TestWebSocketsThatAreCutAreNoFailures(t *testing.T) {
 	s, transport, breaker := startWith(t, echo)
 	for range 5 {
-		conn, _, err := websocket.Dial(t.Context(), s.URL, neighbours.WebSocketOptions(transport))
+		conn, _, err := websocket.Dial(t.Context(), s.URL, integrations.WebSocketOptions(transport))
 		require.NoError(t, err)
 		require.NoError(t, conn.Write(t.Context(), websocket.MessageText, []byte("break off")))
 		_, _, err = conn.Read(t.Context())

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 func TestAWS(t *testing.T) {
@@ -22,7 +22,7 @@ func TestAWS(t *testing.T) {
 		_, _ = io.WriteString(w, `<R><GetCallerIdentityResult><Account>well</Account></GetCallerIdentityResult></R>`)
 	})
 	s.ill.Store(true)
-	client := sts.NewFromConfig(neighbours.WithAWS(aws.Config{
+	client := sts.NewFromConfig(integrations.WithAWS(aws.Config{
 		Region:       "eu-west-1",
 		BaseEndpoint: aws.String(s.URL),
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"io"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 // The transport is what retries. It is by itself here: with it, go-elasticsearch
@@ -38,7 +38,7 @@ func search(t *testing.T, client *elastictransport.Client) (*http.Response, erro
 
 func TestElastic(t *testing.T) {
 	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
-	client := newElastic(t, neighbours.ElasticOptions(transport), s)
+	client := newElastic(t, integrations.ElasticOptions(transport), s)
 	response, err := search(t, client)
 	require.NoError(t, err)
 	requireWell(t, response.Body)

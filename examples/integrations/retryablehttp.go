@@ -1,6 +1,6 @@
-// Package neighbours shows Infuse's Transport beside other people's clients
-// and wrappers, and in which order they go.
-package neighbours
+// Package integrations shows the Transport of Infuse under third-party clients and
+// wrappers, and in which order they go.
+package integrations
 
 import (
 	"context"

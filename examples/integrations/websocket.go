@@ -1,4 +1,4 @@
-package neighbours
+package integrations
 
 import (
 	"net/http"

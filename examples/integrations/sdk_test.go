@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"context"

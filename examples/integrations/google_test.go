@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"encoding/json"
@@ -16,7 +16,7 @@ import (
 	"google.golang.org/api/storage/v1"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 func TestGoogle(t *testing.T) {
@@ -29,7 +29,7 @@ func TestGoogle(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(storage.Bucket{Name: "orders"})
 	})
 	tokens := oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "secret"})
-	service, err := storage.NewService(t.Context(), neighbours.GoogleOption(transport, tokens), option.WithEndpoint(s.URL))
+	service, err := storage.NewService(t.Context(), integrations.GoogleOption(transport, tokens), option.WithEndpoint(s.URL))
 	require.NoError(t, err)
 
 	bucket, err := service.Buckets.Get("orders").Do()
@@ -59,7 +59,7 @@ func TestGoogle(t *testing.T) {
 func TestGoogleUploadDoesNotRetryARejection(t *testing.T) {
 	s, transport, _ := start(t)
 	tokens := oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "secret"})
-	service, err := storage.NewService(t.Context(), neighbours.GoogleOption(transport, tokens), option.WithEndpoint(s.URL))
+	service, err := storage.NewService(t.Context(), integrations.GoogleOption(transport, tokens), option.WithEndpoint(s.URL))
 	require.NoError(t, err)
 
 	upload := func() error {
@@ -80,7 +80,7 @@ func TestGoogleUploadDoesNotRetryARejection(t *testing.T) {
 func TestGoogleTokensAreHadOutsideOfTheBreaker(t *testing.T) {
 	s, transport, breaker := startWith(t, func(http.ResponseWriter, *http.Request) {})
 	noTokens := errors.New("no tokens today")
-	service, err := storage.NewService(t.Context(), neighbours.GoogleOption(transport, failing{noTokens}), option.WithEndpoint(s.URL))
+	service, err := storage.NewService(t.Context(), integrations.GoogleOption(transport, failing{noTokens}), option.WithEndpoint(s.URL))
 	require.NoError(t, err)
 	for range 4 {
 		_, err := service.Buckets.Get("orders").Do()

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"io"
@@ -10,7 +10,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 // tokens is a token server's answer. A token that is over at once has the next
@@ -31,7 +31,7 @@ func TestOAuth2(t *testing.T) {
 	})
 	ofAPI, err := transport.Breakers.Breaker(api.Listener.Addr().String())
 	require.NoError(t, err)
-	client := neighbours.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{
+	client := integrations.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{
 		ClientID: "orders", ClientSecret: "secret", TokenURL: issuer.URL, AuthStyle: oauth2.AuthStyleInHeader,
 	})
 	succeeds := func() {
@@ -78,7 +78,7 @@ func TestOAuth2(t *testing.T) {
 func TestOAuth2RetriesARejectionUnlessItHasAStyle(t *testing.T) {
 	issuer, transport, breaker := startWith(t, tokens)
 	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
-	client := neighbours.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{TokenURL: issuer.URL})
+	client := integrations.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{TokenURL: issuer.URL})
 	_, err := client.Get("http://api.invalid")
 	require.ErrorIs(t, err, infuse.ErrOpen)
 	require.Equal(t, int64(2), issuer.rejections.Load())

@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 // before starts the reverse proxy that is before the server.
@@ -23,7 +23,7 @@ func (s *server) before(t *testing.T, transport *infuse.Transport) *httptest.Ser
 	t.Helper()
 	service, err := url.Parse(s.URL)
 	require.NoError(t, err)
-	handler := neighbours.NewReverseProxy(service, transport)
+	handler := integrations.NewReverseProxy(service, transport)
 	handler.ErrorLog = log.New(io.Discard, "", 0)
 	proxy := httptest.NewServer(handler)
 	t.Cleanup(proxy.Close)

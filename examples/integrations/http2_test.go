@@ -1,6 +1,6 @@
 //lint:file-ignore SA1019 many clients still use x/net's http2, so it is tested
 
-package neighbours_test
+package integrations_test
 
 import (
 	"context"

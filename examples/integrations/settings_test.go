@@ -1,4 +1,4 @@
-package neighbours_test
+package integrations_test
 
 import (
 	"testing"
@@ -7,11 +7,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
-	"github.com/infuse-go/infuse/examples/neighbours"
+	"github.com/infuse-go/infuse/examples/integrations"
 )
 
 func TestSettingsFromYAML(t *testing.T) {
-	settings := new(neighbours.Settings)
+	settings := new(integrations.Settings)
 	require.NoError(t, settings.Read([]byte("prices:\n  failMax: 2\n  resetTimeout: 30s\n  storageDown: reject\n")))
 	require.Equal(t, infuse.Config{FailMax: 2, ResetTimeout: 30 * time.Second, StorageDown: infuse.StorageDownReject}, settings.Config("prices"))
 	require.Equal(t, infuse.Config{}, settings.Config("inventory"))

@@ -31,3 +31,20 @@ func TestRolloutAsksForWhatThereIs(t *testing.T) {
 		}
 	}
 }
+
+// docs/operations.md has what to do about each alert, and no alert that does not exist.
+func TestOperationsHasEveryAlert(t *testing.T) {
+	page, err := os.ReadFile("../docs/operations.md")
+	require.NoError(t, err)
+	rules, err := os.ReadFile("alerts.yml")
+	require.NoError(t, err)
+	names := func(pattern string, text []byte) (all []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(text, -1) {
+			all = append(all, string(m[1]))
+		}
+		return all
+	}
+	alerts := names(`- alert: (\w+)`, rules)
+	require.NotEmpty(t, alerts)
+	require.ElementsMatch(t, alerts, names("(?m)^\\| `(Infuse\\w+)` \\|", page))
+}

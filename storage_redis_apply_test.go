@@ -336,7 +336,11 @@ func (w *twin) advance(d time.Duration) {
 	}
 	for i, s := range w.storages {
 		for key, k := range s.known.all {
-			k.at = k.at.Add(-d)
+			if k.ahead += d; k.record != nil {
+				older := *k.record
+				older.at = older.at.Add(-d)
+				k.record = &older
+			}
 			s.known.all[key] = k
 		}
 		w.seen[i] = w.seen[i].translated(time.Now(), time.Now().Add(-d))

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/clock"
 )
 
 // knownRecord is a circuit's record as Redis replied it to a script of this
@@ -214,16 +216,43 @@ func roundedUp(t time.Time) int64 {
 // old: Redis decides whether a change that was made of one is right.
 type knownRecords struct {
 	mu  sync.Mutex
-	all map[string]knownRecord
+	all map[string]keptRecord
 }
+
+// keptRecord is a knownRecord in little room: most circuits have none in Redis.
+type keptRecord struct {
+	record *knownRecord  // nil: there was none
+	ahead  time.Duration // then: Redis's clock, of that of this process
+}
+
+// epoch is when the clock that ahead counts from was zero.
+var epoch = time.UnixMilli(0)
+
+func (k knownRecord) kept() keptRecord {
+	if k.version != noVersion || !k.record.isNew() {
+		return keptRecord{record: &k}
+	}
+	return keptRecord{ahead: k.now(time.Now()).Sub(epoch) - clock.Now()}
+}
+
+func (k keptRecord) known() knownRecord {
+	if k.record != nil {
+		return *k.record
+	}
+	now := time.Now()
+	return knownRecord{version: noVersion, at: now, told: epoch.Add(k.ahead + clock.Now())}
+}
+
+// noVersion is the version where there is no record.
+const noVersion = "0"
 
 func (s *knownRecords) get(key string) knownRecord {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if k, ok := s.all[key]; ok {
-		return k
+		return k.known()
 	}
-	return knownRecord{version: "0"}
+	return knownRecord{version: noVersion}
 }
 
 func (s *knownRecords) put(key string, k knownRecord) {
@@ -234,7 +263,7 @@ func (s *knownRecords) put(key string, k knownRecord) {
 		return
 	}
 	if s.all == nil {
-		s.all = make(map[string]knownRecord)
+		s.all = make(map[string]keptRecord)
 	}
 	if _, ok := s.all[key]; !ok && len(s.all) >= maxKnown {
 		for any := range s.all {
@@ -242,5 +271,5 @@ func (s *knownRecords) put(key string, k knownRecord) {
 			break
 		}
 	}
-	s.all[key] = k
+	s.all[key] = k.kept()
 }

@@ -64,16 +64,16 @@ type Feed[T any] struct {
 // for the last three.
 type watched[T any] struct {
 	channel    string
-	watchers   map[*watcher[T]]struct{}
-	asked      bool // SUBSCRIBE was sent on the present subscription
-	subscribed bool // and Redis has confirmed it
-	alone      bool // is asked for in a SUBSCRIBE of its own: Redis refused one of it and others
-	stale      bool // is to be loaded
-	pollAt     time.Time
-	soonAt     time.Time     // in place of pollAt, if Pub/Sub does not reach it
+	watchers   *watcher[T]   // a list, because most values have one
+	asked      bool          // SUBSCRIBE was sent on the present subscription
+	subscribed bool          // and Redis has confirmed it
+	alone      bool          // is asked for in a SUBSCRIBE of its own: Redis refused one of it and others
+	stale      bool          // is to be loaded
 	followed   bool          // a follow loads it
 	hinted     bool          // a message has come that no load of follow has begun after
 	hintPause  time.Duration // between two loads of follow
+	pollAt     time.Time
+	sooner     time.Duration // than pollAt, if Pub/Sub does not reach it
 
 	telling sync.Mutex    // held while watchers are told: keeps the order
 	version int64         // what they were told last; guarded by telling
@@ -81,7 +81,10 @@ type watched[T any] struct {
 	pause   time.Duration // before the next poll; guarded by telling
 }
 
-type watcher[T any] struct{ fn func(T) }
+type watcher[T any] struct {
+	fn   func(T)
+	next *watcher[T]
+}
 
 // The bounds of what a Feed does.
 const (
@@ -122,11 +125,11 @@ func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 	}
 	w := f.watched[channel]
 	if w == nil {
-		w = &watched[T]{channel: channel, watchers: make(map[*watcher[T]]struct{})}
+		w = &watched[T]{channel: channel}
 		f.watched[channel] = w
 	}
-	me := &watcher[T]{fn}
-	w.watchers[me] = struct{}{}
+	me := &watcher[T]{fn, w.watchers}
+	w.watchers = me
 	if !f.started {
 		f.started = true
 		f.running.Add(2)
@@ -137,7 +140,12 @@ func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 	return func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		delete(w.watchers, me)
+		for link := &w.watchers; *link != nil; link = &(*link).next {
+			if *link == me {
+				*link = me.next
+				break
+			}
+		}
 		f.nudge()
 	}
 }
@@ -373,19 +381,18 @@ func (f *Feed[T]) schedule(w *watched[T], value T, news bool) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now, pause := time.Now(), jittered(f.opts.PollInterval)
-	w.soonAt = now.Add(pause)
-	w.pollAt = now.Add(max(pause, jittered(w.pause)))
-	if w.pause == f.opts.PollInterval {
-		w.pollAt = w.soonAt
+	soon, pause := jittered(f.opts.PollInterval), jittered(w.pause)
+	if pause < soon || w.pause == f.opts.PollInterval {
+		pause = soon
 	}
+	w.pollAt, w.sooner = time.Now().Add(pause), pause-soon
 }
 
 func (f *Feed[T]) watchersOf(w *watched[T]) []*watcher[T] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	all := make([]*watcher[T], 0, len(w.watchers))
-	for me := range w.watchers {
+	var all []*watcher[T]
+	for me := w.watchers; me != nil; me = me.next {
 		all = append(all, me)
 	}
 	return all

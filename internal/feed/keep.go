@@ -47,8 +47,8 @@ func (f *Feed[T]) poll(now time.Time) {
 // nextPoll is when the value is to be loaded: at once if it never was. f.mu is
 // held.
 func (w *watched[T]) nextPoll() time.Time {
-	if !w.subscribed && w.soonAt.Before(w.pollAt) {
-		return w.soonAt
+	if !w.subscribed {
+		return w.pollAt.Add(-w.sooner)
 	}
 	return w.pollAt
 }
@@ -94,7 +94,7 @@ func (f *Feed[T]) subscribe() {
 // unsubscribe from. f.mu is held.
 func (f *Feed[T]) forget() (unwanted []string) {
 	for channel, w := range f.watched {
-		if len(w.watchers) > 0 {
+		if w.watchers != nil {
 			continue
 		}
 		delete(f.watched, channel)

@@ -60,7 +60,9 @@ func New(name string, cfg Config) (*Breaker, error) {
 func newBreaker(name string, s *settings, l *link) *Breaker {
 	b := new(Breaker)
 	b.init(name, s, l)
-	b.cleanup = runtime.AddCleanup(b, func(unwatch func()) { go unwatch() }, b.unwatch)
+	if l != nil {
+		b.cleanup = runtime.AddCleanup(b, func(unwatch func()) { go unwatch() }, b.unwatch)
+	}
 	return b
 }
 
@@ -228,9 +230,9 @@ func (b *Breaker) Stats() Stats {
 		n := b.counts.sum()
 		s.Calls = CallCounts{n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls], n[wouldRejectCalls]}
 	}
-	s.Local = r.local.stats(b.states.local, b.since.local, &r.settings.local, now)
+	s.Local = r.local.stats(b.states.local, time.Unix(0, b.since.local), &r.settings.local, now)
 	if r.linked {
-		s.Shared = r.lastShared().stats(b.states.shared, b.since.shared, &r.settings.limits, now)
+		s.Shared = r.lastShared().stats(b.states.shared, time.Unix(0, b.since.shared), &r.settings.limits, now)
 	}
 	if v.state == StateOpen {
 		s.DueAt = r.opensUntil(now)

@@ -28,20 +28,32 @@ type circuit struct {
 	events  ordered.Queue[event]
 	unwatch func() // does not refer to the circuit
 
-	background sync.WaitGroup
-
 	mu      sync.Mutex
 	replica replica
+	aside   *sync.WaitGroup // listeners that are called in the background; nil: none were
 	tally   *striped // successes that the replica does not know of yet; nil until some are counted
 	counts  *callCounts
-	timer   *time.Timer
-	armed   time.Time // when the timer fires; zero if it does not
-	waiting waiters
-	states  states        // as the listeners were notified
-	since   since         // when these began
+	alarm   *alarm        // nil: time alone changes nothing
+	waiting *waiters      // nil: nobody waits
 	readied chan struct{} // closed when the breaker becomes ready; nil if nobody waits for that
+	since   since         // when the states began
+	states  states        // as the listeners were notified
 	invalid bool          // listeners were notified that the record cannot be read
 	started bool          // listeners are notified
+}
+
+// alarm wakes a circuit when time alone changes something.
+type alarm struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+// when returns when the circuit wakes; zero: not by itself.
+func (a *alarm) when() time.Time {
+	if a == nil {
+		return time.Time{}
+	}
+	return a.at
 }
 
 // waiters wait until the storage has acknowledged their sequence number, or will
@@ -60,15 +72,26 @@ func (w *waiters) add(number uint64) <-chan struct{} {
 	return done
 }
 
-func (w *waiters) release(acknowledged uint64) {
+// release closes the channels up to that number, and returns nil if none is left.
+func (w *waiters) release(acknowledged uint64) *waiters {
 	n := 0
-	for n < len(*w) && (*w)[n].number <= acknowledged {
+	for w != nil && n < len(*w) && (*w)[n].number <= acknowledged {
 		close((*w)[n].done)
 		n++
 	}
-	if *w = (*w)[n:]; len(*w) == 0 {
-		*w = nil
+	if w == nil || n == len(*w) {
+		return nil
 	}
+	*w = (*w)[n:]
+	return w
+}
+
+// wait returns a channel that is closed when the number is acknowledged. b.mu is held.
+func (b *Breaker) wait(number uint64) <-chan struct{} {
+	if b.waiting == nil {
+		b.waiting = new(waiters)
+	}
+	return b.waiting.add(number)
 }
 
 // init has the circuit read its record, if the storage answers in time.
@@ -150,7 +173,7 @@ func (b *Breaker) follow(now time.Time) *request {
 	change := r.outgoing(now)
 	b.publish(now)
 	b.arm(now)
-	b.waiting.release(r.acknowledged())
+	b.waiting = b.waiting.release(r.acknowledged())
 	if invalid := r.trouble != nil && !isTrouble(r.trouble); invalid != b.invalid { // the storage is available
 		if b.invalid = invalid; invalid {
 			b.events.Add(warning(r.trouble))
@@ -233,8 +256,8 @@ func (b *Breaker) becomesReady() <-chan struct{} {
 // states are those of the two circuits, as listeners are notified of them.
 type states struct{ local, shared State }
 
-// since is when the states of the two circuits began.
-type since struct{ local, shared time.Time }
+// since is when the states of the two circuits began, in nanoseconds of Unix time.
+type since struct{ local, shared int64 }
 
 // states returns the state of each circuit. An override is one of the circuit that
 // it was made for.
@@ -254,11 +277,11 @@ func (r *replica) states(now time.Time) states {
 func (b *Breaker) notify(now time.Time) {
 	r := &b.replica
 	before, after := b.states, r.states(now)
-	if before.local != after.local || b.since.local.IsZero() {
-		b.since.local = now
+	if before.local != after.local || b.since.local == 0 {
+		b.since.local = now.UnixNano()
 	}
-	if before.shared != after.shared || b.since.shared.IsZero() {
-		b.since.shared = now
+	if before.shared != after.shared || b.since.shared == 0 {
+		b.since.shared = now.UnixNano()
 	}
 	b.states = after
 	if before == after || !b.started {
@@ -285,23 +308,29 @@ func (b *Breaker) notify(now time.Time) {
 // arm has the circuit wake when time alone changes something.
 func (b *Breaker) arm(now time.Time) {
 	at := b.replica.wakeAt(now)
-	if at.Equal(b.armed) {
+	if at.Equal(b.alarm.when()) {
 		return
 	}
-	b.armed = at
-	if b.timer != nil {
-		b.timer.Stop()
+	if b.alarm != nil {
+		b.alarm.timer.Stop()
+		b.alarm = nil
 	}
 	if at.IsZero() {
 		return
 	}
 	weakly := weak.Make(b) // a timer is no reason to keep a breaker
-	b.timer = time.AfterFunc(at.Sub(now), func() {
+	set := &alarm{at: at}
+	set.timer = time.AfterFunc(at.Sub(now), func() {
 		if b := weakly.Value(); b != nil {
-			b.step(func(*replica, time.Time) { b.armed = time.Time{} })
+			b.step(func(*replica, time.Time) {
+				if b.alarm == set { // it was not stopped too late
+					b.alarm = nil
+				}
+			})
 			b.tell()
 		}
 	})
+	b.alarm = set
 }
 
 // Inputs from below.
@@ -359,7 +388,7 @@ func (b *Breaker) asks(ctx context.Context) (a admission, admitted bool) {
 		case d == waits && gone:
 			a, d = r.goesOn(a, now)
 		case d == waits:
-			answered = b.waiting.add(r.noted)
+			answered = b.wait(r.noted)
 		}
 	})
 	if d == waits {
@@ -406,7 +435,7 @@ func (b *Breaker) countWaiting(a *admission, res *result) {
 	b.step(func(r *replica, now time.Time) {
 		number := r.ended(a, *res, now)
 		if number > 0 && (res.outcome != OutcomeSuccess || a.trial != "" || r.settings.Strict || r.stopped) {
-			done = b.waiting.add(number)
+			done = b.wait(number)
 		}
 	})
 	if done != nil {
@@ -433,7 +462,7 @@ func (b *Breaker) manual(ctx context.Context, change Change, what string) error 
 	b.step(func(r *replica, now time.Time) {
 		why = r.trouble
 		if number = r.manual(change, now); number > 0 {
-			done = b.waiting.add(number)
+			done = b.wait(number)
 		}
 	})
 	if number == 0 {
@@ -493,10 +522,11 @@ func (b *Breaker) configured(s *settings) {
 // StorageTimeout at most.
 func (b *Breaker) stop() {
 	var done <-chan struct{}
+	var aside *sync.WaitGroup
 	b.step(func(r *replica, _ time.Time) {
 		if !r.stopped {
-			r.stopped = true
-			done = b.waiting.add(r.noted)
+			r.stopped, aside = true, b.aside
+			done = b.wait(r.noted)
 		}
 	})
 	if done == nil {
@@ -507,7 +537,9 @@ func (b *Breaker) stop() {
 	received := make(chan struct{})
 	go func() {
 		<-done
-		b.background.Wait()
+		if aside != nil {
+			aside.Wait()
+		}
 		listeners.silent()
 		close(received)
 	}()
@@ -547,6 +579,9 @@ func (b *Breaker) tellAside() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.replica.stopped {
-		b.background.Go(b.tell)
+		if b.aside == nil {
+			b.aside = new(sync.WaitGroup)
+		}
+		b.aside.Go(b.tell)
 	}
 }

@@ -57,7 +57,7 @@ func TestAnOpenCircuitKeepsWaking(t *testing.T) {
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
 				b.mu.Lock()
-				armed := b.armed
+				armed := b.alarm.when()
 				b.mu.Unlock()
 				if !armed.Equal(last) {
 					wakes, last = wakes+1, armed
@@ -160,8 +160,8 @@ func TestManyAtOnceUnderAllSettings(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			for i, b := range all {
 				b.mu.Lock()
-				if !b.armed.IsZero() {
-					t.Errorf("breaker %d: a timer in %v", i, time.Until(b.armed))
+				if b.alarm != nil {
+					t.Errorf("breaker %d: a timer in %v", i, time.Until(b.alarm.when()))
 				}
 				b.mu.Unlock()
 				require.NoError(t, callOf(b, false))
@@ -185,8 +185,8 @@ func TestAStoppedBreakerKeepsWaking(t *testing.T) {
 		wakes, last := 0, time.Time{}
 		for range 60_000 {
 			time.Sleep(time.Millisecond)
-			if other.armed != last {
-				wakes, last = wakes+1, other.armed
+			if other.alarm.when() != last {
+				wakes, last = wakes+1, other.alarm.when()
 			}
 		}
 		require.LessOrEqual(t, wakes, 2, "timers set within the second minute, by a stopped breaker of an open circuit")
@@ -266,7 +266,7 @@ func TestManyAtOnceUnderAllSettingsOnRedis(t *testing.T) {
 	time.Sleep(3 * time.Second)
 	for i, b := range all {
 		b.mu.Lock()
-		armed := b.armed
+		armed := b.alarm.when()
 		b.mu.Unlock()
 		require.True(t, armed.IsZero(), "breaker %d: a timer in %v", i, time.Until(armed))
 		require.NoError(t, callOf(b, false))
@@ -298,7 +298,7 @@ func TestHowLongARedisCircuitKeepsWaking(t *testing.T) {
 	for time.Since(start) < 10*time.Second {
 		time.Sleep(2 * time.Millisecond)
 		other.mu.Lock()
-		armed := other.armed
+		armed := other.alarm.when()
 		other.mu.Unlock()
 		if !armed.Equal(last) {
 			wakes, last, ended = wakes+1, armed, time.Since(start)

@@ -394,7 +394,7 @@ func (e *encoder) ranks() {
 // in it alone would count as one.
 func TestTheExplorerEncodesEveryField(t *testing.T) {
 	for of, known := range map[reflect.Type]string{
-		reflect.TypeFor[Record](): "State Generation Since Opened Moved Failures Successes DueAt Asked Trials SuspectAt Threshold Score Rated Witness RetryAt DismissedAt " +
+		reflect.TypeFor[Record](): "State Asked Rated Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Witness RetryAt DismissedAt " +
 			"Window OpenTime ClosedAt Override By Cause heard",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",

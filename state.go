@@ -70,6 +70,8 @@ func (o Outcome) String() string {
 // without evidence was set manually (or is local), and applies to all.
 type Record struct {
 	State      State
+	Asked      bool      // the service asked for DueAt, or RetryAt (Retry-After)
+	Rated      bool      // the evidence is the failure rate, not consecutive failures
 	Generation int64     // raised by every write but counts, at least to the storage's time in milliseconds
 	Since      int64     // calls that were admitted in an older generation are not counted
 	Opened     int64     // the generation of the last opening
@@ -77,13 +79,11 @@ type Record struct {
 	Failures   int       // consecutive failures; after an opening, as many as it took
 	Successes  int       // consecutive successful trials, while half-open
 	DueAt      time.Time // while open or suspect: when a trial may run
-	Asked      bool      // the service asked for that DueAt, or RetryAt (Retry-After)
 	Trials     []Trial   // the trials that run now, in the order in which they started
 
 	SuspectAt   time.Time // while suspect, open or half-open: when it became suspect, or was opened without evidence
 	Threshold   int       // the FailMax of the process that made it suspect; 0: not because of consecutive failures
 	Score       int       // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
-	Rated       bool      // the evidence is the failure rate, not consecutive failures
 	Witness     string    // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
 	RetryAt     time.Time // half-open: when the Witness may run another trial
 	DismissedAt time.Time // when the last suspicion was dismissed: none begins for Limits.Suspicion

@@ -23,11 +23,20 @@ type MemoryStorage struct {
 
 // memoryCircuit is a record and its watchers, guarded by MemoryStorage.mu.
 type memoryCircuit struct {
-	record   Record
-	until    time.Time // the record may be removed from then on, if nobody watches it
-	history  []Event   // the oldest first
-	watchers []*memoryWatcher
-	news     ordered.Queue[Record] // not yet sent to the watchers
+	watchers      []*memoryWatcher
+	*memoryRecord // nil: nobody has reported anything
+}
+
+type memoryRecord struct {
+	record  Record
+	until   time.Time             // the record may be removed from then on, if nobody watches it
+	history []Event               // the oldest first
+	news    ordered.Queue[Record] // not yet sent to the watchers
+}
+
+// isIdle reports whether nobody needs the circuit any more.
+func (c *memoryCircuit) isIdle(now time.Time) bool {
+	return len(c.watchers) == 0 && (c.memoryRecord == nil || !now.Before(c.until))
 }
 
 type memoryWatcher struct{ fn func(Record) }
@@ -42,7 +51,7 @@ func NewMemoryStorage() *MemoryStorage { return &MemoryStorage{} }
 func (s *MemoryStorage) Load(_ context.Context, circuit string) (Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c := s.circuits[circuit]; c != nil {
+	if c := s.circuits[circuit]; c != nil && c.memoryRecord != nil {
 		return c.record.At(s.now()).clone(), nil
 	}
 	return Record{}, CheckName(circuit)
@@ -68,6 +77,9 @@ func (s *MemoryStorage) apply(circuit string, change Change) (Record, Verdict, *
 	defer s.mu.Unlock()
 	now := s.now()
 	c := s.circuit(circuit)
+	if c.memoryRecord == nil {
+		c.memoryRecord = new(memoryRecord)
+	}
 	record, verdict := c.record.Apply(change, now)
 	if verdict != VerdictRefused {
 		if events := c.record.events(&record, &change, now); events != nil {
@@ -104,7 +116,7 @@ func (s *MemoryStorage) History(_ context.Context, circuit string) ([]Event, err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.circuits[circuit]
-	if c == nil {
+	if c == nil || c.memoryRecord == nil {
 		return nil, CheckName(circuit)
 	}
 	all := slices.Clone(c.history)
@@ -118,7 +130,7 @@ func (s *MemoryStorage) Circuits(context.Context) iter.Seq2[string, error] {
 		s.mu.Lock()
 		var names []string
 		for name, c := range s.circuits {
-			if c.record.Generation > 0 || !c.record.Healthy() {
+			if c.memoryRecord != nil && (c.record.Generation > 0 || !c.record.Healthy()) {
 				names = append(names, name)
 			}
 		}
@@ -166,8 +178,7 @@ func (s *MemoryStorage) circuit(name string) *memoryCircuit {
 // tidy removes the circuit if it is idle. Whenever the number of circuits has doubled,
 // it removes all idle circuits, and those without watchers above maxUnwatched.
 func (s *MemoryStorage) tidy(name string, c *memoryCircuit, now time.Time) {
-	idle := func(c *memoryCircuit) bool { return len(c.watchers) == 0 && !now.Before(c.until) }
-	if idle(c) {
+	if c.isIdle(now) {
 		delete(s.circuits, name)
 	}
 	if len(s.circuits) < max(s.sweepAt, 1024) {
@@ -178,7 +189,7 @@ func (s *MemoryStorage) tidy(name string, c *memoryCircuit, now time.Time) {
 		if len(c.watchers) == 0 {
 			unwatched++
 		}
-		if idle(c) || len(c.watchers) == 0 && unwatched > maxUnwatched {
+		if c.isIdle(now) || len(c.watchers) == 0 && unwatched > maxUnwatched {
 			delete(s.circuits, name)
 		}
 	}

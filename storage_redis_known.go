@@ -230,7 +230,8 @@ var epoch = time.UnixMilli(0)
 
 func (k knownRecord) kept() keptRecord {
 	if k.version != noVersion || !k.record.isNew() {
-		return keptRecord{record: &k}
+		whole := k
+		return keptRecord{record: &whole}
 	}
 	return keptRecord{ahead: k.now(time.Now()).Sub(epoch) - clock.Now()}
 }

@@ -262,7 +262,9 @@ func (f *Feed[T]) received(message any) {
 func (f *Feed[T]) confirmed(channel string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.unconfirmed, channel)
+	if delete(f.unconfirmed, channel); len(f.unconfirmed) == 0 {
+		f.unconfirmed = nil // a map keeps its room
+	}
 	if w := f.watched[channel]; w != nil {
 		w.subscribed, w.stale = true, true
 	}

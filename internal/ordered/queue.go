@@ -12,11 +12,11 @@ import (
 // use, and all methods are safe for concurrent use.
 type Queue[T any] struct {
 	waiting atomic.Int32 // the number of items: an empty queue costs no lock
-
-	mu      sync.Mutex
-	items   []T
-	held    bool
+	held    bool         // guarded by mu, as is all below
 	running bool
+
+	mu    sync.Mutex
+	items []T
 }
 
 // Add appends an item.

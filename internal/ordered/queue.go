@@ -76,7 +76,9 @@ func (q *Queue[T]) next() (item T, some bool) {
 
 func (q *Queue[T]) take() T {
 	item := q.items[0]
-	q.items = q.items[1:]
+	if q.items = q.items[1:]; len(q.items) == 0 {
+		q.items = nil // its room, and the last item, are garbage
+	}
 	q.waiting.Add(-1)
 	return item
 }

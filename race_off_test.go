@@ -1,0 +1,5 @@
+//go:build !race
+
+package infuse_test
+
+const raceDetector = false

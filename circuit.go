@@ -31,7 +31,7 @@ type circuit struct {
 	mu      sync.Mutex
 	replica replica
 	aside   *sync.WaitGroup // listeners that are called in the background; nil: none were
-	tally   *striped // successes that the replica does not know of yet; nil until some are counted
+	tally   *striped        // successes that the replica does not know of yet; nil until some are counted
 	counts  *callCounts
 	alarm   *alarm        // nil: time alone changes nothing
 	waiting *waiters      // nil: nobody waits

@@ -2,55 +2,63 @@ package infuse
 
 import (
 	"encoding/json"
+	"go/ast"
+	"go/format"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// A mutant breaks one rule.
-type mutant struct{ rule, file, from, to string }
+// A mutant breaks one rule. In the function or variable named in, it replaces the one
+// expression or statement that has the shape of from. As in gofmt -r, identifiers of
+// one letter stand for any expression, so a mutant survives new names of variables and
+// another layout. An empty to deletes the statement.
+type mutant struct{ number, rule, in, from, to string }
 
 // The explorer notices these.
 var mutantsOfTheExplorer = []mutant{
-	{"a process that does not fail is not rejected", "replica.go", "return rec.State != StateClosed && (r.failing || !rec.hasEvidence())", "return rec.State != StateClosed"},
-	{"one process supplies FailMax at most", "replica.go", "	return r.share >= r.settings.FailMax", "	return false"},
-	{"a process that starts takes the evidence for its own", "replica.go", "level := r.shared.level() + pending; first || r.share > level", "level := r.shared.level() + pending; r.share > level"},
-	{"a trial that fails is to be confirmed by another process", "state.go", "second := r.State == StateHalfOpen && r.Witness != \"\" && r.Witness != t.source && now.Before(r.RetryAt)", "second := true"},
-	{"the next trial goes to another process", "state.go", "r.State == StateHalfOpen && source != \"\" && r.Witness == source && now.Before(r.RetryAt)", "false"},
-	{"a suspicion lasts for Suspicion at least", "state.go", "return r.Score >= r.opensAt(t.limits) && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))", "return r.Score >= r.opensAt(t.limits)"},
-	{"it opens at twice FailMax", "state.go", "}{4, 2, 4}", "}{4, 1, 4}"},
-	{"successes dismiss", "state.go", "}{4, 2, 4}", "}{0, 2, 4}"},
-	{"a trial that succeeds closes the local circuits of all", "replica.go", "	if moved || !first && rec.Since > before.Since && rec.State == StateClosed {", "	if moved {"},
-	{"a number counts once", "state.go", "r.applied(&c, r.hasHeard(&c), now)", "r.applied(&c, false, now)"},
-	{"an older change of a source is a duplicate, too", "state.go", "h.number >= c.Number", "h.number == c.Number"},
-	{"outcomes of an older state are not counted", "state.go", "|| t.generation < r.Since", ""},
-	{"MaxTrials trials run at a time", "state.go", "over := len(taken) - l.MaxTrials; over >= 0", "over := len(taken) - l.MaxTrials - 1; over >= 0"},
-	{"trials keep their slots across states", "state.go", "		Trials: staleTrials(r.Trials), OpenTime", "		OpenTime"},
-	{"a trial frees its slot when it ends", "state.go", "r.Trials = slices.Concat(r.Trials[:i], r.Trials[i+1:])", "r.Trials = slices.Clone(r.Trials)"},
-	{"a generation stands for one record", "state.go", "	r.Generation = r.nextGeneration(t, now)\n	r.Trials = append", "	r.Trials = append"},
-	{"a change that is timed out is sent again under its number", "outbox.go", "case r.out.sent != nil:", "case false:"},
-	{"one request is in flight", "outbox.go", "case !r.linked || r.out.inFlight:", "case !r.linked:"},
-	{"a lease that nobody uses is returned", "replica.go", "case !r.out.sent.settles(l.id) &&", "case false &&"},
-	{"an older record is late", "replica.go", "	case rec.Generation < r.shared.Generation:\n		if at", "	case rec.Generation < r.shared.Generation:\n		r.receive(rec, now)\n		if at"},
-	{"a manual change clears the local circuit", "replica.go", "		r.clearLocal()\n		if r.standIn = nil; r.trouble", "		if r.standIn = nil; r.trouble"},
-	{"an adopted record is dropped when the storage answers again", "replica.go", "	r.standIn = nil\n}", "}"},
-	{"an attached process wakes up to send", "replica.go", "		earliest(r.out.hold)\n", ""},
-	{"a detached process wakes up to try again", "replica.go", "		earliest(r.retryAt)\n", ""},
-	{"a process that restarts reads the record before it reports", "outbox.go", "if r.news == 0 && r.trouble != nil", "if false && r.trouble != nil"},
-	{"and does not report once more what may be on record", "replica.go", "if first && joined {", "if first && joined && false {"},
-	{"a failure rate is confirmed later", "state.go", "}{4, 2, 4}", "}{4, 2, 0}"},
+	{"R7", "a process that does not fail is not rejected", "replica.rejectsBy", `a && (r.failing || !x.hasEvidence())`, `a`},
+	{"R11", "one process supplies FailMax at most", "replica.hasSuppliedAll", `r.share >= r.settings.FailMax`, `false`},
+	{"R12", "a process that starts takes the evidence for its own", "replica.limitEvidence", `f || r.share > v`, `r.share > v`},
+	{"R25", "a trial that fails is to be confirmed by another process", "Record.trialFailed", `r.State == StateHalfOpen && a && b && n.Before(r.RetryAt)`, `true`},
+	{"R25", "the next trial goes to another process", "Record.excludes", `a && b && r.Witness == s && n.Before(r.RetryAt)`, `false`},
+	{"R17", "a suspicion lasts for Suspicion at least", "Record.confirmed", `r.Score >= x && !n.Before(y)`, `r.Score >= x`},
+	{"R17", "it opens at twice FailMax", "evidence", `x{a, b, c}`, `x{a, 1, c}`},
+	{"R16", "successes dismiss", "evidence", `x{a, b, c}`, `x{0, b, c}`},
+	{"R28", "a trial that succeeds closes the local circuits of all", "replica.receive", `m || !f && r.Since > b.Since && r.State == StateClosed`, `m`},
+	{"R13", "a number counts once", "Record.Apply", `r.applied(c, r.hasHeard(c), n)`, `r.applied(c, false, n)`},
+	{"R13", "an older change of a source is a duplicate, too", "Record.hasHeard", `h.number >= c.Number`, `h.number == c.Number`},
+	{"R4", "outcomes of an older state are not counted", "Record.count", `a || t.generation < r.Since`, `a`},
+	{"R24", "MaxTrials trials run at a time", "Record.blockedUntil", `len(a) - l.MaxTrials`, `len(a) - l.MaxTrials - 1`},
+	{"R26", "trials keep their slots across states", "Record.transition", `staleTrials(t)`, `nil`},
+	{"R26", "a trial frees its slot when it ends", "Record.settle", `slices.Concat(r.Trials[:i], r.Trials[i+1:])`, `slices.Clone(r.Trials)`},
+	{"R26", "a generation stands for one record", "Record.ask", `r.Generation = r.nextGeneration(t, n)`, ``},
+	{"R13", "a change that is timed out is sent again under its number", "replica.outgoing", `r.out.sent != nil`, `false`},
+	{"R38", "one request is in flight", "replica.outgoing", `a || r.out.inFlight`, `a`},
+	{"R27", "a lease that nobody uses is returned", "replica.settleLeases", `!a.settles(x) && b`, `false`},
+	{"R43", "an older record is late", "replica.observed", `x.Generation < r.shared.Generation`, `false`},
+	{"R32", "a manual change clears the local circuit", "replica.receive", `r.clearLocal()`, ``},
+	{"R37", "an adopted record is dropped when the storage answers again", "replica.attach", `r.standIn = nil`, ``},
+	{"R10", "an attached process wakes up to send", "replica.wakeAt", `f(r.out.hold)`, ``},
+	{"R38", "a detached process wakes up to try again", "replica.wakeAt", `f(r.retryAt)`, ``},
+	{"R12", "a process that restarts reads the record before it reports", "replica.fill", `r.news == 0 && a && b && c`, `false`},
+	{"R12", "and does not report once more what may be on record", "replica.limitEvidence", `r.out.next.Calls, r.out.next.OpenFor = a, b`, ``},
+	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
 }
 
 // Scripts and a test of the replica notice these: the explorer has no rule for them.
 var mutantsOfTheScripts = []mutant{
-	{"a success drops an adopted record", "replica.go", "case !r.failing && r.standIn.hasEvidence():", "case false:"},
-	{"a failure rate is confirmed by another process", "state.go", "&& t.source != r.Witness &&", "&&"},
-	{"a low FailMax of one process does not decide for another", "state.go", "threshold = max(threshold, l.FailMax)", "_ = l"},
-	{"only a Retry-After makes a process wait beyond its own open duration", "state.go", "	if asked {", "	if asked || true {"},
+	{"R37", "a success drops an adopted record", "replica.countStandIn", `!r.failing && a`, `false`},
+	{"R22", "a failure rate is confirmed by another process", "Record.confirmed", `t.source != r.Witness`, `true`},
+	{"R17", "a low FailMax of one process does not decide for another", "Record.opensAt", `max(t, l.FailMax)`, `t`},
+	{"R41", "only a Retry-After makes a process wait beyond its own open duration", "Limits.longestOpen", `max(l.ResetTimeout, l.MaxResetTimeout)`, `max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)`},
 }
 
 // TestMutants needs INFUSE_MUTANTS=1: "make mutants". INFUSE_MUTANT selects some by
@@ -59,32 +67,46 @@ func TestMutants(t *testing.T) {
 	if os.Getenv("INFUSE_MUTANTS") == "" {
 		t.Skip("compiles the package many times: set INFUSE_MUTANTS=1")
 	}
+	code := parseCode(t)
 	for tests, mutants := range map[string][]mutant{"TestExplore$": mutantsOfTheExplorer, "TestState$|TestASuccessOfADetachedProcess": mutantsOfTheScripts} {
 		for _, m := range mutants {
 			if strings.HasPrefix(m.rule, os.Getenv("INFUSE_MUTANT")) {
-				t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, tests) })
+				t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, code, tests) })
 			}
 		}
 	}
 }
 
+// TestMutantsHaveAPlace: a change of the code must not leave a mutant without the
+// place that it breaks.
+func TestMutantsHaveAPlace(t *testing.T) {
+	code := parseCode(t)
+	for _, m := range append(mutantsOfTheExplorer, mutantsOfTheScripts...) {
+		file, text := code.mutate(t, m)
+		_, err := parser.ParseFile(token.NewFileSet(), file, text, 0)
+		require.NoError(t, err, m.rule)
+	}
+	for _, from := range []string{`r.share >= r.settings.MinCalls`, `a.b.c`} { // none, and two
+		found := code.find(t, mutant{in: "replica.hasSuppliedAll", from: from})
+		require.NotEqual(t, 1, len(found), from)
+	}
+}
+
 // isNoticedBy runs the tests with the mutant in place of its file.
-func (m mutant) isNoticedBy(t *testing.T, tests string) {
-	text, err := os.ReadFile(m.file)
-	require.NoError(t, err)
-	require.Equal(t, 1, strings.Count(string(text), m.from), "%s has the pattern %q once", m.file, m.from)
-	here, err := filepath.Abs(m.file)
+func (m mutant) isNoticedBy(t *testing.T, code *sourceCode, tests string) {
+	file, text := code.mutate(t, m)
+	here, err := filepath.Abs(file)
 	require.NoError(t, err)
 	dir := t.TempDir()
-	changed, overlay := filepath.Join(dir, m.file), filepath.Join(dir, "overlay.json")
-	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600))
+	changed, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(changed, []byte(text), 0o600))
 	replace, err := json.Marshal(map[string]map[string]string{"Replace": {here: changed}})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(overlay, replace, 0o600))
 	run := exec.Command("go", "test", "-vet=off", "-failfast", "-timeout", "90s", "-overlay", overlay, "-run", tests, ".")
 	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
 	out, err := run.CombinedOutput()
-	require.NotContains(t, string(out), "[build failed]")
+	require.NotContains(t, string(out), "[build failed]", "%s", out)
 	require.Error(t, err, "nothing has noticed")
 	for line := range strings.Lines(string(out)) {
 		if _, found, is := strings.Cut(strings.TrimSpace(line), "_test.go:"); is {
@@ -92,4 +114,180 @@ func (m mutant) isNoticedBy(t *testing.T, tests string) {
 			break
 		}
 	}
+}
+
+// sourceCode is the package's code without its tests.
+type sourceCode struct {
+	set   *token.FileSet
+	texts map[string]string
+	decls map[string]ast.Node // functions, methods as Type.name, and variables
+}
+
+func parseCode(t *testing.T) *sourceCode {
+	t.Helper()
+	code := &sourceCode{token.NewFileSet(), make(map[string]string), make(map[string]ast.Node)}
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		parsed, err := parser.ParseFile(code.set, file, text, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		code.texts[file] = string(text)
+		for _, d := range parsed.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				code.decls[receiver(d)+d.Name.Name] = d
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					if v, is := spec.(*ast.ValueSpec); is {
+						code.decls[v.Names[0].Name] = v
+					}
+				}
+			}
+		}
+	}
+	return code
+}
+
+func receiver(d *ast.FuncDecl) string {
+	if d.Recv == nil {
+		return ""
+	}
+	of := d.Recv.List[0].Type
+	if pointer, is := of.(*ast.StarExpr); is {
+		of = pointer.X
+	}
+	name, _ := of.(*ast.Ident)
+	return name.Name + "."
+}
+
+// place is a node that has the shape, and what the letters stand for.
+type place struct {
+	node    ast.Node
+	letters map[string]ast.Node
+}
+
+func (code *sourceCode) find(t *testing.T, m mutant) (found []place) {
+	t.Helper()
+	within := code.decls[m.in]
+	require.NotNil(t, within, "%s: there is no %s", m.rule, m.in)
+	shape := shapeOf(t, m.from)
+	ast.Inspect(within, func(n ast.Node) bool {
+		if n != nil {
+			if letters := make(map[string]ast.Node); matches(reflect.ValueOf(shape), reflect.ValueOf(n), letters) {
+				found = append(found, place{n, letters})
+			}
+		}
+		return true
+	})
+	return found
+}
+
+// mutate returns the file of the mutant with its change.
+func (code *sourceCode) mutate(t *testing.T, m mutant) (file, text string) {
+	t.Helper()
+	found := code.find(t, m)
+	require.Len(t, found, 1, "%s: places in %s that have the shape %s", m.rule, m.in, m.from)
+	at := found[0].node
+	file = code.set.Position(at.Pos()).Filename
+	text = code.texts[file]
+	start, end := code.set.Position(at.Pos()).Offset, code.set.Position(at.End()).Offset
+	to := m.to
+	if expression, err := parser.ParseExpr(to); err == nil {
+		for _, letter := range lettersOf(expression) { // from the last to the first
+			if n := found[0].letters[letter.Name]; n != nil {
+				of := text[code.set.Position(n.Pos()).Offset:code.set.Position(n.End()).Offset]
+				to = to[:letter.Pos()-1] + of + to[letter.End()-1:]
+			}
+		}
+	}
+	changed := text[:start] + to + text[end:]
+	formatted, err := format.Source([]byte(changed))
+	require.NoError(t, err, m.rule)
+	return file, string(formatted)
+}
+
+// shapeOf parses an expression or a statement.
+func shapeOf(t *testing.T, text string) ast.Node {
+	t.Helper()
+	if expression, err := parser.ParseExpr(text); err == nil {
+		return expression
+	}
+	parsed, err := parser.ParseFile(token.NewFileSet(), "", "package p; func f() { "+text+" }", parser.SkipObjectResolution)
+	require.NoError(t, err, text)
+	return parsed.Decls[0].(*ast.FuncDecl).Body.List[0]
+}
+
+func isLetter(name string) bool { return len(name) == 1 && 'a' <= name[0] && name[0] <= 'z' }
+
+// lettersOf returns the letters of an expression, the last first.
+func lettersOf(expression ast.Expr) (letters []*ast.Ident) {
+	ast.Inspect(expression, func(n ast.Node) bool {
+		if name, is := n.(*ast.Ident); is && isLetter(name.Name) {
+			letters = append([]*ast.Ident{name}, letters...)
+		}
+		return true
+	})
+	return letters
+}
+
+var positions = reflect.TypeFor[token.Pos]()
+
+// matches reports whether a node has the shape. A letter stands for the same
+// expression wherever it stands.
+func matches(shape, node reflect.Value, letters map[string]ast.Node) bool {
+	if shape.IsValid() && shape.CanInterface() {
+		if name, is := shape.Interface().(*ast.Ident); is && name != nil && isLetter(name.Name) && letters != nil {
+			expression, is := node.Interface().(ast.Expr)
+			if !is {
+				return false
+			}
+			if before := letters[name.Name]; before != nil {
+				return matches(reflect.ValueOf(before), reflect.ValueOf(expression), nil)
+			}
+			letters[name.Name] = expression
+			return true
+		}
+	}
+	if !shape.IsValid() || !node.IsValid() {
+		return shape.IsValid() == node.IsValid()
+	}
+	if shape.Kind() == reflect.Interface {
+		shape, node = shape.Elem(), node.Elem()
+		return matches(shape, node, letters)
+	}
+	if shape.Type() != node.Type() {
+		return false
+	}
+	switch shape.Kind() {
+	case reflect.Pointer:
+		if shape.IsNil() || node.IsNil() {
+			return shape.IsNil() == node.IsNil()
+		}
+		return matches(shape.Elem(), node.Elem(), letters)
+	case reflect.Slice:
+		if shape.Len() != node.Len() {
+			return false
+		}
+		for i := range shape.Len() {
+			if !matches(shape.Index(i), node.Index(i), letters) {
+				return false
+			}
+		}
+		return true
+	case reflect.Struct:
+		for i := range shape.NumField() {
+			if f := shape.Type().Field(i); f.Type != positions && f.Type != reflect.TypeFor[*ast.Object]() && f.Type != reflect.TypeFor[*ast.CommentGroup]() {
+				if !matches(shape.Field(i), node.Field(i), letters) {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	return shape.Equal(node)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
+// R5.
 func TestTheZeroConfigIsPybreakers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{})
@@ -39,6 +40,7 @@ func TestTheZeroConfigIsPybreakers(t *testing.T) {
 	})
 }
 
+// R1.
 func TestCallReturnsWhatItsFuncReturnsAndHandsItTheContext(t *testing.T) {
 	type key struct{}
 	ctx := context.WithValue(t.Context(), key{}, "value")
@@ -59,6 +61,7 @@ func TestCallReturnsWhatItsFuncReturnsAndHandsItTheContext(t *testing.T) {
 	}
 }
 
+// R8.
 func TestDoReturnsTheValueAndTheZeroValueOnRejection(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 1})
 	price, err := infuse.Do(t.Context(), b, func(context.Context) (int, error) { return 250, nil })
@@ -80,6 +83,7 @@ func TestDoReturnsTheValueAndTheZeroValueOnRejection(t *testing.T) {
 // Contexts: a caller who gives up says nothing about the service; a deadline
 // that has passed does.
 
+// R1.
 func TestACallThatItsCallerCancelledIsIgnored(t *testing.T) {
 	gone := errors.New("the user has gone")
 	for how, cancelled := range map[string]func() context.Context{
@@ -112,6 +116,7 @@ func TestACallThatItsCallerCancelledIsIgnored(t *testing.T) {
 	}
 }
 
+// R1.
 func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 10})
 	synctest.Test(t, func(t *testing.T) {
@@ -137,6 +142,7 @@ func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
 
 // Moves by hand.
 
+// R32.
 func TestEveryStateMovesToEveryOther(t *testing.T) {
 	all := []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen}
 	synctest.Test(t, func(t *testing.T) {
@@ -168,6 +174,7 @@ func TestEveryStateMovesToEveryOther(t *testing.T) {
 	})
 }
 
+// R32.
 func TestAnnounceHasCallersTryAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -344,6 +351,7 @@ func TestBreakersOfOneNameShareTheirCircuit(t *testing.T) {
 
 // Any listener, LogListener too, took the fast path away: 110 ns and three
 // locks a call in place of 5 ns and none.
+// R44.
 func TestAListenerOfEventsCostsACallNothing(t *testing.T) {
 	for name, listener := range map[string]*infuse.Listener{
 		"LogListener": infuse.LogListener(slog.New(slog.DiscardHandler)),

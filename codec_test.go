@@ -61,6 +61,7 @@ func TestSchemas(t *testing.T) {
 	require.ErrorContains(t, err, "newer")
 }
 
+// R42.
 func TestHostileRecords(t *testing.T) {
 	now := time.Now()
 	for _, text := range []string{
@@ -122,6 +123,7 @@ func TestEventsOfStrangers(t *testing.T) {
 	}
 }
 
+// R42.
 func TestACauseNamesNoSecrets(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain": "plain",

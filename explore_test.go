@@ -395,6 +395,7 @@ func (s *search) dies(w *world, at int32) {
 // TestExplore tries every order of events in small fleets, up to a number of
 // states. INFUSE_EXPLORE multiplies that number, INFUSE_EXPLORE_KIND selects kinds by
 // the beginning of their names; "make explore" goes deeper.
+// R7, R11, R13, R16, R17, R25, R28, R32.
 func TestExplore(t *testing.T) {
 	factor := 0.004
 	if os.Getenv("CI") != "" {

@@ -15,6 +15,7 @@ import (
 
 var halfOfTheCalls = Config{FailureRate: 0.5}
 
+// R11, R22.
 func TestARateOfOneProcessAloneNeverOpens(t *testing.T) {
 	var sum simSum
 	for i, traffic := range []simTraffic{{}, {simBursts, 20}, {simBursts, 80}, {simLoop, 1}} {
@@ -174,6 +175,7 @@ func lone(seeds int, restarts float64) loneResult {
 	return l
 }
 
+// R5.
 func TestAFleetOfOneIsPybreaker(t *testing.T) {
 	got := lone(int(simLength(2)), 0)
 	assert.Zero(t, got.admitted+got.rejected, "of %d calls", got.calls)
@@ -181,6 +183,7 @@ func TestAFleetOfOneIsPybreaker(t *testing.T) {
 
 // A process that restarted made FailMax calls before it rejected; later two, of
 // which the second was a trial that opened the shared circuit.
+// R12.
 func TestARestartWhileOpenCostsOneCall(t *testing.T) {
 	got := lone(int(simLength(4)), 45)
 	t.Logf("%d calls, %d that pybreaker would have rejected, %d that it would have admitted, by life: %v", got.calls, got.admitted, got.rejected, got.lives)
@@ -191,6 +194,7 @@ func TestARestartWhileOpenCostsOneCall(t *testing.T) {
 }
 
 // Time alone began a trial of a suspect circuit, which rejected calls of others.
+// R15.
 func TestASuspectCircuitHasNoTrial(t *testing.T) {
 	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, Suspicion: 50 * time.Millisecond}
 	r, _ := Record{}.Apply(Change{Source: "a", Number: 1, Limits: l, Calls: Calls{Failures: 1, Lead: 1, Streak: 1}}, simStart)
@@ -198,23 +202,6 @@ func TestASuspectCircuitHasNoTrial(t *testing.T) {
 	r, verdict := r.Apply(Change{Source: "b", Number: 1, Limits: l, Seen: r, Ask: "b.1"}, simStart.Add(time.Hour))
 	assert.Equal(t, VerdictRefused, verdict)
 	assert.True(t, r.Suspect())
-}
-
-// What a process takes for its own when it starts is not held against it once the
-// others have dismissed it.
-func TestAProcessThatStartsForgetsWhatIsDismissed(t *testing.T) {
-	s, err := newSettings(Config{Storage: NewMemoryStorage()})
-	assert.NoError(t, err)
-	suspect, _ := Record{}.Apply(Change{Source: "a", Number: 1, Limits: s.limits, Calls: Calls{Failures: 5, Lead: 5, Streak: 5}}, simStart)
-	dismissed, _ := suspect.Apply(Change{Source: "b", Number: 1, Limits: s.limits, Seen: suspect, Calls: Calls{Successes: 2}}, simStart.Add(time.Second))
-	assert.True(t, suspect.Suspect())
-	assert.False(t, dismissed.Suspect())
-
-	r := newReplica(s, "c", true, 1)
-	r.hasRead(suspect, 0, simStart)
-	assert.Equal(t, s.FailMax-1, r.local.Failures)
-	r.observed(dismissed, simStart.Add(time.Second))
-	assert.Zero(t, r.local.Failures)
 }
 
 var fleetTable = goflag.Bool("fleet.table", false, "print the tables of bench/SIMULATION.md (some minutes)")

@@ -174,6 +174,7 @@ func TestOneSeedReproducesARun(t *testing.T) {
 
 // One process rejected nearly every call of ten healthy ones, by bursts while few
 // others called, and by its trials.
+// R7, R11.
 func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 	absurd := Config{FailMax: 1, ResetTimeout: 24 * time.Hour, TrialTimeout: 24 * time.Hour, SuccessThreshold: 1e6, Suspicion: 12 * time.Hour}
 	first := func(n int) func(int) int {
@@ -234,6 +235,7 @@ func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 // After an outage everybody's last call has failed, and the process that stayed
 // unhealthy and calls most won every trial: up to 98 % of the calls of ten minutes
 // were rejected.
+// R25.
 func TestAfterAnOutageOneUnhealthyProcessCostsOneOpenDuration(t *testing.T) {
 	for _, c := range []struct {
 		simSize
@@ -306,6 +308,7 @@ func seedsFor(size simSize) int {
 	return int(simLength(15))
 }
 
+// R17.
 func TestAnOutageCostsWhatIsPromised(t *testing.T) {
 	for _, size := range []simSize{{1, 1}, {2, 1}, {3, 1}, {5, 1}, {20, 0.1}, {20, 1}, {20, 5}, {20, 100}, {100, 1}, {100, 20}, {1000, 1}, {1000, 20}, {10_000, 1}} {
 		if size.processes >= 10_000 && os.Getenv("INFUSE_FLEETS") != "large" {
@@ -329,6 +332,7 @@ func TestAnOutageCostsWhatIsPromised(t *testing.T) {
 	}
 }
 
+// R7.
 func TestRandomErrorsOpenAlmostNothing(t *testing.T) {
 	for _, c := range []struct {
 		errors float64
@@ -359,6 +363,7 @@ func TestRandomErrorsOpenAlmostNothing(t *testing.T) {
 	}
 }
 
+// R7.
 func TestAPartOfAFleetThatIsPartitionedRejectsNobodyElse(t *testing.T) {
 	for _, part := range []int{10, 33, 50} {
 		for _, others := range []float64{0, 0.01} {

@@ -113,6 +113,7 @@ const seedEnv = "INFUSE_TEST_SEED"
 // behaves as a process without a fleet if its calls and manual changes come one
 // after the other: calls that overlap are reported together, and a manual change
 // ends the local trials that run.
+// R5.
 func TestRandomSequencesGoAsInTheModel(t *testing.T) {
 	t.Parallel()
 	sequences, seed := 2000, rand.Uint64()

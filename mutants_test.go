@@ -53,7 +53,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
 }
 
-// Scripts and a test of the replica notice these: the explorer has no rule for them.
+// Scripts notice these: the explorer has no rule for them.
 var mutantsOfTheScripts = []mutant{
 	{"R37", "a success drops an adopted record", "replica.countStandIn", `!r.failing && a`, `false`},
 	{"R22", "a failure rate is confirmed by another process", "Record.confirmed", `t.source != r.Witness`, `true`},
@@ -68,7 +68,7 @@ func TestMutants(t *testing.T) {
 		t.Skip("compiles the package many times: set INFUSE_MUTANTS=1")
 	}
 	code := parseCode(t)
-	for tests, mutants := range map[string][]mutant{"TestExplore$": mutantsOfTheExplorer, "TestState$|TestASuccessOfADetachedProcess": mutantsOfTheScripts} {
+	for tests, mutants := range map[string][]mutant{"TestExplore$": mutantsOfTheExplorer, "TestState$|TestReplica$": mutantsOfTheScripts} {
 		for _, m := range mutants {
 			if strings.HasPrefix(m.rule, os.Getenv("INFUSE_MUTANT")) {
 				t.Run(m.rule, func(t *testing.T) { m.isNoticedBy(t, code, tests) })

@@ -1,81 +1,302 @@
 package infuse
 
 import (
-	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// The slot of a trial that was ignored stayed taken for TrialTimeout, while the
-// storage was unavailable.
-func TestAnIgnoredTrialOfADetachedProcessFreesItsSlot(t *testing.T) {
-	s, err := newSettings(Config{ResetTimeout: time.Second, TrialTimeout: time.Hour})
-	require.NoError(t, err)
-	r := newReplica(s, "a", true, 1)
-	open, _ := Record{}.Apply(Change{Move: &Move{StateOpen}, Limits: s.limits}, noon)
-	r.hasRead(open, 0, noon)
-	r.lost(errors.New("no route to Redis"), noon)
-	for range 2 {
-		a, d := r.asked(noon.Add(time.Minute))
-		require.Equal(t, admits, d)
-		require.NotEmpty(t, a.trial)
-		r.ended(&a, result{outcome: OutcomeIgnored}, noon.Add(time.Minute))
-	}
+// The rules of a process are scripts in testdata/replica, one rule a file. A script
+// has one storage and any number of processes. Each command is followed by its
+// result: of a process, what the command has changed of what it knows, what it has to
+// report, and what its calls meet.
+//
+//	go test -run TestReplica -update .
+//
+// writes the results anew. Commands end with their time, as those of testdata/state.
+//
+//	config FailMax=5 ResetTimeout=1s    of the processes that start later; StorageDown is a number
+//	start PROCESS [alone]               alone: without a storage. Else it has not read the record yet
+//	read PROCESS                        it reads the record
+//	call PROCESS success|failure|ignored [open=2m]
+//	begin PROCESS CALL                  a call, or its end, alone
+//	end PROCESS CALL success|failure|ignored [open=2m]
+//	go PROCESS CALL                     the call that waited for a trial goes on
+//	store PROCESS                       the storage applies what the process sends
+//	answer PROCESS                      its answer arrives
+//	send PROCESS                        both, until the process has nothing to send
+//	timeout PROCESS                     no answer arrived in time
+//	notify PROCESS                      it is notified of the record
+//	lost PROCESS, back PROCESS          the link to the storage
+//	set PROCESS closed|open|half-open   a manual change
+//	stop PROCESS
+//	wake PROCESS                        its timer
+//	storage COMMAND                     a command of testdata/state, of another process
+func TestReplica(t *testing.T) {
+	runScripts(t, "testdata/replica/*.txt", func() func(*testing.T, string) []string {
+		s := &replicaScript{script: newScript(), processes: make(map[string]*scriptProcess)}
+		return s.run
+	})
 }
 
-// While a process is detached, the record by which it rejected calls is old: after a
-// success its local circuit decides alone.
-func TestASuccessOfADetachedProcessEndsTheSharedOpening(t *testing.T) {
-	s, err := newSettings(Config{FailMax: 5, ResetTimeout: time.Second})
-	require.NoError(t, err)
-	r := newReplica(s, "a", true, 1)
-	r.hasRead(Record{}, 0, noon)
-	call := func(o Outcome, at time.Time) decision {
-		a, d := r.asked(at)
-		if d == admits {
-			res := result{outcome: o}
-			if o == OutcomeFailure {
-				res.err, res.cause = errAttack, keepCause(errAttack)
-			}
-			r.ended(&a, res, at)
+// replicaScript is a storage and its processes.
+type replicaScript struct {
+	*script
+	config    Config
+	processes map[string]*scriptProcess
+}
+
+// scriptProcess is a process of a script.
+type scriptProcess struct {
+	*shell
+	sent   *request // no answer yet
+	answer *Record  // the storage's, on its way
+	calls  []string // the names of shell.calls
+	shown  []string
+}
+
+func (s *replicaScript) run(t *testing.T, line string) (results []string) {
+	if command, is := strings.CutPrefix(line, "storage "); is {
+		return s.script.run(t, command)
+	}
+	command, at, timed := strings.Cut(line, " at ")
+	if timed {
+		s.now = noon.Add(durationOf(t, at))
+	}
+	words := append(strings.Fields(command), "", "", "")
+	if words[0] == "config" {
+		for _, word := range strings.Fields(command)[1:] {
+			key, value, _ := strings.Cut(word, "=")
+			setField(t, &s.config, key, value)
 		}
-		return d
+		return nil
 	}
-	running, _ := r.asked(noon)
-	require.Equal(t, admits, call(OutcomeFailure, noon))
-	open := Record{
-		State: StateOpen, Generation: noon.UnixMilli(), SuspectAt: noon, DueAt: noon.Add(time.Second), Threshold: 5, Score: 10,
+	name, what := words[1], words[2]
+	p := s.processes[name]
+	if words[0] == "start" {
+		config := s.config
+		config.Instance = name
+		settings, err := newSettings(config)
+		require.NoError(t, err)
+		p = &scriptProcess{shell: newShell(settings, name, what != "alone", randomBefore(0.5), s.now)}
+		s.processes[name] = p
+		return p.changes()
 	}
-	r.observed(open, noon)
-	require.Equal(t, rejects, call(OutcomeFailure, noon))
-	r.lost(errors.New("no route to Redis"), noon)
-	require.NotNil(t, r.standIn)
-	require.Equal(t, rejects, call(OutcomeFailure, noon))
-	r.ended(&running, result{outcome: OutcomeSuccess}, noon) // it began before
-	require.Nil(t, r.standIn)
-	for range 4 {
-		require.Equal(t, admits, call(OutcomeFailure, noon))
+	require.NotNil(t, p, line)
+	says := func(what string) { results = append(results, what) }
+	switch words[0] {
+	case "read":
+		news := p.replica.news
+		p.step(s.now, func(r *replica) { r.hasRead(s.record.At(s.now), news, s.now) })
+	case "call", "begin":
+		runs := p.begin(s.now, cmpName(words[0] == "begin", what))
+		if says(runs); words[0] == "call" && runs == "runs" {
+			p.end(len(p.calls)-1, outcomeOf(t, what), option(t, words[3], "open"), s.now)
+		}
+	case "end":
+		p.end(p.named(t, what), outcomeOf(t, words[3]), option(t, words[4], "open"), s.now)
+	case "go":
+		i := p.named(t, what)
+		p.calls = slices.Delete(p.calls, i, i+1)
+		runs, q := p.goesOn(i, s.now)
+		if p.take(q); runs {
+			p.calls = append(p.calls, what)
+			says("runs")
+		} else {
+			says("rejected")
+		}
+	case "store":
+		says(s.store(t, p))
+	case "answer":
+		p.receive(s.now)
+	case "send":
+		for p.sent != nil {
+			says(s.store(t, p))
+			p.receive(s.now)
+		}
+	case "timeout":
+		q := p.sent
+		p.sent = nil
+		p.take(p.step(s.now, func(r *replica) { r.unanswered(q.Number, errShellStorage, s.now) }))
+	case "notify":
+		p.take(p.step(s.now, func(r *replica) { r.observed(s.record.At(s.now), s.now) }))
+	case "lost":
+		p.take(p.step(s.now, func(r *replica) { r.lost(errShellStorage, s.now) }))
+	case "back":
+		p.take(p.step(s.now, func(r *replica) { r.back() }))
+	case "set":
+		p.take(p.step(s.now, func(r *replica) { r.manual(Change{By: name, Move: &Move{stateOf(t, what)}}, s.now) }))
+	case "stop":
+		p.take(p.step(s.now, func(r *replica) { r.stopped = true }))
+	case "wake":
+		p.take(p.wake(s.now))
+	default:
+		require.FailNow(t, "unknown command", line)
+	}
+	return append(results, p.changes()...)
+}
+
+// cmpName is the name of a call that has one.
+func cmpName(named bool, name string) string {
+	if named {
+		return name
+	}
+	return ""
+}
+
+// take notes what the process sends.
+func (p *scriptProcess) take(q *request) {
+	if q != nil {
+		p.sent = q
 	}
 }
 
-// A Retry-After of a failure that is not reported keeps nobody waiting, and a manual
-// change of long ago clears nothing in a process that starts.
-func TestAFirstRecordTakesOverNoMoreThanItsEvidence(t *testing.T) {
-	s, err := newSettings(Config{FailMax: 2})
-	require.NoError(t, err)
-	r := newReplica(s, "a", true, 1)
-	r.unread(errAttack, noon)
-	for range 2 {
-		a, d := r.asked(noon)
-		require.Equal(t, admits, d)
-		r.ended(&a, result{outcome: OutcomeFailure, err: errAttack, cause: keepCause(errAttack), openFor: time.Hour}, noon)
+// begin begins a call, and returns whether it runs.
+func (p *scriptProcess) begin(now time.Time, name string) string {
+	before := len(p.shell.calls)
+	runs, q := p.call(now)
+	p.take(q)
+	switch {
+	case !runs:
+		return "rejected"
+	case p.shell.calls[before].waits:
+		p.calls = append(p.calls, name)
+		return "waits"
 	}
-	require.Equal(t, StateOpen, r.local.State)
-	moved := noon.Add(-time.Hour).UnixMilli()
-	r.hasRead(Record{Generation: moved, Moved: moved, Failures: 1}, 0, noon)
-	require.Equal(t, StateOpen, r.local.State, "its local circuit is not cleared")
-	require.Zero(t, r.out.next.OpenFor)
-	require.Zero(t, r.out.next.Calls.Failures)
+	p.calls = append(p.calls, name)
+	return "runs"
+}
+
+func (p *scriptProcess) end(i int, o Outcome, openFor time.Duration, now time.Time) {
+	p.calls = slices.Delete(p.calls, i, i+1)
+	p.take(p.endFor(i, o, openFor, now))
+}
+
+func (p *scriptProcess) named(t *testing.T, name string) int {
+	i := slices.Index(p.calls, name)
+	require.GreaterOrEqual(t, i, 0, "there is no call %s", name)
+	return i
+}
+
+// store has the storage apply what a process has sent.
+func (s *replicaScript) store(t *testing.T, p *scriptProcess) string {
+	require.NotNil(t, p.sent, "nothing was sent")
+	verdict := "read"
+	if p.sent.Number > 0 {
+		var v Verdict
+		s.record, v = s.record.Apply(*p.sent.Change, s.now)
+		verdict = []string{"refused", "applied", "moved"}[v]
+	}
+	answer := s.record.At(s.now).withoutHeard()
+	p.answer = &answer
+	return "storage: " + verdict + ": " + s.text()
+}
+
+// receive has the answer arrive.
+func (p *scriptProcess) receive(now time.Time) {
+	q := p.sent
+	p.sent = nil
+	p.take(p.step(now, func(r *replica) { r.answered(q, *p.answer, now) }))
+}
+
+// changes returns the lines about a process that are others than before.
+func (p *scriptProcess) changes() (changed []string) {
+	now := p.lines()
+	for i, line := range now {
+		if i >= len(p.shown) || p.shown[i] != line {
+			changed = append(changed, line)
+		}
+	}
+	p.shown = now
+	return changed
+}
+
+// lines are what a process knows, what it has to report, and what its calls meet.
+func (p *scriptProcess) lines() []string {
+	r := &p.replica
+	standIn := "none"
+	if r.standIn != nil {
+		standIn = textOfRecord(r.standIn)
+	}
+	process := []string{}
+	add := func(is bool, format string, args ...any) {
+		if is {
+			process = append(process, fmt.Sprintf(format, args...))
+		}
+	}
+	add(!r.linked, "has no storage")
+	add(r.linked && r.trouble == nil, "attached")
+	add(r.trouble != nil, "detached")
+	add(r.failing, "its last call failed")
+	add(r.share > 0, "supplied %d failures", r.share)
+	add(r.joined, "started with failures on record")
+	for _, l := range r.leases {
+		add(true, "trial %s %s", l.id, []string{"requested", "granted", "ended"}[l.phase])
+	}
+	outbox := []string{textOfChange(&r.out.next)}
+	if r.out.sent != nil {
+		outbox = append(outbox, fmt.Sprintf("sent %d: %s", r.out.sent.Number, textOfChange(r.out.sent)))
+	} else if r.out.inFlight {
+		outbox = append(outbox, "a read is in flight")
+	}
+	calls := []string{"run", "are rejected", "ask"}[p.view.admits]
+	if p.view.quiet {
+		calls += ", and successes are not reported"
+	}
+	return []string{
+		"local: " + textOfRecord(&r.local), "shared: " + textOfRecord(r.shared), "stands in: " + standIn,
+		"process: " + strings.Join(process, ", "), "to report: " + strings.Join(outbox, "; "), "calls: " + calls,
+	}
+}
+
+// textOfChange is what a change reports.
+func textOfChange(c *Change) string {
+	parts := []string{}
+	add := func(is bool, format string, args ...any) {
+		if is {
+			parts = append(parts, fmt.Sprintf(format, args...))
+		}
+	}
+	add(c.Calls.Failures > 0, "failures %d", c.Calls.Failures)
+	add(c.Calls.Successes > 0, "successes %d", c.Calls.Successes)
+	calls := sum(c.Counted)
+	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)
+	add(c.OpenFor > 0, "open for %v", c.OpenFor)
+	add(c.Ask != "", "asks for trial %s", c.Ask)
+	for _, ended := range c.Settled {
+		add(true, "trial %s %v", ended.ID, ended.Outcome)
+	}
+	if c.Move != nil {
+		add(true, "sets %v", c.Move.To)
+	}
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// setField sets a plain field by its name.
+func setField(t *testing.T, config *Config, name, value string) {
+	field := reflect.ValueOf(config).Elem().FieldByName(name)
+	require.True(t, field.IsValid(), "there is no %s", name)
+	switch {
+	case field.Type() == reflect.TypeFor[time.Duration]():
+		field.SetInt(int64(durationOf(t, value)))
+	case field.CanInt():
+		field.SetInt(int64(numberOf(t, value)))
+	case field.CanUint():
+		field.SetUint(uint64(numberOf(t, value)))
+	case field.CanFloat():
+		f, err := strconv.ParseFloat(value, 64)
+		require.NoError(t, err)
+		field.SetFloat(f)
+	default:
+		require.FailNow(t, "not a plain field", name)
+	}
 }

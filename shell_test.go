@@ -174,7 +174,10 @@ func (h *shell) goesOn(i int, now time.Time) (runs bool, change *request) {
 }
 
 // end ends the call of that index.
-func (h *shell) end(i int, o Outcome, now time.Time) (change *request) {
+func (h *shell) end(i int, o Outcome, now time.Time) (change *request) { return h.endFor(i, o, 0, now) }
+
+// endFor ends a call whose service has asked for a pause (Retry-After).
+func (h *shell) endFor(i int, o Outcome, openFor time.Duration, now time.Time) (change *request) {
 	c := h.calls[i]
 	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
 	a := &c.admission
@@ -188,7 +191,7 @@ func (h *shell) end(i int, o Outcome, now time.Time) (change *request) {
 		h.setQuiet(h.replica.local.Failures == 0)
 		return nil
 	}
-	res := result{outcome: o}
+	res := result{outcome: o, openFor: openFor}
 	if o == OutcomeFailure {
 		res.err, res.cause = errShellCall, shellCause
 	}

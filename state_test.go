@@ -46,14 +46,19 @@ import (
 var updateScripts = goflag.Bool("update", false, "write the results of testdata/state anew")
 
 func TestState(t *testing.T) {
-	files, err := filepath.Glob("testdata/state/*.txt")
+	runScripts(t, "testdata/state/*.txt", func() func(*testing.T, string) []string { return newScript().run })
+}
+
+// runScripts runs the commands of each file, and compares their results.
+func runScripts(t *testing.T, pattern string, begin func() (run func(t *testing.T, line string) []string)) {
+	files, err := filepath.Glob(pattern)
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			text, err := os.ReadFile(file)
 			require.NoError(t, err)
-			got := runScript(t, string(text))
+			got := runScript(t, string(text), begin())
 			if *updateScripts {
 				require.NoError(t, os.WriteFile(file, []byte(got), 0o644))
 				return
@@ -74,10 +79,13 @@ type script struct {
 	last    Change
 }
 
-func runScript(t *testing.T, text string) string {
-	s := &script{
+func newScript() *script {
+	return &script{
 		now: noon, limits: map[string]Limits{"": asking}, kept: map[string]Record{"nothing": {}}, knows: map[string]string{},
 	}
+}
+
+func runScript(t *testing.T, text string, run func(t *testing.T, line string) []string) string {
 	var out strings.Builder
 	for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		switch {
@@ -88,7 +96,7 @@ func runScript(t *testing.T, text string) string {
 			continue
 		}
 		fmt.Fprintln(&out, line)
-		for _, result := range s.run(t, line) {
+		for _, result := range run(t, line) {
 			fmt.Fprintln(&out, "    "+result)
 		}
 	}
@@ -152,7 +160,7 @@ func (s *script) run(t *testing.T, line string) []string {
 		l := s.limitsOf(who)
 		until, waits := s.record.blockedUntil(&l, who, s.now), "for nothing"
 		if s.record.State != StateClosed && !until.IsZero() {
-			waits = "until " + s.at(until)
+			waits = "until " + clockOf(until)
 		}
 		return []string{waits}
 	case "again":
@@ -200,12 +208,13 @@ func (s *script) limitsOf(who string) Limits {
 	return s.limits[""]
 }
 
-// at is a time as scripts have it.
-func (s *script) at(at time.Time) string { return at.Sub(noon).Round(time.Millisecond).String() }
+// clockOf is a time as scripts have it.
+func clockOf(at time.Time) string { return at.Sub(noon).Round(time.Millisecond).String() }
 
-// text is the record in one line.
-func (s *script) text() string {
-	r := &s.record
+func (s *script) text() string { return textOfRecord(&s.record) }
+
+// textOfRecord is a record in one line.
+func textOfRecord(r *Record) string {
 	parts := []string{r.State.String()}
 	add := func(is bool, format string, args ...any) {
 		if is {
@@ -221,20 +230,20 @@ func (s *script) text() string {
 	calls := sum(r.Window.Buckets)
 	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)
 	add(r.Successes > 0, "successes %d", r.Successes)
-	add(!r.SuspectAt.IsZero(), "since %s", s.at(r.SuspectAt))
-	add(!r.DueAt.IsZero() && r.State != StateHalfOpen, "due %s", s.at(r.DueAt))
+	add(!r.SuspectAt.IsZero(), "since %s", clockOf(r.SuspectAt))
+	add(!r.DueAt.IsZero() && r.State != StateHalfOpen, "due %s", clockOf(r.DueAt))
 	add(r.Witness != "", "witness %s", r.Witness)
-	add(!r.RetryAt.IsZero(), "who waits until %s", s.at(r.RetryAt))
+	add(!r.RetryAt.IsZero(), "who waits until %s", clockOf(r.RetryAt))
 	for _, trial := range r.Trials {
-		add(true, "trial %s until %s", trial.ID, s.at(trial.Deadline))
+		add(true, "trial %s until %s", trial.ID, clockOf(trial.Deadline))
 		add(trial.Stale, "stale")
 	}
 	add(r.OpenTime > 0, "open duration %v", r.OpenTime)
-	add(!r.DismissedAt.IsZero(), "dismissed %s", s.at(r.DismissedAt))
-	add(!r.ClosedAt.IsZero(), "closed %s", s.at(r.ClosedAt))
+	add(!r.DismissedAt.IsZero(), "dismissed %s", clockOf(r.DismissedAt))
+	add(!r.ClosedAt.IsZero(), "closed %s", clockOf(r.ClosedAt))
 	if o := r.Override; o != nil {
 		add(true, "forced %v by %s", o.State, o.By)
-		add(!o.Until.IsZero(), "until %s", s.at(o.Until))
+		add(!o.Until.IsZero(), "until %s", clockOf(o.Until))
 	}
 	add(r.State != StateClosed || r.suspect(), "by %s", cmp.Or(r.By, "nobody"))
 	return strings.Join(parts, ", ")
@@ -358,6 +367,7 @@ func TestGrownWithoutAResetTimeout(t *testing.T) {
 }
 
 // An hour of calm is forgotten by a move to open.
+// R30.
 func TestCalmIsForgottenByAMove(t *testing.T) {
 	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, MaxResetTimeout: time.Hour}
 	now, n := noon, 0

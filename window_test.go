@@ -25,6 +25,7 @@ func counted(l Limits, calls, failures int) Change {
 	return Change{Limits: l, Counted: []Bucket{{Calls: calls, Failures: failures}}}
 }
 
+// R20.
 func TestARateOpensAtMinCallsAndNotBefore(t *testing.T) {
 	r := Record{}.then(counted(rating, 9, 9), noon)
 	require.Equal(t, StateClosed, r.State)
@@ -41,6 +42,7 @@ func TestARateOpensAtMinCallsAndNotBefore(t *testing.T) {
 
 // 55 failures of 100 are the rate that 0.55 stands for, though 0.55*100 is
 // above 55.
+// R20.
 func TestARateIsReachedByTheVeryNumber(t *testing.T) {
 	for n := 1; n <= 1000; n++ {
 		for _, calls := range []int{10, 100, 1000} {
@@ -55,6 +57,7 @@ func TestARateIsReachedByTheVeryNumber(t *testing.T) {
 	}
 }
 
+// R19.
 func TestAWindowBeginsWithAFailureAndMovesOn(t *testing.T) {
 	r := Record{}.then(counted(rating, 1000, 0), noon)
 	require.Empty(t, r.Window.Buckets)
@@ -66,6 +69,7 @@ func TestAWindowBeginsWithAFailureAndMovesOn(t *testing.T) {
 }
 
 // Random calls come to the same as in a list of them.
+// R19.
 func TestAWindowIsAListOfCallsToATenth(t *testing.T) {
 	t.Parallel()
 	type call struct {
@@ -163,6 +167,7 @@ func from(source string, c Change) Change {
 	return c
 }
 
+// R22.
 func TestAReachedRateIsConfirmedByAnotherProcessAfterFourTimesSuspicion(t *testing.T) {
 	l := ratedBy(func(l *Limits) {})
 	suspect := Record{}.then(from("a", counted(l, 5, 5)), noon).then(from("a", counted(l, 5, 5)), after(10))
@@ -179,6 +184,7 @@ func TestAReachedRateIsConfirmedByAnotherProcessAfterFourTimesSuspicion(t *testi
 	require.Equal(t, after(60_010), opened.DueAt, "counted from the moment it became suspect")
 }
 
+// R22.
 func TestASuspicionOfTheRateIsDismissedBelowTheRate(t *testing.T) {
 	l := ratedBy(func(l *Limits) {})
 	suspect := Record{}.then(from("a", counted(l, 10, 10)), noon)
@@ -214,6 +220,7 @@ func TestConsecutiveFailuresDuringASuspicionOfTheRateAreOnlyCounted(t *testing.T
 
 // Each process evaluates by its own settings. One that counts no rate dismisses no
 // suspicion of it.
+// R14.
 func TestASenderWithoutARateLeavesTheSuspicionOfOthers(t *testing.T) {
 	suspect := Record{}.then(counted(ratedBy(func(*Limits) {}), 10, 10), noon)
 	r := suspect.then(calls(asking, "s"), after(1))

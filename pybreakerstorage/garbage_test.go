@@ -14,7 +14,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Invalid content of the keys affects only its circuit (faults R3). A version that was
+// Invalid content of the keys affects only its circuit. A version that was
 // not a number made the script fail after it had written Python's keys, and made the
 // storage unavailable for all circuits.
 func TestInvalidContentAffectsOnlyItsCircuit(t *testing.T) {
@@ -83,7 +83,7 @@ func TestInvalidContentAffectsOnlyItsCircuit(t *testing.T) {
 	require.Greater(t, problems, 300)
 }
 
-// Databases of one Redis are independent (faults R1): this storage sends no messages.
+// Databases of one Redis are independent: this storage sends no messages.
 func TestDatabasesAreIndependent(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

@@ -297,8 +297,8 @@ func TestWatchWithoutPermission(t *testing.T) {
 	require.NotContains(t, w.stderr.String(), "again")
 }
 
-// Redis delivers the messages of all databases (faults R1), and a history may contain
-// anything (R3). Neither is printed, and neither ends the watch.
+// Redis delivers the messages of all databases, and a history may contain
+// anything. Neither is printed, and neither ends the watch.
 func TestWatchIgnoresOtherDatabasesAndUnreadableHistories(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

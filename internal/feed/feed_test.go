@@ -376,7 +376,7 @@ func TestAMessageChangesNothing(t *testing.T) {
 	})
 }
 
-// TestAnUrgentValueIsPolledEveryInterval (faults R4): a lost override was
+// TestAnUrgentValueIsPolledEveryInterval: a lost override was
 // restored after 16 to 38 s, because the pauses between two polls grew.
 func TestAnUrgentValueIsPolledEveryInterval(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {

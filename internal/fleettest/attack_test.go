@@ -52,6 +52,7 @@ func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
 
 // A connection broke before the reply, the client sent the change again, and
 // it counted twice where its token had been forgotten.
+// R13.
 func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 	for name, harm := range map[string]func(p *redistest.Proxy, round int){
 		"replies are lost": func(p *redistest.Proxy, _ int) { p.SetLoss(0.01) },
@@ -125,6 +126,7 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 
 // Redis's clock was set back by an hour, and open circuits stayed open, and
 // dead leases stayed, for that hour.
+// R40.
 func TestAClockSetBackProlongsNothing(t *testing.T) {
 	t.Parallel()
 	mini := redistest.StartMini(t)
@@ -218,6 +220,7 @@ func TestLossOnRedis(t *testing.T) {
 
 // An open circuit that nobody called any more was put back whenever its key
 // ended, and read every two seconds by every process, for ever.
+// R23.
 func TestADeadCircuitCostsNothing(t *testing.T) {
 	t.Parallel()
 	const poll = 20 * time.Millisecond

@@ -109,6 +109,7 @@ func inFakeTime(t *testing.T, test func(t *testing.T)) {
 
 // After an acquire of which the process never heard again, the record had a
 // lease of that process's own that nobody held: all rejected for TrialTimeout.
+// R27.
 func TestNoGhostOfALostAnswerHoldsTheFleetBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		hangs  time.Duration
@@ -211,6 +212,7 @@ func TestCallsUnderWayAtStopAreAllReported(t *testing.T) {
 
 // A call of a stopped breaker waited up to three times StorageTimeout: for a
 // place, for the request, and for its outcome.
+// R35.
 func TestACallOfAStoppedBreakerWaitsNoLonger(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
@@ -228,6 +230,7 @@ func TestACallOfAStoppedBreakerWaitsNoLonger(t *testing.T) {
 
 // Failures of processes that live for a moment opened a circuit that thousands
 // of calls of another succeeded in: they broke no row of which it knew nothing.
+// R16.
 func TestSuccessesOfOthersRefuteARow(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		memory := infuse.NewMemoryStorage()
@@ -260,6 +263,7 @@ func TestSuccessesOfOthersRefuteARow(t *testing.T) {
 
 // A failed trial made room for more than MaxTrials after the next open time,
 // and so did a service that announced itself in a rolling restart.
+// R24.
 func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		memory := infuse.NewMemoryStorage()
@@ -364,6 +368,7 @@ func TestABusyStorageIsNotAway(t *testing.T) {
 
 // A move whose context had ended said that the storage was not told, and moved
 // the fleet's circuit; one that was not answered in time said so, too.
+// R34.
 func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
@@ -517,6 +522,7 @@ func TestNoListenerRunsAfterStop(t *testing.T) {
 
 // One circuit's writes failed while its reads went well, and every circuit of
 // the storage ran on its own for ever.
+// R36.
 func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
@@ -687,6 +693,7 @@ func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
 
 // A probe began before all breakers stopped, and ended after new ones had found
 // the storage away: from then on there were two chains of probes.
+// R38.
 func TestProbesOfAnOutageAreOneChain(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}

@@ -140,6 +140,7 @@ func TestAMissedCloseIsNotUndone(t *testing.T) {
 
 // Redis loses a record while every process that knows of it is subscribed: no
 // message tells them, and still it is put back.
+// R39.
 func TestALostRecordIsPutBack(t *testing.T) {
 	s, _, _ := startFault(t)
 	storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: time.Second})
@@ -160,7 +161,8 @@ func TestALostRecordIsPutBack(t *testing.T) {
 
 // Redis loses an override, or an open circuit, long after the last news of it:
 // it was restored after 16 to 38 s, because the pauses between two polls had
-// grown (faults R4).
+// grown.
+// R39.
 func TestARecordThatHoldsCallsIsRestoredWithinAPoll(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(b *infuse.Breaker) error{

@@ -230,6 +230,7 @@ func (c memberConfig) config() infuse.Config {
 
 // A shared breaker that read, counted and wrote back lost nearly
 // all failures of processes that failed together: 387 of 823 were counted.
+// R10.
 func TestEightProcessesCountEveryFailure(t *testing.T) {
 	server := redistest.Start(t)
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) { l.FailMax = 1_000_000 })}
@@ -243,6 +244,7 @@ func TestEightProcessesCountEveryFailure(t *testing.T) {
 
 // Ten processes reached the end of the open time together, and
 // each sent a trial of its own to the service that was just getting up.
+// R23, R24.
 func TestTenProcessesRunOneTrial(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -270,6 +272,7 @@ func TestTenProcessesRunOneTrial(t *testing.T) {
 
 // The process that held the trial was killed; everybody who asked
 // prolonged its hold, so that the circuit never recovered under load.
+// R26.
 func TestATrialOfAKilledProcessIsFollowedByAnother(t *testing.T) {
 	t.Parallel()
 	const trialTimeout = 500 * time.Millisecond

@@ -19,6 +19,7 @@ import (
 // A million calls with random failures: what the record holds is what the
 // processes have counted, to the last call. The suspicion near the end has every
 // process tell the rest of what it has.
+// R21.
 func TestARateCountsEveryCall(t *testing.T) {
 	const processes, goroutines = 8, 4
 	each := 100_000 / processes / goroutines

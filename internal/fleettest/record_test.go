@@ -18,6 +18,7 @@ import (
 
 // The key was gone, and so was the open circuit: all processes went back to a
 // service that was down. Any process that still knows puts it back.
+// R39.
 func TestAnOpenCircuitThatRedisLosesIsPutBack(t *testing.T) {
 	t.Parallel()
 	for how, lose := range map[string]func(context.Context, *redis.Client) error{
@@ -94,6 +95,7 @@ func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {
 
 // A process that has not heard of the transitions yet reports what it knows:
 // results of calls that were admitted before them.
+// R4.
 func TestLateResultsOfADeafProcessChangeNothing(t *testing.T) {
 	server, elsewhere := redistest.Start(t), redistest.Start(t)
 	cfg := patiently(infuse.Config{FailMax: 2, ResetTimeout: time.Hour})

@@ -60,8 +60,9 @@ func TestErrorGoesOnWithTheWrappedError(t *testing.T) {
 	}
 }
 
-// TestNoSecretOfAURLSurvives (faults R6): a quote ended a URL, and the signature
+// TestNoSecretOfAURLSurvives: a quote ended a URL, and the signature
 // behind it stayed in the cause.
+// R42.
 func TestNoSecretOfAURLSurvives(t *testing.T) {
 	const secret = 'S' // and nothing else has it
 	parts := []string{" ", `"`, "'", "`", "<", ">", "%", "%20", "\\", `\"`, ": ", `": `, ", ", "(", ")", "&", "=", "$", ";", "|", "{", "}", "\n", "\t", "\x00", "\xff", "é", "x", "7", ".", "-", "+", "!", "*", "[", "]"}

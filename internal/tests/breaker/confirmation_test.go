@@ -33,6 +33,7 @@ func (s delayed) Apply(ctx context.Context, circuit string, c infuse.Change) (in
 
 // A process that restarted, and received the record after its next failures, opened
 // the shared circuit alone.
+// R12.
 func TestAProcessThatReadsTheRecordLateDoesNotOpenItAlone(t *testing.T) {
 	for _, cfg := range []infuse.Config{{}, {FailureRate: 0.5, MinCalls: 5}} {
 		for _, late := range []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond} {
@@ -75,6 +76,7 @@ func TestAProcessThatReadsTheRecordLateDoesNotOpenItAlone(t *testing.T) {
 
 // A process with FailMax 1 and ResetTimeout 24 h made one failure of another open
 // the circuit, for as long as a Retry-After may.
+// R14, R17, R41.
 func TestALowFailMaxOfOneTeamDoesNotDecideForAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()

@@ -21,6 +21,7 @@ import (
 )
 
 // Strict trades round trips for exactness: nothing needs to be pushed.
+// R45.
 func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 	server, deaf := redistest.Start(t), redistest.Start(t)
 	cfg := infuse.Config{FailMax: 3, SuccessThreshold: 2, ResetTimeout: time.Hour}
@@ -49,6 +50,7 @@ func TestStrictKnowsWhatOthersDidBeforeTheCall(t *testing.T) {
 
 // The reply to a script got lost, the client sent the script
 // again, and one failure counted as two, or one trial took two places.
+// R13.
 func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.StartProxy(t, server.Addr())
@@ -173,6 +175,7 @@ func startQuietly(t *testing.T, s *redistest.Server, cfg infuse.Config) *infuse.
 	return b
 }
 
+// R10, R44.
 func TestAMillionSuccessfulCallsSendNothing(t *testing.T) {
 	server := redistest.Start(t)
 	b := startQuietBreaker(t, server, infuse.Config{})
@@ -186,6 +189,7 @@ func TestAMillionSuccessfulCallsSendNothing(t *testing.T) {
 	}))
 }
 
+// R44.
 func TestAHundredThousandRejectionsSendNothing(t *testing.T) {
 	server := redistest.Start(t)
 	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{ResetTimeout: time.Hour})
@@ -200,6 +204,7 @@ func TestAHundredThousandRejectionsSendNothing(t *testing.T) {
 	}))
 }
 
+// R10.
 func TestAFailingCallSendsOneCommand(t *testing.T) {
 	server := redistest.Start(t)
 	// It receives no message: those of the opening have each process read it.
@@ -219,6 +224,7 @@ func TestAFailingCallSendsOneCommand(t *testing.T) {
 
 // An outage costs a handful of round trips, not one a call: what fails while
 // a report is under way goes together in the next.
+// R10.
 func TestManyFailuresAtOnceShareTheirReports(t *testing.T) {
 	server := redistest.Start(t)
 	b := startQuietBreaker(t, server, infuse.Config{FailMax: 1000})
@@ -237,6 +243,7 @@ func TestManyFailuresAtOnceShareTheirReports(t *testing.T) {
 
 // A success after failures says that the row is broken, but its caller does
 // not wait for that.
+// R10.
 func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
 	server := redistest.Start(t)
 	b := startQuietBreaker(t, server, infuse.Config{})
@@ -275,6 +282,7 @@ func TestOneCallOfAProcessAsksForATrialAtATime(t *testing.T) {
 	requireState(t, infuse.StateClosed, b)
 }
 
+// R45.
 func TestStrictReadsTheRecordBeforeEveryCall(t *testing.T) {
 	server := redistest.Start(t)
 	b := startDeafBreaker(t, server, redistest.Start(t), infuse.Config{Strict: true, ResetTimeout: time.Hour})
@@ -295,6 +303,7 @@ func TestStrictReadsTheRecordBeforeEveryCall(t *testing.T) {
 	require.EqualValues(t, 10, runsOf(cost))
 }
 
+// R44.
 func TestTheHotPathsDoNotAllocate(t *testing.T) {
 	if underRace {
 		t.Skip("sync.Pool allocates under the race detector")
@@ -399,6 +408,7 @@ func BenchmarkCall(b *testing.B) {
 	}
 }
 
+// R44.
 func TestASuccessAllocatesNothingUnderAnySetting(t *testing.T) {
 	ctx := context.Background()
 	ok, ill := func(context.Context) error { return nil }, func(context.Context) error { return errUnhealthy }

@@ -124,6 +124,7 @@ func TestRejectionsCountForNothing(t *testing.T) {
 // A breaker inside another of the same circuit rejects what the outer one has
 // admitted: that says nothing about the service. Another circuit's rejection
 // does: the call has failed.
+// R1.
 func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -152,6 +153,7 @@ func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T)
 	})
 }
 
+// R5.
 func TestOnlyFailuresInARowOpenTheCircuit(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 3})
 	for range 20 {
@@ -164,6 +166,7 @@ func TestOnlyFailuresInARowOpenTheCircuit(t *testing.T) {
 	requireState(t, infuse.StateClosed, b)
 }
 
+// R1.
 func TestExcludedErrorsCountAsSuccessesAndAreReturned(t *testing.T) {
 	notFound, excluded := errors.New("not found"), 0
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Exclude: []func(error) bool{
@@ -184,6 +187,7 @@ func TestExcludedErrorsCountAsSuccessesAndAreReturned(t *testing.T) {
 	requireState(t, infuse.StateClosed, b)
 }
 
+// R1.
 func TestClassifyReplacesTheDefaultAndExclude(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{
 		FailMax: 2,
@@ -225,6 +229,7 @@ func asksItsContext(ctx context.Context) error { return ctx.Err() }
 
 // Callers who came too late opened the circuit of a service that had not heard
 // of them.
+// R1.
 func TestACallThatCameTooLateIsIgnored(t *testing.T) {
 	var heard stateLog
 	for name, cfg := range map[string]infuse.Config{
@@ -261,6 +266,7 @@ func TestACallThatCameTooLateIsIgnored(t *testing.T) {
 
 // A timeout around the breaker that cancels, as failsafe-go's, or a proxy whose
 // clients leave: a service that hangs was never counted (H6).
+// R2.
 func TestACancelledCallThatWasSlowIsAFailure(t *testing.T) {
 	hangs := func(ctx context.Context) error {
 		<-ctx.Done()
@@ -311,6 +317,7 @@ func TestACancelledCallThatWasSlowIsAFailure(t *testing.T) {
 }
 
 // Every call is counted once, by what became of it, on every way that it takes.
+// R3.
 func TestCallsAreCounted(t *testing.T) {
 	ways(t, infuse.Config{CountCalls: true}, func(t *testing.T, b *infuse.Breaker) {
 		ctx := t.Context()

@@ -24,6 +24,7 @@ func wouldReject(n *atomic.Int64) *infuse.Listener {
 	}}
 }
 
+// R9.
 func TestADryRunRejectsNothingAndCountsWhatItWouldReject(t *testing.T) {
 	for kind, shared := range map[string]bool{"local": false, "shared": true} {
 		for way, call := range hookWays {
@@ -67,6 +68,7 @@ func TestADryRunRejectsNothingAndCountsWhatItWouldReject(t *testing.T) {
 }
 
 // One call in a half-open circuit is the trial, and the others run uncounted.
+// R9.
 func TestADryRunHasOneTrialAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Second, DryRun: true, CountCalls: true, Storage: infuse.NewMemoryStorage()})
@@ -85,6 +87,7 @@ func TestADryRunHasOneTrialAtATime(t *testing.T) {
 
 // A process that tries it out shares its circuit with others that enforce it, and
 // an override, a ramp and StorageDownReject reject nothing there.
+// R9.
 func TestADryRunSharesItsCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()

@@ -193,6 +193,7 @@ type roundTrips func(*http.Request) (*http.Response, error)
 
 func (f roundTrips) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+// R43.
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	for place := range hookPlaces(nil) {
 		for deed, does := range hookDeeds {

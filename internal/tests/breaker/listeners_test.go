@@ -34,6 +34,7 @@ func everyFunc(do func(b *infuse.Breaker)) *infuse.Listener {
 
 // A listener asked for the state of the breaker that called it,
 // under the lock that it was called with, and neither ever returned.
+// R43.
 func TestAListenerMayUseItsBreaker(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {
@@ -77,6 +78,7 @@ func TestAListenerMayUseItsBreaker(t *testing.T) {
 
 // A listener that panicked took the place of the call's result,
 // and of its bookkeeping.
+// R43.
 func TestAListenerThatPanicsChangesNothing(t *testing.T) {
 	silenceSlog(t)
 	for kind, storage := range storages(t) {
@@ -381,6 +383,7 @@ func TestATransitionTellsWhoWhyAndWhen(t *testing.T) {
 
 // An outage was told twice a round, and again for each circuit that came back:
 // tens of thousands of events.
+// R43.
 func TestAnOutageOfTheStorageIsReportedOnceForAllCircuits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}

@@ -19,6 +19,7 @@ func hold(state infuse.State, until time.Time) infuse.Override {
 	return infuse.Override{State: state, By: "ann", Reason: "maintenance", Until: until}
 }
 
+// R33.
 func TestAnOverrideHoldsForTheFleet(t *testing.T) {
 	for name, storage := range storages(t) {
 		t.Run(name, func(t *testing.T) {
@@ -156,6 +157,7 @@ func TestAMoveMovesTheCircuitBehindAnOverride(t *testing.T) {
 
 // TestAManualOpeningLastsAsLongAsItsSenderSet: an operator opens the circuit for
 // longer than the settings of the processes allow a Retry-After, or anything else.
+// R41.
 func TestAManualOpeningLastsAsLongAsItsSenderSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -196,6 +198,7 @@ func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
 
 // What a reviewer broke of overrides and histories.
 
+// R33.
 func TestAnOverrideThatIsOverComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{})
@@ -225,6 +228,7 @@ func TestAGroupForgetsOverrides(t *testing.T) {
 	}
 }
 
+// R6, R33.
 func TestClearingNothingClearsAllOwnCircuits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -250,6 +254,7 @@ func TestAnOverrideToHalfOpen(t *testing.T) {
 	require.Error(t, err)
 }
 
+// R34.
 func TestAnOverrideThatCannotBeCleared(t *testing.T) {
 	for name, release := range map[string]func(ctx context.Context, b *infuse.Breaker) error{
 		"ClearOverride": func(ctx context.Context, b *infuse.Breaker) error { return b.ClearOverride(ctx, "ann") },
@@ -275,6 +280,7 @@ func TestAnOverrideThatCannotBeCleared(t *testing.T) {
 	}
 }
 
+// R33.
 func TestTheEndOfAnOverrideOverAnOpenCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()

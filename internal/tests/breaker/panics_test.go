@@ -29,6 +29,7 @@ func unwind(do func()) (value any, stack string) {
 	return nil, ""
 }
 
+// R3.
 func TestAPanicGoesOnWithTheStackOfWhereItBegan(t *testing.T) {
 	ctx := context.Background()
 	exploding := func(context.Context) error {
@@ -147,6 +148,7 @@ func TestARecoveredPanicIsAResult(t *testing.T) {
 	require.Equal(t, 1, failuresOf(b))
 }
 
+// R3.
 func TestACallThatEndsItsGoroutineIsIgnored(t *testing.T) {
 	exits := func(context.Context) error {
 		runtime.Goexit()

@@ -51,6 +51,7 @@ func TestDoneClassifiesByTheContextOfAcquire(t *testing.T) {
 
 // Whatever becomes of its copies, a permit counts once, also when the place
 // that it is kept in has gone to another permit.
+// R3.
 func TestAPermitCountsOnce(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 1_000_000})
 	var settled []infuse.Permit

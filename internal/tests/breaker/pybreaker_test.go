@@ -52,6 +52,7 @@ func pybreakerTraces(t *testing.T) []pybreakerTrace {
 }
 
 // Whatever pybreaker answered, in whichever state, this breaker answers too.
+// R5.
 func TestEveryTraceOfPybreakerIsReplayedInMemory(t *testing.T) {
 	t.Parallel()
 	t.Run("alone", func(t *testing.T) { replayInMemory(t, false) })
@@ -84,6 +85,7 @@ func replayInMemory(t *testing.T, shared bool) {
 
 // The same with a real Redis in real time, as far as a trace can be scaled
 // down to a short one whose edges are wide enough for a busy machine.
+// R5.
 func TestTracesOfPybreakerAreReplayedWithRedis(t *testing.T) {
 	storage := infuse.NewRedisStorage(redistest.Start(t).Client(), infuse.RedisOptions{})
 	defer storage.Close()

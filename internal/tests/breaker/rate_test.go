@@ -44,6 +44,7 @@ func classifyPlainly(_ context.Context, err error) infuse.Outcome {
 	return infuse.OutcomeSuccess
 }
 
+// R20.
 func TestTheRateOpensAtAFailure(t *testing.T) {
 	cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10}
 	for calls, opens := range map[string]int{
@@ -77,6 +78,7 @@ func TestARowOpensBesideARateOnlyIfItIsAskedFor(t *testing.T) {
 	})
 }
 
+// R19.
 func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, Window: time.Second}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, strings.Repeat("f", 9)))
@@ -106,6 +108,7 @@ func TestWhatIsOlderThanTheWindowIsForgotten(t *testing.T) {
 	})
 }
 
+// R19.
 func TestATrialIsNoPartOfTheRate(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.5, MinCalls: 10, ResetTimeout: time.Second}, func(t *testing.T, b *infuse.Breaker) {
 		require.Equal(t, 10, outcomes(t, b, strings.Repeat("f", 10)))
@@ -131,6 +134,7 @@ func TestARateIsConfiguredAtAnyTime(t *testing.T) {
 
 // One process of twenty for which every call fails is its own problem, and an
 // outage is the fleet's.
+// R21.
 func TestTheRateOfAFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -166,6 +170,7 @@ func TestTheRateOfAFleet(t *testing.T) {
 	})
 }
 
+// R2.
 func TestASlowCallIsAFailure(t *testing.T) {
 	cfg := infuse.Config{SlowCall: time.Second, FailMax: 100, Exclude: []func(error) bool{func(err error) bool { return errors.Is(err, errUnhealthy) }}}
 	takes := func(d time.Duration, err error) func(context.Context) error {
@@ -280,6 +285,7 @@ func countedIn(w infuse.Window) (calls, failures int) {
 
 // A process that opened its local circuit during an outage of the storage reported
 // MinCalls failed calls, which nobody had made.
+// R21.
 func TestCallsThatNobodyMade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
@@ -302,6 +308,7 @@ func TestCallsThatNobodyMade(t *testing.T) {
 }
 
 // A Strict failure was not stored at its return while a rate was being confirmed.
+// R45.
 func TestStrictFailuresAreNotKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()

@@ -22,6 +22,7 @@ func openFor(t testing.TB, b *infuse.Breaker) time.Duration {
 	return time.Until(requireRejected(t, b).DueAt)
 }
 
+// R30.
 func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
 	growing := infuse.Config{FailMax: 1, ResetTimeout: time.Second, MaxResetTimeout: 8 * time.Second}
 	synctest.Test(t, func(t *testing.T) {
@@ -59,6 +60,7 @@ func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
 }
 
 // The fleet's open time is on record: whoever runs the trial, it grows for all.
+// R30.
 func TestTheOpenTimeGrowsForTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -93,6 +95,7 @@ func tripFleetOf(t testing.TB, all []*infuse.Breaker) {
 }
 
 // A Retry-After keeps the circuit open for longer, and is not what doubles.
+// R30.
 func TestARetryAfterDoesNotGrow(t *testing.T) {
 	r := infuse.Record{}
 	limits := infuse.Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, MaxResetTimeout: 8 * time.Second}
@@ -115,6 +118,7 @@ func requireRamp(t testing.TB, shares []float64) {
 	}
 }
 
+// R31.
 func TestARampLetsAGrowingShareRun(t *testing.T) {
 	for name, with := range map[string]func(*infuse.Config){
 		"alone":      func(*infuse.Config) {},
@@ -147,6 +151,7 @@ func TestARampLetsAGrowingShareRun(t *testing.T) {
 	}
 }
 
+// R31.
 func TestAFleetRampsAlike(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := infuse.Config{ResetTimeout: 20 * time.Second, Ramp: 10 * time.Second, Storage: infuse.NewMemoryStorage()}
@@ -201,6 +206,7 @@ func TestFailuresDuringARampOpenAsEver(t *testing.T) {
 }
 
 // Closing by hand begins a ramp, and closing once more ends it.
+// R31.
 func TestARampEndsByHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{Ramp: time.Hour})
@@ -224,6 +230,7 @@ func TestARampEndsByHand(t *testing.T) {
 }
 
 // A ramp that had ended came back with each later failure.
+// R31.
 func TestARampThatIsOverComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{Ramp: time.Second, ResetTimeout: time.Second, FailMax: 3})
@@ -286,6 +293,7 @@ func (s *slowTrials) Apply(ctx context.Context, circuit string, c infuse.Change)
 
 // A process whose trial succeeded met a circuit on a ramp that let nothing run.
 // Without a Ramp all calls run.
+// R31.
 func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
 	for _, ramp := range []time.Duration{0, time.Second} {
 		t.Run(ramp.String(), func(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 // Hosts whose clocks differed by minutes opened and closed the shared circuit
 // under each other. Here one host's clock is a quarter of a century behind, and
 // stands still while it talks to Redis.
+// R40.
 func TestHostsWhoseClocksDifferBehaveTheSame(t *testing.T) {
 	server := redistest.Start(t)
 	cfg := patiently(infuse.Config{ResetTimeout: time.Hour})
@@ -165,6 +166,7 @@ func TestABadConfigIsAnErrorThatNamesFieldAndValue(t *testing.T) {
 	require.NoError(t, good.Call(t.Context(), succeeds), "a Config that was refused changes nothing")
 }
 
+// R42.
 func TestABadNameIsAnError(t *testing.T) {
 	group, err := infuse.NewGroup(infuse.Config{})
 	require.NoError(t, err)

@@ -24,6 +24,7 @@ import (
 
 // However many breakers move a circuit at once, and however slow a listener
 // is, every breaker's listener hears a chain: from where the last one led to.
+// R43.
 func TestTransitionsFormAChainUnderConcurrentMoves(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {
@@ -64,6 +65,7 @@ func TestTransitionsFormAChainUnderConcurrentMoves(t *testing.T) {
 
 // The call that tripped the circuit returned "open" in place of
 // what had happened to it.
+// R8.
 func TestRejectionsCarryTheErrorOfTheTrip(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 2, ResetTimeout: time.Hour})
 	first, last := fmt.Errorf("first: %w", errUnhealthy), fmt.Errorf("last: %w", errUnhealthy)

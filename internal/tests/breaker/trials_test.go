@@ -131,6 +131,7 @@ func TestATrialThatEndsItsGoroutineLeavesItsPlace(t *testing.T) {
 
 // A trial that hung kept all others out; and when its result came
 // at last, it decided over a circuit that had moved on.
+// R26.
 func TestATrialThatHangsPastItsLeaseIsReplacedAndItsResultDropped(t *testing.T) {
 	for late, result := range map[string]error{"a failure": errUnhealthy, "a success": nil} {
 		t.Run(late, func(t *testing.T) {
@@ -161,6 +162,7 @@ func TestATrialThatHangsPastItsLeaseIsReplacedAndItsResultDropped(t *testing.T) 
 
 // A late result changes nothing in a circuit that has closed or opened
 // meanwhile, either.
+// R4, R26.
 func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startDue(t, infuse.Config{TrialTimeout: time.Second, FailMax: 2})
@@ -188,6 +190,7 @@ func TestALateTrialChangesNothingAfterTheTransition(t *testing.T) {
 
 // A call from before the trip, or from an earlier half-open, ended
 // in the next half-open, and its result was taken for the trial's.
+// R4.
 func TestACallOfAnEarlierGenerationIsNoTrial(t *testing.T) {
 	for result, err := range map[string]error{"a success": nil, "a failure": errUnhealthy} {
 		t.Run(result, func(t *testing.T) {
@@ -264,6 +267,7 @@ func TestSeeingIsNotMoving(t *testing.T) {
 
 // N trials were to run and N+1 did; and each that ended raised
 // the limit by one.
+// R24.
 func TestMaxTrialsLetsSoManyRunAndNotOneMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := infuse.Config{MaxTrials: 3, SuccessThreshold: 100, Storage: infuse.NewMemoryStorage()}
@@ -287,6 +291,7 @@ func TestMaxTrialsLetsSoManyRunAndNotOneMore(t *testing.T) {
 	})
 }
 
+// R24.
 func TestMaxTrialsHoldsAgainstManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startDue(t, infuse.Config{MaxTrials: 3, SuccessThreshold: 1000})
@@ -318,6 +323,7 @@ func TestMaxTrialsHoldsAgainstManyAtOnce(t *testing.T) {
 	})
 }
 
+// R24.
 func TestSuccessThresholdNeedsSoManyInARow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startDue(t, infuse.Config{SuccessThreshold: 3})
@@ -367,6 +373,7 @@ func (s *lateStorage) Apply(ctx context.Context, circuit string, c infuse.Change
 // A process whose trial succeeded found the circuit half-open when its call
 // returned, if the storage was slow to grant the trial, and slower to receive its
 // outcome.
+// R28.
 func TestWhoRanTheTrialSeesTheCircuitClosed(t *testing.T) {
 	for name, fallback := range map[string]infuse.StorageDownPolicy{"local": infuse.StorageDownLocal, "closed": infuse.StorageDownAllow} {
 		for _, asks := range []time.Duration{0, 10 * time.Millisecond, 60 * time.Millisecond, 94 * time.Millisecond} {

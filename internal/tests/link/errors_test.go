@@ -31,6 +31,7 @@ func (e *rude) Timeout() bool { e.does(); return false }
 func (e *rude) Temporary() bool { e.does(); return false }
 
 // An error whose As panicked left a lock held, and no call returned any more.
+// R35.
 func TestNoErrorOfAStorageWedgesABreaker(t *testing.T) {
 	for name, does := range map[string]func(b *infuse.Breaker){
 		"panic":  func(*infuse.Breaker) { panic("an error is beside itself") },

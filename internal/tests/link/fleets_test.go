@@ -204,6 +204,7 @@ func seeds(n int) int {
 }
 
 // The shared circuit opened because nobody else called in the 50 ms of a suspicion.
+// R17.
 func TestSilenceOpensNoFleet(t *testing.T) {
 	forEachSeed(t, seeds(1), func(t *testing.T, seed uint64) {
 		f := newRealFleet(t, infuse.NewMemoryStorage(), seed)
@@ -225,6 +226,7 @@ func TestSilenceOpensNoFleet(t *testing.T) {
 }
 
 // Of bursts of one process, 42 to 99 % opened the circuit of small fleets.
+// R11.
 func TestABurstOfOneProcessOpensNoFleet(t *testing.T) {
 	rate := infuse.Config{FailureRate: 0.5}
 	for _, c := range []struct {
@@ -272,6 +274,7 @@ func TestABurstOfOneProcessOpensNoFleet(t *testing.T) {
 
 // One process that stayed unhealthy after an outage won the trials, and rejected
 // the calls of ten healthy ones for as long as it called.
+// R25.
 func TestTheUnhealthyProcessDoesNotTakeTheTrials(t *testing.T) {
 	forEachSeed(t, seeds(1), func(t *testing.T, seed uint64) {
 		f := newRealFleet(t, infuse.NewMemoryStorage(), seed)
@@ -381,6 +384,7 @@ func (s *stale) Watch(_ string, fn func(infuse.Record)) (stop func()) {
 
 // A failover to a replica that had the suspicion, and not its dismissal, opened a
 // healthy circuit, although every process knew better.
+// R16.
 func TestAFailoverThatLosesTheDismissalOpensNothing(t *testing.T) {
 	forEachSeed(t, seeds(3), func(t *testing.T, seed uint64) {
 		s := &stale{}
@@ -415,6 +419,7 @@ func TestAFailoverThatLosesTheDismissalOpensNothing(t *testing.T) {
 
 // One process in a crash loop beside healthy ones with several settings, over a
 // storage that pauses, loses notifications and is unavailable.
+// R7.
 func TestFaultsOfTheStorageRejectNobodyHealthy(t *testing.T) {
 	forEachSeed(t, seeds(4), func(t *testing.T, seed uint64) {
 		roll := rand.New(rand.NewPCG(seed, 7))

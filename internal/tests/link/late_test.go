@@ -136,6 +136,7 @@ func suspectBy(t *testing.T, s *slowStorage, one *infuse.Breaker) {
 
 // The late answer to the report that made a circuit suspect undid a manual
 // change made meanwhile.
+// R32.
 func TestALateAnswerDoesNotUndoAManualChange(t *testing.T) {
 	for _, to := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
 		for _, ahead := range []time.Duration{0, -10 * time.Second} { // behind: generations do not follow its time
@@ -159,6 +160,7 @@ func TestALateAnswerDoesNotUndoAManualChange(t *testing.T) {
 }
 
 // The same, with an override.
+// R33.
 func TestALateAnswerDoesNotForgetAnOverride(t *testing.T) {
 	for _, to := range []infuse.State{infuse.StateClosed, infuse.StateOpen} {
 		synctest.Test(t, func(t *testing.T) {
@@ -195,6 +197,7 @@ func TestAStoppedBreakerIsReadyForATrialWithoutItsStorage(t *testing.T) {
 
 // A process sent changes without a pause, to end a trial that had outlived its
 // lease on a storage whose clock was set back.
+// R26.
 func TestATrialThatOutlivesItsLeaseIsSettledOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{}
@@ -213,6 +216,7 @@ func TestATrialThatOutlivesItsLeaseIsSettledOnce(t *testing.T) {
 }
 
 // State was half-open while the local circuit was open.
+// R28.
 func TestStateIsOpenWhileTheLocalCircuitIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{}

@@ -15,6 +15,7 @@ import (
 // gobreaker's shared mode ran no request while its storage was
 // down. With StorageDownLocal the process has a whole breaker of its own: it
 // opens, runs one trial at a time, and closes.
+// R5, R37.
 func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		var heard edges
@@ -51,6 +52,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 	})
 }
 
+// R37.
 func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, StorageDown: infuse.StorageDownAllow})
@@ -75,6 +77,7 @@ func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
 	})
 }
 
+// R37.
 func TestFallbackOpenRejectsEveryCall(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, StorageDown: infuse.StorageDownReject})
@@ -97,6 +100,7 @@ func TestFallbackOpenRejectsEveryCall(t *testing.T) {
 // The failures that opened a local circuit while the storage was unavailable are
 // reported when it is available again: they make the shared circuit suspect. The
 // local circuit stays open for as long as it has left.
+// R38.
 func TestFailuresThatOpenedALocalCircuitAreReportedLater(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		var heard edges
@@ -187,6 +191,7 @@ func TestACircuitThatTheFleetOpenedMeanwhileIsAdopted(t *testing.T) {
 // Failures that did not open the circuit count once the storage is back, and
 // those that the storage has counted already, though its answer came too late,
 // do not count twice.
+// R13.
 func TestWhatTheStorageHasMissedCountsOnce(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
@@ -229,6 +234,7 @@ func TestATrialThatEndsWhileCutOffIsSettledLater(t *testing.T) {
 
 // It holds in a process that knows it while the storage is away, and a storage
 // that has lost it is told again.
+// R33.
 func TestAnOverrideOutlivesItsStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newRemote()
@@ -257,6 +263,7 @@ func TestAnOverrideOutlivesItsStorage(t *testing.T) {
 	requireRejected(t, startBreaker(t, "prices", cfg))
 }
 
+// R37.
 func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newRemote()

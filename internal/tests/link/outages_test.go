@@ -20,6 +20,7 @@ import (
 
 // A hundred circuits of a process do not knock a hundred times: the pauses
 // between attempts grow, differ, and are the storage's.
+// R38.
 func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
@@ -62,6 +63,7 @@ func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 
 // A storage that is away and back again and again is knocked at less and less
 // eagerly, until it has been calm for a while.
+// R38.
 func TestAStorageThatComesAndGoesIsTriedLessAndLess(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
@@ -155,6 +157,7 @@ func TestTheLogHasTheBeginningAndTheEndOfAnOutage(t *testing.T) {
 }
 
 // A record that cannot be read is that circuit's trouble alone.
+// R36.
 func TestARecordThatCannotBeReadIsNotTheStoragesTrouble(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
@@ -359,6 +362,7 @@ func (s garbled) Apply(ctx context.Context, circuit string, c infuse.Change) (in
 
 // A record that cannot be read when the storage is available again is a warning of its
 // circuit, a manual change replaces it, and it does not prolong the outage for others.
+// R36.
 func TestARecordThatIsGarbageAfterAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := new(atomic.Bool)

@@ -18,6 +18,7 @@ import (
 // 14,304 Strict calls in 4 s queued a read each at a storage that answers in
 // 60 ms: 8,576 reads were made for nobody, and after that the next call waited
 // for 100 ms in vain.
+// R45.
 func TestStrictCallersShareReadsAndLeaveNone(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges

@@ -18,6 +18,7 @@ import (
 // One timeout a call is still an outage: a call that needs the
 // storage twice has no more patience than one that needs it once, and what the
 // storage is to know reaches it all the same.
+// R35.
 func TestACallWaitsNoLongerThanStorageTimeoutInAll(t *testing.T) {
 	const delay = 80 * time.Millisecond
 	for _, strict := range []bool{false, true} {
@@ -138,6 +139,7 @@ func TestACancelledCallStillReports(t *testing.T) {
 
 // One answer was late: its trial was given back while a call of the process ran
 // all the same, and another process ran a second trial at once.
+// R27.
 func TestALateAnswerMakesNoSecondTrial(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
@@ -171,6 +173,7 @@ func TestALateAnswerMakesNoSecondTrial(t *testing.T) {
 
 // A trial that the storage grants when nobody waits for it any more is given
 // back, so that it does not hold its place for a whole lease.
+// R27.
 func TestATrialThatNobodyRunsIsGivenBack(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
@@ -216,6 +219,7 @@ func TestAStorageThatPanicsBehindACallEndsNothing(t *testing.T) {
 }
 
 // A caller that had gone waited for the whole StorageTimeout, and then ran.
+// R35.
 func TestACancelledCallerReturnsAtOnce(t *testing.T) {
 	for name, strict := range map[string]bool{"from a trial": false, "from a read": true} {
 		for _, when := range []time.Duration{0, 10 * time.Millisecond} {

@@ -40,9 +40,10 @@ func requireSubscribers(t *testing.T, client *redis.Client, n int) {
 	}, 20*time.Second, time.Millisecond)
 }
 
-// TestADatabaseOpensNoCircuitOfAnother (faults R1): staging in database 1 opened
+// TestADatabaseOpensNoCircuitOfAnother: staging in database 1 opened
 // the circuit of production in database 0, and production itself wrote the
 // override of staging into its own database.
+// R42.
 func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -127,8 +128,9 @@ func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
 	}
 }
 
-// TestForgedMessagesHoldNoCircuit (faults R2): a message with a time, a version
+// TestForgedMessagesHoldNoCircuit: a message with a time, a version
 // or a generation of the far future held a circuit until the processes restarted.
+// R41, R42.
 func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

@@ -105,8 +105,9 @@ func spoil(ctx context.Context, client *redis.Client, roll redistest.Dice, key s
 	return what, err
 }
 
-// TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone (faults R3): an empty version
+// TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone: an empty version
 // made the script fail, and with it the storage for all circuits.
+// R36, R42.
 func TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone(t *testing.T) {
 	t.Parallel()
 	seed := redistest.Seed(t)
@@ -181,7 +182,7 @@ func requireOwnTrouble(t *testing.T, err error, format string, args ...any) int 
 	return 1
 }
 
-// The case of faults R3 that was found first.
+// An empty version, alone.
 func TestAnEmptyVersionIsATroubleOfOneCircuit(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *redis.Client) {
 		storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})

@@ -167,6 +167,7 @@ func TestAMissingPermissionIsSaidSo(t *testing.T) {
 
 // TestLostReply (attack 3): a command whose reply was lost is sent again by
 // go-redis. It counted twice where the row had been broken in between.
+// R13.
 func TestLostReply(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *redis.Client) {
 		other := newSender(t, client, "other")
@@ -213,6 +214,7 @@ func TestLostReply(t *testing.T) {
 
 // TestAClockThatStepsBack (review, B32; attack 5): open circuits stayed open,
 // and dead leases stayed, for as long as the step.
+// R40.
 func TestAClockThatStepsBack(t *testing.T) {
 	mini := redistest.StartMini(t)
 	client := mini.Client()

@@ -126,6 +126,7 @@ func TestABodyThatIsNeverClosedHoldsNothing(t *testing.T) {
 	})
 }
 
+// R3.
 func TestABodyIsSettledOnce(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		var heard stateLog
@@ -216,6 +217,7 @@ func TestABodyThatStallsBeyondClientTimeoutIsAFailure(t *testing.T) {
 }
 
 // A stream that outlives its request's circuit changes nothing in a later one.
+// R4.
 func TestABodyOfAnOlderGenerationCountsForNothing(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		goOn := make(chan struct{})

@@ -22,6 +22,7 @@ import (
 
 // A rejection left the request's body open, or both a response
 // and an error came back.
+// R8.
 func TestARejectionClosesTheRequestsBody(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		c := startWebClient(t, s, infuse.Config{})

@@ -82,6 +82,7 @@ func (c *cheapRequest) send(r *http.Request, buffer []byte) {
 	}
 }
 
+// R44.
 func TestWhatTheTransportAllocates(t *testing.T) {
 	buffer := make([]byte, 64)
 	for _, c := range cheapRequests(t) {

@@ -17,6 +17,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
+// R1.
 func TestWhatCountsByDefault(t *testing.T) {
 	closed := startWeb(t, "HTTP/1.1")
 	closed.Server.Close()
@@ -181,6 +182,7 @@ func TestAMalformedRequestIsIgnored(t *testing.T) {
 
 // A trial whose body broke off was told twice: as a success at the headers, and
 // as a failure at the end.
+// R3.
 func TestEveryRequestIsToldOnce(t *testing.T) {
 	const call, success, ignored = "call", "success", "ignored: context canceled"
 	overBoth(t, func(t *testing.T, s *webServer) {
@@ -431,6 +433,7 @@ func TestTheCauseOfATimeoutSaysSo(t *testing.T) {
 }
 
 // A request is slow until its headers. Its body may take its time.
+// R2.
 func TestASlowRequestIsAFailure(t *testing.T) {
 	t.Parallel()
 	overBoth(t, func(t *testing.T, s *webServer) {

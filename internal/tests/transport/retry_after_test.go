@@ -30,6 +30,7 @@ func requireOpenFor(t *testing.T, want time.Duration, err error) {
 	require.Greater(t, rejection.RetryAfter(), want-time.Minute)
 }
 
+// R29.
 func TestRetryAfterKeepsTheCircuitOpen(t *testing.T) {
 	const reset = 5 * time.Minute // Config.ResetTimeout
 	httpDate := func(in time.Duration) string { return time.Now().Add(in).UTC().Format(http.TimeFormat) }
@@ -73,6 +74,7 @@ func TestRetryAfterKeepsTheCircuitOpen(t *testing.T) {
 
 // A service that asked for an hour was not called for an hour, with a
 // ResetTimeout of a second and a MaxResetTimeout of ten.
+// R29, R41.
 func TestMaxRetryAfterIsTheLongestThatARetryAfterKeepsTheCircuitOpen(t *testing.T) {
 	for _, test := range []struct {
 		name, value string
@@ -168,6 +170,7 @@ func TestServiceUnavailableTellsWhatTheServiceAskedFor(t *testing.T) {
 
 // One process meets a 503 with a Retry-After, and the others wait as long. The
 // suspicion passes first.
+// R29.
 func TestRetryAfterHoldsForTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sick := baseFunc(func(r *http.Request) (*http.Response, error) {

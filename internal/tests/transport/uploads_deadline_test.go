@@ -153,6 +153,7 @@ func TestADeadlineThatPassesWhileTheServiceHangsIsAFailure(t *testing.T) {
 }
 
 // SlowCall counted the time of the caller's own upload (H5).
+// R2.
 func TestSlowCallCountsFromTheEndOfTheBody(t *testing.T) {
 	const limit = 200 * time.Millisecond
 	overBoth(t, func(t *testing.T, s *webServer) {

@@ -225,3 +225,14 @@ Examples:
   infuse plan -errors 0.1 -fail-max 10 -failure-rate 0.5 -min-calls 50
   infuse plan -calls 1 -processes 300 -circuits 10 -json
 `
+
+const versionHelp = `Prints the version of the module, the revision and whether it had changes, if
+infuse was built in a repository, and the version of Go.
+
+Examples:
+  infuse version
+  infuse version -json | jq -r .version
+
+With -json it is an object: version, revision, modified, go and platform.
+Without a revision, revision is left out; modified is left out if it is false.
+`

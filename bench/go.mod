@@ -14,9 +14,9 @@ require (
 	github.com/eapache/go-resiliency v1.7.0
 	github.com/failsafe-go/failsafe-go v0.9.8
 	github.com/go-redsync/redsync/v4 v4.18.1
-	github.com/infuse-go/infuse v0.0.0-00010101000000-000000000000
-	github.com/infuse-go/infuse/otelinfuse v0.0.0-00010101000000-000000000000
-	github.com/infuse-go/infuse/prominfuse v0.0.0-00010101000000-000000000000
+	github.com/infuse-go/infuse v0.1.0
+	github.com/infuse-go/infuse/otelinfuse v0.1.0
+	github.com/infuse-go/infuse/prominfuse v0.1.0
 	github.com/mercari/go-circuitbreaker v0.0.2
 	github.com/prometheus/client_golang v1.23.2
 	github.com/redis/go-redis/v9 v9.23.0

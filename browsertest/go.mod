@@ -7,7 +7,7 @@ replace github.com/infuse-go/infuse => ../
 require (
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0
-	github.com/infuse-go/infuse v0.0.0-00010101000000-000000000000
+	github.com/infuse-go/infuse v0.1.0
 	github.com/redis/go-redis/v9 v9.22.0
 	github.com/stretchr/testify v1.12.1
 )

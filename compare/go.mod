@@ -6,7 +6,7 @@ replace github.com/infuse-go/infuse => ../
 
 require (
 	github.com/failsafe-go/failsafe-go v0.9.8
-	github.com/infuse-go/infuse v0.0.0-00010101000000-000000000000
+	github.com/infuse-go/infuse v0.1.0
 	github.com/sony/gobreaker/v2 v2.4.0
 	github.com/stretchr/testify v1.12.1
 )

@@ -6,7 +6,7 @@ replace github.com/infuse-go/infuse => ../
 
 require (
 	connectrpc.com/connect v1.21.0
-	github.com/infuse-go/infuse v0.0.0-00010101000000-000000000000
+	github.com/infuse-go/infuse v0.1.0
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260706201446-f0a921348800

@@ -6,7 +6,7 @@ replace github.com/infuse-go/infuse => ../
 
 require (
 	github.com/anishathalye/porcupine v1.3.1
-	github.com/infuse-go/infuse v0.0.0-00010101000000-000000000000
+	github.com/infuse-go/infuse v0.1.0
 	github.com/redis/go-redis/v9 v9.22.0
 	github.com/stretchr/testify v1.12.1
 )

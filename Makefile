@@ -1,5 +1,5 @@
 # Shortcuts. Everything that must hold before a change lands is in .ci/run.
-.PHONY: quick test race soak linearizability mutants explore fuzz bench agree failover docs lint
+.PHONY: quick test race soak linearizability mutants explore fuzz bench agree failover docs lint rehearse
 
 quick: ; go test -short .
 test: ; go test ./...
@@ -14,3 +14,4 @@ agree: ; cd bench && go run ./agree -o AGREE.md
 failover: ; cd bench && go run ./failover
 docs: ; go test -count=1 -run 'TestDocuments|TestPrograms|TestRecipes|TestReadme|TestOperationsHas|TestRulesHave|TestCorrectness|TestCapacity|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' ./internal/tests/documents ./internal/tests/redis
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+rehearse: ; go run ./internal/rehearse

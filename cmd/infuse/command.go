@@ -63,7 +63,7 @@ func commands() []*command {
 			checks: checkSetState},
 		{name: "plan", usage: "[flags]", summary: "estimate false openings, outage cost and Redis load of settings", text: planHelp, offline: true, run: plan, flags: planFlags, checks: checkPlan},
 		serveCommand(),
-		{name: "version", usage: "", does: "print the version of infuse", text: versionHelp, offline: true, run: version},
+		{name: "version", usage: "", summary: "print the version of infuse", text: versionHelp, offline: true, run: version},
 	}
 }
 

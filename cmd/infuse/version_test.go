@@ -9,13 +9,13 @@ import (
 )
 
 func TestVersion(t *testing.T) {
-	d := deskAt(t, "redis://127.0.0.1:1") // no server is needed
-	require.Regexp(t, `^infuse \S.* \(`+runtime.Version()+` \w+/\w+\)\n$`, d.does("version"))
+	d := cliAt(t, "redis://127.0.0.1:1") // no server is needed
+	require.Regexp(t, `^infuse \S.* \(`+runtime.Version()+` \w+/\w+\)\n$`, d.mustRun("version"))
 	var v versionInfo
-	d.decodes(&v, "version")
+	d.mustDecode(&v, "version")
 	require.NotEmpty(t, v.Version)
 	require.Equal(t, runtime.Version(), v.Go)
-	_, _, code := d.types("version", "prices")
+	_, _, code := d.exec("version", "prices")
 	require.Equal(t, exitUsage, code)
 }
 

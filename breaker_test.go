@@ -243,6 +243,7 @@ func TestConfigureChangesTheListenersAndTheClasses(t *testing.T) {
 
 // Stop.
 
+// R46.
 func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {
@@ -281,6 +282,7 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 }
 
 // A process that lives for one call breaks the row of failures all the same.
+// R46.
 func TestStopWaitsForTheReportUnderWay(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {

@@ -167,6 +167,7 @@ func TestNoGhostOfALostAnswerHoldsTheFleetBack(t *testing.T) {
 
 // Calls that were under way when the breaker stopped were lost to the storage:
 // one of ten arrived, and the others waited for StorageTimeout.
+// R46.
 func TestCallsUnderWayAtStopAreAllReported(t *testing.T) {
 	for _, stopsAfter := range []time.Duration{-time.Millisecond, 5 * time.Millisecond, 15 * time.Millisecond} {
 		t.Run(fmt.Sprint(stopsAfter), func(t *testing.T) {

@@ -117,6 +117,7 @@ func requireStaysClosed(t *testing.T, b *infuse.Breaker, generation int64) {
 
 // A process was cut off from Redis altogether while the circuit was closed by
 // hand. It took what it came back to for a loss, and put the open record back.
+// R39.
 func TestAMissedCloseIsNotUndone(t *testing.T) {
 	s, _, _ := startFault(t)
 	proxy := redistest.StartProxy(t, s.Addr())

@@ -17,6 +17,7 @@ import (
 
 // A process that shuts down in its trial gives the trial back: the fleet does
 // not wait for the lease.
+// R46.
 func TestATrialThatEndsAfterStopIsSettled(t *testing.T) {
 	for kind, storage := range storages(t) {
 		t.Run(kind, func(t *testing.T) {

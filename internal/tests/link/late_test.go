@@ -178,6 +178,7 @@ func TestALateAnswerDoesNotForgetAnOverride(t *testing.T) {
 }
 
 // A stopped breaker dropped every wake-up, and rejected for good.
+// R46.
 func TestAStoppedBreakerIsReadyForATrialWithoutItsStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{}

@@ -152,6 +152,7 @@ func TestAFailedLocalTrialIsNotReported(t *testing.T) {
 
 // A process that starts while the storage is away is protected at once, waits
 // for nothing, and is shared once the storage is there.
+// R36.
 func TestAProcessMayStartWithoutItsStorage(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		r.suffer(trouble)

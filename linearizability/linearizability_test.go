@@ -309,11 +309,11 @@ func (s *careless) Apply(ctx context.Context, circuit string, c infuse.Change) (
 func (s *careless) Watch(string, func(infuse.Record)) (stop func()) { return func() {} }
 
 func TestASwapThatDoesNotCompareIsCaught(t *testing.T) {
-	testEdited(t, "Replaces a record", "is ~= ARGV[4]", "is ~= ARGV[4] and ARGV[4] == ''")
+	testEdited(t, "replaces a record", "is ~= ARGV[4]", "is ~= ARGV[4] and ARGV[4] == ''")
 }
 
 func TestACountThatCountsTwiceIsCaught(t *testing.T) {
-	testEdited(t, "Adds to the count", "before + add", "before + 2 * add")
+	testEdited(t, "adds to the count", "before + add", "before + 2 * add")
 }
 
 func testEdited(t *testing.T, script, from, to string) {

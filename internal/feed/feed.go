@@ -1,7 +1,8 @@
-// Package feed notifies watchers of values in Redis that have changed. A message
-// of Pub/Sub is only a hint to read the value, and a poll finds the changes whose
-// message was lost.
+// Package feed notifies watchers of values in Redis that have changed. A Pub/Sub message
+// is only a hint to load the value. Polls find changes whose message was lost.
 package feed
+
+// This file contains the Feed, its subscription, and the notification of watchers.
 
 import (
 	"context"
@@ -13,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Subscription is what a Feed needs of a *redis.PubSub.
+// Subscription contains the methods of *redis.PubSub that a Feed uses.
 type Subscription interface {
 	Subscribe(ctx context.Context, channels ...string) error
 	Unsubscribe(ctx context.Context, channels ...string) error
@@ -22,32 +23,33 @@ type Subscription interface {
 	Close() error
 }
 
-// Options are what a Feed knows of its values. All are required. What they
-// call may hang, panic, or end its goroutine.
+// Options are the settings of a Feed. All are required. The funcs may hang, panic, or end
+// their goroutine.
 type Options[T any] struct {
-	Subscribe    func(ctx context.Context) Subscription // to no channel yet
+	Subscribe    func(ctx context.Context) Subscription // without channels
 	Load         func(ctx context.Context, channel string) (T, error)
-	Version      func(T) int64 // ascends, unless Redis lost a value
+	Version      func(T) int64 // increases, unless Redis lost a value
 	Quiet        func(T) bool  // the value is not expected to change soon
-	Urgent       func(T) bool  // calls depend on the value: its loss is to be noticed soon
-	PollInterval time.Duration // how often a value is loaded that is urgent, or that Pub/Sub does not reach
+	Urgent       func(T) bool  // calls depend on the value: detect its loss soon
+	PollInterval time.Duration // between two loads of a value that is urgent, or without Pub/Sub
 }
 
-// Feed notifies watchers of their values: of the newest version soon after a
-// message was published, and never of an older one after a newer one, unless
-// Redis lost a value. It is safe for concurrent use.
+// Feed notifies watchers of the newest version of their values soon after a message, and
+// never of an older version after a newer one, unless Redis lost a value. It is safe for
+// concurrent use.
 //
-// Nothing is taken from a message: Redis delivers it to the processes of all its
-// databases, and anybody may have published it. The value is loaded.
+// A Feed loads the value after a message, and does not use the content of messages: Redis
+// delivers messages to the processes of all its databases, and any client may publish
+// them.
 //
-// One goroutine (receive) holds the subscription. Another (keep) subscribes, and
-// loads the values whose message may have been missed: after every subscription,
-// and by the poll. Both begin with the first watcher, and end on Close. A message
-// starts one more (follow), which ends soon after the value was loaded.
+// One goroutine (receive) holds the subscription. Another one (keep) subscribes, and loads
+// values whose message may have been lost: after every subscription, and by polls. Both
+// start with the first watcher, and end on Close. A message starts a goroutine (follow)
+// that ends soon after the value was loaded.
 type Feed[T any] struct {
 	opts    Options[T]
-	wake    chan struct{} // tells keep that there is something to do
-	loads   chan struct{} // has an item for each load under way
+	wake    chan struct{} // wakes keep
+	loads   chan struct{} // has an item for each load in progress
 	follows chan struct{} // has an item for each follow
 	stopped context.Context
 	stop    context.CancelFunc
@@ -55,30 +57,29 @@ type Feed[T any] struct {
 
 	mu           sync.Mutex
 	watched      map[string]*watched[T] // by channel
-	subscription Subscription           // nil while there is none
-	unconfirmed  map[string]struct{}    // of the one SUBSCRIBE that is under way
+	subscription Subscription           // nil: none
+	unconfirmed  map[string]struct{}    // channels of the SUBSCRIBE in flight
 	started      bool
 }
 
-// watched is a value that is watched. Its fields are guarded by Feed.mu, but
-// for the last three.
+// watched is a value that is watched. Feed.mu guards its fields, except the last group.
 type watched[T any] struct {
 	channel    string
 	watchers   *watcher[T]   // a list, because most values have one
-	asked      bool          // SUBSCRIBE was sent on the present subscription
-	subscribed bool          // and Redis has confirmed it
-	alone      bool          // is asked for in a SUBSCRIBE of its own: Redis refused one of it and others
-	stale      bool          // is to be loaded
+	requested  bool          // SUBSCRIBE was sent on the current subscription
+	subscribed bool          // Redis has confirmed it
+	alone      bool          // needs a separate SUBSCRIBE: Redis refused one with several channels
+	stale      bool          // must be loaded
 	followed   bool          // a follow loads it
-	hinted     bool          // a message has come that no load of follow has begun after
+	hinted     bool          // a message was received since the last load of follow started
 	hintPause  time.Duration // between two loads of follow
 	pollAt     time.Time
-	sooner     time.Duration // than pollAt, if Pub/Sub does not reach it
+	sooner     time.Duration // how much earlier to poll while not subscribed
 
-	telling sync.Mutex    // held while watchers are told: keeps the order
-	version int64         // what they were told last; guarded by telling
-	told    int           // how often they were told; guarded by telling
-	pause   time.Duration // before the next poll; guarded by telling
+	notifying sync.Mutex    // held while watchers are notified: keeps the order
+	version   int64         // of the last notification; guarded by notifying
+	notified  int           // number of notifications; guarded by notifying
+	pause     time.Duration // before the next poll; guarded by notifying
 }
 
 type watcher[T any] struct {
@@ -86,37 +87,37 @@ type watcher[T any] struct {
 	next *watcher[T]
 }
 
-// The bounds of what a Feed does.
+// The limits of a Feed.
 const (
-	pingAfter      = 2 * time.Second        // silence on the subscription after which Redis is asked whether it lives
-	reconnectAfter = 100 * time.Millisecond // the first pause before a new subscription; it doubles
-	reconnectMost  = 2 * time.Second        // the longest pause
-	slowPoll       = 15                     // the longest pause between two polls, in poll intervals
-	loadsAtOnce    = 8
-	loadsHanging   = 64              // loads that keep does not wait for any more; beyond, it begins none
-	loadsInARow    = 512             // after which keep looks for what else there is to do
-	loadTimeout    = 2 * time.Second // how long keep waits for one
-	followsAtOnce  = 32              // beyond, keep loads
-	hintPause      = 10 * time.Millisecond
-	hintPauseMost  = 100 * time.Millisecond // while messages bring no news: those of another database, or forged
-	tickLeast      = 8                      // polls are at most so often in an interval, however many values there are
-	closeTimeout   = time.Second
+	pingAfter        = 2 * time.Second        // silence on the subscription before a PING
+	minReconnect     = 100 * time.Millisecond // the first pause before a new subscription; it doubles
+	maxReconnect     = 2 * time.Second        // the longest pause
+	maxPollPause     = 15                     // the longest pause between two polls, in poll intervals
+	loadConcurrency  = 8
+	maxHangingLoads  = 64              // with more loads that hang, none is started
+	loadBatch        = 512             // loads between two checks for other work
+	loadTimeout      = 2 * time.Second // the longest wait of keep for a load
+	maxFollows       = 32              // with more of them, keep loads the values
+	hintPause        = 10 * time.Millisecond
+	maxHintPause     = 100 * time.Millisecond // while messages bring no change: of another database, or forged
+	pollsPerInterval = 8                      // the most polls in an interval, for any number of values
+	closeTimeout     = time.Second
 )
 
-// New returns a Feed that watches nothing yet.
+// New returns a Feed without watchers.
 func New[T any](opts Options[T]) *Feed[T] {
 	f := &Feed[T]{
-		opts: opts, wake: make(chan struct{}, 1), loads: make(chan struct{}, loadsHanging),
-		follows: make(chan struct{}, followsAtOnce),
+		opts: opts, wake: make(chan struct{}, 1), loads: make(chan struct{}, maxHangingLoads),
+		follows: make(chan struct{}, maxFollows),
 		watched: make(map[string]*watched[T]),
 	}
 	f.stopped, f.stop = context.WithCancel(context.Background())
 	return f
 }
 
-// Watch calls fn with the values of the channel, one at a time. It returns at
-// once. After stop has returned, fn is not called any more, but for a call
-// under way.
+// Watch calls fn with the values of the channel, one at a time. It returns immediately.
+// After stop has returned, fn is not called any more, except that a call in progress may
+// continue.
 func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,7 +137,7 @@ func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 		go f.receive()
 		go f.keep()
 	}
-	f.nudge()
+	f.signal()
 	return func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -146,12 +147,12 @@ func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 				break
 			}
 		}
-		f.nudge()
+		f.signal()
 	}
 }
 
-// Close ends the feed. It waits for what is under way, for a second at most:
-// then it returns false.
+// Close ends the feed. It waits for its goroutines, but at most one second: then it
+// returns false.
 func (f *Feed[T]) Close() (ended bool) {
 	f.mu.Lock()
 	f.stop()
@@ -162,33 +163,33 @@ func (f *Feed[T]) Close() (ended bool) {
 	}
 	return within(closeTimeout, func() {
 		if subscription != nil {
-			guarded(func() { _ = subscription.Close() }) // ends the read that receive waits in
+			guarded(func() { _ = subscription.Close() }) // ends the read of receive
 		}
 		f.running.Wait()
 	})
 }
 
-func (f *Feed[T]) nudge() {
+func (f *Feed[T]) signal() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
 }
 
-// receive keeps a subscription up, anew whenever it breaks.
+// receive holds a subscription. It reconnects when the subscription breaks.
 func (f *Feed[T]) receive() {
 	defer f.running.Done()
-	pause := reconnectAfter
+	pause := minReconnect
 	for {
 		began := time.Now()
 		guarded(f.session)
 		if time.Since(began) > pingAfter {
-			pause = reconnectAfter
+			pause = minReconnect
 		}
 		if !f.sleep(pause) {
 			return
 		}
-		pause = min(2*pause, reconnectMost)
+		pause = min(2*pause, maxReconnect)
 	}
 }
 
@@ -196,26 +197,26 @@ func (f *Feed[T]) receive() {
 func (f *Feed[T]) session() {
 	subscription := f.opts.Subscribe(f.stopped)
 	defer within(closeTimeout, func() { _ = subscription.Close() }) // may hang behind Sentinel (go-redis#2943)
-	// Connects, so that keep never waits for that.
+	// Connect, so that keep does not wait for that.
 	if err := subscription.Ping(f.stopped); err != nil {
 		return
 	}
-	defer f.begin(nil)
-	if f.begin(subscription) {
+	defer f.setSubscription(nil)
+	if f.setSubscription(subscription) {
 		f.receiveFrom(subscription)
 	}
 }
 
-// begin makes it the present subscription, which has no channels yet.
-func (f *Feed[T]) begin(subscription Subscription) (open bool) {
+// setSubscription sets the current subscription, which has no channels yet.
+func (f *Feed[T]) setSubscription(subscription Subscription) (open bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.subscription = subscription
 	f.unconfirmed = nil
 	for _, w := range f.watched {
-		w.asked, w.subscribed = false, false
+		w.requested, w.subscribed = false, false
 	}
-	f.nudge()
+	f.signal()
 	return f.stopped.Err() == nil
 }
 
@@ -242,7 +243,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// isReply reports that Redis answers, if only with an error.
+// isReply reports whether the error is a reply of Redis.
 func isReply(err error) bool {
 	var reply redis.Error
 	return errors.As(err, &reply)
@@ -268,27 +269,27 @@ func (f *Feed[T]) confirmed(channel string) {
 	if w := f.watched[channel]; w != nil {
 		w.subscribed, w.stale = true, true
 	}
-	f.nudge()
+	f.signal()
 }
 
-// refused is told of an error reply. If it is the answer to a SUBSCRIBE of
-// many channels, each of these is asked for alone: a user may be permitted all
-// but one. One that was asked for alone is left to the poll.
+// refused handles an error reply, and reports whether it belongs to a SUBSCRIBE. After a
+// SUBSCRIBE of several channels, each channel is then subscribed to separately, because
+// an ACL may forbid only one. A channel that is refused alone is polled.
 func (f *Feed[T]) refused() (expected bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for channel := range f.unconfirmed {
 		expected = true
 		if w := f.watched[channel]; w != nil && !w.alone {
-			w.alone, w.asked = true, false
+			w.alone, w.requested = true, false
 		}
 	}
 	f.unconfirmed = nil
-	f.nudge()
+	f.signal()
 	return expected
 }
 
-// pushed has the value loaded of which a message has come.
+// pushed starts the load of the value of a message.
 func (f *Feed[T]) pushed(channel string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -304,29 +305,29 @@ func (f *Feed[T]) pushed(channel string) {
 			f.running.Go(func() { f.follow(w) })
 		default:
 			w.stale = true
-			f.nudge()
+			f.signal()
 		}
 	}
 }
 
-// follow loads the value of a message at once, and again for the messages that
-// come meanwhile. It does so ever less often while they bring no news.
+// follow loads the value immediately, and again after messages that arrive meanwhile. The
+// pauses grow while the value does not change.
 func (f *Feed[T]) follow(w *watched[T]) {
 	defer func() { <-f.follows }()
 	for {
 		before := w.last()
 		failed := f.refresh(w) != nil
-		news := w.last() != before
+		changed := w.last() != before
 		f.mu.Lock()
 		if failed {
 			w.stale = true
-			f.nudge()
+			f.signal()
 		}
-		if news {
+		if changed {
 			w.hintPause = hintPause
 		}
 		pause := w.hintPause
-		w.hintPause = min(2*pause, hintPauseMost)
+		w.hintPause = min(2*pause, maxHintPause)
 		f.mu.Unlock()
 		open := f.wait(pause)
 		f.mu.Lock()
@@ -340,43 +341,42 @@ func (f *Feed[T]) follow(w *watched[T]) {
 	}
 }
 
-// last is the version that the watchers were notified of last.
+// last returns the version of the last notification.
 func (w *watched[T]) last() int64 {
-	w.telling.Lock()
-	defer w.telling.Unlock()
+	w.notifying.Lock()
+	defer w.notifying.Unlock()
 	return w.version
 }
 
-// tell notifies the watchers of a value that was loaded since they had been
-// notified so often, unless they were notified of one at least as new meanwhile:
-// then it returns false.
-func (f *Feed[T]) tell(w *watched[T], value T, since int) (current bool) {
-	w.telling.Lock()
-	defer w.telling.Unlock()
+// notify notifies the watchers of a value. since is the number of notifications before it
+// was loaded. If there were others since then, and the value is not newer, notify does
+// nothing and returns false.
+func (f *Feed[T]) notify(w *watched[T], value T, since int) (current bool) {
+	w.notifying.Lock()
+	defer w.notifying.Unlock()
 	version := f.opts.Version(value)
-	if since != w.told && version <= w.version {
+	if since != w.notified && version <= w.version {
 		return false
 	}
 	f.schedule(w, value, version != w.version)
 	w.version = version
-	w.told++
+	w.notified++
 	for _, me := range f.watchersOf(w) {
 		me.fn(value)
 	}
 	return true
 }
 
-// schedule sets the time of the next poll: an interval later after news, or if
-// the value is urgent, and ever later as long as there is no news. A quiet value
-// is polled rarely.
-func (f *Feed[T]) schedule(w *watched[T], value T, news bool) {
-	most := slowPoll * f.opts.PollInterval
+// schedule sets the time of the next poll: one interval later if the value is urgent or
+// has changed. The pauses grow while it does not change. A quiet value is polled rarely.
+func (f *Feed[T]) schedule(w *watched[T], value T, changed bool) {
+	most := maxPollPause * f.opts.PollInterval
 	switch {
 	case f.opts.Urgent(value):
 		w.pause = f.opts.PollInterval
 	case f.opts.Quiet(value):
 		w.pause = most
-	case news:
+	case changed:
 		w.pause = f.opts.PollInterval
 	default:
 		w.pause = min(2*w.pause, most)

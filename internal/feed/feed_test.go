@@ -1,14 +1,11 @@
 package feed
 
+// This file tests the Feed with a fake Redis in fake time, and with a real one.
+
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
-	"net"
-	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -22,198 +19,18 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// fakeRedis holds a number for each channel, and publishes it.
-type fakeRedis struct {
-	mu        sync.Mutex
-	values    map[string]int64
-	sessions  []*fakeSubscription
-	loads     map[string]int
-	forbidden map[string]bool
-	load      func(channel string) // is called first in each load
-	deaf      bool                 // publishes nothing
-}
-
-func newFakeRedis() *fakeRedis {
-	return &fakeRedis{values: map[string]int64{}, loads: map[string]int{}, forbidden: map[string]bool{}}
-}
-
-func (r *fakeRedis) options() Options[int64] {
-	return Options[int64]{
-		Subscribe: func(context.Context) Subscription { return r.connect() },
-		Load: func(_ context.Context, channel string) (int64, error) {
-			r.mu.Lock()
-			r.loads[channel]++
-			value, load := r.values[channel], r.load
-			r.mu.Unlock()
-			if load != nil {
-				load(channel)
-			}
-			return value, nil
-		},
-		Version:      func(v int64) int64 { return v },
-		Quiet:        func(v int64) bool { return v%2 == 0 },
-		Urgent:       func(v int64) bool { return v%7 == 0 && v > 0 },
-		PollInterval: time.Second,
-	}
-}
-
-func (r *fakeRedis) loaded(channel string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.loads[channel]
-}
-
-func (r *fakeRedis) connect() *fakeSubscription {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := &fakeSubscription{redis: r, channels: map[string]bool{}, replies: make(chan any, 1<<15), closed: make(chan struct{})}
-	r.sessions = append(r.sessions, s)
-	return s
-}
-
-func (r *fakeRedis) allSessions() []*fakeSubscription {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.sessions)
-}
-
-func (r *fakeRedis) session() *fakeSubscription {
-	all := r.allSessions()
-	return all[len(all)-1]
-}
-
-// subscribed are the channels of the present session.
-func (r *fakeRedis) subscribed() map[string]bool {
-	s := r.session()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return maps.Clone(s.channels)
-}
-
-func (r *fakeRedis) set(channel string, value int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.values[channel] = value
-	for _, s := range r.sessions {
-		if s.channels[channel] && !r.deaf {
-			s.replies <- &redis.Message{Channel: channel, Payload: strconv.FormatInt(value, 10)}
-		}
-	}
-}
-
-// publish sends a message of no value, as another database or a stranger does.
-func (r *fakeRedis) publish(channel, message string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, s := range r.sessions {
-		if s.channels[channel] {
-			s.replies <- &redis.Message{Channel: channel, Payload: message}
-		}
-	}
-}
-
-type fakeSubscription struct {
-	redis    *fakeRedis
-	channels map[string]bool
-	replies  chan any
-	closed   chan struct{}
-	once     sync.Once
-	pings    atomic.Int64
-	dead     atomic.Bool // answers no ping
-}
-
-type refusal struct{ error }
-
 func (refusal) RedisError() {}
-
-func (s *fakeSubscription) Subscribe(_ context.Context, channels ...string) error {
-	s.redis.mu.Lock()
-	defer s.redis.mu.Unlock()
-	for _, channel := range channels {
-		if s.redis.forbidden[channel] {
-			s.replies <- refusal{errors.New("NOPERM")}
-			return nil
-		}
-	}
-	for _, channel := range channels {
-		s.channels[channel] = true
-		s.replies <- &redis.Subscription{Kind: "subscribe", Channel: channel}
-	}
-	return nil
-}
-
-func (s *fakeSubscription) Unsubscribe(_ context.Context, channels ...string) error {
-	s.redis.mu.Lock()
-	defer s.redis.mu.Unlock()
-	for _, channel := range channels {
-		delete(s.channels, channel)
-	}
-	return nil
-}
-
-func (s *fakeSubscription) Ping(context.Context, ...string) error {
-	if s.pings.Add(1) > 1 && !s.dead.Load() {
-		s.replies <- &redis.Pong{}
-	}
-	return nil
-}
-
-func (s *fakeSubscription) ReceiveTimeout(_ context.Context, timeout time.Duration) (any, error) {
-	select {
-	case reply := <-s.replies:
-		if err, ok := reply.(error); ok {
-			return nil, err
-		}
-		return reply, nil
-	case <-s.closed:
-		return nil, net.ErrClosed
-	case <-time.After(timeout):
-		return nil, os.ErrDeadlineExceeded
-	}
-}
-
-func (s *fakeSubscription) Close() error {
-	s.once.Do(func() { close(s.closed) })
-	return nil
-}
-
-// ear remembers what it has heard.
-type ear struct {
-	mu  sync.Mutex
-	all []int64
-}
-
-func (e *ear) hear(v int64) { e.mu.Lock(); e.all = append(e.all, v); e.mu.Unlock() }
-func (e *ear) last() int64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if len(e.all) == 0 {
-		return -1
-	}
-	return e.all[len(e.all)-1]
-}
-
-// bubble runs a test of a feed in fake time.
-func bubble(t *testing.T, run func(t *testing.T, r *fakeRedis, f *Feed[int64])) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		r := newFakeRedis()
-		f := New(r.options())
-		defer func() { require.True(t, f.Close()) }()
-		run(t, r, f)
-	})
-}
 
 func TestPush(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
-		var one, same, other ear
-		f.Watch("a", one.hear)
-		stop := f.Watch("a", same.hear)
-		f.Watch("b", other.hear)
+		var one, same, other recorder
+		f.Watch("a", one.record)
+		stop := f.Watch("a", same.record)
+		f.Watch("b", other.record)
 		synctest.Wait()
 		r.set("a", 1)
 		synctest.Wait()
-		require.Equal(t, int64(1), one.last(), "at once")
+		require.Equal(t, int64(1), one.last(), "immediately")
 		for v := range int64(9) {
 			r.set("a", v+2)
 		}
@@ -222,7 +39,7 @@ func TestPush(t *testing.T) {
 		require.Equal(t, int64(10), one.last())
 		require.Equal(t, one.all, same.all)
 		require.IsIncreasing(t, one.all[1:])
-		require.Zero(t, other.last(), "but what was loaded after the subscription")
+		require.Zero(t, other.last(), "only the load after the subscription")
 		stop()
 		r.set("a", 11)
 		time.Sleep(hintPause)
@@ -245,23 +62,23 @@ func TestUnwatchedChannelsAreUnsubscribed(t *testing.T) {
 	})
 }
 
-func TestWhatWasMissedWhileReconnectingIsLoaded(t *testing.T) {
+func TestChangesDuringReconnectAreLoaded(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
-		var e ear
-		f.Watch("a", e.hear)
+		var e recorder
+		f.Watch("a", e.record)
 		synctest.Wait()
 		_ = r.session().Close()
 		synctest.Wait()
 		r.set("a", 5)
 		synctest.Wait()
 		require.Zero(t, e.last())
-		time.Sleep(300 * time.Millisecond) // the longest pause before the next, and jitter
+		time.Sleep(300 * time.Millisecond) // longer than the pause with jitter
 		synctest.Wait()
 		require.Equal(t, int64(5), e.last())
 	})
 }
 
-func TestADeadConnectionIsNoticed(t *testing.T) {
+func TestDeadConnectionIsReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
 		f.Watch("a", func(int64) {})
 		synctest.Wait()
@@ -269,16 +86,16 @@ func TestADeadConnectionIsNoticed(t *testing.T) {
 		time.Sleep(2*pingAfter + time.Second)
 		require.Len(t, r.allSessions(), 2)
 		time.Sleep(time.Minute)
-		require.Len(t, r.allSessions(), 2, "one that answers pings lives on")
+		require.Len(t, r.allSessions(), 2, "a connection that replies to pings is kept")
 	})
 }
 
-// TestALostValueIsFound has a version fall, as where Redis lost its data.
-func TestALostValueIsFound(t *testing.T) {
+// A version decreases if Redis has lost its data.
+func TestLostValueIsDetected(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
-		var e ear
+		var e recorder
 		r.values["a"] = 100
-		f.Watch("a", e.hear)
+		f.Watch("a", e.record)
 		synctest.Wait()
 		require.Equal(t, int64(100), e.last())
 		r.set("a", 3)
@@ -287,16 +104,16 @@ func TestALostValueIsFound(t *testing.T) {
 	})
 }
 
-// TestForbiddenChannels (attack 12): one took the push from all.
+// One forbidden channel stopped the messages of all channels (attack 12).
 func TestForbiddenChannels(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
 		r.forbidden["no1"], r.forbidden["no2"] = true, true
-		var allowed, forbidden ear
+		var allowed, forbidden recorder
 		for i := range 10 {
 			f.Watch(fmt.Sprint("a", i), func(int64) {})
 		}
-		f.Watch("a", allowed.hear)
-		f.Watch("no1", forbidden.hear)
+		f.Watch("a", allowed.record)
+		f.Watch("no1", forbidden.record)
 		f.Watch("no2", func(int64) {})
 		synctest.Wait()
 		require.Len(t, r.allSessions(), 1)
@@ -306,7 +123,7 @@ func TestForbiddenChannels(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, int64(1), allowed.last())
 		time.Sleep(2 * time.Second)
-		require.Equal(t, int64(1), forbidden.last(), "by the poll")
+		require.Equal(t, int64(1), forbidden.last(), "by a poll")
 		require.Len(t, r.allSessions(), 1)
 		f.Watch("later", func(int64) {})
 		synctest.Wait()
@@ -314,11 +131,11 @@ func TestForbiddenChannels(t *testing.T) {
 	})
 }
 
-// TestPollsGrowRare has a value that is not quiet, and that nobody changes.
-func TestPollsGrowRare(t *testing.T) {
+// A value that is not quiet does not change.
+func TestPollPausesGrow(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
-		var e ear
-		f.Watch("a", e.hear)
+		var e recorder
+		f.Watch("a", e.record)
 		f.Watch("quiet", func(int64) {})
 		synctest.Wait()
 		r.set("a", 1)
@@ -328,33 +145,32 @@ func TestPollsGrowRare(t *testing.T) {
 			return r.loaded(channel) - before
 		}
 		first := loadsIn(15*time.Second, "a")
-		require.True(t, first >= 3 && first <= 8, "%d loads in the first quarter of a minute", first)
+		require.True(t, first >= 3 && first <= 8, "%d loads in the first 15 s", first)
 		hour := loadsIn(time.Hour, "a")
 		require.True(t, hour > 120 && hour < 500, "%d loads in an hour", hour)
 		quiet := loadsIn(time.Hour, "quiet")
 		require.True(t, quiet > 120 && quiet < 500, "%d loads in an hour", quiet)
 
 		r.mu.Lock()
-		r.deaf = true
+		r.silent = true
 		r.mu.Unlock()
 		r.set("a", 3)
 		began := time.Now()
 		for e.last() != 3 {
 			time.Sleep(10 * time.Millisecond)
 		}
-		require.Less(t, time.Since(began), 24*time.Second, "though no message came")
+		require.Less(t, time.Since(began), 24*time.Second, "without a message")
 		again := loadsIn(15*time.Second, "a")
-		require.GreaterOrEqual(t, again, 3, "after news")
+		require.GreaterOrEqual(t, again, 3, "after a change")
 	})
 }
 
-// TestAMessageChangesNothing has a flood of messages that belong to no value of
-// this database: they cost some loads, and hide no change.
-func TestAMessageChangesNothing(t *testing.T) {
+// A flood of messages from another database causes some loads, and hides no change.
+func TestForeignMessages(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
-		var e ear
+		var e recorder
 		r.values["a"] = 2
-		f.Watch("a", e.hear)
+		f.Watch("a", e.record)
 		synctest.Wait()
 		before := r.loaded("a")
 		for i := range 10_000 {
@@ -363,7 +179,7 @@ func TestAMessageChangesNothing(t *testing.T) {
 			if i == 5_000 {
 				r.set("a", 4)
 			}
-			if i == 5_000+int(hintPauseMost/time.Millisecond) {
+			if i == 5_000+int(maxHintPause/time.Millisecond) {
 				synctest.Wait()
 				require.Equal(t, int64(4), e.last())
 			}
@@ -376,28 +192,28 @@ func TestAMessageChangesNothing(t *testing.T) {
 	})
 }
 
-// TestAnUrgentValueIsPolledEveryInterval: a lost override was
-// restored after 16 to 38 s, because the pauses between two polls grew.
-func TestAnUrgentValueIsPolledEveryInterval(t *testing.T) {
+// A lost override was restored only after 16 to 38 s, because the pauses between polls
+// grew.
+func TestUrgentValueIsPolledEveryInterval(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
-		var e ear
+		var e recorder
 		r.values["a"] = 7
-		f.Watch("a", e.hear)
+		f.Watch("a", e.record)
 		for i := range 100 {
 			f.Watch(fmt.Sprint("quiet", i), func(int64) {})
 		}
 		synctest.Wait()
 		r.mu.Lock()
-		r.deaf = true
+		r.silent = true
 		r.mu.Unlock()
 		for range 50 {
 			time.Sleep(time.Minute)
-			r.set("a", 0) // it is lost, and nobody publishes that
+			r.set("a", 0) // lost, without a message
 			began := time.Now()
 			for e.last() != 0 {
 				time.Sleep(time.Millisecond)
 			}
-			require.LessOrEqual(t, time.Since(began), 1700*time.Millisecond, "1.5 intervals, and an eighth")
+			require.LessOrEqual(t, time.Since(began), 1700*time.Millisecond, "1.5 intervals, plus 1/8")
 			r.set("a", 7)
 			for e.last() != 7 {
 				time.Sleep(time.Second)
@@ -406,9 +222,9 @@ func TestAnUrgentValueIsPolledEveryInterval(t *testing.T) {
 	})
 }
 
-// TestAHangingLoadHoldsBackNoMessage has a Cluster's node that does not answer:
-// the messages of the others' circuits are followed at once.
-func TestAHangingLoadHoldsBackNoMessage(t *testing.T) {
+// One node of a Cluster does not reply. Values of the other nodes are loaded immediately
+// after their messages.
+func TestHangingLoadDelaysNoOtherValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFakeRedis()
 		release := make(chan struct{})
@@ -418,9 +234,9 @@ func TestAHangingLoadHoldsBackNoMessage(t *testing.T) {
 			}
 		}
 		f := New(r.options())
-		var e ear
+		var e recorder
 		f.Watch("hangs", func(int64) {})
-		f.Watch("a", e.hear)
+		f.Watch("a", e.record)
 		time.Sleep(10 * time.Second)
 		for v := range int64(100) {
 			r.set("a", 2*v)
@@ -434,22 +250,22 @@ func TestAHangingLoadHoldsBackNoMessage(t *testing.T) {
 	})
 }
 
-func TestManyAreLoadedAtOnce(t *testing.T) {
+func TestConcurrentLoads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFakeRedis()
 		r.load = func(string) { time.Sleep(time.Millisecond) }
 		f := New(r.options())
-		heard := make(map[string]bool)
+		received := make(map[string]bool)
 		var mu sync.Mutex
 		began := time.Now()
 		for i := range 10_000 {
 			channel := fmt.Sprint("a", i)
-			f.Watch(channel, func(int64) { mu.Lock(); heard[channel] = true; mu.Unlock() })
+			f.Watch(channel, func(int64) { mu.Lock(); received[channel] = true; mu.Unlock() })
 		}
 		for {
 			time.Sleep(10 * time.Millisecond)
 			mu.Lock()
-			n := len(heard)
+			n := len(received)
 			mu.Unlock()
 			if n == 10_000 {
 				break
@@ -460,8 +276,8 @@ func TestManyAreLoadedAtOnce(t *testing.T) {
 	})
 }
 
-// TestHangingLoads has a client that answers nothing for one channel: others
-// go on, and the goroutines that wait are few.
+// A client never replies for one channel. The other channels continue, and the number of
+// waiting goroutines is limited.
 func TestHangingLoads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFakeRedis()
@@ -472,9 +288,9 @@ func TestHangingLoads(t *testing.T) {
 			}
 		}
 		f := New(r.options())
-		var e ear
+		var e recorder
 		f.Watch("hangs", func(int64) {})
-		f.Watch("a", e.hear)
+		f.Watch("a", e.record)
 		time.Sleep(time.Second)
 		r.set("a", 1)
 		synctest.Wait()
@@ -488,8 +304,8 @@ func TestHangingLoads(t *testing.T) {
 	})
 }
 
-// TestWhatPanics (attack 8) has each thing that is called panic, or end its goroutine.
-func TestWhatPanics(t *testing.T) {
+// Each func and method panics, or ends its goroutine (attack 8).
+func TestPanicsAndGoexits(t *testing.T) {
 	for name, fail := range map[string]func(){"panic": func() { panic("a hook") }, "goexit": runtime.Goexit} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newFakeRedis()
@@ -508,8 +324,8 @@ func TestWhatPanics(t *testing.T) {
 			}
 			r.load = func(string) { failing() }
 			f := New(opts)
-			var e ear
-			f.Watch("a", e.hear)
+			var e recorder
+			f.Watch("a", e.record)
 			time.Sleep(time.Minute)
 			require.Equal(t, int64(1), e.last(), name)
 			r.set("a", 3)
@@ -520,34 +336,14 @@ func TestWhatPanics(t *testing.T) {
 	}
 }
 
-type failingSubscription struct {
-	Subscription
-	failing func()
-}
-
-func (s failingSubscription) Subscribe(ctx context.Context, channels ...string) error {
-	s.failing()
-	return s.Subscription.Subscribe(ctx, channels...)
-}
-
-func (s failingSubscription) Ping(ctx context.Context, payload ...string) error {
-	s.failing()
-	return s.Subscription.Ping(ctx, payload...)
-}
-
-func (s failingSubscription) Close() error {
-	s.failing()
-	return s.Subscription.Close()
-}
-
 func TestClose(t *testing.T) {
 	f := New(newFakeRedis().options())
-	require.True(t, f.Close(), "nothing was ever watched")
-	f.Watch("a", func(int64) { t.Error("heard after Close") })()
+	require.True(t, f.Close(), "without watchers")
+	f.Watch("a", func(int64) { t.Error("notified after Close") })()
 	require.True(t, f.Close())
 }
 
-// TestOnRedis has a real subscription: one that is cut, and one refused.
+// A real subscription is cut, and another one is refused.
 func TestOnRedis(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client()
@@ -567,20 +363,20 @@ func TestOnRedis(t *testing.T) {
 		require.NoError(t, client.Publish(t.Context(), "a", v).Err())
 	}
 	set(1)
-	var e ear
-	f.Watch("a", e.hear)
-	hears := func(v int64) {
+	var e recorder
+	f.Watch("a", e.record)
+	requireReceived := func(v int64) {
 		t.Helper()
 		require.Eventually(t, func() bool { return e.last() == v }, 10*time.Second, time.Millisecond)
 	}
-	hears(1)
+	requireReceived(1)
 	set(2)
-	hears(2)
+	requireReceived(2)
 	proxy.CutAll()
 	set(3)
-	hears(3)
+	requireReceived(3)
 	require.NoError(t, server.Restart())
 	set(4)
-	hears(4)
+	requireReceived(4)
 	require.True(t, f.Close())
 }

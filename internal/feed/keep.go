@@ -1,5 +1,7 @@
 package feed
 
+// This file contains keep, the goroutine that subscribes, polls and loads.
+
 import (
 	"context"
 	"errors"
@@ -33,7 +35,7 @@ func (f *Feed[T]) keep() {
 	}
 }
 
-// poll has the values loaded whose time has come.
+// poll marks values as stale whose poll time has passed.
 func (f *Feed[T]) poll(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -44,8 +46,8 @@ func (f *Feed[T]) poll(now time.Time) {
 	}
 }
 
-// nextPoll is when the value is to be loaded: at once if it never was. f.mu is
-// held.
+// nextPoll returns when to load the value: the zero time if it was never loaded. The
+// caller holds f.mu.
 func (w *watched[T]) nextPoll() time.Time {
 	if !w.subscribed {
 		return w.pollAt.Add(-w.sooner)
@@ -53,8 +55,8 @@ func (w *watched[T]) nextPoll() time.Time {
 	return w.pollAt
 }
 
-// pollAfter returns when to poll after that time: within 1.5 intervals, because
-// what failed is tried again by then.
+// pollAfter returns when to poll after that time: at most 1.5 intervals later, because
+// failed loads are repeated then.
 func (f *Feed[T]) pollAfter(polled time.Time) time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -64,19 +66,18 @@ func (f *Feed[T]) pollAfter(polled time.Time) time.Time {
 			at = next
 		}
 	}
-	if least := polled.Add(f.opts.PollInterval / tickLeast); at.Before(least) {
+	if least := polled.Add(f.opts.PollInterval / pollsPerInterval); at.Before(least) {
 		return least
 	}
 	return at
 }
 
-// subscribe subscribes to what is newly watched, and forgets what is not
-// watched any more. An error of either ends the session, too, and the next
-// starts from what is watched then.
+// subscribe subscribes to new values, and unsubscribes from values without watchers. It
+// ignores errors: they also end the session, and the next one subscribes to all values.
 func (f *Feed[T]) subscribe() {
 	f.mu.Lock()
 	unwanted := f.forget()
-	wanted := f.nextToAskFor()
+	wanted := f.nextSubscribe()
 	subscription := f.subscription
 	f.mu.Unlock()
 	if subscription == nil {
@@ -90,31 +91,31 @@ func (f *Feed[T]) subscribe() {
 	}
 }
 
-// forget drops what is not watched any more, and returns the channels to
-// unsubscribe from. f.mu is held.
+// forget drops values without watchers, and returns the channels to unsubscribe from. The
+// caller holds f.mu.
 func (f *Feed[T]) forget() (unwanted []string) {
 	for channel, w := range f.watched {
 		if w.watchers != nil {
 			continue
 		}
 		delete(f.watched, channel)
-		if w.asked {
+		if w.requested {
 			unwanted = append(unwanted, channel)
 		}
 	}
 	return unwanted
 }
 
-// nextToAskFor returns the channels of the next SUBSCRIBE. Only one is under
-// way at a time, so that an error is the answer to it. f.mu is held.
-func (f *Feed[T]) nextToAskFor() (wanted []string) {
+// nextSubscribe returns the channels of the next SUBSCRIBE. Only one is in flight at a
+// time, so that an error reply belongs to it. The caller holds f.mu.
+func (f *Feed[T]) nextSubscribe() (wanted []string) {
 	if f.subscription == nil || len(f.unconfirmed) > 0 {
 		return nil
 	}
 	var alone *watched[T]
 	for channel, w := range f.watched {
 		switch {
-		case w.asked:
+		case w.requested:
 		case w.alone:
 			alone = w
 		default:
@@ -126,21 +127,21 @@ func (f *Feed[T]) nextToAskFor() (wanted []string) {
 	}
 	f.unconfirmed = make(map[string]struct{}, len(wanted))
 	for _, channel := range wanted {
-		f.watched[channel].asked = true
+		f.watched[channel].requested = true
 		f.unconfirmed[channel] = struct{}{}
 	}
 	return wanted
 }
 
-// loadStale loads the values that may have changed, a few at a time. The first
-// failure ends the round: a Redis that is unavailable is asked once a poll, and
-// not once a value. It reports whether nothing failed.
+// loadStale loads the stale values, some concurrently. It stops at the first error, so
+// that an unavailable Redis gets one request per poll, not one per value. It reports
+// whether all loads succeeded.
 func (f *Feed[T]) loadStale() (done bool) {
 	stale := f.takeStale()
 	var next atomic.Int64
 	var failed atomic.Bool
 	var workers sync.WaitGroup
-	for range min(loadsAtOnce, len(stale)) {
+	for range min(loadConcurrency, len(stale)) {
 		workers.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(stale)); i = next.Add(1) - 1 {
 				if failed.Load() || f.stopped.Err() != nil {
@@ -153,8 +154,8 @@ func (f *Feed[T]) loadStale() (done bool) {
 		})
 	}
 	workers.Wait()
-	if len(stale) == loadsInARow && !failed.Load() {
-		f.nudge()
+	if len(stale) == loadBatch && !failed.Load() {
+		f.signal()
 	}
 	return !failed.Load()
 }
@@ -163,7 +164,7 @@ func (f *Feed[T]) takeStale() (stale []*watched[T]) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.watched {
-		if w.stale && len(stale) < loadsInARow {
+		if w.stale && len(stale) < loadBatch {
 			w.stale = false
 			stale = append(stale, w)
 		}
@@ -171,33 +172,34 @@ func (f *Feed[T]) takeStale() (stale []*watched[T]) {
 	return stale
 }
 
-// refresh loads a value and tells its watchers. Where they were told of a
-// newer one meanwhile, the value is loaded again.
+// refresh loads a value and notifies its watchers. If they were notified of a newer value
+// meanwhile, it loads the value again.
 func (f *Feed[T]) refresh(w *watched[T]) error {
 	for f.stopped.Err() == nil {
-		w.telling.Lock()
-		told := w.told
-		w.telling.Unlock()
+		w.notifying.Lock()
+		notified := w.notified
+		w.notifying.Unlock()
 		value, err := f.load(w.channel)
-		if err != nil || f.told(w, value, told) {
+		if err != nil || f.notifyGuarded(w, value, notified) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *Feed[T]) told(w *watched[T], value T, since int) (current bool) {
-	current = true // also where a watcher panics
-	guarded(func() { current = f.tell(w, value, since) })
+// notifyGuarded is notify for watchers that panic or end their goroutine.
+func (f *Feed[T]) notifyGuarded(w *watched[T], value T, since int) (current bool) {
+	current = true // even if a watcher panics
+	guarded(func() { current = f.notify(w, value, since) })
 	return current
 }
 
-// load does not wait for a client that hangs.
+// load loads a value. It waits at most loadTimeout, also for a client that ignores its context.
 func (f *Feed[T]) load(channel string) (value T, err error) {
 	select {
 	case f.loads <- struct{}{}:
 	default:
-		return value, errors.New("infuse: too many requests hang")
+		return value, errors.New("infuse: too many requests without a reply")
 	}
 	type answer struct {
 		value T
@@ -225,8 +227,8 @@ func (f *Feed[T]) load(channel string) (value T, err error) {
 	}
 }
 
-// guarded runs what may panic or end its goroutine, as hooks of a client can,
-// and waits for it.
+// guarded runs a func that may panic or end its goroutine, as hooks of a client can, and
+// waits for it.
 func guarded(run func()) {
 	done := make(chan struct{})
 	go func() {
@@ -237,7 +239,7 @@ func guarded(run func()) {
 	<-done
 }
 
-// within is guarded for what may hang: it waits no longer than that.
+// within is guarded for a func that may hang: it waits at most that long.
 func within(timeout time.Duration, run func()) (ended bool) {
 	done := make(chan struct{})
 	go func() {
@@ -267,6 +269,6 @@ func (f *Feed[T]) wait(d time.Duration) (open bool) {
 	}
 }
 
-// jittered returns d ± 50 %, so that processes which lost Redis
-// together do not come back together.
+// jittered returns d ± 50 %, so that processes that lost Redis together do not reconnect
+// together.
 func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }

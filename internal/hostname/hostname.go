@@ -1,4 +1,4 @@
-// Package hostname gives a host one name, however a URL spells it.
+// Package hostname returns one name for a host, for all spellings of its URL.
 package hostname
 
 import (
@@ -11,13 +11,13 @@ import (
 	"unicode/utf8"
 )
 
-// maxLength is the number of bytes above which a host is not converted to Punycode:
-// no circuit's name is as long.
+// maxLength is the number of bytes above which a host is not converted to Punycode: it is
+// longer than any circuit name.
 const maxLength = 1024
 
 // Of returns the host of an http or https URL in lower case and Punycode, with the
-// port if that is not the default port of the scheme. A host that is in this form
-// already costs one pass over its bytes.
+// port if that is not the default port of the scheme. For a host that is already in this
+// form, it takes one pass over the bytes.
 func Of(u *url.URL) string {
 	if isNormal(u.Host, u.Scheme) {
 		return u.Host
@@ -25,7 +25,7 @@ func Of(u *url.URL) string {
 	return normalize(u)
 }
 
-// isNormal reports whether there is certainly nothing to change.
+// isNormal reports whether the host certainly needs no change.
 func isNormal(host, scheme string) bool {
 	colon := -1
 	for i := range len(host) {
@@ -64,7 +64,7 @@ func normalize(u *url.URL) string {
 		host = "[" + strings.ToLower(host) + zone + "]"
 	} else {
 		host = ascii(strings.ToLower(host))
-		if name := strings.TrimSuffix(host, "."); name != "" { // the root of DNS, written out
+		if name := strings.TrimSuffix(host, "."); name != "" { // a trailing dot is the root of DNS
 			host = name
 		}
 	}
@@ -74,8 +74,8 @@ func normalize(u *url.URL) string {
 	return host + ":" + port
 }
 
-// ascii returns a host in Punycode, as net/http sends it in the Host header. It uses
-// net/http for the conversion: so the module needs no library for it.
+// ascii returns a host in Punycode. It uses the conversion that net/http does for the Host
+// header, so that the module needs no library.
 func ascii(host string) string {
 	if isASCII(host) || len(host) > maxLength {
 		return host
@@ -102,8 +102,8 @@ func isASCII(s string) bool {
 	return true
 }
 
-// IsLoopback reports whether a host, with or without a port, is another service on
-// each machine.
+// IsLoopback reports whether a host, with or without a port, is a loopback host, which is
+// a different service on every machine.
 func IsLoopback(host string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h

@@ -1,8 +1,8 @@
-// Package redact removes from texts what URLs in them may have of secrets: the
-// user information, and all that follows the first ? or #.
+// Package redact removes possible secrets of URLs from texts: the user information, and
+// everything after the first ? or #.
 //
-// Where a URL ends cannot be seen: a query that was not escaped has quotes,
-// blanks and colons like the text around it. So a text ends at its first query.
+// The end of a URL cannot be determined: an unescaped query may contain quotes, spaces and
+// colons, like the text around it. So a text is truncated at its first query.
 package redact
 
 import (
@@ -12,19 +12,18 @@ import (
 
 const (
 	scheme = "://"
-	more   = "…" // in place of what was removed at the end
+	more   = "…" // replaces the removed end
 )
 
-// Text returns the text without the user information of its URLs, up to the
-// first ? or # that follows a URL's scheme. A text without a URL is returned as
-// it is.
+// Text returns the text without the user information of its URLs, truncated at the first ?
+// or # after a URL's scheme. A text without a URL is returned unchanged.
 func Text(text string) string {
 	redacted, _ := redact(text)
 	return redacted
 }
 
-// Error returns the error's text as Text does, but goes on after a query with the
-// text of the error that err wraps, if that ends its own.
+// Error is Text for the text of err. If the text of the wrapped error is its end, Error
+// keeps that end after a query.
 func Error(err error) string {
 	text := err.Error()
 	redacted, cut := redact(text)
@@ -53,7 +52,7 @@ func Error(err error) string {
 	return b.String()
 }
 
-// separator returns what stands between a URL and the text of a wrapped error.
+// separator returns the separator between a URL and the text of a wrapped error.
 func separator(head string) string {
 	for _, s := range []string{`": `, `': `, ": "} {
 		if strings.HasSuffix(head, s) {
@@ -63,7 +62,7 @@ func separator(head string) string {
 	return " "
 }
 
-// redact reports whether it has cut off the end.
+// redact returns the redacted text, and whether it has removed the end.
 func redact(text string) (redacted string, cut bool) {
 	i := strings.Index(text, scheme)
 	if i < 0 {
@@ -76,7 +75,7 @@ func redact(text string) (redacted string, cut bool) {
 		end := strings.IndexAny(text, "/?#")
 		if end < 0 {
 			end = len(text)
-		} else if end > 0 && strings.HasPrefix(text[end-1:], scheme) { // of the next URL
+		} else if end > 0 && strings.HasPrefix(text[end-1:], scheme) { // part of the next URL
 			end--
 		}
 		authority := text[strings.LastIndexByte(text[:end], '@')+1 : end]
@@ -97,8 +96,8 @@ func redact(text string) (redacted string, cut bool) {
 	return b.String(), false
 }
 
-// startsWithHost reports whether a text starts with a host, or with a host and a
-// port. If not, it may be the start of a password that has a / or a # in it.
+// startsWithHost reports whether a text starts with a host, with or without a port.
+// Otherwise it may be the start of a password that contains / or #.
 func startsWithHost(s string) bool {
 	if rest, bracketed := strings.CutPrefix(s, "["); bracketed {
 		_, after, closed := strings.Cut(rest, "]")
@@ -115,8 +114,8 @@ func isHost(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c >= 0x80 || strings.IndexByte("-._%*", c) >= 0
 }
 
-// startsWithPort reports whether what follows a host is a port, or cannot be a
-// part of a URL's user information.
+// startsWithPort reports whether the text after a host starts with a port, or with a
+// character that cannot be part of user information.
 func startsWithPort(s string) bool {
 	if s == "" || s[0] != ':' {
 		return s == "" || ends(s[0])
@@ -125,13 +124,13 @@ func startsWithPort(s string) bool {
 	for i < len(s) && '0' <= s[i] && s[i] <= '9' {
 		i++
 	}
-	if i < len(s) && s[i] == ':' { // of the text around it
+	if i < len(s) && s[i] == ':' { // part of the text around the URL
 		i++
 	}
 	return i == len(s) || ends(s[i])
 }
 
-// ends reports whether no host goes on with c, and a text may.
+// ends reports whether c may follow a host in a text, but is not part of a host.
 func ends(c byte) bool {
 	return c <= ' ' || c == 0x7f || strings.IndexByte("\"'`<>()[]{},;|\\", c) >= 0
 }

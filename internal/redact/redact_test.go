@@ -42,7 +42,7 @@ func TestText(t *testing.T) {
 	}
 }
 
-func TestErrorGoesOnWithTheWrappedError(t *testing.T) {
+func TestErrorKeepsTheWrappedError(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 	get := &url.Error{Op: "Get", URL: `https://h/p?$filter=name eq "ann": x&sig=TOPSECRET`, Err: refused}
 	for want, err := range map[string]error{
@@ -60,11 +60,10 @@ func TestErrorGoesOnWithTheWrappedError(t *testing.T) {
 	}
 }
 
-// TestNoSecretOfAURLSurvives: a quote ended a URL, and the signature
-// behind it stayed in the cause.
+// A quote ended a URL, so the signature after it stayed in the cause.
 // R42.
-func TestNoSecretOfAURLSurvives(t *testing.T) {
-	const secret = 'S' // and nothing else has it
+func TestSecretsAreRemoved(t *testing.T) {
+	const secret = 'S' // nothing else contains it
 	parts := []string{" ", `"`, "'", "`", "<", ">", "%", "%20", "\\", `\"`, ": ", `": `, ", ", "(", ")", "&", "=", "$", ";", "|", "{", "}", "\n", "\t", "\x00", "\xff", "é", "x", "7", ".", "-", "+", "!", "*", "[", "]"}
 	anything := func(more ...string) string {
 		var b strings.Builder
@@ -101,7 +100,7 @@ func TestNoSecretOfAURLSurvives(t *testing.T) {
 	}
 }
 
-// failing fails as an http.Client does.
+// failing returns errors like those of an http.Client.
 type failing struct{}
 
 func (*failing) RoundTrip(target string) (int, error) {

@@ -1,5 +1,7 @@
 package redistest
 
+// This file contains Cluster, a Redis Cluster.
+
 import (
 	"context"
 	"errors"
@@ -19,8 +21,8 @@ const (
 	migrateTimeout = 5 * time.Second
 )
 
-// A Cluster is a Redis Cluster. It serves the slots it has even while others
-// are lost, and notices a dead node within about a second.
+// A Cluster is a Redis Cluster. It serves its remaining slots while a node is down, and
+// detects that a node is down within about a second.
 type Cluster struct {
 	tb       testing.TB
 	masters  int
@@ -28,17 +30,16 @@ type Cluster struct {
 	nodes    []*Server
 }
 
-// StartCluster starts a cluster of so many masters, which share the slots
-// evenly, and returns once every node finds it whole. The args are those of
-// [Launch], for each node. The servers are closed when the test ends.
+// StartCluster starts a cluster of masters that share the slots evenly, and returns once
+// all nodes agree. The args are passed to [Launch] for each node. The servers are closed
+// when the test ends.
 func StartCluster(tb testing.TB, masters int, args ...string) *Cluster {
 	tb.Helper()
 	return StartClusterWithReplicas(tb, masters, 0, args...)
 }
 
-// StartClusterWithReplicas is [StartCluster] with so many replicas for each
-// master. It takes three masters to agree to promote the replica of one that
-// died.
+// StartClusterWithReplicas is [StartCluster] with replicas for each master. Promoting a
+// replica requires at least three masters.
 func StartClusterWithReplicas(tb testing.TB, masters, replicas int, args ...string) *Cluster {
 	tb.Helper()
 	args = append([]string{
@@ -71,8 +72,8 @@ func (c *Cluster) Addrs() []string {
 	return addrs
 }
 
-// Client returns a new client of the cluster, with go-redis' defaults but for
-// what opts change. It is closed when the test ends, if not before.
+// Client returns a new client of the cluster, with the defaults of go-redis, changed by
+// opts. It is closed at the latest when the test ends.
 func (c *Cluster) Client(opts ...func(*redis.ClusterOptions)) *redis.ClusterClient {
 	options := &redis.ClusterOptions{Addrs: c.Addrs()}
 	for _, opt := range opts {
@@ -83,14 +84,13 @@ func (c *Cluster) Client(opts ...func(*redis.ClusterOptions)) *redis.ClusterClie
 	return client
 }
 
-// Owner returns the slot of a key and the master that serves it, which says so
-// itself.
+// Owner returns the slot of a key and the master that serves it, according to that master.
 func (c *Cluster) Owner(ctx context.Context, key string) (slot int, master *Server, err error) {
 	for _, node := range c.nodes {
 		if slot, err = node.do(ctx, "cluster", "keyslot", key).Int(); err != nil {
-			continue // it may be down, and the others not
+			continue // this node may be down
 		}
-		// A node answers for a key of its own, and redirects for the others.
+		// A node serves its own keys, and redirects for others.
 		if err = node.do(ctx, "exists", key).Err(); err == nil {
 			return slot, node, nil
 		}
@@ -98,9 +98,8 @@ func (c *Cluster) Owner(ctx context.Context, key string) (slot int, master *Serv
 	return 0, nil, fmt.Errorf("redistest: no node serves %q: %w", key, err)
 }
 
-// MoveSlot moves a slot and its keys from a master to another, the way that
-// redis-cli does it, and returns once all nodes that are up agree. Clients meet
-// ASK on the way, and MOVED afterwards.
+// MoveSlot moves a slot and its keys from a master to another, like redis-cli, and returns
+// once all running nodes agree. Clients get ASK during the move, and MOVED afterwards.
 func (c *Cluster) MoveSlot(ctx context.Context, slot int, from, to *Server) error {
 	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
 	defer cancel()
@@ -132,8 +131,8 @@ func moveSlot(ctx context.Context, slot int, from, to *Server) error {
 	if err = migrateKeys(ctx, slot, from, to); err != nil {
 		return err
 	}
-	// The new owner first, for it tells the others; the other way round nobody
-	// would own the slot for a moment.
+	// The new owner first, because it notifies the others. Otherwise no node would own the
+	// slot for a moment.
 	return errors.Join(
 		to.do(ctx, "cluster", "setslot", slot, "node", toID).Err(),
 		from.do(ctx, "cluster", "setslot", slot, "node", toID).Err(),
@@ -156,9 +155,8 @@ func migrateKeys(ctx context.Context, slot int, from, to *Server) error {
 	}
 }
 
-// agreed checks that every node that is up knows what a master says of itself:
-// its slots, and the epoch since when. A master that takes a slot knowing an
-// older epoch would claim it in vain.
+// agreed checks that all running nodes know the current slots and epoch of a master. A
+// master that takes a slot with an older epoch would not get it.
 func (c *Cluster) agreed(ctx context.Context, master *Server) error {
 	id, err := master.do(ctx, "cluster", "myid").Text()
 	if err != nil {
@@ -170,13 +168,13 @@ func (c *Cluster) agreed(ctx context.Context, master *Server) error {
 	}
 	for _, node := range c.nodes {
 		if seen, err := known(ctx, node, id); err == nil && seen != claim {
-			return fmt.Errorf("%s knows %q of %s, not %q", node.Addr(), seen, master.Addr(), claim)
+			return fmt.Errorf("%s has %q for %s, not %q", node.Addr(), seen, master.Addr(), claim)
 		}
 	}
 	return nil
 }
 
-// known returns the epoch and the slots that a node knows of another.
+// known returns a node's epoch and slots of another node.
 func known(ctx context.Context, node *Server, id string) (string, error) {
 	nodes, err := node.do(ctx, "cluster", "nodes").Text()
 	if err != nil {
@@ -188,18 +186,18 @@ func known(ctx context.Context, node *Server, id string) (string, error) {
 			continue
 		}
 		slots := slices.DeleteFunc(fields[8:], func(slot string) bool {
-			return strings.HasPrefix(slot, "[") // on the move, which only the node itself tells
+			return strings.HasPrefix(slot, "[") // a slot that is being moved: only the node itself reports it
 		})
 		return fmt.Sprint(fields[6], slots), nil
 	}
-	return "", fmt.Errorf("%s does not know node %s", node.Addr(), id)
+	return "", fmt.Errorf("%s has no node %s", node.Addr(), id)
 }
 
-// form makes one cluster of nodes that know nothing of each other.
+// form joins the nodes to one cluster.
 func (c *Cluster) form(ctx context.Context) error {
 	for i, master := range c.nodes[:c.masters] {
 		first, last := i*slots/c.masters, (i+1)*slots/c.masters-1
-		// Masters that start with the same epoch would have to settle it first.
+		// Different epochs, because masters with the same epoch must resolve the conflict first.
 		if err := master.do(ctx, "cluster", "set-config-epoch", i+1).Err(); err != nil {
 			return err
 		}
@@ -227,7 +225,7 @@ func (c *Cluster) form(ctx context.Context) error {
 	return until(ctx, c.whole)
 }
 
-// acquainted checks that every node knows all the others.
+// acquainted checks that every node has all other nodes.
 func (c *Cluster) acquainted(ctx context.Context) error {
 	for _, node := range c.nodes {
 		info, err := node.do(ctx, "cluster", "info").Text()
@@ -235,14 +233,14 @@ func (c *Cluster) acquainted(ctx context.Context) error {
 			return err
 		}
 		if known := field(info, "cluster_known_nodes"); known != strconv.Itoa(len(c.nodes)) {
-			return fmt.Errorf("%s knows %s nodes of %d", node.Addr(), known, len(c.nodes))
+			return fmt.Errorf("%s has %s nodes of %d", node.Addr(), known, len(c.nodes))
 		}
 	}
 	return nil
 }
 
-// whole checks that every node finds the cluster sound, with all its slots and
-// replicas, and that the replicas have what their masters have.
+// whole checks that the cluster is healthy according to every node, with all slots and
+// replicas, and that the replicas are up to date.
 func (c *Cluster) whole(ctx context.Context) error {
 	for i, node := range c.nodes {
 		info, err := node.do(ctx, "cluster", "info").Text()
@@ -258,7 +256,7 @@ func (c *Cluster) whole(ctx context.Context) error {
 			return err
 		}
 		if replicas := strings.Count(nodes, "slave "); replicas != len(c.nodes)-c.masters {
-			return fmt.Errorf("%s knows %d replicas", node.Addr(), replicas)
+			return fmt.Errorf("%s has %d replicas", node.Addr(), replicas)
 		}
 		if i < c.masters {
 			continue
@@ -270,7 +268,7 @@ func (c *Cluster) whole(ctx context.Context) error {
 	return nil
 }
 
-// synced checks that a replica follows its master.
+// synced checks that a replica is connected to its master.
 func synced(ctx context.Context, replica *Server) error {
 	info, err := replica.do(ctx, "info", "replication").Text()
 	if err != nil {

@@ -1,5 +1,7 @@
 package redistest_test
 
+// This file tests the Cluster.
+
 import (
 	"fmt"
 	"strings"
@@ -13,15 +15,14 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// One after the other in one cluster, since a new one needs two seconds before
-// it takes writes.
+// The subtests share one cluster, because a new one accepts no writes for two seconds.
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, 3, "--cluster-node-timeout", "500")
-	t.Run("it spreads its keys", func(t *testing.T) { spreadsKeys(t, c) })
-	t.Run("a moved slot takes its keys along", func(t *testing.T) { movesSlot(t, c) })
-	t.Run("clients notice nothing of moves", func(t *testing.T) { movesUnderLoad(t, c) })
-	t.Run("it serves what it has while a node is down", func(t *testing.T) { losesNode(t, c) })
+	t.Run("keys are distributed", func(t *testing.T) { spreadsKeys(t, c) })
+	t.Run("a slot is moved with its keys", func(t *testing.T) { movesSlot(t, c) })
+	t.Run("clients get no errors during moves", func(t *testing.T) { movesUnderLoad(t, c) })
+	t.Run("the remaining slots are served while a node is down", func(t *testing.T) { losesNode(t, c) })
 }
 
 func spreadsKeys(t *testing.T, c *redistest.Cluster) {
@@ -45,7 +46,7 @@ func spreadsKeys(t *testing.T, c *redistest.Cluster) {
 func movesSlot(t *testing.T, c *redistest.Cluster) {
 	ctx := t.Context()
 	client := c.Client()
-	const keys = 250 // more than one MIGRATE carries
+	const keys = 250 // more than one MIGRATE moves
 	for i := range keys {
 		require.NoError(t, client.Set(ctx, fmt.Sprintf("{tag}%d", i), i, 0).Err())
 	}
@@ -69,7 +70,7 @@ func movesSlot(t *testing.T, c *redistest.Cluster) {
 		require.Equal(t, fmt.Sprint(i), client.Get(ctx, fmt.Sprintf("{tag}%d", i)).Val())
 	}
 
-	require.ErrorContains(t, c.MoveSlot(ctx, slot, from, to), "move slot", "it is not from's any more")
+	require.ErrorContains(t, c.MoveSlot(ctx, slot, from, to), "move slot", "the slot belongs to another node")
 }
 
 func movesUnderLoad(t *testing.T, c *redistest.Cluster) {
@@ -126,16 +127,16 @@ func losesNode(t *testing.T, c *redistest.Cluster) {
 	require.NoError(t, lost.Restart())
 	require.Eventually(t, func() bool {
 		return lost.Client().Set(ctx, "a", 1, 0).Err() == nil
-	}, patience, pace, "it knows its cluster still")
+	}, patience, pace, "the node is in the cluster again")
 }
 
-func TestTheReplicaOfADeadMasterTakesItsPlace(t *testing.T) {
+func TestReplicaOfFailedMasterIsPromoted(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	c := redistest.StartClusterWithReplicas(t, 3, 1, "--cluster-node-timeout", "500")
 	require.Len(t, c.Nodes(), 6)
 	client := c.Client(func(o *redis.ClusterOptions) {
-		// By default go-redis keeps to a dead master for up to a minute.
+		// By default go-redis uses a failed master for up to a minute.
 		o.ClusterStateReloadInterval = 100 * time.Millisecond
 		o.DialerRetries = 1
 	})

@@ -1,6 +1,6 @@
 package redistest
 
-// LaunchOn is Launch on a given port, with no second attempt on another.
+// LaunchOn is Launch with a given port, without a second attempt.
 func LaunchOn(port int) (*Server, error) { return launchOn(port, nil) }
 
 // Port is the port that the server listens on.

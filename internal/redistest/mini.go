@@ -1,5 +1,7 @@
 package redistest
 
+// This file contains Mini, a miniredis in another process.
+
 import (
 	"bufio"
 	"bytes"
@@ -17,18 +19,17 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A Mini is a miniredis: a Redis written in Go, whose clock a test can set. It
-// is another process, because miniredis is a dependency of the module in the
-// folder miniredis and not of Infuse.
+// A Mini is a miniredis: a Redis written in Go, whose clock a test can set. It runs in
+// another process, because only the module in the folder miniredis depends on miniredis.
 type Mini struct {
 	tb     testing.TB
 	addr   string
 	client *redis.Client
 }
 
-// StartMini builds and starts a miniredis, which ends when the test ends. Where
-// it cannot be built, for want of the go command or of the module's download,
-// the test is skipped; with CI=true it fails.
+// StartMini builds and starts a miniredis, which ends when the test ends. If the build
+// fails, because there is no go command or the module cannot be downloaded, the test is
+// skipped; with CI=true it fails.
 func StartMini(tb testing.TB) *Mini {
 	tb.Helper()
 	addr, err := launchMini(tb)
@@ -46,8 +47,8 @@ func StartMini(tb testing.TB) *Mini {
 // Addr is the host:port at which the miniredis listens.
 func (m *Mini) Addr() string { return m.addr }
 
-// Client returns a new client of the miniredis. It is closed when the test ends,
-// if not before.
+// Client returns a new client of the miniredis. It is closed at the latest when the test
+// ends.
 func (m *Mini) Client() *redis.Client {
 	client := redis.NewClient(&redis.Options{Addr: m.addr})
 	m.tb.Cleanup(func() { _ = client.Close() }) // the test may have closed it
@@ -57,7 +58,7 @@ func (m *Mini) Client() *redis.Client {
 // SetTime sets the clock of TIME, which stands still from then on.
 func (m *Mini) SetTime(t time.Time) { m.do("test.settime", t.UnixNano()) }
 
-// FastForward makes the keys expire whose time to live is at most d.
+// FastForward expires the keys whose time to live is at most d.
 func (m *Mini) FastForward(d time.Duration) { m.do("test.fastforward", d.Nanoseconds()) }
 
 func (m *Mini) do(args ...any) {
@@ -66,8 +67,8 @@ func (m *Mini) do(args ...any) {
 	}
 }
 
-// launchMini returns the address of a process that ends with the test, and with
-// this process.
+// launchMini starts a process that ends with the test and with this process, and returns
+// its address.
 func launchMini(tb testing.TB) (addr string, err error) {
 	dir, err := miniModule()
 	if err != nil {
@@ -101,8 +102,8 @@ func launchMini(tb testing.TB) (addr string, err error) {
 	return strings.TrimSpace(addr), nil
 }
 
-// miniModule returns the folder of the program, from the folder of a package of
-// the repository, in which its tests run.
+// miniModule returns the folder of the module. The current folder must be in the
+// repository.
 func miniModule() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

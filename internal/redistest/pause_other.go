@@ -4,7 +4,7 @@ package redistest
 
 import "syscall"
 
-// There is nothing like it here: to send these panics.
+// These signals do not exist: sending them panics.
 const (
 	pauseSignal  = syscall.Signal(-1)
 	resumeSignal = syscall.Signal(-2)

@@ -1,5 +1,7 @@
 package redistest
 
+// This file contains process, a child process that ends with this one.
+
 import (
 	"context"
 	"errors"
@@ -9,11 +11,11 @@ import (
 	"runtime"
 )
 
-// A process is a child of ours. On Linux it dies with us, however we end. A
-// nil process is one that never started.
+// A process is a child process. On Linux it ends with this process in any case. A nil
+// process was never started.
 type process struct {
 	child *os.Process
-	alive context.Context // done, with the reason, once the child is gone
+	alive context.Context // done, with the reason, once the child has ended
 }
 
 func startProcess(cmd *exec.Cmd) (*process, error) {
@@ -21,13 +23,13 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	alive, gone := context.WithCancelCause(context.Background())
 	started := make(chan error)
 	go func() {
-		// Linux ties the child to the thread that started it: keep that.
+		// On Linux the child ends with the thread that started it: keep that thread.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // its ProcessState says more
+			_ = cmd.Wait() // ProcessState has more detail
 			err = fmt.Errorf("%w: %v", errEnded, cmd.ProcessState)
 		}
 		gone(err)
@@ -38,7 +40,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	return &process{child: cmd.Process, alive: alive}, nil
 }
 
-// kill ends the child, stopped or not, and returns once it is gone.
+// kill ends the child, even if it is stopped, and returns once it has ended.
 func (p *process) kill() {
 	if p == nil {
 		return
@@ -47,7 +49,7 @@ func (p *process) kill() {
 	<-p.alive.Done()
 }
 
-// signal does nothing to a child that is gone.
+// signal does nothing if the child has ended.
 func (p *process) signal(signal os.Signal) {
 	if p == nil {
 		return

@@ -4,5 +4,5 @@ package redistest
 
 import "syscall"
 
-// dieWithParent has no way to ask for that here.
+// dieWithParent returns nil: only Linux supports it.
 func dieWithParent() *syscall.SysProcAttr { return nil }

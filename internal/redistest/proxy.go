@@ -1,5 +1,7 @@
 package redistest
 
+// This file contains Proxy, which simulates network faults.
+
 import (
 	"bytes"
 	"context"
@@ -10,8 +12,8 @@ import (
 	"time"
 )
 
-// A Proxy stands between clients and a server, to be the network at its worst.
-// Its methods are safe for concurrent use.
+// A Proxy is between clients and a server, and simulates network faults. Its methods are
+// safe for concurrent use.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -19,7 +21,7 @@ type Proxy struct {
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 
-	mu      sync.Mutex // guards the rest, and the state of the links
+	mu      sync.Mutex // guards the fields below, and the state of the links
 	links   map[*link]struct{}
 	delay   time.Duration
 	swallow bool
@@ -27,8 +29,8 @@ type Proxy struct {
 	loss    float64
 }
 
-// StartProxy starts a proxy on a loopback port that passes all bytes to and
-// from the target, a host:port. It is closed when the test ends.
+// StartProxy starts a proxy on a loopback port that forwards all bytes to and from the
+// target, a host:port. It is closed when the test ends.
 func StartProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
@@ -45,18 +47,17 @@ func StartProxy(tb testing.TB, target string) *Proxy {
 // Addr is the host:port at which the proxy listens.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// SetDelay makes every reply late by d. What arrives on a connection while a
-// reply is held back waits for it, and then for d once more.
+// SetDelay delays every reply by d. A reply that arrives while another reply of the
+// connection is delayed waits for that one, and then for d.
 func (p *Proxy) SetDelay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
 }
 
-// Swallow makes the proxy a black hole: connections stay open, new ones are
-// accepted, and what comes from either side is thrown away, a close included.
-// Swallow(false) closes the connections that lost something, so that clients
-// connect again, and leaves the others as they are.
+// Swallow makes the proxy a black hole: connections stay open, new ones are accepted, and
+// bytes and closes from both sides are dropped. Swallow(false) closes the connections that
+// lost something, so that clients reconnect, and leaves the others open.
 func (p *Proxy) Swallow(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,16 +69,16 @@ func (p *Proxy) Swallow(on bool) {
 	}
 }
 
-// DropReplies throws the next n replies away and cuts their connections, so
-// that clients retry commands that have run. Those of a connection's handshake
-// pass and do not count.
+// DropReplies drops the next n replies and closes their connections, so that clients retry
+// commands that have run. Replies of a connection's handshake are forwarded and do not
+// count.
 func (p *Proxy) DropReplies(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drops = n
 }
 
-// SetLoss throws each reply away with the given probability, as DropReplies.
+// SetLoss drops each reply with a probability, like DropReplies.
 func (p *Proxy) SetLoss(probability float64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,8 +94,8 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-// Close stops listening, closes every connection, and returns once nothing of
-// the proxy runs any more.
+// Close stops listening, closes every connection, and returns once all goroutines of the
+// proxy have ended.
 func (p *Proxy) Close() {
 	p.stop()
 	_ = p.listener.Close()
@@ -134,7 +135,7 @@ func (p *Proxy) add(l *link) {
 	defer p.mu.Unlock()
 	p.links[l] = struct{}{}
 	if p.ctx.Err() != nil {
-		l.cut() // closed meanwhile
+		l.cut() // the proxy was closed meanwhile
 	}
 }
 
@@ -179,7 +180,7 @@ func (p *Proxy) passReplies(l *link) {
 	}
 }
 
-// hold waits for the delay, or until the link is cut.
+// hold waits for the delay, or until the link is closed.
 func (p *Proxy) hold(l *link) {
 	p.mu.Lock()
 	delay := p.delay
@@ -219,8 +220,7 @@ func (p *Proxy) passesReply(l *link) bool {
 	return true
 }
 
-// end closes the whole link when one direction has ended, except that a black
-// hole does not pass that on.
+// end closes the link when one direction has ended. A black hole keeps it open.
 func (p *Proxy) end(l *link) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,11 +234,11 @@ func (p *Proxy) end(l *link) {
 // A link is a client's connection and its counterpart to the server.
 type link struct {
 	client, server net.Conn
-	ctx            context.Context // done once the link is cut
+	ctx            context.Context // done once the link is closed
 	cancel         context.CancelFunc
 
 	lost      bool // bytes were swallowed
-	handshake bool // the last request was part of one
+	handshake bool // the last request was part of a handshake
 }
 
 func (l *link) cut() {
@@ -247,8 +247,8 @@ func (l *link) cut() {
 	_ = l.server.Close()
 }
 
-// isHandshake says whether a request begins with a command that clients send
-// to set up a connection.
+// isHandshake reports whether a request starts with a command that clients send to set up
+// a connection.
 func isHandshake(request []byte) bool {
 	words := bytes.SplitN(bytes.ToLower(request), []byte("\r\n"), 4)
 	if len(words) < 3 {

@@ -1,5 +1,7 @@
 package redistest_test
 
+// This file tests the Proxy.
+
 import (
 	"errors"
 	"io"
@@ -15,8 +17,8 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// proxied returns a proxy to a server, and clients: one through the proxy,
-// that has a connection and never retries, and one direct.
+// proxied returns a proxy, a connected client through the proxy, which never retries, and
+// a direct client.
 func proxied(t *testing.T) (p *redistest.Proxy, through, direct *redis.Client) {
 	s := redistest.Start(t)
 	p = redistest.StartProxy(t, s.Addr())
@@ -30,7 +32,7 @@ func proxied(t *testing.T) (p *redistest.Proxy, through, direct *redis.Client) {
 	return p, through, s.Client()
 }
 
-func TestAProxyPassesBothDirections(t *testing.T) {
+func TestProxyForwardsBothDirections(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	_, through, direct := proxied(t)
@@ -40,7 +42,7 @@ func TestAProxyPassesBothDirections(t *testing.T) {
 	require.Equal(t, large, through.Get(ctx, "key").Val())
 }
 
-func TestADelayedReplyIsLateByThatMuch(t *testing.T) {
+func TestDelay(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	p, through, _ := proxied(t)
@@ -59,7 +61,7 @@ func TestADelayedReplyIsLateByThatMuch(t *testing.T) {
 	require.NoError(t, through.Ping(ctx).Err())
 }
 
-func TestABlackHoleKeepsConnectionsButPassesNothing(t *testing.T) {
+func TestBlackHoleKeepsConnections(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	p, through, direct := proxied(t)
@@ -75,7 +77,7 @@ func TestABlackHoleKeepsConnectionsButPassesNothing(t *testing.T) {
 	require.Equal(t, "kept", direct.Get(ctx, "key").Val())
 }
 
-func TestAfterABlackHoleOnlyTheConnectionsThatLostBytesAreClosed(t *testing.T) {
+func TestEndOfBlackHoleClosesConnectionsThatLostBytes(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
 	p := redistest.StartProxy(t, s.Addr())
@@ -86,14 +88,14 @@ func TestAfterABlackHoleOnlyTheConnectionsThatLostBytesAreClosed(t *testing.T) {
 	p.Swallow(true)
 	_, err := io.WriteString(busy, "PING\r\n")
 	require.NoError(t, err)
-	require.ErrorIs(t, readError(busy, 50*time.Millisecond), errTimeout, "no answer, and no reset")
+	require.ErrorIs(t, readError(busy, 50*time.Millisecond), errTimeout, "no reply, and no reset")
 
 	p.Swallow(false)
 	require.ErrorIs(t, readError(busy, patience), errClosed)
 	require.Equal(t, "+PONG\r\n", ping(t, idle))
 }
 
-func TestABlackHoleHidesThatTheServerDied(t *testing.T) {
+func TestBlackHoleHidesTheEndOfTheServer(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
 	p := redistest.StartProxy(t, s.Addr())
@@ -108,7 +110,7 @@ func TestABlackHoleHidesThatTheServerDied(t *testing.T) {
 	require.ErrorIs(t, readError(conn, patience), errClosed)
 }
 
-func TestADroppedReplyMakesTheClientRepeatWhatHasRun(t *testing.T) {
+func TestDroppedReplyCausesRetry(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s := redistest.Start(t)
@@ -118,13 +120,13 @@ func TestADroppedReplyMakesTheClientRepeatWhatHasRun(t *testing.T) {
 	p.DropReplies(1)
 	require.Equal(t, int64(2), client.Incr(ctx, "first").Val())
 
-	p.DropReplies(3) // as often as the client retries
+	p.DropReplies(3) // the number of the client's retries
 	require.Equal(t, int64(4), client.Incr(ctx, "second").Val())
 
 	require.Equal(t, int64(1), client.Incr(ctx, "third").Val())
 }
 
-func TestCutConnectionsEndAndNewOnesAreAccepted(t *testing.T) {
+func TestCutAll(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	p, through, _ := proxied(t)
@@ -137,7 +139,7 @@ func TestCutConnectionsEndAndNewOnesAreAccepted(t *testing.T) {
 	require.Eventually(t, func() bool { return through.Ping(ctx).Err() == nil }, patience, pace)
 }
 
-func TestTheDeathOfTheServerReachesTheClient(t *testing.T) {
+func TestEndOfTheServerClosesConnections(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
 	p := redistest.StartProxy(t, s.Addr())
@@ -146,10 +148,10 @@ func TestTheDeathOfTheServerReachesTheClient(t *testing.T) {
 
 	s.Kill()
 	require.ErrorIs(t, readError(conn, patience), errClosed)
-	require.ErrorIs(t, readError(dial(t, p), patience), errClosed, "nobody to connect to")
+	require.ErrorIs(t, readError(dial(t, p), patience), errClosed, "the server has ended")
 }
 
-func TestAClosedProxyLeavesNothingRunning(t *testing.T) {
+func TestClosedProxyHasNoGoroutines(t *testing.T) {
 	s := redistest.Start(t)
 	p := redistest.StartProxy(t, s.Addr())
 	p.SetDelay(time.Hour)
@@ -159,7 +161,7 @@ func TestAClosedProxyLeavesNothingRunning(t *testing.T) {
 	require.Eventually(t, func() bool {
 		commands, err := s.Commands(t.Context())
 		return err == nil && commands["ping"] == 1
-	}, patience, pace, "the reply is on its way")
+	}, patience, pace, "the reply is delayed")
 	p.Swallow(true)
 	require.NoError(t, dial(t, p).Close())
 
@@ -192,11 +194,11 @@ func ping(t *testing.T, conn net.Conn) string {
 }
 
 var (
-	errTimeout = errors.New("nothing came")
-	errClosed  = errors.New("the other side closed")
+	errTimeout = errors.New("nothing received")
+	errClosed  = errors.New("closed by the other side")
 )
 
-// readError says why nothing can be read.
+// readError returns why nothing can be read.
 func readError(conn net.Conn, within time.Duration) error {
 	_ = conn.SetReadDeadline(time.Now().Add(within))
 	n, err := conn.Read(make([]byte, 1))

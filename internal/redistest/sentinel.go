@@ -1,5 +1,7 @@
 package redistest
 
+// This file contains Sentinel, a master with a replica and a sentinel.
+
 import (
 	"context"
 	"fmt"
@@ -13,19 +15,19 @@ import (
 
 const (
 	masterName      = "mymaster"
-	sentinelTimeout = time.Minute // a sentinel that was held up does nothing for 30 s
+	sentinelTimeout = time.Minute // a sentinel that was delayed does nothing for 30 s
 )
 
-// A Sentinel is a master and a replica that one sentinel watches: it promotes
-// the replica about a second after the master stops answering.
+// A Sentinel is a master, a replica, and a sentinel that promotes the replica about a
+// second after the master stops replying.
 type Sentinel struct {
 	tb       testing.TB
 	sentinel *Server
 	servers  []*Server
 }
 
-// StartSentinel starts the three servers and returns once the sentinel could
-// replace the master. They are closed when the test ends.
+// StartSentinel starts the three servers, and returns once the sentinel could replace the
+// master. They are closed when the test ends.
 func StartSentinel(tb testing.TB) *Sentinel {
 	tb.Helper()
 	master := Start(tb)
@@ -43,14 +45,14 @@ func StartSentinel(tb testing.TB) *Sentinel {
 	return s
 }
 
-// Addr is the address of the sentinel itself.
+// Addr is the address of the sentinel.
 func (s *Sentinel) Addr() string { return s.sentinel.Addr() }
 
-// MasterName is the name under which the sentinel knows the master.
+// MasterName is the sentinel's name for the master.
 func (s *Sentinel) MasterName() string { return masterName }
 
-// Master returns the server that the sentinel names as the master: after a
-// failover, the promoted one. Call it from the goroutine of the test.
+// Master returns the current master according to the sentinel. Call it from the goroutine
+// of the test.
 func (s *Sentinel) Master() *Server {
 	s.tb.Helper()
 	master, _ := s.roles()
@@ -64,9 +66,8 @@ func (s *Sentinel) Replica() *Server {
 	return replica
 }
 
-// Client returns a new client that asks the sentinel for the master, with
-// go-redis' defaults but for what opts change. It is closed when the test
-// ends, if not before.
+// Client returns a new client that gets the master from the sentinel, with the defaults of
+// go-redis, changed by opts. It is closed at the latest when the test ends.
 func (s *Sentinel) Client(opts ...func(*redis.FailoverOptions)) *redis.Client {
 	options := &redis.FailoverOptions{MasterName: masterName, SentinelAddrs: []string{s.Addr()}}
 	for _, opt := range opts {
@@ -77,9 +78,9 @@ func (s *Sentinel) Client(opts ...func(*redis.FailoverOptions)) *redis.Client {
 	return client
 }
 
-// Failover makes the replica the master, and returns once the sentinel says
-// so. The old master takes writes for about half a second more, before the
-// sentinel makes it a replica: those are lost.
+// Failover makes the replica the master, and returns once the sentinel reports that. The
+// old master accepts writes for about half a second more, until it becomes a replica:
+// these writes are lost.
 func (s *Sentinel) Failover(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sentinelTimeout)
 	defer cancel()
@@ -94,7 +95,7 @@ func (s *Sentinel) failover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// It refuses until the servers have settled after another failover.
+	// The sentinel refuses until an earlier failover is complete.
 	err = until(ctx, func(ctx context.Context) error {
 		return s.sentinel.do(ctx, "sentinel", "failover", masterName).Err()
 	})
@@ -116,7 +117,7 @@ func (s *Sentinel) roles() (master, replica *Server) {
 	defer cancel()
 	addr, err := s.masterAddr(ctx)
 	if err != nil {
-		s.tb.Fatalf("redistest: ask the sentinel for the master: %v", err)
+		s.tb.Fatalf("redistest: get the master from the sentinel: %v", err)
 	}
 	if addr == s.servers[0].Addr() {
 		return s.servers[0], s.servers[1]
@@ -132,17 +133,16 @@ func (s *Sentinel) masterAddr(ctx context.Context) (string, error) {
 	return net.JoinHostPort(addr[0], addr[1]), nil
 }
 
-// watch tells the sentinel of the master, and waits until it has found the
-// replica.
+// watch configures the sentinel with the master, and waits until it has found the replica.
 func (s *Sentinel) watch(ctx context.Context, master, replica *Server) error {
 	err := until(ctx, func(ctx context.Context) error { return synced(ctx, replica) })
 	if err != nil {
 		return err
 	}
 	for _, command := range [][]any{
-		// It asks the servers for news every ten seconds: too rarely for tests.
+		// The default period of 10 s is too long for tests.
 		{"sentinel", "debug", "info-period", 100, "publish-period", 100},
-		// And is out of action for thirty after a moment without CPU.
+		// By default a sentinel does nothing for 30 s after a moment without CPU.
 		{"sentinel", "debug", "tilt-period", 1000},
 		{"sentinel", "monitor", masterName, loopback, master.port, 1},
 		{"sentinel", "set", masterName, "down-after-milliseconds", 500, "failover-timeout", 10_000},
@@ -166,5 +166,5 @@ func (s *Sentinel) foundReplica(ctx context.Context) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the sentinel sees no sound replica: %v", replicas)
+	return fmt.Errorf("the sentinel has no healthy replica: %v", replicas)
 }

@@ -1,5 +1,7 @@
 package redistest_test
 
+// This file tests the Sentinel.
+
 import (
 	"testing"
 	"time"
@@ -9,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-func TestAFailoverMakesTheReplicaTheMaster(t *testing.T) {
+func TestFailover(t *testing.T) {
 	t.Parallel()
 	ctx := within(t, 20*time.Second)
 	s := redistest.StartSentinel(t)
@@ -28,14 +30,14 @@ func TestAFailoverMakesTheReplicaTheMaster(t *testing.T) {
 	require.NoError(t, second.Client().Set(ctx, "new", "value", 0).Err())
 	require.Eventually(t, func() bool {
 		return client.Get(ctx, "new").Val() == "value"
-	}, patience, pace, "the client follows")
+	}, patience, pace, "the client uses the new master")
 	require.Equal(t, "value", client.Get(ctx, "key").Val())
 
-	require.NoError(t, s.Failover(ctx), "and back")
+	require.NoError(t, s.Failover(ctx), "failover back")
 	require.Equal(t, first.Addr(), s.Master().Addr())
 }
 
-func TestTheSentinelReplacesADeadMaster(t *testing.T) {
+func TestSentinelReplacesFailedMaster(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s := redistest.StartSentinel(t)

@@ -1,11 +1,12 @@
-// Package redistest runs real redis-servers for tests, examples and
-// benchmarks: each on a free loopback port, with a directory of its own and no
-// persistence, stopped at the end. Only processes it started are ever
-// signalled.
+// Package redistest runs redis-servers for tests, examples and benchmarks. Each has a free
+// loopback port, its own directory and no persistence, and is stopped at the end. The
+// package sends signals only to processes that it started.
 //
-// It needs a redis-server of version 7 or later in the PATH. The environment's
-// INFUSE_REDIS_SERVER names another program in its place, such as valkey-server.
+// It requires redis-server 7 or later in the PATH. Set INFUSE_REDIS_SERVER to use another
+// program, such as valkey-server.
 package redistest
+
+// This file contains Server, a single redis-server.
 
 import (
 	"cmp"
@@ -28,12 +29,12 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// ErrNotInstalled says that there is no redis-server in the PATH, or none where
-// INFUSE_REDIS_SERVER says. It wraps [exec.ErrNotFound].
+// ErrNotInstalled is returned if there is no redis-server in the PATH, and none at
+// INFUSE_REDIS_SERVER. It wraps [exec.ErrNotFound].
 var ErrNotInstalled = fmt.Errorf("redistest: redis-server is not installed: %w", exec.ErrNotFound)
 
-// errEnded says that a server ended before it answered: most likely because
-// another program has its port.
+// errEnded is returned if a server ends before it replies, probably because another
+// program has its port.
 var errEnded = errors.New("redis-server ended")
 
 const (
@@ -41,9 +42,8 @@ const (
 	startTimeout   = 10 * time.Second
 	launchAttempts = 5
 
-	// Neither these ports nor those of the cluster bus, 10000 above, are ones
-	// that Linux, macOS or Windows hands out: so a killed server gets its port
-	// back when it restarts.
+	// Neither these ports nor those of the cluster bus, 10000 above, are ephemeral
+	// ports of Linux, macOS or Windows: so a killed server can restart with its port.
 	firstPort = 10000
 	lastPort  = 22000
 )
@@ -54,15 +54,14 @@ type Server struct {
 	dir  string
 	args []string
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	process *process
 	clients []*redis.Client
 	closed  bool
 }
 
-// Start is [Launch] for a test: the server is closed when the test ends. When
-// redis-server is not installed the test is skipped, but fails where the
-// environment says CI=true.
+// Start is [Launch] for a test: it closes the server when the test ends. If redis-server
+// is not installed, it skips the test; with CI=true the test fails.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
 	Require(tb)
@@ -74,8 +73,8 @@ func Start(tb testing.TB, args ...string) *Server {
 	return s
 }
 
-// Require skips a test that needs a redis-server where there is none; with
-// CI=true it fails it. With -short it skips all of them.
+// Require skips a test if redis-server is not installed; with CI=true the test fails. With
+// -short it always skips the test.
 func Require(tb testing.TB) {
 	tb.Helper()
 	if testing.Short() {
@@ -95,7 +94,7 @@ func Require(tb testing.TB) {
 	tb.Skip("redis-server is not installed: skipped")
 }
 
-// program returns the path of what a server runs.
+// program returns the path of the server program.
 func program() (string, error) {
 	return exec.LookPath(cmp.Or(os.Getenv("INFUSE_REDIS_SERVER"), "redis-server"))
 }
@@ -103,20 +102,20 @@ func program() (string, error) {
 // skipped counts the tests that Require has skipped.
 var skipped atomic.Int64
 
-// Run is m.Run for a package whose tests use Start. At the end it says how many
-// of them were skipped. The go command shows that with -v, or where it runs the
-// tests of the present folder alone.
+// Run is m.Run for a package whose tests use Start. At the end it prints how many of them
+// were skipped. The go command shows that with -v, or for the package in the current
+// folder.
 func Run(m *testing.M) (code int) {
 	code = m.Run()
 	if n := skipped.Load(); n > 0 {
-		fmt.Printf("tests skipped for want of a redis-server: %d\n", n)
+		fmt.Printf("tests skipped because redis-server is not installed: %d\n", n)
 	}
 	return code
 }
 
-// Launch starts a redis-server and returns once it answers. The args are those
-// of redis-server, such as "--maxmemory", "1mb"; they must leave the default
-// user the right to run INFO. The caller closes the server.
+// Launch starts a redis-server and returns once it replies. It passes the args to
+// redis-server, such as "--maxmemory", "1mb"; they must permit INFO for the default user.
+// The caller closes the server.
 func Launch(args ...string) (*Server, error) {
 	var s *Server
 	err := errEnded
@@ -132,7 +131,7 @@ func launchOn(port int, args []string) (*Server, error) {
 		return nil, fmt.Errorf("redistest: %w", err)
 	}
 	s := &Server{port: port, dir: dir, args: args}
-	// A file, because a sentinel insists on one that it can rewrite.
+	// A file, because a sentinel requires one that it can rewrite.
 	config := fmt.Sprintf(`bind %s
 port %d
 save ""
@@ -155,8 +154,8 @@ func (s *Server) Addr() string {
 	return net.JoinHostPort(loopback, strconv.Itoa(s.port))
 }
 
-// Client returns a new client of the server, with go-redis' defaults but for
-// what opts change. It is closed with the server, if not before.
+// Client returns a new client of the server, with the defaults of go-redis, changed by
+// opts. The server closes it at the latest when it is closed.
 func (s *Server) Client(opts ...func(*redis.Options)) *redis.Client {
 	options := &redis.Options{Addr: s.Addr()}
 	for _, opt := range opts {
@@ -169,23 +168,22 @@ func (s *Server) Client(opts ...func(*redis.Options)) *redis.Client {
 	return client
 }
 
-// Pause makes the server hang: it keeps its connections, and the kernel
-// accepts new ones for it, but nothing is answered until Resume. A server that
-// is not running stays as it is.
+// Pause makes the server hang: it keeps its connections, and the kernel accepts new ones,
+// but there are no replies until Resume. It has no effect on a server that is not running.
 func (s *Server) Pause() { s.signal(pauseSignal) }
 
-// Resume lets a paused server answer again, also what it was asked meanwhile.
+// Resume lets a paused server reply again, including to requests sent meanwhile.
 func (s *Server) Resume() { s.signal(resumeSignal) }
 
-// Kill ends the server as a crash would, and returns once it is gone.
+// Kill ends the server like a crash, and returns once the process has ended.
 func (s *Server) Kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.process.kill()
 }
 
-// Restart kills the server, if it still runs, and starts it anew: on the same
-// port, with the same args and an empty store. Returns once it answers.
+// Restart kills the server if it runs, and starts it again with the same port and args,
+// and without data. It returns once the server replies.
 func (s *Server) Restart() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,9 +207,9 @@ func (s *Server) Close() {
 	claimed.Delete(s.port)
 }
 
-// Commands returns how many calls of each command the server has run since it
-// started, by lower-case name: "get", "evalsha", "config|set". What clients
-// send of their own accord is in it too, and the INFO of redistest itself.
+// Commands returns the number of calls of each command since the server started, by
+// lower-case name: "get", "evalsha", "config|set". It includes commands that clients send
+// by themselves, and the INFO of this package.
 func (s *Server) Commands(ctx context.Context) (map[string]int64, error) {
 	info, err := s.do(ctx, "info", "commandstats").Text()
 	if err != nil {
@@ -231,8 +229,8 @@ func (s *Server) Commands(ctx context.Context) (map[string]int64, error) {
 	return commands, nil
 }
 
-// start runs the server and waits until it answers. The caller holds the lock,
-// or has the server for itself.
+// start runs the server and waits until it replies. The caller holds s.mu, or has the only
+// reference to the server.
 func (s *Server) start() error {
 	path, err := program()
 	if err != nil {
@@ -252,23 +250,23 @@ func (s *Server) start() error {
 	}
 	ctx, cancel := context.WithTimeout(s.process.alive, startTimeout)
 	defer cancel()
-	if err = until(ctx, s.answers); err != nil {
+	if err = until(ctx, s.replies); err != nil {
 		s.process.kill()
-		said, _ := os.ReadFile(logName)
-		return fmt.Errorf("redistest: start redis-server: %w; it said:\n%s", err, said)
+		printed, _ := os.ReadFile(logName)
+		return fmt.Errorf("redistest: start redis-server: %w; it printed:\n%s", err, printed)
 	}
 	return nil
 }
 
-// answers checks that it is our process which answers, since the port may be
-// another server's and ours about to find that out.
-func (s *Server) answers(ctx context.Context) error {
+// replies checks that the process that replies is the one that was started: another server
+// may have the port.
+func (s *Server) replies(ctx context.Context) error {
 	info, err := s.do(ctx, "info", "server").Text()
 	if err != nil {
 		return err
 	}
 	if pid := field(info, "process_id"); pid != strconv.Itoa(s.process.child.Pid) {
-		return fmt.Errorf("process %s answers at %s instead of %d", pid, s.Addr(), s.process.child.Pid)
+		return fmt.Errorf("process %s replies at %s instead of %d", pid, s.Addr(), s.process.child.Pid)
 	}
 	return nil
 }
@@ -279,9 +277,9 @@ func (s *Server) signal(signal os.Signal) {
 	s.process.signal(signal)
 }
 
-// do runs a command over a connection of its own, once.
+// do runs a command once, over a new connection.
 func (s *Server) do(ctx context.Context, args ...any) *redis.Cmd {
-	// Dialled here, since go-redis would log what fails.
+	// Dial here, because go-redis logs dial errors.
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.Addr())
 	if err != nil {
 		cmd := redis.NewCmd(ctx, args...)
@@ -311,8 +309,8 @@ func field(info, name string) string {
 	return ""
 }
 
-// until calls check until it returns nil. When ctx ends before that, the error
-// says what check last complained of.
+// until calls check until it returns nil. If ctx ends before that, it returns the last
+// error of check.
 func until(ctx context.Context, check func(context.Context) error) error {
 	for {
 		err := check(ctx)
@@ -327,12 +325,12 @@ func until(ctx context.Context, check func(context.Context) error) error {
 	}
 }
 
-// claimed holds the ports of the servers that are not closed: a killed one may
+// claimed contains the ports of all servers that are not closed. A killed server may
 // restart.
 var claimed sync.Map
 
-// claimPort picks a port. Whether another program has it shows when the server
-// binds to it: to look before would prove nothing.
+// claimPort picks a port. Another program may have it, which shows when the server binds
+// to it.
 func claimPort() int {
 	for {
 		port := firstPort + rand.IntN(lastPort-firstPort)

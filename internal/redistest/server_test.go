@@ -1,5 +1,7 @@
 package redistest_test
 
+// This file tests the Server.
+
 import (
 	"context"
 	"flag"
@@ -25,7 +27,7 @@ const (
 	pace     = 10 * time.Millisecond
 )
 
-// asParent makes the test binary start a server, say where, and then hang.
+// asParent makes the test binary start a server, print its address, and then hang.
 const asParent = "REDISTEST_AS_PARENT"
 
 func TestMain(m *testing.M) {
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 		fmt.Println(s.Addr())
 		time.Sleep(time.Minute)
 	}
-	// The tests wait for servers more than they compute.
+	// The tests mostly wait for servers.
 	flag.Parse()
 	if err := flag.Set("test.parallel", "4"); err != nil {
 		panic(err)
@@ -45,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(redistest.Run(m))
 }
 
-func TestAServerAnswersAndStartsEmpty(t *testing.T) {
+func TestServerStartsEmpty(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	client := redistest.Start(t).Client()
@@ -64,14 +66,14 @@ func TestArgsReachTheServer(t *testing.T) {
 	require.Equal(t, map[string]string{"maxmemory": "5242880"}, got)
 }
 
-func TestAnArgThatTheServerRefusesIsAnErrorWithItsWords(t *testing.T) {
+func TestInvalidArgIsAnErrorOfTheServer(t *testing.T) {
 	redistest.Require(t)
 	t.Parallel()
 	_, err := redistest.Launch("--nonsense", "1")
 	require.ErrorContains(t, err, "nonsense")
 }
 
-func TestAPortTakenByAnotherServerIsAnError(t *testing.T) {
+func TestPortInUseIsAnError(t *testing.T) {
 	t.Parallel()
 	other := redistest.Start(t)
 
@@ -80,7 +82,7 @@ func TestAPortTakenByAnotherServerIsAnError(t *testing.T) {
 	require.NoError(t, other.Client().Ping(t.Context()).Err())
 }
 
-func TestServersStartedAtOnceAreApart(t *testing.T) {
+func TestServersAreIndependent(t *testing.T) {
 	redistest.Require(t)
 	t.Parallel()
 	servers := make([]*redistest.Server, 8)
@@ -103,7 +105,7 @@ func TestServersStartedAtOnceAreApart(t *testing.T) {
 	}
 }
 
-func TestAPausedServerAnswersNothingUntilItIsResumed(t *testing.T) {
+func TestPausedServerDoesNotReply(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s := redistest.Start(t)
@@ -124,7 +126,7 @@ func TestAPausedServerAnswersNothingUntilItIsResumed(t *testing.T) {
 	}
 }
 
-func TestAKilledServerRestartsEmptyAtTheSameAddress(t *testing.T) {
+func TestKilledServerRestartsEmptyWithTheSameAddress(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s := redistest.Start(t, "--maxmemory", "5mb")
@@ -133,7 +135,7 @@ func TestAKilledServerRestartsEmptyAtTheSameAddress(t *testing.T) {
 
 	s.Kill()
 	_, err := net.Dial("tcp", addr)
-	require.Error(t, err, "it is gone when Kill returns")
+	require.Error(t, err, "the process has ended when Kill returns")
 
 	require.NoError(t, s.Restart())
 	require.Equal(t, addr, s.Addr())
@@ -142,7 +144,7 @@ func TestAKilledServerRestartsEmptyAtTheSameAddress(t *testing.T) {
 	require.Eventually(t, func() bool { return client.Ping(ctx).Err() == nil }, patience, pace)
 }
 
-func TestARestartReplacesARunningServer(t *testing.T) {
+func TestRestartOfRunningServer(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
 	require.NoError(t, s.Client().Set(t.Context(), "key", "value", 0).Err())
@@ -150,7 +152,7 @@ func TestARestartReplacesARunningServer(t *testing.T) {
 	require.ErrorIs(t, s.Client().Get(t.Context(), "key").Err(), redis.Nil)
 }
 
-func TestAReplicaRestartsEmptyToo(t *testing.T) {
+func TestReplicaRestartsEmpty(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	master := redistest.Start(t)
@@ -165,7 +167,7 @@ func TestAReplicaRestartsEmptyToo(t *testing.T) {
 	require.ErrorIs(t, replica.Client().Get(ctx, "key").Err(), redis.Nil)
 }
 
-func TestCloseLeavesNothing(t *testing.T) {
+func TestCloseRemovesEverything(t *testing.T) {
 	redistest.Require(t)
 	t.Parallel()
 	states := map[string]func(*redistest.Server){
@@ -223,7 +225,7 @@ func TestCommandsCountsCallsByName(t *testing.T) {
 	require.Equal(t, int64(1), after["config|set"])
 }
 
-func TestCommandsOfAKilledServerIsAnError(t *testing.T) {
+func TestCommandsOfKilledServerIsAnError(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
 	s.Kill()
@@ -231,11 +233,11 @@ func TestCommandsOfAKilledServerIsAnError(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestTheServerDiesWithAParentThatIsKilled(t *testing.T) {
+func TestServerEndsWithKilledParent(t *testing.T) {
 	redistest.Require(t)
 	t.Parallel()
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux can")
+		t.Skip("requires Linux")
 	}
 	parent := exec.Command(os.Args[0])
 	parent.Env = append(os.Environ(), asParent+"=1", "TMPDIR="+t.TempDir())
@@ -288,13 +290,13 @@ func outcome(t *testing.T) string {
 		redistest.Start(r)
 	}()
 	<-done
-	return r.said
+	return r.ended
 }
 
-// A recorder is a test that says how it ended and harms nobody.
+// A recorder is a testing.TB that records how the test ended.
 type recorder struct {
 	testing.TB
-	said string
+	ended string
 }
 
 func (r *recorder) Skip(args ...any) { r.end("skip", args) }
@@ -302,7 +304,7 @@ func (r *recorder) Skip(args ...any) { r.end("skip", args) }
 func (r *recorder) Fatal(args ...any) { r.end("fatal", args) }
 
 func (r *recorder) end(how string, args []any) {
-	r.said = how + ": " + fmt.Sprint(args...)
+	r.ended = how + ": " + fmt.Sprint(args...)
 	runtime.Goexit()
 }
 

@@ -14,9 +14,9 @@ import (
 
 var block = regexp.MustCompile("(?ms)^```go\n(package .*?)^```")
 
-// Build compiles each block of Go in the documents that is a whole file, each as a
-// package of its own in the module of the current directory, and returns how many
-// there are. Nothing is written to the module.
+// Build compiles each Go block in the documents that is a complete file, as a separate
+// package in the module of the current directory. It returns the number of blocks. It
+// writes nothing to the module.
 func Build(t *testing.T, documents ...string) (programs int) {
 	t.Helper()
 	dir := t.TempDir()

@@ -1,5 +1,5 @@
-// Package stream recognizes responses that last: streams of events, and the frames
-// and statuses of gRPC, gRPC-Web and Connect.
+// Package stream recognizes streaming responses: event streams, and the frames and
+// statuses of gRPC, gRPC-Web and Connect.
 package stream
 
 import (
@@ -13,15 +13,15 @@ type Kind uint8
 
 const (
 	None   Kind = iota
-	Events      // each event stands for itself
+	Events      // independent events
 	Frames      // the last frame or the trailer may report a failure
 )
 
-// KindOf returns the kind of a response, by its type or by what was requested.
+// KindOf returns the kind of a response, according to its type and the request.
 func KindOf(r *http.Request, response *http.Response) Kind {
 	if t := response.Header["Content-Type"]; len(t) > 0 {
 		switch media := mediaType(t[0]); media {
-		case "application/json": // the usual case, decided first
+		case "application/json": // the most frequent type, checked first
 		case "text/event-stream", "application/x-ndjson", "application/json-seq", "application/jsonl", "application/stream+json",
 			"application/vnd.amazon.eventstream", "multipart/x-mixed-replace", "multipart/mixed":
 			return Events
@@ -54,8 +54,8 @@ func mediaType(contentType string) string {
 	return media
 }
 
-// isWatch reports whether a query requests a watch in the manner of Kubernetes: the
-// type of the response is that of any other.
+// isWatch reports whether a query requests a Kubernetes watch, whose response has the same
+// type as others.
 func isWatch(query string) bool {
 	for query != "" {
 		var one string

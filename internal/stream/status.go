@@ -5,10 +5,10 @@ import (
 	"strconv"
 )
 
-// Status is a code of gRPC. As an error it is another code than 0.
+// Status is a gRPC code. As an error, it is not OK.
 type Status int
 
-// The codes of gRPC that classification depends on.
+// The gRPC codes that the classification uses.
 const (
 	OK                Status = 0
 	Canceled          Status = 1
@@ -20,7 +20,7 @@ const (
 	DataLoss          Status = 15
 )
 
-// names are those of Connect, in the order of the codes.
+// names are the names in Connect, in the order of the codes.
 var names = []string{
 	"ok", "canceled", "unknown", "invalid_argument", "deadline_exceeded", "not_found", "already_exists",
 	"permission_denied", "resource_exhausted", "failed_precondition", "aborted", "out_of_range", "unimplemented",

@@ -1,7 +1,6 @@
-// Miniredis serves a miniredis on a free loopback port, prints its address, and
-// ends when its standard input does. Package redistest runs it. It is a module
-// of its own, so that the tests of Infuse add no Redis written in Go to what
-// its users download.
+// Miniredis serves a miniredis on a free loopback port, prints its address, and ends with
+// its standard input. Package redistest runs it. It is a separate module, so that users of
+// Infuse do not download miniredis.
 package main
 
 import (

@@ -30,7 +30,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// On a node of a Cluster, list showed only the circuits of that node (faults O3).
+// On a node of a Cluster, list showed only the circuits of that node.
 func TestClusterIsDetected(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -157,7 +157,7 @@ func TestPrefixFromEnvironment(t *testing.T) {
 	require.Contains(t, errs, `"orders-prod:"`)
 }
 
-// An override of a misspelt name reported success (faults O4).
+// An override of a misspelt name reported success.
 func TestUnusedNameNeedsForce(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -307,7 +307,7 @@ func TestPasswordFromEnvironment(t *testing.T) {
 }
 
 // No output contains four consecutive characters of the password, whatever is wrong
-// (faults O5). A part that is parsed as the host, as in redis://user:p@ssword, is no
+//. A part that is parsed as the host, as in redis://user:p@ssword, is no
 // recognizable password.
 func TestNoErrorShowsAPassword(t *testing.T) {
 	server := redistest.Start(t)

@@ -104,7 +104,7 @@ func TestLostValueIsDetected(t *testing.T) {
 	})
 }
 
-// One forbidden channel stopped the messages of all channels (attack 12).
+// One forbidden channel stopped the messages of all channels.
 func TestForbiddenChannels(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
 		r.forbidden["no1"], r.forbidden["no2"] = true, true
@@ -304,7 +304,7 @@ func TestHangingLoads(t *testing.T) {
 	})
 }
 
-// Each func and method panics, or ends its goroutine (attack 8).
+// Each func and method panics, or ends its goroutine.
 func TestPanicsAndGoexits(t *testing.T) {
 	for name, fail := range map[string]func(){"panic": func() { panic("a hook") }, "goexit": runtime.Goexit} {
 		synctest.Test(t, func(t *testing.T) {

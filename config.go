@@ -31,36 +31,36 @@ type Config struct {
 	// Suspicion is the shortest time between suspect and open, for the shared
 	// circuit. Default 50 ms. While the circuit is suspect, calls run and all
 	// processes report their results. The score starts at FailMax; a failure adds
-	// 1, a success subtracts 4. A report of failures that finds 2 × FailMax or more (of
-	// the highest FailMax among its own and that of the process that made it suspect)
-	// opens it; then it rejects the calls of each process whose own last call
-	// failed. At 0 it stays closed. Nothing opens by time.
+	// 1, a success subtracts 4. A report of failures opens the circuit if the score
+	// then is 2 × FailMax or more; at 0 the circuit stays closed. Nothing opens by
+	// time. If the FailMax of the sender and that of the process that made the circuit
+	// suspect differ, the higher one counts. An open shared circuit rejects the calls
+	// of each process whose own last call failed.
 	Suspicion time.Duration
 
 	// FailureRate is the fraction of failed calls in Window that opens the local
 	// circuit, and that makes the shared circuit suspect: 0.5 is one call in two.
-	// Default 0, off. It is evaluated at failures. The shared circuit opens if a
-	// report of another process finds, 4 × Suspicion later or more, that the
-	// failures exceed the rate by as much as MinCalls failures alone.
+	// Default 0, off. It is evaluated at failures. The shared circuit opens when
+	// another process reports, 4 × Suspicion later or more, and the failures exceed
+	// FailureRate of the calls by (1 − FailureRate) × MinCalls or more.
 	//
-	// A window begins with a failure: earlier successes are not in it, and while it
-	// has no failure nothing is counted.
+	// A window begins with a failure: earlier successes are not in it.
 	FailureRate float64
 
-	// Window is how far back the FailureRate looks. Default 10 s, from 100 ms to an
-	// hour. It moves on by a tenth of its length at a time.
+	// Window is the duration over which the FailureRate is measured. Default 10 s,
+	// from 100 ms to an hour. It moves by a tenth of its length at a time.
 	Window time.Duration
 
-	// MinCalls is the number of calls in the Window from which the FailureRate is
-	// evaluated. Default 20. The fewer, the more often chance decides: see
+	// MinCalls is the number of calls in the Window below which the FailureRate is not
+	// evaluated. Default 20. With few calls the rate is often reached by chance: see
 	// docs/tuning.md.
 	MinCalls int
 
-	// SlowCall is the duration above which a successful call, and a call that its
-	// caller cancels, counts as a failure. It applies to Call, Do and permits; for a
-	// request the time until its headers counts, from the end of its body if that
-	// has no GetBody. Default 0, off: a cancelled call is then ignored, however long
-	// it took. With SlowCall every call reads the clock twice.
+	// SlowCall is the duration above which a call counts as a failure although it
+	// succeeded or its caller cancelled it. Default 0, off: a cancelled call is then
+	// ignored, however long it took. The duration of an HTTP request ends with the
+	// headers of the response. It begins with the end of the request's body if that has
+	// no GetBody. With SlowCall every call reads the clock twice.
 	SlowCall time.Duration
 
 	// ResetTimeout is how long the circuit stays open before a trial may run.
@@ -68,23 +68,22 @@ type Config struct {
 	// shared circuit counts it from the moment it became suspect.
 	ResetTimeout time.Duration
 
-	// MaxResetTimeout lets the open time grow: it doubles each time the circuit
-	// opens again, from ResetTimeout up to this, for the whole fleet alike. For
-	// every such time that the circuit stays closed, one doubling is forgotten. 0:
-	// it does not grow. A Retry-After may keep the circuit open for longer (see
-	// MaxRetryAfter), and a manual opening lasts for ResetTimeout.
+	// MaxResetTimeout is the maximum of the open duration with exponential backoff: it
+	// doubles each time the circuit opens again, from ResetTimeout up to this. Default
+	// 0, no backoff. Each open duration that the circuit stays closed undoes one
+	// doubling. A Retry-After may keep the circuit open for longer (MaxRetryAfter), and
+	// a manual opening lasts for ResetTimeout.
 	MaxResetTimeout time.Duration
 
 	// MaxRetryAfter is the longest that a Retry-After header keeps the circuit open.
-	// Default 5 minutes. If it is negative, the header is ignored. A circuit that
-	// opens stays open for ResetTimeout in any case.
+	// Default 5 minutes; if negative, the header is ignored. A shorter Retry-After than
+	// ResetTimeout has no effect.
 	MaxRetryAfter time.Duration
 
-	// Ramp is how long traffic is gradually restored after the circuit closes, in
-	// all processes alike: the share of calls that run grows evenly from 10 % to
-	// 100 %. The others are rejected, with the time that is left. Default 0, off;
-	// at most an hour. If set by Configure, an ongoing ramp may start partway
-	// through.
+	// Ramp is the duration after a circuit closes during which the share of calls that
+	// run rises evenly from 10 % to 100 % (slow start). The other calls are rejected;
+	// OpenError.DueAt is the end of the ramp. Default 0, off; at most an hour. If
+	// Configure sets it soon after the circuit closed, the ramp starts partway.
 	Ramp time.Duration
 
 	// SuccessThreshold is the number of consecutive successful trials that close
@@ -100,65 +99,61 @@ type Config struct {
 	// call: if a process crashes during a trial, recovery waits this long.
 	TrialTimeout time.Duration
 
-	// Exclude reports errors that count as successes: those with which a healthy
-	// service answers. The call still returns the error.
+	// Exclude reports errors that count as successes, as pybreaker's exclude does: the
+	// errors that a healthy service returns. The call still returns the error.
 	Exclude []func(error) bool
 
 	// Classify decides the outcome of a call from its error, in place of the
 	// default and of Exclude. It is called for a nil error, too.
 	//
-	// By default nil is a success. Ignored are: the error of a call whose own
-	// context was cancelled by its caller (ctx.Err() is context.Canceled), the
-	// error of a call whose deadline had passed before it began, and a rejection by
-	// this same circuit. Any other error is a failure, also that of a deadline
-	// which passes during the call.
+	// By default nil is a success. These are ignored: the error of a call whose caller
+	// cancelled its context (ctx.Err() is context.Canceled), the error of a call whose
+	// deadline had passed before it began, and a rejection by this same circuit. Any
+	// other error is a failure, also that of a deadline that passes during the call.
 	Classify func(ctx context.Context, err error) Outcome
 
 	// Storage keeps the shared circuit. Default nil: there is only the local
 	// circuit of this process.
 	//
-	// All breakers of a process whose Storages compare equal (==) share one bounded
-	// path to it, and detect once that it is unavailable. A Storage whose type
-	// cannot be compared has such a path for each New or Group: use a pointer.
+	// All breakers of a process whose Storages compare equal (==) share the bounds on
+	// requests to it, and detect together that it is unavailable. Use a pointer type:
+	// breakers cannot share a Storage whose type is not comparable.
 	Storage Storage
 
-	// Strict makes every call read the shared circuit from the storage first, one
-	// round trip, and wait until its outcome is stored. Without it a call decides
-	// from the last known state, which may be behind by one message.
+	// Strict makes every call read the shared circuit from the storage before it runs,
+	// and wait until its outcome is stored. Default false: calls use the last known
+	// state, which may be behind by one message.
 	//
-	// A success changes a record only if failures are on it. So, with and without
-	// Strict, it is reported only if there were some when its call began.
-	//
-	// Calls that arrive while the storage is slow share a read, which starts after
-	// they arrived. If a call gets no answer within StorageTimeout, the breaker
-	// detaches: Stats.StorageErr has the reason, and the local circuit decides. A call
-	// whose own context ends before the answer comes does not wait any longer: it
-	// is decided from the last known state, and its fn gets a context that has
-	// ended.
+	// A success is still reported only if failures were on record when its call began.
+	// Calls that wait for the storage share one read, which starts after they arrived.
+	// If there is no answer within StorageTimeout, the breaker detaches: the local
+	// circuit decides, and Stats.StorageErr has the reason. If the context of a call
+	// ends first, the call uses the last known state, and its fn receives the ended
+	// context.
 	Strict bool
 
-	// StorageTimeout is the longest that one call ever waits for the storage.
-	// Default 100 ms.
+	// StorageTimeout is the longest that a call waits for the storage. Default 100 ms.
 	StorageTimeout time.Duration
 
 	// StorageDown is the behaviour while the storage is unavailable. Default
 	// StorageDownLocal.
 	StorageDown StorageDownPolicy
 
-	// DryRun lets every call run. All else works as without it: states, the shared
-	// circuit, trials, transitions. A call that would be rejected runs, and is not
-	// counted for the circuit; Stats.Calls.WouldReject and Listener.WouldReject have
-	// it. Default false. Processes with and without it may share a circuit.
+	// DryRun runs calls that would be rejected. They are not counted for the circuit,
+	// but in Stats.Calls.WouldReject and by Listener.WouldReject. Everything else works
+	// as without DryRun: states, the shared circuit, trials, transitions. Default
+	// false. Processes with and without it may share a circuit.
 	DryRun bool
 
-	// Listeners are called when something happens, in this order.
+	// Listeners are notified of calls and transitions, in this order.
 	Listeners []*Listener
 
 	// Instance names this process in records, errors and events. Default is its
 	// host and process ID; at most 200 bytes.
 	Instance string
 
-	// CountCalls counts calls for Stats.Calls. It costs some nanoseconds per call.
+	// CountCalls counts calls for Stats.Calls. Default false. It costs some
+	// nanoseconds per call.
 	CountCalls bool
 
 	// MaxCircuits is the number of breakers that a Group keeps. Default 1024. New
@@ -208,8 +203,8 @@ type settings struct {
 	Config
 	limits  Limits // of the shared circuit
 	local   Limits // of the local circuit: it opens at once
-	perCall bool   // a listener asks for each call
-	rejects bool   // a listener asks for each rejection
+	perCall bool   // a listener is notified of each call
+	rejects bool   // a listener is notified of each rejection
 	healthy *view  // of the circuits that share it; nil: each has its own
 }
 
@@ -313,7 +308,7 @@ func newSettings(cfg Config) (*settings, error) {
 	return s, nil
 }
 
-// derive fills in what follows from the fields of the Config.
+// derive sets the fields that follow from the Config.
 func (s *settings) derive() {
 	if s.Instance == "" {
 		host, _ := os.Hostname()
@@ -344,7 +339,7 @@ func sameFunc[F any](f, g F) bool {
 	return *(*unsafe.Pointer)(unsafe.Pointer(&f)) == *(*unsafe.Pointer)(unsafe.Pointer(&g))
 }
 
-// hooked reports whether every call has something to do beside running.
+// hooked reports whether every call does more than run.
 func (s *settings) hooked() bool {
 	return s.Strict || s.perCall || s.Classify != nil || s.SlowCall > 0
 }
@@ -352,7 +347,7 @@ func (s *settings) hooked() bool {
 // streakCounts reports whether consecutive failures can open the circuit.
 func (s *settings) streakCounts() bool { return s.FailMax < unlimited }
 
-// classify is what the error of a call on the named circuit says.
+// classify returns the outcome of a call of the named circuit.
 func (s *settings) classify(ctx context.Context, circuit string, err error) Outcome {
 	if s.Classify != nil {
 		return s.Classify(ctx, err)
@@ -372,13 +367,13 @@ func (s *settings) classify(ctx context.Context, circuit string, err error) Outc
 }
 
 // isCancelled reports whether a call's own context was cancelled by its caller,
-// whatever the cause. A deadline that has passed is no such thing.
+// whatever the cause. A deadline that passed is not a cancellation.
 func isCancelled(ctx context.Context) bool { return ctx.Err() == context.Canceled }
 
-// Settings are the fields of Config that are plain data, to be read from JSON, YAML
-// or the environment by any library that uses encoding.TextUnmarshaler. A duration is
-// a text such as "1m30s". The zero value of a field has the meaning that it has in
-// Config. Config makes a Config of them; Config.Validate finds invalid values.
+// Settings are the fields of Config that are plain data. Any library that uses
+// encoding.TextUnmarshaler can read them from JSON, YAML or the environment. A duration
+// is a text such as "1m30s". Zero values mean the same as in Config. Config.Validate
+// finds invalid values.
 type Settings struct {
 	FailMax          int               `json:"failMax,omitempty" yaml:"failMax,omitempty"`
 	Suspicion        Duration          `json:"suspicion,omitempty" yaml:"suspicion,omitempty"`
@@ -403,7 +398,7 @@ type Settings struct {
 }
 
 // Config returns a Config with these settings. Its Storage, Listeners, Classify and
-// Exclude are for the caller to set. It checks nothing.
+// Exclude are unset. It validates nothing.
 func (s Settings) Config() Config {
 	return Config{
 		FailMax: s.FailMax, Suspicion: time.Duration(s.Suspicion),
@@ -417,8 +412,7 @@ func (s Settings) Config() Config {
 	}
 }
 
-// Duration is a time.Duration whose text is that of time.ParseDuration, such as
-// "1m30s".
+// Duration is a time.Duration that is read and written as text, such as "1m30s".
 type Duration time.Duration
 
 // MarshalText implements encoding.TextMarshaler.

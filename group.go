@@ -10,35 +10,33 @@ import (
 	"sync/atomic"
 )
 
-// Group keeps breakers by name, made on first use: for a client of many
-// services. All methods are safe for concurrent use.
+// Group makes breakers by name on first use, and keeps them. All methods are safe for
+// concurrent use.
 //
-// A Group keeps Config.MaxCircuits breakers. Above that it evicts one, whatever
-// its state: the least recently used. Names that a client chooses, such as the
-// hosts of its webhooks, cannot evict the circuits of your own services:
+// A Group keeps Config.MaxCircuits breakers. Above that it evicts the least recently
+// used one, whatever its state. Names that strangers choose, such as the hosts of
+// webhooks, cannot evict the circuits of your own services:
 //
-//   - Circuits with settings of their own (see NewGroupFunc) and circuits under an
+//   - Circuits with settings of their own (see NewGroupFunc) and circuits with an
 //     override are only evicted by others with settings of their own. If they fill
-//     the Group, it keeps one breaker more, for all other names.
-//   - Among the others, newcomers evict newcomers. Up to three quarters of
-//     MaxCircuits are for established circuits: those that were used again
-//     after a quarter of MaxCircuits other uses. One that is not used during the
-//     next 8 × MaxCircuits uses is a newcomer again.
+//     the Group, it keeps one more breaker for all other names.
+//   - Of the others, new circuits evict new ones. Up to three quarters of MaxCircuits
+//     are for established circuits: those used again after MaxCircuits/4 uses of
+//     others. An established circuit that is not used during the next
+//     8 × MaxCircuits uses is new again.
 //
-// An evicted breaker is not stopped: if it is still in use, it goes on watching
-// its circuit. A later breaker of the same name loads the record that the storage
-// still holds. Without a storage it begins anew.
+// An evicted breaker is not stopped, because it may still be in use. A later breaker of
+// the same name loads the record from the storage; without a storage it starts closed.
 //
-// Making a breaker costs what New costs: with a Storage, one read that the call
-// waits for, and a watch. So MaxCircuits should be above the number of services
-// that are in use: beyond it many calls cost a read.
+// With a Storage, the call that makes a breaker waits for one read. So set MaxCircuits
+// above the number of services in use: otherwise many calls wait for a read.
 type Group struct {
 	config   func(circuit string) Config // that of NewGroupFunc; nil: all breakers have the group's settings
-	stranger atomic.Pointer[Config]      // what config returns for a name that nobody has; nil if it was not asked
+	stranger atomic.Pointer[Config]      // the result of config for an unknown name; nil before its first use
 	clock    atomic.Int64                // counts uses
 
 	mu       sync.RWMutex
-	settings *settings // of the group: MaxCircuits, and the Storage where the settings of a circuit have none
+	settings *settings // of the group: MaxCircuits, and the Storage of circuits whose settings have none
 	link     *link     // to that storage
 	breakers map[string]*groupEntry
 	kinds    []*settings         // of circuits, from config: those that are equal share one
@@ -56,15 +54,15 @@ type groupEntry struct {
 	making   atomic.Pointer[making] // nil once the breaker is there
 	born     int64                  // by Group.clock
 	used     atomic.Int64
-	gone     atomic.Bool // the group has forgotten it
-	portless bool        // as the name of a host: it is the same for every scheme
-	named    bool        // it has settings of its own; Group.mu
+	gone     atomic.Bool // evicted
+	portless bool        // the name is that of a host for every scheme
+	named    bool        // it has settings of its own; guarded by Group.mu
 }
 
-// making is what those wait for who want a breaker that is being made.
+// making is a breaker that is being made, for the callers that wait for it.
 type making struct {
-	over chan struct{} // closed when it is made, or could not be
-	err  error         // why it could not
+	over chan struct{} // closed when it is made, or failed
+	err  error         // why it failed
 }
 
 // wait returns the breaker when it is made.
@@ -79,22 +77,22 @@ func (e *groupEntry) wait() (*Breaker, error) {
 
 var errGroupStopped = errors.New("infuse: the group is stopped")
 
-// NewGroup returns an empty group, all of whose breakers have the same
-// settings. It does no I/O. The error names what is wrong with a field of the
-// Config.
+// NewGroup returns an empty group whose breakers all have the same settings. It does
+// no I/O. The error names each invalid field of the Config.
 func NewGroup(cfg Config) (*Group, error) {
 	return newGroup(cfg)
 }
 
-// NewGroupFunc returns an empty group with settings by name. config is called
-// for each breaker that is made, and must be safe for concurrent use. If it
-// returns an invalid Config, Group.Breaker returns the error, a Transport sends
-// the request unprotected, and Listener.Warning is called once for that name.
+// NewGroupFunc returns an empty group whose breakers have the settings that config
+// returns for their names. config is called for each breaker that is made, and must be
+// safe for concurrent use. If it returns an invalid Config, Group.Breaker returns the
+// error, a Transport sends the request unprotected, and Listener.Warning is called once
+// for that name.
 //
-// config is called with the empty name first, for what is the group's:
-// MaxCircuits, and the Storage of circuits whose Config has none. It is also
-// called with a name that no circuit can have, "\x00": a circuit whose Config
-// differs from that one has settings of its own, and other names cannot evict it.
+// config is first called with an empty name: this Config has MaxCircuits, and the
+// Storage of circuits whose own Config has none. config is also called with "\x00", an
+// impossible name: a circuit whose Config differs from that one has settings of its
+// own, and cannot be evicted by circuits that have none.
 func NewGroupFunc(config func(circuit string) Config) (*Group, error) {
 	if config == nil {
 		return nil, errors.New("infuse: NewGroupFunc: the func is nil")
@@ -122,9 +120,9 @@ func (g *Group) shared() *settings {
 	return g.settings
 }
 
-// Breaker returns the breaker of that name. The first time it does what New
-// does, and may wait as long; from then on it does no I/O. The error is that
-// of a name that CheckName refuses, or of settings that are invalid.
+// Breaker returns the breaker of that name. The first call for a name makes it, and may
+// wait for the storage as New does; later calls do no I/O. It returns an error for an
+// invalid name, invalid settings, or a stopped group.
 func (g *Group) Breaker(name string) (*Breaker, error) {
 	g.mu.RLock()
 	e := g.breakers[name]
@@ -139,9 +137,8 @@ func (g *Group) Breaker(name string) (*Breaker, error) {
 	return e.wait()
 }
 
-// again is Breaker for a caller that asks for the same name over and over. last
-// has what it was given last: as long as the group has that, too, no lock is
-// taken.
+// again is Breaker for a caller that uses the same name repeatedly. last is the entry
+// of its last use: while the group keeps that entry, again takes no lock.
 func (g *Group) again(last *atomic.Pointer[groupEntry], name string) (*Breaker, error) {
 	if e := last.Load(); e != nil && e.name == name && !e.gone.Load() {
 		g.use(e)
@@ -160,7 +157,7 @@ func (g *Group) again(last *atomic.Pointer[groupEntry], name string) (*Breaker, 
 
 func (g *Group) use(e *groupEntry) {
 	if now := g.clock.Load(); e.used.Load() != now {
-		e.used.Store(g.clock.Add(1)) // not written while the same circuit is used again and again
+		e.used.Store(g.clock.Add(1)) // no write while one circuit is used repeatedly
 	}
 }
 
@@ -174,7 +171,7 @@ func (g *Group) make(name string) (*Breaker, error) {
 		return e.wait()
 	}
 	var refused *invalidSettings
-	defer func() { g.warn(name, refused) }() // last, because a listener may use the group
+	defer func() { g.warn(name, refused) }() // deferred, because a listener may use the group
 
 	m := e.making.Load()
 	m.err = fmt.Errorf("infuse: the breaker of %q could not be made", name) // if making it panics
@@ -197,10 +194,10 @@ func (g *Group) make(name string) (*Breaker, error) {
 	m.err = nil
 	e.breaker.Store(b)
 	e.making.Store(nil)
-	if g.shared() != before { // Configure did not find it
+	if g.shared() != before { // Configure ran meanwhile
 		_, _ = g.configure(b)
 	}
-	if g.isStopped() { // while it was made
+	if g.isStopped() { // Stop ran meanwhile
 		b.Stop()
 	}
 	defer b.start() // its listeners may use the group
@@ -233,7 +230,7 @@ func (g *Group) settingsOf(name string) (s *settings, l *link, named bool, inval
 	return g.unified(s), l, g.isNamed(cfg), nil
 }
 
-// unified returns settings of another circuit, if there are any that are equal.
+// unified returns the equal settings of another circuit, or s itself.
 func (g *Group) unified(s *settings) *settings {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -251,8 +248,7 @@ func (g *Group) unified(s *settings) *settings {
 	return s
 }
 
-// configure changes the settings of a breaker to those that it would be made with
-// now.
+// configure applies the current settings of the group to a breaker.
 func (g *Group) configure(b *Breaker) (named bool, err error) {
 	if g.config == nil {
 		b.configured(g.shared())
@@ -270,7 +266,7 @@ func (g *Group) configure(b *Breaker) (named bool, err error) {
 	return g.isNamed(cfg), nil
 }
 
-// invalidSettings are settings for which no breaker can be made.
+// invalidSettings is the error of settings that no breaker can have.
 type invalidSettings struct {
 	circuit   string
 	listeners []*Listener
@@ -307,7 +303,7 @@ func (g *Group) warn(name string, invalid *invalidSettings) {
 		listeners = s.Listeners
 	}
 	s.Storage = nil
-	b := newBreaker(name, &s, nil) // in place of the one that could not be made
+	b := newBreaker(name, &s, nil) // for the listeners
 	for _, l := range listeners {
 		if l != nil && l.Warning != nil {
 			protected(func() { l.Warning(b, invalid) })
@@ -318,8 +314,8 @@ func (g *Group) warn(name string, invalid *invalidSettings) {
 // nobody is a name that no circuit can have.
 const nobody = "\x00"
 
-// isNamed reports whether a circuit has settings of its own: others than those
-// for a name that nobody has.
+// isNamed reports whether a circuit has settings of its own: they differ from those of
+// an impossible name.
 func (g *Group) isNamed(cfg Config) bool {
 	stranger := g.stranger.Load()
 	if stranger == nil {
@@ -353,7 +349,7 @@ func (g *Group) add(name string) (e *groupEntry, mine bool, err error) {
 	return e, true, nil
 }
 
-// makeRoom evicts breakers for a new one. Those that are being made stay.
+// makeRoom evicts breakers for a new one. It keeps those that are being made.
 func (g *Group) makeRoom(e *groupEntry, named bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -408,8 +404,8 @@ func (e *groupEntry) isEstablished(now, most int64) bool {
 	return used-e.born > most/4 && now-used <= 8*most
 }
 
-// All returns the breakers that the group keeps when it is called, in no order.
-// Iterating does not affect eviction order.
+// All returns the breakers of the group at the time of the call, in no particular
+// order. It does not count as use.
 func (g *Group) All() iter.Seq[*Breaker] {
 	g.mu.RLock()
 	all := make([]*Breaker, 0, len(g.breakers))
@@ -429,9 +425,9 @@ func (g *Group) All() iter.Seq[*Breaker] {
 }
 
 // Configure changes the settings of the group and of all its breakers, as
-// Breaker.Configure does; a group of NewGroupFunc has its func asked again for
-// each name, and takes from cfg what is the group's. Where one circuit's
-// settings are invalid, that circuit keeps what it has, and the error says so.
+// Breaker.Configure does. A group of NewGroupFunc calls its func again for each
+// breaker, and takes only MaxCircuits and the Storage from cfg. A circuit whose new
+// settings are invalid keeps its settings, and is named in the error.
 func (g *Group) Configure(cfg Config) error {
 	s, err := newSettings(cfg)
 	if err != nil {
@@ -464,19 +460,20 @@ func (g *Group) Configure(cfg Config) error {
 	return errors.Join(invalid...)
 }
 
-// Reload asks the func of NewGroupFunc again, for the group and for each of its
-// breakers, and applies the settings as Configure does. It does no I/O. For a group
-// of NewGroup it returns an error: use Configure.
+// Reload calls the func of NewGroupFunc again for the group and for each of its
+// breakers, and applies the settings as Configure does. It does no I/O. A group of
+// NewGroup has no func: Reload returns an error.
 func (g *Group) Reload() error {
 	if g.config == nil {
-		return errors.New("infuse: Group.Reload: the group has no func to ask, use Configure")
+		return errors.New("infuse: Group.Reload: the group has no func, use Configure")
 	}
 	return g.Configure(g.config(""))
 }
 
-// Stop stops all breakers of the group at once, and waits as Breaker.Stop does.
-// They still work, each from its own view. No more are made: Breaker returns an
-// error for a new name, and a Transport sends such a request unprotected.
+// Stop stops all breakers of the group concurrently, and waits as Breaker.Stop does.
+// Stopped breakers still work, with their local circuits. The group makes no more
+// breakers: Breaker returns an error for a new name, and a Transport sends a request to
+// a new host unprotected.
 func (g *Group) Stop() {
 	g.mu.Lock()
 	g.stopped = true
@@ -490,6 +487,6 @@ func (g *Group) Stop() {
 	all.Wait()
 }
 
-// Instance returns Config.Instance of the group, or its default. A group made by
-// NewGroupFunc has that of the Config for the empty name.
+// Instance returns the Config.Instance of the group, or its default. For NewGroupFunc it
+// is that of the Config for the empty name.
 func (g *Group) Instance() string { return g.shared().Instance }

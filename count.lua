@@ -11,7 +11,7 @@ local lower, upper = tonumber(ARGV[10]), tonumber(ARGV[11])
 local before, w = whole(old[4]), old[5] or ''
 
 if before <= lower or before >= upper then
-  return reply('0', version(), old[2], old[3], old[4], w, old[6])
+  return reply('0', version(), old[2], old[3], old[4], w, record())
 end
 local n = math.max(math.min(before + add, UNLIMITED), 0)
 if ARGV[8] == '1' and (add == 0 or n < upper) then
@@ -69,4 +69,4 @@ write('v', v, 'n', n, 'w', w)
 if redis.call('PTTL', key) < life then
   redis.call('PEXPIRE', key, int(life))
 end
-return reply('1', v, old[2], old[3], n, w, old[6])
+return reply('1', v, old[2], old[3], n, w, record())

@@ -3,6 +3,7 @@ package infuse_test
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,4 +70,65 @@ func TestACircuitIsSmall(t *testing.T) {
 			runtime.KeepAlive(group)
 		})
 	}
+}
+
+// Redis keeps a hash of short values in little memory: an open circuit takes 600 bytes
+// at most, without its history, which is a key of its own.
+func TestAnOpenCircuitIsSmallInRedis(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	cfg := patiently(infuse.Config{Storage: host(t, server), Suspicion: time.Millisecond, ResetTimeout: time.Hour})
+	bytesOf := func(circuit string) int64 {
+		key := "infuse:{" + circuit + "}"
+		bytes := client.MemoryUsage(t.Context(), key, 0).Val()
+		t.Logf("%s: %d bytes, its history %d", circuit, bytes, client.MemoryUsage(t.Context(), key+":log", 0).Val())
+		return bytes
+	}
+	manually := startBreaker(t, "service-1.example", cfg)
+	require.NoError(t, manually.SetState(t.Context(), infuse.StateOpen))
+	require.LessOrEqual(t, bytesOf(manually.Name()), int64(600))
+	one, two := startBreaker(t, "service-2.example", cfg), startBreaker(t, "service-2.example", cfg)
+	require.Eventually(t, func() bool {
+		_, _ = one.Call(t.Context(), fails), two.Call(t.Context(), fails)
+		return recordOf(t, one).State == infuse.StateOpen
+	}, patience, time.Millisecond)
+	require.LessOrEqual(t, bytesOf(one.Name()), int64(600))
+	require.NoError(t, one.SetState(t.Context(), infuse.StateClosed))
+	require.LessOrEqual(t, bytesOf(one.Name()), int64(600), "closed again")
+}
+
+// A hash may have its record in one field, as older versions wrote it, and as any
+// version writes a long one. Of a record in both, that field counts.
+func TestARecordInRedisIsInOneFieldOrInPieces(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	const key = "infuse:{prices}"
+	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server), MaxTrials: 100}))
+	fields := func() (whole, pieces string) {
+		all := client.HGetAll(t.Context(), key).Val()
+		for i := 1; i <= 8; i++ {
+			pieces += all[fmt.Sprint("r", i)]
+		}
+		return all["r"], pieces
+	}
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
+	whole, pieces := fields()
+	require.Empty(t, whole)
+	require.Contains(t, pieces, `"state":1`)
+
+	require.NoError(t, client.HSet(t.Context(), key, "r", pieces, "r1", "garbage").Err())
+	require.Equal(t, infuse.StateOpen, recordOf(t, b).State)
+
+	long := strings.Repeat("long ", 40)
+	require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: long, Reason: long}))
+	require.Equal(t, long, recordOf(t, b).Override.Reason)
+	whole, pieces = fields()
+	require.Contains(t, whole, long)
+	require.Empty(t, pieces)
+
+	require.NoError(t, b.ClearOverride(t.Context(), ""))
+	require.Nil(t, recordOf(t, b).Override)
+	whole, pieces = fields()
+	require.Empty(t, whole)
+	require.NotContains(t, pieces, "long")
 }

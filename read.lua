@@ -18,7 +18,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local source = 's:' .. ARGV[1]
-local old = redis.pcall('HMGET', key, 'v', 'g', 't', 'n', 'w', 'r', source)
+-- Redis stores a hash without values above 64 bytes in half the memory. So a short
+-- record is in pieces, and only a long one in r.
+local pieces, width = { 'r1', 'r2', 'r3', 'r4', 'r5', 'r6', 'r7', 'r8' }, 64
+local old = redis.pcall('HMGET', key, 'v', 'g', 't', 'n', 'w', 'r', source, unpack(pieces))
 local problem = old.err and string.match(old.err, '^%u+')
 if problem and problem ~= 'WRONGTYPE' then return old end
 
@@ -27,6 +30,14 @@ local function short(s) return string.sub(s or '0', 1, 20) end
 -- version returns 0 if there is no record, none for a hash without a version, and
 -- WRONGTYPE for a key that is not a hash.
 local function version() return short(problem or old[1] or (redis.call('HLEN', key) == 0 and '0' or 'none')) end
+
+-- record returns the record as it was read.
+local function record()
+  if (old[6] or '') ~= '' then return old[6] end
+  local text = ''
+  for i = 1, #pieces do text = text .. (old[7 + i] or '') end
+  return text
+end
 
 local function reply(status, v, g, t, n, w, r)
   return { status, v, short(g), int(now), short(t), short(n), string.sub(w or '', 1, 601), string.sub(r or '', 1, 262145) }

@@ -67,10 +67,11 @@ type RedisStorage struct {
 //
 //	v          the version, raised by each write
 //	g          the record's generation
-//	r          the bytes of AppendRecord; none for a zero Record
+//	r1, r2…    the bytes of AppendRecord, 64 in each; none for a zero Record
+//	r          these bytes, if they are more than 512
 //	t          when these were written, in milliseconds of Redis's clock
-//	n          the record's count, in place of the one in r
-//	w          the record's window, in place of the one in r
+//	n          the record's count, in place of the one in the record
+//	w          the record's window, in place of the one in the record
 //	s:<source> the highest number of that source, and when it was used last
 var (
 	//go:embed read.lua
@@ -83,7 +84,7 @@ var (
 	swapSource string
 
 	readScript = redis.NewScript(readSource + `
-return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], old[6])`)
+return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], record())`)
 	countScript = redis.NewScript(readSource + writeSource + countSource)
 	swapScript  = redis.NewScript(readSource + writeSource + swapSource)
 )

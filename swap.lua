@@ -11,7 +11,18 @@ if n == '' then -- keep the counts
 end
 local t = int(now)
 
-write('v', v, 'g', g, 't', t, 'n', n, 'w', w, 'r', r)
+local fields, fits = { 'v', v, 'g', g, 't', t, 'n', n, 'w', w }, #r <= #pieces * width
+local function set(field, value, before)
+  if value ~= '' or (before or '') ~= '' then
+    table.insert(fields, field)
+    table.insert(fields, value)
+  end
+end
+set('r', fits and '' or r, old[6])
+for i, piece in ipairs(pieces) do
+  set(piece, fits and string.sub(r, (i - 1) * width + 1, i * width) or '', old[7 + i])
+end
+write(unpack(fields))
 redis.call('PEXPIRE', key, int(life))
 -- The rest uses pcall, because ACLs may forbid it. A message is only a hint to read the
 -- record: other databases of the server also receive it.

@@ -9,7 +9,7 @@ local v, life = version(), tonumber(ARGV[6])
 local is = v
 if ARGV[3] == 'g' and string.match(v, '^%d+$') then is = short(old[2]) end
 if duplicate() or is ~= ARGV[4] or now >= tonumber(ARGV[5]) then
-  return reply(duplicate() and '2' or '0', v, old[2], old[3], old[4], old[5], old[6])
+  return reply(duplicate() and '2' or '0', v, old[2], old[3], old[4], old[5], record())
 end
 if problem then redis.call('DEL', key) end -- another type, which the sender replaces
 
@@ -22,7 +22,7 @@ v = int(math.max(last < 2 ^ 52 and last + 1 or 0, time[1] * 1000000 + time[2]))
 local function write(...)
   if number == '' then return redis.call('HSET', key, ...) end
   redis.call('HSET', key, source, number .. ' ' .. int(now), ...)
-  if old[7] or redis.call('HLEN', key) <= 6 + 512 then return end
+  if old[7] or redis.call('HLEN', key) <= 6 + #pieces + 512 then return end
   local all, sources = redis.call('HGETALL', key), {}
   for i = 1, #all, 2 do
     if string.sub(all[i], 1, 2) == 's:' then

@@ -22,7 +22,9 @@ v = int(math.max(last < 2 ^ 52 and last + 1 or 0, time[1] * 1000000 + time[2]))
 local function write(...)
   if number == '' then return redis.call('HSET', key, ...) end
   redis.call('HSET', key, source, number .. ' ' .. int(now), ...)
-  if old[7] or redis.call('HLEN', key) <= 6 + #pieces + 512 then return end
+  local others = 6
+  for i = 1, #pieces do others = others + (old[7 + i] and 1 or 0) end
+  if old[7] or redis.call('HLEN', key) <= others + 512 then return end
   local all, sources = redis.call('HGETALL', key), {}
   for i = 1, #all, 2 do
     if string.sub(all[i], 1, 2) == 's:' then

@@ -43,15 +43,15 @@ func TestRunbook(t *testing.T) {
 	}
 	require.Greater(t, len(all), 12)
 	for line, want := range map[string]string{
-		`infuse list`:                                                               `inventory\.internal +open .*503 Service Unavailable`,
-		`infuse show inventory.internal`:                                            `override removed`,
-		`infuse remove-override inventory.internal`:                                 `inventory.internal: override removed, the state is open`,
-		`redis-cli -u "$INFUSE_REDIS" --scan --pattern 'infuse:{*}'`:                `^infuse:\{inventory\.internal\}\n$`,
-		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' r`:         `"state":1.*"due":\d+`,
-		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' n`:         `^\d+\n$`,
-		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' t`:         `^\d{13}\n$`,
-		`redis-cli -u "$INFUSE_REDIS" LRANGE 'infuse:{inventory.internal}:log' 0 9`: `"cause":"503 Service Unavailable"`,
-		`redis-cli -u "$INFUSE_REDIS" PSUBSCRIBE 'infuse:{*}'`:                      `psubscribe`,
+		`infuse list`:                                                `inventory\.internal +open .*503 Service Unavailable`,
+		`infuse show inventory.internal`:                             `override removed`,
+		`infuse remove-override inventory.internal`:                  `inventory.internal: override removed, the state is open`,
+		`redis-cli -u "$INFUSE_REDIS" --scan --pattern 'infuse:{*}'`: `^infuse:\{inventory\.internal\}\n$`,
+		`redis-cli -u "$INFUSE_REDIS" HMGET 'infuse:{inventory.internal}' r r1 r2 r3 r4 r5 r6 r7 r8 | tr -d '\n'`: `"state":1.*"due":\d+`,
+		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' n`:                                       `^\d+\n$`,
+		`redis-cli -u "$INFUSE_REDIS" HGET 'infuse:{inventory.internal}' t`:                                       `^\d{13}\n$`,
+		`redis-cli -u "$INFUSE_REDIS" LRANGE 'infuse:{inventory.internal}:log' 0 9`:                               `"cause":"503 Service Unavailable"`,
+		`redis-cli -u "$INFUSE_REDIS" PSUBSCRIBE 'infuse:{*}'`:                                                    `psubscribe`,
 	} {
 		require.Contains(t, all, line)
 		require.Regexp(t, want, all[line], line)

@@ -17,21 +17,19 @@ import (
 // one that is truncated is a failure. A stream is always truncated, for example when a
 // server restarts: so an established response is a success from then on.
 
-// provedAfter is how long a response must have been delivering to have proved
-// itself. A response that a sick service breaks off is over by then, as a rule:
-// what is read at once comes within milliseconds. Those who cut streams of a
-// healthy service let them live longer: idle timeouts begin at some seconds.
-const provedAfter = 2 * time.Second
+// establishedAfter is how long a response must deliver data to be established. It is
+// longer than most responses take that an unhealthy service truncates, and shorter than
+// the idle timeouts that truncate streams of healthy services.
+const establishedAfter = 2 * time.Second
 
-// stride is how many reads that deliver something go by between two looks at
-// the clock.
+// stride is the number of reads with data for each read of the clock.
 const stride = 16
 
-// body is the body of a response whose headers were no failure. It settles the
-// exchange when it ends, or when it has proved itself. It holds no resources:
-// one that is never closed is garbage like any other.
+// body is the body of a response whose headers showed no failure. It settles the
+// exchange when it ends or is established. It holds no resources: a body that is never
+// closed is collected as garbage.
 type body struct {
-	transport *Transport // of the exchange, and so on: a body is no larger than it must be
+	transport *Transport // these are the parts of the exchange that a body needs, to keep it small
 	breaker   *Breaker
 	request   *http.Request // as it was sent: the body of a copy is an upload
 	view      *view
@@ -41,24 +39,22 @@ type body struct {
 
 	response   *http.Response
 	from       io.ReadCloser // a *stream.Body if the status is in its last frame
-	began      time.Duration // by clock.Now: the headers where the length is not known, or else the first data; 0 before
+	began      time.Duration // by clock.Now: at the first data, or at the headers if the length is unknown; 0 before
 	ended      atomic.Bool   // the exchange is settled
-	reads      uint8         // so many have delivered something; after 255 it goes on with stride
+	reads      uint8         // the number of reads with data; it restarts at stride after 255
 	afterTrial bool          // the trial ended at the headers, so that only a failure counts
 	unwritten  bool          // WriteTo ended because its writer failed
 }
 
-// bodyWriterTo is a body whose original has WriteTo. io.Copy then needs no
-// buffer.
+// bodyWriterTo is a body whose original has WriteTo, so that io.Copy needs no buffer.
 type bodyWriterTo struct {
 	body
 	to io.Writer
 }
 
-// watch has the exchange settled when the response's body ends. It reports
-// whether there is such a body. A body that can be written to is a connection
-// that was handed over, as after a 101. What becomes of that says nothing of
-// the exchange.
+// watch settles the exchange when the body of the response ends. It returns false if
+// there is no such body, or if it is a connection that was handed over, as after a 101:
+// that connection does not belong to the exchange.
 func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 	from := response.Body
 	if e.isEmpty(response) || response.StatusCode == http.StatusSwitchingProtocols || e.request.Method == http.MethodConnect {
@@ -87,11 +83,11 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 	return true
 }
 
-// hasLength reports whether it is known how long the body is. A Base that does
-// not know may say -1, or nothing.
+// hasLength reports whether the length of the body is known. If it is unknown, a Base
+// may set -1 or 0.
 func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
 
-// exchange is the exchange of the body. That was no trial, or is one no more.
+// exchange returns the exchange of the body, which is no trial any more.
 func (b *body) exchange() *exchange {
 	a := admission{view: b.view, local: b.local, shared: b.shared, waited: b.waited}
 	e := &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
@@ -101,7 +97,7 @@ func (b *body) exchange() *exchange {
 	return e
 }
 
-// succeed settles the exchange as a success. As a rule that is no news.
+// succeed settles the exchange as a success. Usually that only changes a tally.
 func (b *body) succeed() {
 	switch {
 	case b.afterTrial:
@@ -115,19 +111,19 @@ func (b *body) succeed() {
 // isNews reports whether a success changes more than a tally.
 func (b *body) isNews() bool { return !b.view.fast || b.breaker.view.Load() != b.view }
 
-// isEmpty reports whether there is nothing to read. HTTP/2 has an empty body of
-// its own in place of http.NoBody.
+// isEmpty reports whether there is nothing to read. The empty body of HTTP/2 is not
+// http.NoBody.
 func (e *exchange) isEmpty(response *http.Response) bool {
 	return response.Body == nil || response.Body == http.NoBody ||
 		response.ProtoMajor == 2 && (response.ContentLength == 0 || e.request.Method == http.MethodHead)
 }
 
-// watchAfterTrial watches the body as one more call in the circuit that the
-// trial has closed.
+// watchAfterTrial watches the body as another call of the circuit, which the trial has
+// closed.
 func (e *exchange) watchAfterTrial(response *http.Response) {
 	v := e.breaker.view.Load()
 	if v.state != StateClosed {
-		return // more trials are needed, and each is judged by its own headers
+		return // more trials are needed, and each ends at its own headers
 	}
 	e.admission = v.admission()
 	e.watch(response, true)
@@ -143,8 +139,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close is the caller's decision. What the caller has not read is no failure of
-// the service, and neither is the error of a Read that Close interrupts.
+// Close settles the exchange as a success: neither what the caller did not read is a
+// failure of the service, nor the error of a Read that Close interrupts.
 func (b *body) Close() error {
 	first := b.ended.CompareAndSwap(false, true)
 	err := b.from.Close()
@@ -168,8 +164,8 @@ func (b *bodyWriterTo) WriteTo(w io.Writer) (int64, error) {
 	return n, err
 }
 
-// destination is the writer of a body's WriteTo. It sees what comes, and
-// remembers whether it was the writer that failed.
+// destination is the writer for WriteTo of a body. It records whether that writer
+// failed.
 type destination bodyWriterTo
 
 func (d *destination) Write(p []byte) (int, error) {
@@ -193,8 +189,8 @@ func (d *destination) wrote(written, given int, err error) {
 	}
 }
 
-// delivers notes that data has come, and that more may. In a body whose length
-// is known it reads the clock for the first data, unless that is all there is.
+// delivers records the arrival of data. If the length of the body is known, it reads
+// the clock for the first data, unless the body is complete.
 func (b *body) delivers(n int) {
 	if b.reads++; b.reads == 0 {
 		b.reads = stride
@@ -208,7 +204,7 @@ func (b *body) delivers(n int) {
 	case b.lastFrame() != nil: // the status is known
 		b.end(io.EOF)
 	case b.reads == 1 && b.isEventful() || b.reads%stride == 0 && b.lasts():
-		b.prove()
+		b.establish()
 	}
 }
 
@@ -239,23 +235,23 @@ func (b *body) withTrailer() *http.Response {
 	return &seen
 }
 
-// isEventful reports whether the body is a stream of events, in a circuit that
-// has something to do with a success.
+// isEventful reports whether the body is a stream of events, in a circuit that a success
+// may change.
 func (b *body) isEventful() bool {
 	return (b.isNews() || b.view.tallies) && stream.KindOf(b.request, b.response) == stream.Events
 }
 
-// lasts reports whether the response has been running for long enough.
-func (b *body) lasts() bool { return b.began != 0 && clock.Now()-b.began >= provedAfter }
+// lasts reports whether the response has been delivering for establishedAfter.
+func (b *body) lasts() bool { return b.began != 0 && clock.Now()-b.began >= establishedAfter }
 
-// prove settles the exchange as a success: what comes later counts for nothing.
-func (b *body) prove() {
+// establish settles the exchange as a success, however the body ends.
+func (b *body) establish() {
 	if b.ended.CompareAndSwap(false, true) {
 		b.succeed()
 	}
 }
 
-// end settles the exchange by the error that has ended the body, once.
+// end settles the exchange by the error that ended the body, once.
 func (b *body) end(err error) {
 	if !b.ended.CompareAndSwap(false, true) {
 		return
@@ -276,13 +272,13 @@ func (b *body) end(err error) {
 	switch {
 	case !b.afterTrial:
 		e.settle(r)
-	case r.outcome == OutcomeFailure: // it counts, but the listeners have heard how the call ended
+	case r.outcome == OutcomeFailure: // it counts, but the listeners were already notified of the trial
 		b.breaker.ended(&e.admission, &r)
 		b.breaker.tell()
 	}
 }
 
-// verdict is what the end of the body says.
+// verdict is the result of a body that ended with err.
 func (b *body) verdict(e *exchange, err error) result {
 	switch {
 	case err == io.EOF:
@@ -298,19 +294,18 @@ func (b *body) verdict(e *exchange, err error) result {
 	return result{outcome: e.classify(b.response, err), err: e.named(err)}
 }
 
-// isCut reports whether the error is the end that a stream meets, and so says
-// nothing of the service: it was up when it began the stream.
+// isCut reports whether err is the truncation of a stream. It does not indicate an
+// unhealthy service, because the service had begun the stream.
 func (b *body) isCut(err error) bool {
 	if b.hasLength() {
-		return false // it is known what is missing
+		return false // data is missing
 	}
-	// A stream can be silent for as long as it likes. What is none by its nature,
-	// and is silent, may be what stalls.
+	// A stream may be silent for any time. If another response is silent until a
+	// timeout, the service may have stalled.
 	return stream.KindOf(b.request, b.response) != stream.None || b.lasts() && !isTimeout(b.request, err)
 }
 
-// isTimeout reports whether somebody's patience has ended, and not the
-// connection.
+// isTimeout reports whether a deadline ended the body, and not the connection.
 func isTimeout(r *http.Request, err error) bool {
 	var timeout net.Error
 	return r.Context().Err() != nil || isClosed(cancelOf(r)) || errors.Is(err, context.DeadlineExceeded) ||

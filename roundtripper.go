@@ -12,90 +12,80 @@ import (
 	"github.com/infuse-go/infuse/internal/hostname"
 )
 
-// Transport is an http.RoundTripper that fails a request to an unhealthy
-// service before it is sent. The zero value works, for http.DefaultTransport
-// and with a circuit a host in memory:
+// Transport is an http.RoundTripper that fails a request to an unhealthy service before
+// it is sent. The zero value is ready to use: it sends by http.DefaultTransport, and has
+// one local circuit for each host:
 //
 //	client := &http.Client{Transport: &infuse.Transport{}}
 //
-// Set the fields before the first request, and do not copy a Transport after
-// it. It is safe for concurrent use.
+// Set the fields before the first request, and do not copy a Transport after that. It is
+// safe for concurrent use.
 //
-// A transport error and a 5xx are failures, and so is a response that breaks
-// off while its body is read; see DefaultClassify. The outcome of a request is
-// settled once: at the headers where these tell that it failed, or else when
-// the body ends, by EOF, by an error or by Close. A body that is never closed
-// holds nothing back. Only the trial of a half-open circuit ends at the headers
-// in any case, so that neither a long download nor a stream keeps the fleet
-// waiting; if its body breaks off later, that counts as a failure of the
-// circuit that it has closed.
+// A transport error, a 5xx and a truncated response are failures; see DefaultClassify.
+// The result of a request is counted once: at the headers if they show a failure, or
+// else when the body ends, by EOF, an error or Close. A body that is never closed has no
+// effect on the circuit. A trial always ends at the headers, so that a long download
+// does not delay recovery. If its body is truncated later, that is a failure in the
+// circuit that the trial closed.
 //
-// A response that has proved itself is a success from then on, and how it ends
-// counts for nothing: a proxy that restarts cuts streams, too. It has proved itself
-// if data still comes two seconds after it began. A stream of events has with
-// its first data: by its type (text/event-stream, application/x-ndjson,
-// application/jsonl, application/json-seq, application/stream+json,
-// application/vnd.amazon.eventstream, multipart/mixed,
-// multipart/x-mixed-replace), or as a Kubernetes watch. So
-// what breaks off before is a failure, unless it may be a stream that was silent:
-// one of events, of gRPC or of Connect, or a response without a length that has
-// been running for two seconds and was not ended by somebody's timeout. That
-// counts for nothing. A connection that is handed over, by a 101 or a CONNECT, is
-// a success with its headers.
+// A response is established when data still arrives 2 s after it began, and a stream of
+// events with its first data. It is then a success, however it ends, because a server
+// or proxy that restarts also truncates streams. Streams of events are those of the
+// types text/event-stream, application/x-ndjson, application/jsonl,
+// application/json-seq, application/stream+json, application/vnd.amazon.eventstream,
+// multipart/mixed and multipart/x-mixed-replace, and Kubernetes watches.
 //
-// If such a failure is a 503 or a 429 with a Retry-After, and opens the
-// circuit, it stays open at least so long, for all processes, and at most for
-// Config.MaxRetryAfter.
+// A response that is truncated before it is established is a failure, unless it may be a
+// stream without data so far: then it is ignored. Such streams are those of events, of
+// gRPC and of Connect, and a response without a length that lasted 2 s and was not ended
+// by a timeout. A connection that is handed over, by a 101 or a CONNECT, is a success at
+// its headers.
 //
-// A request goes past the breakers when its circuit has no valid name (see
-// CheckName), when the Group is stopped, or when the Group's settings for that
-// name are invalid, which Listener.Warning reports once.
+// If a 503 or 429 with a Retry-After opens the circuit, the circuit stays open at least
+// that long, for all processes, up to Config.MaxRetryAfter.
+//
+// A request bypasses the breakers if its circuit's name is empty or longer than
+// MaxNameLength, if the Group is stopped, or if the Group's settings for that name are
+// invalid, which Listener.Warning reports once.
 type Transport struct {
-	// Base sends the requests: http.DefaultTransport if nil, or net/http's own if
-	// http.DefaultTransport leads back to a Transport.
+	// Base sends the requests. Default http.DefaultTransport, or net/http's original one
+	// if http.DefaultTransport is set to a Transport without Base.
 	//
-	// Base receives the very request that the Transport was given, unless that has
-	// a body that cannot be sent twice: one without GetBody. Of such a request it
-	// receives a shallow copy, whose body records how its own Read ended. Base also
-	// receives a copy if it is an http.DefaultTransport of the program's own.
+	// Base receives the request itself if that has no body, or a GetBody. Otherwise it
+	// receives a shallow copy, whose body records how its Read ended. It also receives
+	// a copy if it is an http.DefaultTransport that the program replaced.
 	Base http.RoundTripper
 
-	// Breakers has the circuits: with nil, a Group of the Transport's own with
-	// the zero Config.
+	// Breakers has the circuits. Default a private Group with the zero Config.
 	Breakers *Group
 
-	// Circuit names the circuit of a request. By default it is the host of an
-	// http or https URL, with the port where that is not the scheme's. However a
-	// host is written, it has one name: lower case, without a dot at its end, and
-	// an international name in its ASCII form ("xn--"). So http and https of a
-	// host share a circuit unless the URL has a port of its own. Keep names
-	// low-cardinality and out of a client's control.
+	// Circuit names the circuit of a request. Default is the host of an http or https
+	// URL, with the port if that is not the scheme's default. The name is normalized:
+	// lower case, without a final dot, and Punycode ("xn--") for international names.
+	// So http and https share a circuit unless the URL has another port. Names should
+	// be few, and strangers should not choose them.
 	//
-	// Where Base does not dial what the URL says, the host may stand for several
-	// services: two unix sockets that are both called as http://localhost, say.
-	// They share a circuit, and the sick one shuts out the healthy one, unless
-	// Circuit tells them apart.
+	// Set Circuit if one host means several services, for example if Base dials two
+	// unix sockets that both have the URL http://localhost. Otherwise they share a
+	// circuit, and the unhealthy service blocks the healthy one.
 	Circuit func(*http.Request) string
 
-	// Classify decides what a request says of the service. By default an error
-	// is classified as by Breaker.Call, by the Config of Breakers, and a
-	// response as by DefaultClassify.
+	// Classify decides the outcome of a request. By default an error is classified as
+	// by Breaker.Call, with the Config of Breakers, and a response as by
+	// DefaultClassify.
 	//
-	// It is called with a response or with an error, and with both when the
-	// body of a response that was no failure breaks off. It is called with the
-	// response again at the end of a body that has a trailer, or that says in its
-	// last frame how it went, as gRPC-Web and Connect do: then response.Trailer
-	// has it. GRPCStatus is one that looks there.
+	// Classify is called with a response or an error, and with both if the body of a
+	// response is truncated. It is called again at the end of a body with a trailer, or
+	// with a status in its last frame as gRPC-Web and Connect have it: response.Trailer
+	// has the status then. GRPCStatus reads it.
 	//
-	// It is not asked about a rejection by the same circuit, nor about the cut of
-	// a stream, nor about a request that could not be sent through a fault of its
-	// own: these are ignored. Such a fault is what is malformed; a context whose
-	// deadline had passed before; a body of another length than ContentLength
-	// says; headers that an HTTP/2 peer would not take; a graceful shutdown before
-	// an HTTP/2 server processed the request (RFC 9113, 6.8);
-	// http.ErrSkipAltProtocol; and the request's own body, if that has no GetBody:
-	// its Read returned an error before Base closed it, or was pending when the
-	// deadline passed. A body with a GetBody is in memory, and cannot fail.
+	// Classify is not called for these errors, which are ignored: a rejection by the
+	// same circuit; a truncated stream; http.ErrSkipAltProtocol; an HTTP/2 server that
+	// shut down without processing the request (RFC 9113, 6.8); and faults of the
+	// request. These are a malformed request, a context whose deadline had passed
+	// before, a body of another length than ContentLength, headers above the limit of an
+	// HTTP/2 peer, and a body without GetBody whose Read failed before Base closed it or
+	// was pending when the deadline passed.
 	Classify func(*http.Request, *http.Response, error) Outcome
 
 	// OnRejected returns the response to a rejected request, whose body has been
@@ -107,8 +97,8 @@ type Transport struct {
 	last   atomic.Pointer[groupEntry] // the circuit of the last request
 }
 
-// RoundTrip implements http.RoundTripper. The error is Base's, or an
-// *OpenError if the request was not sent.
+// RoundTrip implements http.RoundTripper. Its error is that of Base, or an *OpenError if
+// the request was not sent.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	b := t.breaker(r)
 	if b == nil {
@@ -127,7 +117,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // Unwrap returns the RoundTripper that sends the requests.
 func (t *Transport) Unwrap() http.RoundTripper { return t.base() }
 
-// CloseIdleConnections passes on what http.Client.CloseIdleConnections asks for.
+// CloseIdleConnections calls that method of Base, if Base has it. http.Client calls it.
 func (t *Transport) CloseIdleConnections() {
 	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok {
 		base.CloseIdleConnections()
@@ -136,15 +126,13 @@ func (t *Transport) CloseIdleConnections() {
 
 type skipKey struct{}
 
-// Skip returns a context whose requests go past the breakers of every
-// Transport: they are sent whatever the state of the circuit, and count for
-// nothing. It is for a health check, say.
+// Skip returns a context whose requests bypass the breakers of every Transport: they are
+// always sent, and not counted. Use it for health checks, for example.
 func Skip(ctx context.Context) context.Context {
 	return context.WithValue(ctx, skipKey{}, true)
 }
 
-// netTransport is net/http's own http.DefaultTransport, whatever that is set to
-// later.
+// netTransport is the original http.DefaultTransport of net/http.
 var netTransport = http.DefaultTransport
 
 // base returns the RoundTripper that sends the requests.
@@ -313,8 +301,7 @@ func (e *exchange) run() (*http.Response, error) {
 	return response, nil
 }
 
-// headersResult is the result of an exchange that ended with its headers, or
-// without any.
+// headersResult is the result of an exchange that ended at its headers, or before.
 func (e *exchange) headersResult(outcome Outcome, response *http.Response, err error) result {
 	if outcome == OutcomeFailure && err == nil {
 		return result{outcome: outcome, err: failureOf(response), openFor: retryAfter(response, e.admission.view.settings.MaxRetryAfter)}
@@ -322,10 +309,9 @@ func (e *exchange) headersResult(outcome Outcome, response *http.Response, err e
 	return result{outcome: outcome, err: e.named(err)}
 }
 
-// named returns the error with the deadline in its text, if the deadline that
-// passed is all that is behind it. An http.Transport reports an
-// http.Client.Timeout as "request canceled", and a deadline with a cause of its
-// own as that cause.
+// named returns the error with the deadline in its text, if the deadline caused it. An
+// http.Transport reports an http.Client.Timeout as "request canceled", and a deadline
+// with a custom cause as that cause.
 func (e *exchange) named(err error) error {
 	if err == nil || !isPastDeadline(e.request) {
 		return err
@@ -349,7 +335,7 @@ func (e *exchange) settle(r result) {
 
 var errNeither = errors.New("infuse: the RoundTripper returned neither a response nor an error")
 
-// eitherOr holds others to the contract: a response or an error.
+// eitherOr enforces the contract of a RoundTripper: a response or an error.
 func eitherOr(response *http.Response, err error) (*http.Response, error) {
 	switch {
 	case err != nil && response != nil:
@@ -363,7 +349,8 @@ func eitherOr(response *http.Response, err error) (*http.Response, error) {
 	return response, err
 }
 
-// statusError is how a response failed: a number, so that it keeps nothing alive.
+// statusError is the error of a failed response. It is a number, so that it keeps
+// nothing alive.
 type statusError int
 
 func (e statusError) Error() string {

@@ -140,10 +140,10 @@ func TestADeadlineThatPassesDuringTheCallIsAFailure(t *testing.T) {
 	require.Equal(t, 3, failuresOf(b), "a cancellation that is not the caller's")
 }
 
-// Moves by hand.
+// Manual changes.
 
 // R32.
-func TestEveryStateMovesToEveryOther(t *testing.T) {
+func TestEveryStateCanBeSetToEveryOther(t *testing.T) {
 	all := []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen}
 	synctest.Test(t, func(t *testing.T) {
 		for _, from := range all {
@@ -275,7 +275,7 @@ func TestAStoppedBreakerWorksOnFromItsOwnView(t *testing.T) {
 			}, heard.All()[3:])
 
 			require.NoError(t, other.SetState(t.Context(), infuse.StateOpen))
-			require.NoError(t, b.Call(t.Context(), succeeds), "it does not hear of the others")
+			require.NoError(t, b.Call(t.Context(), succeeds), "it receives nothing of the others")
 			require.NoError(t, other.SetState(t.Context(), infuse.StateClosed))
 		})
 	}
@@ -351,7 +351,7 @@ func TestBreakersOfOneNameShareTheirCircuit(t *testing.T) {
 	}
 }
 
-// Any listener, LogListener too, took the fast path away: 110 ns and three
+// Any listener, LogListener too, removed the fast path: 110 ns and three
 // locks a call in place of 5 ns and none.
 // R44.
 func TestAListenerOfEventsCostsACallNothing(t *testing.T) {
@@ -371,5 +371,5 @@ func TestAListenerOfEventsCostsACallNothing(t *testing.T) {
 		})
 	}
 	b := startBreaker(t, "prices", infuse.Config{Listeners: []*infuse.Listener{everyCall(new(stateLog))}})
-	require.False(t, infuse.IsFast(b), "a listener of calls hears of each")
+	require.False(t, infuse.IsFast(b), "a listener of calls receives each")
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-var errAttack = errors.New("ill")
+var errAttack = errors.New("failed")
 
 func callOf(b *Breaker, fail bool) error {
 	return b.Call(context.Background(), func(context.Context) error {
@@ -34,7 +34,7 @@ func brandNew(t testing.TB, name string, cfg Config) *Breaker {
 }
 
 // A process that nobody calls went on waking after the circuit had opened.
-func TestAnOpenCircuitKeepsWaking(t *testing.T) {
+func TestAnOpenCircuitSetsNoTimers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := NewMemoryStorage()
 		cfg := Config{FailureRate: 0.5, MinCalls: 5, Window: time.Second, Storage: storage, ResetTimeout: time.Second}
@@ -172,7 +172,7 @@ func TestManyAtOnceUnderAllSettings(t *testing.T) {
 
 // Chaos with a storage that forgets, and everything of issue 9.
 // With default settings, and after Stop.
-func TestAStoppedBreakerKeepsWaking(t *testing.T) {
+func TestAStoppedBreakerSetsNoTimers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := NewMemoryStorage()
 		cfg := Config{FailureRate: 0.5, MinCalls: 5, Storage: storage}
@@ -275,7 +275,7 @@ func TestManyAtOnceUnderAllSettingsOnRedis(t *testing.T) {
 
 // A suspect rate under an override that is held closed, and the end of it.
 // On Redis: until a poll tells of the opening.
-func TestHowLongARedisCircuitKeepsWaking(t *testing.T) {
+func TestARedisCircuitStopsSettingTimers(t *testing.T) {
 	if !long() {
 		t.Skip("takes long: CI=true runs it")
 	}
@@ -309,7 +309,7 @@ func TestHowLongARedisCircuitKeepsWaking(t *testing.T) {
 }
 
 // A probe chose a circuit that was just starting, which had no view yet, and the
-// process crashed. Another heard that the link was up before it took it for down,
+// process crashed. Another received that the link was up before it took it for down,
 // and was on its own until the next outage.
 func TestACircuitIsReadyWhenItJoinsItsLink(t *testing.T) {
 	const patience, pace = 30 * time.Second, time.Millisecond

@@ -112,7 +112,7 @@ func FuzzParseRecord(f *testing.F) {
 	})
 }
 
-func TestEventsOfStrangers(t *testing.T) {
+func TestInvalidEventsAreRefused(t *testing.T) {
 	long := make([]byte, 1000)
 	for i := range long {
 		long[i] = 'x'
@@ -145,14 +145,14 @@ func TestACauseKeepsItsRoot(t *testing.T) {
 	require.ErrorIs(t, c, syscall.ECONNREFUSED)
 	require.Equal(t, "connection refused", textOf(c))
 	require.NotContains(t, c.Error(), "token")
-	require.Equal(t, errIllTest, causeOf(errIllTest))
+	require.Equal(t, errFailedTest, causeOf(errFailedTest))
 	require.Equal(t, keptCause{}, keepCause(nil))
 	require.Empty(t, textOf(nil))
 	wrapped := causeOf(fmt.Errorf("reading: %w", &url.Error{Op: "Get", URL: "x", Err: errors.New("inner")}))
 	require.Equal(t, "inner", textOf(wrapped))
 }
 
-var errIllTest = errors.New("ill")
+var errFailedTest = errors.New("failed")
 
 func FuzzPresentable(f *testing.F) {
 	f.Add(`Get "https://u:p@h:8/p/q?token=s#f": EOF`, 20)

@@ -13,18 +13,18 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// A sick server is called until the circuit opens, and then not any more.
+// An unhealthy server is called until the circuit opens, and then not any more.
 func Example() {
 	calls := 0
-	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	unhealthy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		calls++
 		w.WriteHeader(http.StatusInternalServerError)
 	}))
-	defer sick.Close()
+	defer unhealthy.Close()
 
 	client := &http.Client{Transport: &infuse.Transport{}}
 	for range 100 {
-		response, err := client.Get(sick.URL)
+		response, err := client.Get(unhealthy.URL)
 		if errors.Is(err, infuse.ErrOpen) {
 			continue // failed before it was sent
 		}
@@ -57,10 +57,10 @@ func ExampleBreaker_Call() {
 	}
 	defer breaker.Stop()
 
-	sick := errors.New("inventory is sick")
+	unhealthy := errors.New("inventory is unhealthy")
 	for range 3 {
-		err := breaker.Call(context.Background(), func(context.Context) error { return sick })
-		fmt.Println(err == sick, errors.Is(err, infuse.ErrOpen), breaker.State())
+		err := breaker.Call(context.Background(), func(context.Context) error { return unhealthy })
+		fmt.Println(err == unhealthy, errors.Is(err, infuse.ErrOpen), breaker.State())
 	}
 	// Output:
 	// true false closed
@@ -109,7 +109,7 @@ func ExampleAnnounce() {
 		panic(err)
 	}
 	defer caller.Stop()
-	_ = caller.SetState(context.Background(), infuse.StateOpen) // the service was sick
+	_ = caller.SetState(context.Background(), infuse.StateOpen) // the service was unhealthy
 
 	_ = infuse.Announce(context.Background(), storage, "inventory", infuse.StateHalfOpen)
 	fmt.Println(caller.State())
@@ -138,7 +138,7 @@ func ExamplePermit_Settle() {
 	// Output: 17 open
 }
 
-// An operator takes a service out by hand, for the whole fleet.
+// An operator takes a service out manually, for the whole fleet.
 func ExampleBreaker_SetState() {
 	breaker, err := infuse.New("inventory", infuse.Config{ResetTimeout: time.Hour})
 	if err != nil {
@@ -174,7 +174,7 @@ func ExampleNewGroupFunc() {
 			panic(err)
 		}
 		for range 5 {
-			_ = breaker.Call(context.Background(), func(context.Context) error { return errors.New("sick") })
+			_ = breaker.Call(context.Background(), func(context.Context) error { return errors.New("failed") })
 		}
 	}
 	states := make(map[string]infuse.State)

@@ -101,7 +101,7 @@ func (w *world) actions(all []action) []action {
 		if pr.down && !pr.lost && due(pr.probeAt, w.now) {
 			add(actProbe, p, 0, 0)
 			urgent = true
-			if l.away > 0 {
+			if l.outages > 0 {
 				add(actProbeFails, p, 0, 0)
 			}
 		}
@@ -343,7 +343,7 @@ func (w *world) act(a action, p, i int) *violation {
 		w.change(p).down = false
 		return w.step(p, func(r *replica) { r.back() })
 	case actProbeFails:
-		w.left.away--
+		w.left.outages--
 		w.change(p).probeAt = w.now.Add(300 * time.Millisecond)
 	case actCrash:
 		spend(&w.left.crash)

@@ -139,7 +139,7 @@ func (w *world) check() *violation {
 }
 
 // rejectsRightly checks that a process rejects only if its own last call failed, or
-// by hand.
+// manually.
 func (w *world) rejectsRightly(p int) *violation {
 	pr := w.procs[p]
 	r := &pr.replica

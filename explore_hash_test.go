@@ -356,7 +356,7 @@ func (e *encoder) key(order []int) uint64 {
 		}
 	}
 	if l := &w.left; !w.calm {
-		for _, n := range [...]int8{l.calls, l.hands, l.slow, l.tick, l.leave, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.away, l.forget, l.failover, l.clock} {
+		for _, n := range [...]int8{l.calls, l.hands, l.slow, l.tick, l.leave, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.outages, l.forget, l.failover, l.clock} {
 			e.byte(byte(n))
 		}
 	}

@@ -65,7 +65,7 @@ func kinds() (all []*kind) {
 		return func(k *kind) { copy(k.outcomes[:], o) }
 	}
 	rolls := func(f float64) func(*kind) { return func(k *kind) { k.roll = f } }
-	everything := faults{calls: 2, slow: 1, delay: 1, loseAnswer: 1, loseRequest: 1, losePush: 1, swapPush: 1, repeat: 1, crash: 1, forget: 1, failover: 1, clock: 1, away: 1, all: 1}
+	everything := faults{calls: 2, slow: 1, delay: 1, loseAnswer: 1, loseRequest: 1, losePush: 1, swapPush: 1, repeat: 1, crash: 1, forget: 1, failover: 1, clock: 1, outages: 1, all: 1}
 	back := func(k *kind) { k.clock = -10 * time.Second }
 	begins := []struct{ name, path string }{
 		{"healthy", ""}, {"streak", beginStreak}, {"suspect", beginSuspect}, {"open", beginOpen}, {"due", beginDue}, {"half-open", beginHalf}, {"witness", beginWitness}, {"two", beginTwo}, {"lone", beginAlone}, {"restart", beginRestart},
@@ -81,7 +81,7 @@ func kinds() (all []*kind) {
 			add(name+"-three", 3, c, b.path, faults{calls: 3})
 			add(name+"-crash", 2, c, b.path, faults{calls: 3, crash: 2})
 			if n[1] == 1 {
-				add(name+"-cut", 2, c, b.path, faults{calls: 3, delay: 1, loseAnswer: 1, loseRequest: 1, away: 1, all: 1}, rolls(0.5))
+				add(name+"-cut", 2, c, b.path, faults{calls: 3, delay: 1, loseAnswer: 1, loseRequest: 1, outages: 1, all: 1}, rolls(0.5))
 				add(name+"-late-crash", 2, c, b.path, faults{calls: 3, crash: 1, slow: 1}, func(k *kind) { k.lateCrash = true })
 			}
 		}

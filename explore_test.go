@@ -236,8 +236,8 @@ func (w *world) passes() *world {
 	return w
 }
 
-// isWell reports whether a healthy service is closed for all, and nothing is stuck.
-func (w *world) isWell() bool {
+// isHealthy reports whether a healthy service is closed for all, and nothing is stuck.
+func (w *world) isHealthy() bool {
 	if !w.quiet() || w.load().State != StateClosed || w.record.hasEvidence() || len(w.load().Trials) > 0 {
 		return false
 	}
@@ -288,7 +288,7 @@ func (s *search) heals(w *world, at int32) {
 		}
 		marks = append(marks, mark{key, w.now})
 		switch {
-		case w.isWell(), w.overridden() && w.quiet() && w.now.Sub(began) > 5*time.Second:
+		case w.isHealthy(), w.overridden() && w.quiet() && w.now.Sub(began) > 5*time.Second:
 			total = w.now.Sub(began)
 			continue
 		case stood > 300:

@@ -36,9 +36,9 @@ type world struct {
 // faults says how much may yet happen. Those after calls are also limited by all
 // together.
 type faults struct {
-	calls, hands, slow, tick, leave, all                                    int8
-	crash, loseRequest, loseAnswer, losePush, swapPush, delay, repeat, away int8
-	forget, failover, clock                                                 int8
+	calls, hands, slow, tick, leave, all                                       int8
+	crash, loseRequest, loseAnswer, losePush, swapPush, delay, repeat, outages int8
+	forget, failover, clock                                                    int8
 }
 
 // process is a shell and its link.
@@ -184,7 +184,7 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 	return w.onTime(p)
 }
 
-// sameRecord reports whether two records of one generation may be told apart by
+// sameRecord reports whether two records of one generation may be distinguished by
 // their counts, the ends of leases and shorter waits only.
 func sameRecord(a, b *Record) bool {
 	return a.State == b.State && a.Since == b.Since && a.Opened == b.Opened && a.Moved == b.Moved && a.hasEvidence() == b.hasEvidence() &&

@@ -60,7 +60,7 @@ func TestARateOfOneProcessWithSomeErrorsOpensNothing(t *testing.T) {
 	}
 }
 
-func TestARateBelowTheLimitOpensAlmostNothing(t *testing.T) {
+func TestARateBelowTheThresholdOpensAlmostNothing(t *testing.T) {
 	for _, c := range []struct{ errors, most float64 }{{0.01, 0}, {0.1, 0}, {0.3, 0.001}, {0.4, 0.02}} {
 		sum := simulateAll([]simSize{{3, 1}, {20, 1}, {20, 20}, {100, 1}, {100, 20}, {1000, 2}}, simLength(6000), 10, 1, func(f *simFleet) {
 			f.config, f.health = halfOfTheCalls, atRandom(c.errors)
@@ -72,7 +72,7 @@ func TestARateBelowTheLimitOpensAlmostNothing(t *testing.T) {
 	}
 }
 
-func TestARateAboveTheLimitOpens(t *testing.T) {
+func TestARateAboveTheThresholdOpens(t *testing.T) {
 	for _, c := range []struct {
 		simSize
 		share  float64

@@ -256,7 +256,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 				cfg.Storage = storage()
 				fleet = append(fleet, startBreaker(t, "prices", cfg))
 			}
-			var ill atomic.Bool
+			var failing atomic.Bool
 			var all sync.WaitGroup
 			end := time.Now().Add(patience)
 			seenEnough := func() bool {
@@ -267,7 +267,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 					all.Go(func() {
 						for !seenEnough() {
 							var want error
-							if ill.Load() {
+							if failing.Load() {
 								want = errUnhealthy
 							}
 							p, err := b.Acquire(context.Background())
@@ -294,13 +294,13 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			}
 			all.Go(func() {
 				for i := 0; !seenEnough(); i++ {
-					ill.Store(!ill.Load())
+					failing.Store(!failing.Load())
 					if i%3 == 0 { // then everybody needs a trial
 						_ = fleet[i%len(fleet)].SetState(context.Background(), infuse.StateOpen)
 					}
 					time.Sleep(20 * time.Millisecond)
 				}
-				ill.Store(false)
+				failing.Store(false)
 			})
 			all.Wait()
 			require.Greater(t, trials.Load(), int64(50))

@@ -368,7 +368,7 @@ func TestGrownWithoutAResetTimeout(t *testing.T) {
 
 // An hour of calm is forgotten by a move to open.
 // R30.
-func TestCalmIsForgottenByAMove(t *testing.T) {
+func TestAHealthyPeriodCountsAtAManualChange(t *testing.T) {
 	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, MaxResetTimeout: time.Hour}
 	now, n := noon, 0
 	r := Record{}

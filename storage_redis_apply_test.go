@@ -187,7 +187,7 @@ type twin struct {
 	*twins
 	circuit string
 	model   Record   // its times are on Redis's clock
-	seen    []Record // by storage: what it was told last, on this process's clock
+	seen    []Record // by storage: what it received last, on this process's clock
 	numbers []uint64
 	sent    []Change // all, for changes that come twice
 	story   []string
@@ -298,7 +298,7 @@ func (w *twin) agrees(got Record, here, now time.Time) error {
 	return nil
 }
 
-// passTime moves the clock, and then away from all deadlines. On miniredis, the
+// passTime moves the clock, and then past all deadlines that are near. On miniredis, the
 // key may have expired: then there is nothing left that was worth keeping.
 func (w *twin) passTime(c Change) error {
 	_, virtual := w.clock.(*miniClock)

@@ -231,7 +231,7 @@ func TestASenderWithoutARateLeavesTheSuspicionOfOthers(t *testing.T) {
 }
 
 // The same in a fleet, after a rolling deployment that is over.
-func TestAShorterWindowOfAFleetIsBlind(t *testing.T) {
+func TestAShorterWindowOfAFleetOpensInTime(t *testing.T) {
 	long := ratedBy(func(l *Limits) { l.Window = time.Hour })
 	short := ratedBy(func(l *Limits) { l.Window = 10 * time.Second })
 	day := time.UnixMilli(noon.UnixMilli() / 360_000 * 360_000)
@@ -277,7 +277,7 @@ func TestAWindowOfFiveMilliseconds(t *testing.T) {
 // Who clears an override that is not there, by the history.
 // An override of a state that cannot be, from a third-party sender.
 // A Ramp that is set later begins in the middle, long after the closing.
-// While the storage is away, an override of the fleet can neither be cleared
+// While the storage is unavailable, an override of the fleet can neither be cleared
 // nor replaced for a process alone, though the error says that it was.
 // For GOARCH=386 alone: counts and ages beyond 31 bits.
 func TestThirtyTwoBits(t *testing.T) {

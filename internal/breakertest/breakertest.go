@@ -165,7 +165,7 @@ func WaitOf(b *infuse.Breaker, fn func(context.Context) error) (time.Duration, e
 	return time.Since(began), err
 }
 
-// StateLog keeps what a listener has heard of, in order.
+// StateLog keeps what a listener has received, in order.
 type StateLog struct {
 	mu     sync.Mutex
 	events []string
@@ -189,19 +189,19 @@ func (l *StateLog) Listener() *infuse.Listener {
 	}}
 }
 
-// Edges counts what listeners hear of the storage.
-type Edges struct{ Away, Back atomic.Int32 }
+// Edges counts the outages of a storage, and their ends, that listeners receive.
+type Edges struct{ Unavailable, Available atomic.Int32 }
 
 func (e *Edges) Listener() *infuse.Listener {
 	return &infuse.Listener{
-		StorageUnavailable: func(error) { e.Away.Add(1) },
-		StorageAvailable:   func(time.Duration) { e.Back.Add(1) },
+		StorageUnavailable: func(error) { e.Unavailable.Add(1) },
+		StorageAvailable:   func(time.Duration) { e.Available.Add(1) },
 	}
 }
 
-func (e *Edges) Require(t testing.TB, away, back int32) {
+func (e *Edges) Require(t testing.TB, unavailable, available int32) {
 	t.Helper()
-	require.Equal(t, [2]int32{away, back}, [2]int32{e.Away.Load(), e.Back.Load()}, "told that it is away, and back")
+	require.Equal(t, [2]int32{unavailable, available}, [2]int32{e.Unavailable.Load(), e.Available.Load()}, "reported as unavailable, and as available")
 }
 
 // Goroutines returns the stacks of all goroutines, by what stays the same of

@@ -23,13 +23,13 @@ func startSentinelFault(t *testing.T) (s *redistest.Sentinel, clients [2]redis.U
 	return s, [2]redis.UniversalClient{s.Client(soon), s.Client(soon)}, s.Client(soon)
 }
 
-// The replica is promoted; what the old master is told after that is lost.
+// The replica is promoted; what the old master receives after that is lost.
 func TestSentinelPromotesTheReplica(t *testing.T) {
 	s, clients, newcomer := startSentinelFault(t)
 	endure(t, clients, newcomer, func(*traffic) { require.NoError(t, s.Failover(t.Context())) })
 }
 
-// The replica that is promoted has nothing: what was open is put back.
+// The replica that is promoted has nothing: what was open is restored.
 func TestSentinelPromotesAnEmptyReplica(t *testing.T) {
 	s, clients, newcomer := startSentinelFault(t)
 	endure(t, clients, newcomer, func(*traffic) {
@@ -74,7 +74,7 @@ func TestAMasterOfTheClusterIsKilled(t *testing.T) {
 	endure(t, clients, newcomer, func(tr *traffic) {
 		_, master := owner(t, c, "busy")
 		master.Kill()
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(3 * time.Second)
 		require.NoError(t, master.Restart())
 	})
@@ -98,7 +98,7 @@ func TestSlotsOfTheClusterMove(t *testing.T) {
 	c, clients, newcomer := startClusterFault(t, 0)
 	endure(t, clients, newcomer, func(*traffic) {
 		for range 2 {
-			for _, circuit := range []string{"busy", "held", "ill", "signal"} {
+			for _, circuit := range []string{"busy", "held", "failing", "signal"} {
 				slot, from := owner(t, c, circuit)
 				for _, to := range c.Nodes() {
 					if to.Addr() != from.Addr() {

@@ -106,7 +106,7 @@ func TestAMissedCloseIsLearnedOfByASilentSubscriber(t *testing.T) {
 	requireStaysClosed(t, other, generation)
 }
 
-// requireStaysClosed looks whether anybody has put back what was closed.
+// requireStaysClosed looks whether anybody has restored what was closed.
 func requireStaysClosed(t *testing.T, b *infuse.Breaker, generation int64) {
 	t.Helper()
 	require.Never(t, func() bool {
@@ -140,20 +140,20 @@ func TestAMissedCloseIsNotUndone(t *testing.T) {
 }
 
 // Redis loses a record while every process that knows of it is subscribed: no
-// message tells them, and still it is put back.
+// message tells them, and still it is restored.
 // R39.
-func TestALostRecordIsPutBack(t *testing.T) {
+func TestALostRecordIsRestored(t *testing.T) {
 	s, _, _ := startFault(t)
 	storage := infuse.NewRedisStorage(s.Client(), infuse.RedisOptions{PollInterval: time.Second})
 	t.Cleanup(func() { require.NoError(t, storage.Close()) })
 	b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 1, ResetTimeout: time.Hour, Storage: storage}))
-	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) // one by time is put back once it is confirmed
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) // one by time is restored once it is confirmed
 	held := recordOf(t, b)
 	require.NoError(t, s.Client().FlushAll(t.Context()).Err())
 	began := time.Now()
 	// A read of Record would itself find out: Redis is asked behind its back.
 	require.Eventually(t, func() bool { return s.Client().Exists(t.Context(), pricesKey).Val() == 1 }, 6*time.Second, pace)
-	t.Logf("put back after %v", time.Since(began).Round(time.Millisecond))
+	t.Logf("restored after %v", time.Since(began).Round(time.Millisecond))
 	back := recordOf(t, b)
 	require.Equal(t, held.State, back.State)
 	require.Equal(t, held.Generation, back.Generation)

@@ -58,7 +58,7 @@ func TestRedisIsKilled(t *testing.T) {
 	s, clients, newcomer := startFault(t)
 	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		s.Kill()
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		require.NoError(t, s.Restart())
 	})
@@ -78,14 +78,14 @@ func TestRedisIsStoppedForThreeSeconds(t *testing.T) {
 	s, clients, newcomer := startFault(t)
 	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		s.Pause()
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		s.Resume()
 	})
 	tr.requireToldOnce()
 }
 
-// What was open is put back, by those who hold it open.
+// What was open is restored, by those who hold it open.
 func TestRedisRestartsEmpty(t *testing.T) {
 	s, clients, newcomer := startFault(t)
 	endure(t, clients, newcomer, func(*traffic) { require.NoError(t, s.Restart()) })
@@ -118,7 +118,7 @@ func TestRedisIsOutOfMemory(t *testing.T) {
 	admin := s.Client()
 	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		require.NoError(t, admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		require.NoError(t, admin.ConfigSet(t.Context(), "maxmemory", "0").Err())
 	})
@@ -126,11 +126,11 @@ func TestRedisIsOutOfMemory(t *testing.T) {
 }
 
 // requireRefusedOnce is for faults that are one outage, in which Redis answers
-// reads. The ill circuit may come back with one, and be on its own again when it
+// reads. The failing circuit may come back with one, and be on its own again when it
 // asks for its next trial.
 func (tr *traffic) requireRefusedOnce() {
 	tr.t.Helper()
-	tr.requireTold(1, func(p *process, b *infuse.Breaker) bool { return b != p.ill })
+	tr.requireTold(1, func(p *process, b *infuse.Breaker) bool { return b != p.failing })
 }
 
 // After a failover, a client may go on talking to what has become a replica. Its
@@ -145,7 +145,7 @@ func TestRedisIsReadOnly(t *testing.T) {
 		host, port, err := net.SplitHostPort(master.Addr())
 		require.NoError(t, err)
 		require.NoError(t, admin.ReplicaOf(t.Context(), host, port).Err())
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		require.NoError(t, admin.ReplicaOf(t.Context(), "NO", "ONE").Err())
 	})
@@ -170,7 +170,7 @@ func TestRedisHasAnotherPassword(t *testing.T) {
 	app := func(o *redis.Options) { o.Username, o.Password = "app", "old" }
 	tr := endure(t, [2]redis.UniversalClient{s.Client(app), s.Client(app)}, s.Client(app), func(tr *traffic) {
 		setPassword("new")
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		setPassword("old")
 	})
@@ -185,7 +185,7 @@ func TestRedisIsSlow(t *testing.T) {
 	through := through(proxy)
 	tr := endure(t, [2]redis.UniversalClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
 		proxy.SetDelay(3 * faultTimeout / 2)
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		proxy.SetDelay(0)
 	})
@@ -201,7 +201,7 @@ func TestTheNetworkSwallowsEverything(t *testing.T) {
 	through := through(proxy)
 	tr := endure(t, [2]redis.UniversalClient{s.Client(through), s.Client(through)}, s.Client(through), func(tr *traffic) {
 		proxy.Swallow(true)
-		tr.awaitAway()
+		tr.awaitOutage()
 		time.Sleep(3 * time.Second)
 		proxy.Swallow(false)
 	})
@@ -226,7 +226,7 @@ func TestTheKeysHoldGarbage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, clients, newcomer := startFault(t)
 			admin := s.Client()
-			keys := []string{"infuse:{busy}", "infuse:{held}", "infuse:{ill}"}
+			keys := []string{"infuse:{busy}", "infuse:{held}", "infuse:{failing}"}
 			tr := endure(t, clients, newcomer, func(*traffic) {
 				for range 20 {
 					for _, key := range keys {
@@ -275,7 +275,7 @@ func TestAThousandFailuresAtOnceAtARedisThatHangs(t *testing.T) {
 			require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		}
 	}
-	t.Logf("10,000 calls while it is known to be away: %v in all", time.Since(began).Round(time.Millisecond))
+	t.Logf("10,000 calls while it is known to be unavailable: %v in all", time.Since(began).Round(time.Millisecond))
 	require.Less(t, time.Since(began), 5*time.Second)
 
 	s.Resume()

@@ -28,12 +28,12 @@ const (
 
 // traffic is two processes that call three circuits each:
 //   - busy: the service fails now and then, but never for long. Every call runs.
-//   - held: was opened by hand, and is not due. Every call is rejected.
-//   - ill: the service is ill half of the time. A call runs or is rejected.
+//   - held: was opened manually, and is not due. Every call is rejected.
+//   - failing: the service fails half of the time. A call runs or is rejected.
 type traffic struct {
 	t     *testing.T
 	fleet [2]*process
-	sick  atomic.Bool // the service of the circuit that is ill
+	down  atomic.Bool // the service of the failing circuit
 	stop  context.CancelFunc
 	all   sync.WaitGroup
 
@@ -46,10 +46,10 @@ type traffic struct {
 }
 
 type process struct {
-	storage                 *infuse.RedisStorage
-	busy, held, ill, signal *infuse.Breaker // signal is called by nobody
-	edges                   map[*infuse.Breaker]*edges
-	startedWithin           time.Duration // the longest that New took
+	storage                     *infuse.RedisStorage
+	busy, held, failing, signal *infuse.Breaker // signal is called by nobody
+	edges                       map[*infuse.Breaker]*edges
+	startedWithin               time.Duration // the longest that New took
 }
 
 // startTraffic starts two processes that each use one of the clients.
@@ -85,12 +85,12 @@ func startProcess(t *testing.T, client redis.UniversalClient) *process {
 	}
 	p.busy = start("busy", infuse.Config{FailMax: 1 << 20})
 	p.held = start("held", infuse.Config{ResetTimeout: time.Hour})
-	p.ill = start("ill", infuse.Config{FailMax: 3, ResetTimeout: 50 * time.Millisecond, TrialTimeout: time.Second})
+	p.failing = start("failing", infuse.Config{FailMax: 3, ResetTimeout: 50 * time.Millisecond, TrialTimeout: time.Second})
 	p.signal = start("signal", infuse.Config{ResetTimeout: time.Hour})
 	return p
 }
 
-// openHeld opens what is to be held. While Redis is away each process can do
+// openHeld opens what is to be held. While Redis is unavailable each process can do
 // that only for itself.
 func (tr *traffic) openHeld() error {
 	var failed error
@@ -109,7 +109,7 @@ func (tr *traffic) start() {
 	})
 	for _, p := range tr.fleet {
 		for worker := range 2 {
-			for _, call := range []func(*process, int){tr.callBusy, tr.callHeld, tr.callIll} {
+			for _, call := range []func(*process, int){tr.callBusy, tr.callHeld, tr.callFailing} {
 				tr.all.Go(func() {
 					for n := worker; ctx.Err() == nil; n++ {
 						call(p, n)
@@ -130,7 +130,7 @@ func (tr *traffic) start() {
 	})
 	tr.all.Go(func() {
 		for ctx.Err() == nil {
-			tr.sick.Store(!tr.sick.Load())
+			tr.down.Store(!tr.down.Load())
 			time.Sleep(100 * time.Millisecond)
 		}
 	})
@@ -182,26 +182,26 @@ func (tr *traffic) callHeld(p *process, _ int) {
 	tr.require(!ran && errors.As(err, &rejection), "held: ran %v, error %v", ran, err)
 }
 
-func (tr *traffic) callIll(p *process, _ int) {
+func (tr *traffic) callFailing(p *process, _ int) {
 	var want error
-	if tr.sick.Load() {
+	if tr.down.Load() {
 		want = errUnhealthy
 	}
-	ran, err := tr.call(p.ill, want)
+	ran, err := tr.call(p.failing, want)
 	var rejection *infuse.OpenError
-	tr.require(ran && err == want || !ran && errors.As(err, &rejection), "ill: ran %v, error %v", ran, err)
+	tr.require(ran && err == want || !ran && errors.As(err, &rejection), "failing: ran %v, error %v", ran, err)
 }
 
-// awaitAway waits until both processes know that Redis is away.
-func (tr *traffic) awaitAway() {
+// awaitOutage waits until both processes know that Redis is unavailable.
+func (tr *traffic) awaitOutage() {
 	tr.t.Helper()
 	for _, p := range tr.fleet {
-		require.Eventually(tr.t, func() bool { return p.edges[p.busy].Away.Load() > 0 }, patience, pace)
+		require.Eventually(tr.t, func() bool { return p.edges[p.busy].Unavailable.Load() > 0 }, patience, pace)
 	}
 }
 
 // awaitShared returns how long it takes, from when the fault is over, until the
-// storage counts again for each process and each hears of what the other does.
+// storage counts again for each process and each receives what the other does.
 func (tr *traffic) awaitShared() time.Duration {
 	tr.t.Helper()
 	began := time.Now()
@@ -217,11 +217,11 @@ func (tr *traffic) awaitShared() time.Duration {
 	return time.Since(began)
 }
 
-// isShared reports whether the process has been told that the storage is back
-// as often as that it is away.
+// isShared reports whether the process has reported the storage as available
+// as often as unavailable.
 func (p *process) isShared() bool {
 	for _, heard := range p.edges {
-		if heard.Away.Load() != heard.Back.Load() {
+		if heard.Unavailable.Load() != heard.Available.Load() {
 			return false
 		}
 	}
@@ -251,10 +251,10 @@ func (tr *traffic) finish(shared time.Duration) {
 	for _, p := range tr.fleet {
 		require.Eventually(tr.t, p.isShared, patience, pace)
 		for _, heard := range p.edges {
-			outages = max(outages, heard.Away.Load())
+			outages = max(outages, heard.Unavailable.Load())
 		}
 	}
-	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, told of %d outages, shared again after %v, the machine stood still for %v",
+	tr.t.Logf("%d calls, worst extra wait %v (%s), ended wrongly %d, reported %d outages, shared again after %v, the machine stood still for %v",
 		tr.calls, tr.worst.Round(time.Millisecond), tr.where, len(tr.wrong), outages, shared.Round(time.Millisecond), tr.stall.Round(time.Millisecond))
 	require.Empty(tr.t, tr.wrong)
 	require.Less(tr.t, tr.worst, faultTimeout+faultMargin+2*tr.stall)
@@ -288,7 +288,7 @@ func endure(t *testing.T, clients [2]redis.UniversalClient, newcomer redis.Unive
 
 // requireTold is for the circuits of both processes that satisfy which. Where
 // the machine stood still, or Redis answered none too soon in a fault that does
-// not keep it from answering, Redis was away for as long, and nothing is shown.
+// not keep it from answering, Redis was unavailable for as long, and nothing is shown.
 func (tr *traffic) requireTold(times int32, which func(p *process, b *infuse.Breaker) bool) {
 	tr.t.Helper()
 	if tr.stall > faultTimeout/2 || times == 0 && tr.worst > faultTimeout*4/5 {

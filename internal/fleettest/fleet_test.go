@@ -31,7 +31,7 @@ type memberConfig struct {
 	Limits        infuse.Limits
 }
 
-// order is what a member is told to do.
+// order is what a member must do.
 type order struct {
 	Do  string
 	N   int           // fail: so many calls, all at once
@@ -338,7 +338,7 @@ func TestAProcessThatJoinsChangesNothing(t *testing.T) {
 
 // A process logged the transitions that it made itself, and so
 // its operators learnt of half of the outages.
-func TestListenersHearOfOthersTransitions(t *testing.T) {
+func TestListenersReceiveTransitionsOfOthers(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	cfg := memberConfig{server.Addr(), "prices", fleetLimits(func(l *infuse.Limits) { l.ResetTimeout = 300 * time.Millisecond })}

@@ -80,7 +80,7 @@ func TestARateCountsEveryCall(t *testing.T) {
 
 // Three processes, one circuit: 1, 2, 4, 8, 8 units and back, though Redis loses
 // everything in the middle.
-func TestTheOpenTimeGrowsThroughARestart(t *testing.T) {
+func TestTheOpenDurationGrowsThroughARestart(t *testing.T) {
 	takesLong(t)
 	t.Parallel()
 	const unit = 250 * time.Millisecond

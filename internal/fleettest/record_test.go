@@ -19,7 +19,7 @@ import (
 // The key was gone, and so was the open circuit: all processes went back to a
 // service that was down. Any process that still knows puts it back.
 // R39.
-func TestAnOpenCircuitThatRedisLosesIsPutBack(t *testing.T) {
+func TestAnOpenCircuitThatRedisLosesIsRestored(t *testing.T) {
 	t.Parallel()
 	for how, lose := range map[string]func(context.Context, *redis.Client) error{
 		"FLUSHALL": func(ctx context.Context, c *redis.Client) error { return c.FlushAll(ctx).Err() },
@@ -32,7 +32,7 @@ func TestAnOpenCircuitThatRedisLosesIsPutBack(t *testing.T) {
 			server := redistest.Start(t)
 			cfg := patiently(infuse.Config{ResetTimeout: time.Hour, Storage: host(t, server)})
 			holder := startBreaker(t, "prices", cfg)
-			require.NoError(t, holder.SetState(t.Context(), infuse.StateOpen)) // one by time is put back once it is confirmed
+			require.NoError(t, holder.SetState(t.Context(), infuse.StateOpen)) // one by time is restored once it is confirmed
 
 			require.NoError(t, server.Client().HSet(t.Context(), pricesKey, "mark", 1).Err())
 			require.NoError(t, lose(t.Context(), server.Client()))
@@ -93,7 +93,7 @@ func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {
 	heard.Require(t, 0, 0) // to have lost a record is no error
 }
 
-// A process that has not heard of the transitions yet reports what it knows:
+// A process that has not received the transitions yet reports what it knows:
 // results of calls that were admitted before them.
 // R4.
 func TestLateResultsOfADeafProcessChangeNothing(t *testing.T) {
@@ -270,16 +270,16 @@ func TestARecordThatTurnsBadIsNoErrorOfCalls(t *testing.T) {
 // but errors, which passed for health.
 func TestTheScriptIsLoadedAgain(t *testing.T) {
 	server := redistest.Start(t)
-	var away atomic.Int32
+	var outages atomic.Int32
 	b := startBreaker(t, "prices", patiently(infuse.Config{
 		FailMax: 100, Storage: host(t, server),
-		Listeners: []*infuse.Listener{{StorageUnavailable: func(error) { away.Add(1) }}},
+		Listeners: []*infuse.Listener{{StorageUnavailable: func(error) { outages.Add(1) }}},
 	}))
 	fleetFails(t, b, 1)
 	require.NoError(t, server.Client().ScriptFlush(t.Context()).Err())
 	fleetFails(t, b, 1)
 	require.Equal(t, 2, recordOf(t, b).Failures)
-	require.Zero(t, away.Load())
+	require.Zero(t, outages.Load())
 
 	require.NoError(t, server.Restart())
 	require.Eventually(t, func() bool {

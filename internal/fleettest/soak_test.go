@@ -28,7 +28,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// The soak: eight processes call three services that fall ill and recover at
+// The soak: eight processes call three services that begin to fail and recover at
 // random, while Redis is killed, stopped, flushed and restarted at random.
 // INFUSE_SOAK=60s sets how long; INFUSE_SOAK_SEED repeats a run's choices.
 
@@ -37,7 +37,7 @@ const (
 	soakCircuits  = 3
 	soakTrial     = 5 * time.Second         // the lease: longer than any call
 	soakBound     = storageTimeout + 900*ms // for ten processes on two cores
-	soakClosed    = 5 * time.Second         // from the last fault until all is well
+	soakClosed    = 5 * time.Second         // from the last fault until all circuits are closed
 	ms            = time.Millisecond
 )
 
@@ -209,11 +209,11 @@ func TestSoak(t *testing.T) {
 	}
 	seed := soakSeed(t)
 	roll := rand.New(rand.NewPCG(seed, 0))
-	var ill [soakCircuits]atomic.Bool
+	var failing [soakCircuits]atomic.Bool
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		circuit, _ := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
 		time.Sleep(2 * ms)
-		if ill[circuit].Load() {
+		if failing[circuit].Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}))
@@ -223,12 +223,12 @@ func TestSoak(t *testing.T) {
 
 	var falling sync.WaitGroup
 	ctx, heal := context.WithCancel(t.Context())
-	for circuit := range ill {
+	for circuit := range failing {
 		whims := rand.New(rand.NewPCG(seed, 1+uint64(circuit)))
 		falling.Go(func() {
-			defer ill[circuit].Store(false)
+			defer failing[circuit].Store(false)
 			for ctx.Err() == nil {
-				ill[circuit].Store(!ill[circuit].Load())
+				failing[circuit].Store(!failing[circuit].Load())
 				select {
 				case <-time.After(time.Duration(200+whims.IntN(1500)) * ms):
 				case <-ctx.Done():
@@ -402,7 +402,7 @@ func overlaps(children []*soakChild, faults []soakFault) (counted int, together 
 }
 
 // meets reports whether the trial ran, or asked for its place, during the
-// fault. What Redis lost in a fault is put back within a second or two: until
+// fault. What Redis lost in a fault is restored within a second or two: until
 // then it knows nothing of the trials that were granted before.
 func (r soakTrialRun) meets(f soakFault) bool {
 	return r.Over.After(f.began) && r.Began.Before(f.over.Add(2*time.Second))

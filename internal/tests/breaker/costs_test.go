@@ -97,7 +97,7 @@ func TestAScriptThatRunsTwiceCountsOnce(t *testing.T) {
 	require.Empty(t, r.Trials)
 
 	generation := r.Generation
-	r = twice("a move by hand", func() { require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) })
+	r = twice("a manual change", func() { require.NoError(t, b.SetState(t.Context(), infuse.StateOpen)) })
 	require.Equal(t, infuse.StateOpen, r.State)
 	require.Greater(t, r.Generation, generation)
 }
@@ -244,7 +244,7 @@ func TestManyFailuresAtOnceShareTheirReports(t *testing.T) {
 // A success after failures says that the row is broken, but its caller does
 // not wait for that.
 // R10.
-func TestTheSuccessThatEndsARowOfFailuresDoesNotWait(t *testing.T) {
+func TestTheSuccessThatEndsAStreakDoesNotWait(t *testing.T) {
 	server := redistest.Start(t)
 	b := startQuietBreaker(t, server, infuse.Config{})
 	require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
@@ -411,17 +411,17 @@ func BenchmarkCall(b *testing.B) {
 // R44.
 func TestASuccessAllocatesNothingUnderAnySetting(t *testing.T) {
 	ctx := context.Background()
-	ok, ill := func(context.Context) error { return nil }, func(context.Context) error { return errUnhealthy }
+	ok, failed := func(context.Context) error { return nil }, func(context.Context) error { return errUnhealthy }
 	for name, cfg := range map[string]infuse.Config{
 		"plain": {FailMax: 1000}, "rate": {FailureRate: 0.9, MinCalls: math.MaxInt32}, "rate and row": {FailureRate: 0.9, MinCalls: math.MaxInt32, FailMax: 1000},
 		"counts": {FailMax: 1000, CountCalls: true}, "slow": {FailMax: 1000, SlowCall: time.Minute}, "ramp": {FailMax: 1000, Ramp: time.Second},
 	} {
 		b := startBreaker(t, "service", cfg)
 		health := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ok) })
-		_ = b.Call(ctx, ill)
+		_ = b.Call(ctx, failed)
 		_ = b.Call(ctx, ok)
 		after := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ok) })
-		failing := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ill); _ = b.Call(ctx, ok) })
+		failing := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, failed); _ = b.Call(ctx, ok) })
 		t.Log(name, "health", health, "with a failure", after, "failure and success", failing)
 		require.Zero(t, health, name)
 		require.Zero(t, after, name)
@@ -429,11 +429,11 @@ func TestASuccessAllocatesNothingUnderAnySetting(t *testing.T) {
 	// A ramp long over.
 	b := startBreaker(t, "service", infuse.Config{Ramp: time.Millisecond, ResetTimeout: time.Millisecond, FailMax: 3})
 	for range 3 {
-		_ = b.Call(ctx, ill)
+		_ = b.Call(ctx, failed)
 	}
 	time.Sleep(5 * time.Millisecond)
 	_ = b.Call(ctx, ok)
 	time.Sleep(20 * time.Millisecond)
-	failing := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, ill); _ = b.Call(ctx, ok) })
+	failing := testing.AllocsPerRun(1000, func() { _ = b.Call(ctx, failed); _ = b.Call(ctx, ok) })
 	t.Log("after a ramp: failure and success", failing)
 }

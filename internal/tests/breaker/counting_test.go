@@ -98,7 +98,7 @@ func TestAFailureWhoseContextHasEndedIsCountedForTheFleet(t *testing.T) {
 
 // Rejections were reported like failures, so that a breaker
 // which rejected kept itself open.
-func TestRejectionsCountForNothing(t *testing.T) {
+func TestRejectionsAreNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "prices", infuse.Config{})
 		trip(t, b)
@@ -140,7 +140,7 @@ func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T)
 			}
 		}
 		require.NoError(t, outer.SetState(t.Context(), infuse.StateHalfOpen))
-		for range 10 { // the outer call is the trial that turns the inner one away
+		for range 10 { // the outer call is the trial that rejects the inner one
 			require.ErrorIs(t, outer.Call(t.Context(), calls(inner)), infuse.ErrOpen)
 			requireState(t, infuse.StateHalfOpen, outer, inner)
 		}
@@ -154,7 +154,7 @@ func TestARejectionByTheSameCircuitIsIgnoredAndByAnotherIsAFailure(t *testing.T)
 }
 
 // R5.
-func TestOnlyFailuresInARowOpenTheCircuit(t *testing.T) {
+func TestOnlyConsecutiveFailuresOpenTheCircuit(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{FailMax: 3})
 	for range 20 {
 		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))

@@ -13,7 +13,7 @@ import (
 
 // A breaker of an open circuit with a rate kept its timer set, and was never
 // garbage-collected.
-func TestABreakerThatKeepsWakingIsNoGarbage(t *testing.T) {
+func TestABreakerOfAnOpenCircuitIsCollected(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	cfg := infuse.Config{FailureRate: 0.5, MinCalls: 5, Window: 100 * time.Millisecond, ResetTimeout: 200 * time.Millisecond, Storage: storage}
 	one := startBreaker(t, "service", cfg)
@@ -37,7 +37,7 @@ func TestABreakerThatKeepsWakingIsNoGarbage(t *testing.T) {
 	t.Fatal("3 s later: not garbage")
 }
 
-func TestABreakerUnderAnOverrideIsNoGarbage(t *testing.T) {
+func TestABreakerUnderAnOverrideIsCollected(t *testing.T) {
 	for name, until := range map[string]time.Duration{"no end": 0, "a month": 30 * 24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			storage := infuse.NewMemoryStorage()

@@ -156,7 +156,7 @@ func TestOtherNamesDoNotEvictACircuitWithSettingsOfItsOwn(t *testing.T) {
 
 // A breaker that somebody kept was stopped when it made room: it said "closed"
 // for ever, whatever became of the circuit.
-func TestABreakerKeptFromAGroupHears(t *testing.T) {
+func TestABreakerKeptFromAGroupReceivesChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
 		g := groupOf(t, infuse.Config{FailMax: 2, Storage: storage, MaxCircuits: 1})

@@ -22,7 +22,7 @@ import (
 // no lock is held, no trial is taken, and nobody waits. A typed nil error used to
 // panic under the lock of its circuit, and the next failing call hung for ever.
 
-// hook is user code that the library runs. It does what it is told to.
+// hook is user code that the library runs. It does what the test sets.
 type hook struct {
 	breaker atomic.Pointer[infuse.Breaker]
 	deed    atomic.Pointer[func(*infuse.Breaker)]

@@ -41,7 +41,7 @@ func TestAListenerMayUseItsBreaker(t *testing.T) {
 			var used atomic.Int64
 			listener := everyFunc(func(b *infuse.Breaker) {
 				if used.Add(1) > 200 {
-					return // what it does is told to listeners, too
+					return // what it does is reported to listeners, too
 				}
 				ctx := context.Background()
 				_, _, _ = b.State(), b.Name(), b.Stats()
@@ -98,7 +98,7 @@ func TestAListenerThatPanicsChangesNothing(t *testing.T) {
 			requireState(t, infuse.StateClosed, b)
 			require.Eventually(t, func() bool {
 				return slices.Equal(after.All(), []string{"closed>open", "open>half-open", "half-open>closed"})
-			}, patience, pace, "the listener behind it is told all the same")
+			}, patience, pace, "the listener behind it is called all the same")
 		})
 	}
 }
@@ -110,9 +110,9 @@ func silenceSlog(t *testing.T) {
 	t.Cleanup(func() { slog.SetDefault(old) })
 }
 
-// "Closed" was told when the trial was let in, before anybody knew how it would
+// "Closed" was reported when the trial was let in, before anybody knew how it would
 // end.
-func TestEventsAreToldOnceEachAndInOrder(t *testing.T) {
+func TestEventsAreReportedOnceEachAndInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for kind, storage := range map[string]infuse.Storage{"alone": nil, "in a fleet": infuse.NewMemoryStorage()} {
 			var heard stateLog
@@ -179,11 +179,11 @@ func TestEveryBeforeCallIsFollowedByOneOutcome(t *testing.T) {
 	}{
 		"success":                {want: success, fn: succeeds},
 		"failure":                {want: failure, fn: fails},
-		"panic":                  {want: failure, fn: func(context.Context) error { panic("ill") }},
+		"panic":                  {want: failure, fn: func(context.Context) error { panic("failed") }},
 		"Goexit":                 {want: ignored, fn: func(context.Context) error { runtime.Goexit(); return nil }},
 		"cancelled":              {want: ignored, fn: func(context.Context) error { return context.Canceled }, classify: cancelled},
 		"no outcome that exists": {want: ignored, fn: succeeds, classify: func(context.Context, error) infuse.Outcome { return 9 }},
-		"panic of Classify":      {want: failure, fn: succeeds, classify: func(context.Context, error) infuse.Outcome { panic("ill") }},
+		"panic of Classify":      {want: failure, fn: succeeds, classify: func(context.Context, error) infuse.Outcome { panic("failed") }},
 		"Goexit of Classify":     {want: ignored, fn: succeeds, classify: func(context.Context, error) infuse.Outcome { runtime.Goexit(); return 0 }},
 	} {
 		for _, state := range []infuse.State{infuse.StateClosed, infuse.StateHalfOpen} {
@@ -227,8 +227,8 @@ func TestAListenerThatExitsEndsTheCallForAll(t *testing.T) {
 }
 
 // A trial that the storage refuses, or whose answer never comes, runs nothing:
-// its call is told as rejected, and as nothing else.
-func TestACallIsToldAsAdmittedOrAsRejected(t *testing.T) {
+// its call is reported as rejected, and as nothing else.
+func TestACallIsReportedAsAdmittedOrRejected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls, rejections, outcomes atomic.Int64
 		count := &infuse.Listener{
@@ -303,8 +303,8 @@ func TestAListenerThatExitsSilencesNobody(t *testing.T) {
 	})
 }
 
-// Who moved a circuit, why and when, could not be told from the event.
-func TestATransitionTellsWhoWhyAndWhen(t *testing.T) {
+// Who moved a circuit, why and when, were not in the event.
+func TestATransitionHasWhoWhyAndWhen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
 		var all [2][]infuse.Transition
@@ -381,19 +381,19 @@ func TestATransitionTellsWhoWhyAndWhen(t *testing.T) {
 	})
 }
 
-// An outage was told twice a round, and again for each circuit that came back:
+// An outage was reported twice a round, and again for each circuit that came back:
 // tens of thousands of events.
 // R43.
 func TestAnOutageOfTheStorageIsReportedOnceForAllCircuits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		var heard stateLog
-		var away atomic.Int64
+		var outages atomic.Int64
 		listener := &infuse.Listener{
 			StorageUnavailable: func(err error) { heard.Add("unavailable: " + err.Error()) },
-			StorageAvailable: func(awayFor time.Duration) {
+			StorageAvailable: func(lasted time.Duration) {
 				heard.Add("available")
-				away.Store(int64(awayFor))
+				outages.Store(int64(lasted))
 			},
 		}
 		g := groupOf(t, infuse.Config{FailMax: 100, Storage: storage, Listeners: []*infuse.Listener{listener}})
@@ -414,6 +414,6 @@ func TestAnOutageOfTheStorageIsReportedOnceForAllCircuits(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		require.Equal(t, []string{"unavailable: " + errTroubled.Error(), "available"}, heard.All())
-		require.InDelta(t, time.Since(began), away.Load(), float64(6*time.Second))
+		require.InDelta(t, time.Since(began), outages.Load(), float64(6*time.Second))
 	})
 }

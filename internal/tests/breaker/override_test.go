@@ -130,7 +130,7 @@ func TestAnOverrideIsChecked(t *testing.T) {
 	requireState(t, infuse.StateOpen, b)
 }
 
-func TestAnOverrideMendsARecordThatCannotBeRead(t *testing.T) {
+func TestAnOverrideReplacesAnUnreadableRecord(t *testing.T) {
 	server := redistest.Start(t)
 	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
 	require.NoError(t, server.Client().HSet(t.Context(), "infuse:{prices}", "v", "7", "r", "garbage").Err())
@@ -141,7 +141,7 @@ func TestAnOverrideMendsARecordThatCannotBeRead(t *testing.T) {
 	require.Equal(t, "ann", recordOf(t, b).Override.By)
 }
 
-func TestAMoveMovesTheCircuitBehindAnOverride(t *testing.T) {
+func TestAManualChangeAppliesUnderAnOverride(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{Storage: infuse.NewMemoryStorage()})
 	ctx := t.Context()
 	require.NoError(t, b.Override(ctx, hold(infuse.StateClosed, time.Time{})))
@@ -176,8 +176,8 @@ func TestAManualOpeningLastsAsLongAsItsSenderSet(t *testing.T) {
 	})
 }
 
-// Nothing but redis-cli could mend a record that cannot be read.
-func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
+// Nothing but redis-cli could replace a record that cannot be read.
+func TestAManualChangeReplacesAnUnreadableRecord(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client()
 	b := startBreaker(t, "prices", patiently(infuse.Config{Storage: host(t, server)}))
@@ -199,7 +199,7 @@ func TestAMoveMendsARecordThatCannotBeRead(t *testing.T) {
 // What a reviewer broke of overrides and histories.
 
 // R33.
-func TestAnOverrideThatIsOverComesBack(t *testing.T) {
+func TestAnOverrideThatIsOverStaysOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{})
 		require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, Reason: "maintenance", Until: time.Now().Add(time.Second)}))
@@ -211,7 +211,7 @@ func TestAnOverrideThatIsOverComesBack(t *testing.T) {
 	})
 }
 
-func TestAGroupForgetsOverrides(t *testing.T) {
+func TestAGroupKeepsOverrides(t *testing.T) {
 	for _, state := range []infuse.State{infuse.StateOpen, infuse.StateClosed} {
 		t.Run(state.String(), func(t *testing.T) {
 			g, err := infuse.NewGroup(infuse.Config{MaxCircuits: 2, FailMax: 1})
@@ -229,7 +229,7 @@ func TestAGroupForgetsOverrides(t *testing.T) {
 }
 
 // R6, R33.
-func TestClearingNothingClearsAllOwnCircuits(t *testing.T) {
+func TestClearingNoOverrideClearsNoLocalCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
 		one, other := startBreaker(t, "service", infuse.Config{Storage: storage}), startBreaker(t, "service", infuse.Config{Storage: storage})
@@ -255,7 +255,7 @@ func TestAnOverrideToHalfOpen(t *testing.T) {
 }
 
 // R34.
-func TestAnOverrideThatCannotBeCleared(t *testing.T) {
+func TestAnOverrideIsClearedForThisProcessDuringAnOutage(t *testing.T) {
 	for name, release := range map[string]func(ctx context.Context, b *infuse.Breaker) error{
 		"ClearOverride": func(ctx context.Context, b *infuse.Breaker) error { return b.ClearOverride(ctx, "ann") },
 		"Override closed": func(ctx context.Context, b *infuse.Breaker) error {

@@ -103,7 +103,7 @@ func TestSettleCountsTheOutcomeThatItIsGiven(t *testing.T) {
 	require.Equal(t, 2, failuresOf(b))
 	settle(infuse.OutcomeIgnored)
 	settle(9)
-	require.Equal(t, 2, failuresOf(b), "an outcome that does not exist counts for nothing")
+	require.Equal(t, 2, failuresOf(b), "an outcome that does not exist is not counted")
 	settle(infuse.OutcomeSuccess)
 	require.Zero(t, failuresOf(b))
 	for range 3 {
@@ -164,7 +164,7 @@ func TestSettleEndsATrial(t *testing.T) {
 	})
 }
 
-func TestSettlingASuccessInHealthAllocatesNothing(t *testing.T) {
+func TestSettlingASuccessAllocatesNothing(t *testing.T) {
 	if underRace {
 		t.Skip("sync.Pool drops things on purpose")
 	}

@@ -64,7 +64,7 @@ func TestTheRateOpensAtAFailure(t *testing.T) {
 	}
 }
 
-func TestARowOpensBesideARateOnlyIfItIsAskedFor(t *testing.T) {
+func TestAStreakOpensBesideARateOnlyIfItIsConfigured(t *testing.T) {
 	ways(t, infuse.Config{FailureRate: 0.9, MinCalls: 1000}, func(t *testing.T, b *infuse.Breaker) {
 		require.Zero(t, outcomes(t, b, strings.Repeat("f", 900)))
 		require.Equal(t, 900, failuresOf(b))
@@ -249,7 +249,7 @@ func TestTheNewSettingsAreChecked(t *testing.T) {
 
 // A window keeps the width of the longest Window that it ever knew, as long
 // as there is a failure in ten of these widths: under noise, for good.
-func TestAShorterWindowIsBlind(t *testing.T) {
+func TestAShorterWindowOpensInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{FailureRate: 0.5, Window: time.Hour})
 		_ = callOf(b, true)
@@ -286,7 +286,7 @@ func countedIn(w infuse.Window) (calls, failures int) {
 // A process that opened its local circuit during an outage of the storage reported
 // MinCalls failed calls, which nobody had made.
 // R21.
-func TestCallsThatNobodyMade(t *testing.T) {
+func TestOnlyCallsThatWereMadeAreReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		b := startBreaker(t, "service", infuse.Config{Storage: storage, FailMax: 5, FailureRate: 0.5, MinCalls: 50})
@@ -309,7 +309,7 @@ func TestCallsThatNobodyMade(t *testing.T) {
 
 // A Strict failure was not stored at its return while a rate was being confirmed.
 // R45.
-func TestStrictFailuresAreNotKnown(t *testing.T) {
+func TestStrictFailuresAreStoredWhileARateIsConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
 		cfg := infuse.Config{Storage: storage, FailureRate: 0.5, MinCalls: 5, Strict: true}

@@ -185,10 +185,10 @@ func TestAnOutageReadsAsOneInEveryLog(t *testing.T) {
 			}))
 		}
 		for second := range 90 {
-			ill := second < 30
+			failing := second < 30
 			for _, b := range fleet[:2] { // the third has no traffic
 				_ = b.Call(t.Context(), func(context.Context) error {
-					if ill {
+					if failing {
 						return errUnhealthy
 					}
 					return nil

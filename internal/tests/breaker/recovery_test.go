@@ -23,7 +23,7 @@ func openFor(t testing.TB, b *infuse.Breaker) time.Duration {
 }
 
 // R30.
-func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
+func TestTheOpenDurationDoublesAndShrinksAfterAHealthyPeriod(t *testing.T) {
 	growing := infuse.Config{FailMax: 1, ResetTimeout: time.Second, MaxResetTimeout: 8 * time.Second}
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", growing)
@@ -45,14 +45,14 @@ func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
 			require.Equal(t, c.want*time.Second, openFor(t, b).Round(time.Millisecond), "after %d s of calm", c.calm)
 		}
 	})
-	synctest.Test(t, func(t *testing.T) { // closed by hand forgets everything
+	synctest.Test(t, func(t *testing.T) { // closed manually forgets everything
 		b := startBreaker(t, "service", growing)
 		trip(t, b)
 		time.Sleep(time.Second)
 		require.Error(t, b.Call(t.Context(), fails))
 		require.Equal(t, 2*time.Second, openFor(t, b))
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
-		require.Equal(t, time.Second, openFor(t, b), "by hand it is ResetTimeout")
+		require.Equal(t, time.Second, openFor(t, b), "manually it is ResetTimeout")
 		time.Sleep(time.Second)
 		require.Error(t, b.Call(t.Context(), fails))
 		require.Equal(t, 4*time.Second, openFor(t, b))
@@ -61,7 +61,7 @@ func TestTheOpenTimeDoublesAndShrinksAfterCalm(t *testing.T) {
 
 // The fleet's open time is on record: whoever runs the trial, it grows for all.
 // R30.
-func TestTheOpenTimeGrowsForTheFleet(t *testing.T) {
+func TestTheOpenDurationGrowsForTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
 		cfg := infuse.Config{ResetTimeout: time.Second, MaxResetTimeout: 8 * time.Second, Storage: storage}
@@ -189,7 +189,7 @@ func TestARampIsFairToProcessesOfFewCalls(t *testing.T) {
 	})
 }
 
-func TestFailuresDuringARampOpenAsEver(t *testing.T) {
+func TestFailuresDuringARampOpenAsWithoutIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{ResetTimeout: time.Second, Ramp: 10 * time.Second})
 		trip(t, b)
@@ -205,9 +205,9 @@ func TestFailuresDuringARampOpenAsEver(t *testing.T) {
 	})
 }
 
-// Closing by hand begins a ramp, and closing once more ends it.
+// Closing manually begins a ramp, and closing once more ends it.
 // R31.
-func TestARampEndsByHand(t *testing.T) {
+func TestARampEndsManually(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{Ramp: time.Hour})
 		ctx := t.Context()
@@ -231,7 +231,7 @@ func TestARampEndsByHand(t *testing.T) {
 
 // A ramp that had ended came back with each later failure.
 // R31.
-func TestARampThatIsOverComesBack(t *testing.T) {
+func TestARampThatIsOverStaysOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBreaker(t, "service", infuse.Config{Ramp: time.Second, ResetTimeout: time.Second, FailMax: 3})
 		for range 3 {
@@ -248,7 +248,7 @@ func TestARampThatIsOverComesBack(t *testing.T) {
 }
 
 // A ramp ended for a process when its storage became unavailable.
-func TestARampEndsWhereTheStorageIsAway(t *testing.T) {
+func TestARampGoesOnWhileTheStorageIsUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		cfg := infuse.Config{Storage: storage, Ramp: 10 * time.Second}
@@ -294,7 +294,7 @@ func (s *slowTrials) Apply(ctx context.Context, circuit string, c infuse.Change)
 // A process whose trial succeeded met a circuit on a ramp that let nothing run.
 // Without a Ramp all calls run.
 // R31.
-func TestARampThatTheStorageHasNotHeardOf(t *testing.T) {
+func TestARampThatTheStorageHasNotReceived(t *testing.T) {
 	for _, ramp := range []time.Duration{0, time.Second} {
 		t.Run(ramp.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

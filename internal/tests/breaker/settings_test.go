@@ -228,7 +228,7 @@ func TestNamesNeverMeet(t *testing.T) {
 
 // The prefix and the names are one namespace for Pub/Sub, too: what happens to
 // one circuit is no news for another.
-func TestStrangeNamesHearOnlyOfThemselves(t *testing.T) {
+func TestStrangeNamesReceiveOnlyTheirOwnChanges(t *testing.T) {
 	server := redistest.Start(t)
 	here, there := host(t, server), host(t, server)
 	var watching []*infuse.Breaker

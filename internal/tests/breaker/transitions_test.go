@@ -140,7 +140,7 @@ func TestACauseIsKnownToTheFleet(t *testing.T) {
 		require.NoError(t, b.Call(t.Context(), succeeds))
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
-		require.NoError(t, requireRejected(t, b).Cause, "opened by hand")
+		require.NoError(t, requireRejected(t, b).Cause, "opened manually")
 		require.NoError(t, requireRejected(t, other).Cause)
 	})
 }
@@ -154,7 +154,7 @@ func TestTheCauseIsNotAnOldUnrelatedError(t *testing.T) {
 		old := errors.New("the old error of a")
 		require.Equal(t, old, a.Call(t.Context(), func(context.Context) error { return old }))
 		require.NoError(t, a.Call(t.Context(), succeeds))
-		synctest.Wait() // a success is told aside
+		synctest.Wait() // a success is reported aside
 		tripFleet(t, b, startBreaker(t, "prices", cfg))
 		synctest.Wait()
 		require.Equal(t, old, a.Call(t.Context(), func(context.Context) error { return old }))
@@ -166,7 +166,7 @@ func TestTheCauseIsNotAnOldUnrelatedError(t *testing.T) {
 		synctest.Wait()
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		synctest.Wait()
-		require.NoError(t, requireRejected(t, a).Cause, "a move by hand has none")
+		require.NoError(t, requireRejected(t, a).Cause, "a manual change has none")
 	})
 }
 

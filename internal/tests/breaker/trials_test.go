@@ -61,7 +61,7 @@ func startDue(t *testing.T, cfg infuse.Config) *infuse.Breaker {
 
 // A last trial that was ignored kept its place, and no call was
 // ever admitted again.
-func TestATrialThatIsIgnoredLeavesItsPlaceToTheNext(t *testing.T) {
+func TestAnIgnoredTrialFreesItsSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startDue(t, infuse.Config{})
 		for range 3 {
@@ -111,7 +111,7 @@ func TestATrialThatPanicsIsSettledAndThePanicGoesOn(t *testing.T) {
 
 // A trial that ended its goroutine, as a test's FailNow does, was
 // never settled: recover saw nil.
-func TestATrialThatEndsItsGoroutineLeavesItsPlace(t *testing.T) {
+func TestATrialThatEndsItsGoroutineFreesItsSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startDue(t, infuse.Config{})
 		ended := make(chan struct{})
@@ -243,7 +243,7 @@ func TestATrialSettledTwiceCountsOnceAndOneNeverSettledFreesItself(t *testing.T)
 
 // To ask for the state took the only trial; and a process that
 // noticed the transition cleared the successes of the others.
-func TestSeeingIsNotMoving(t *testing.T) {
+func TestReadingTheStateDoesNotChangeIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := infuse.Config{SuccessThreshold: 3, Storage: infuse.NewMemoryStorage()}
 		one, two, three := startDue(t, cfg), startBreaker(t, "prices", cfg), startBreaker(t, "prices", cfg)
@@ -325,7 +325,7 @@ func TestMaxTrialsHoldsAgainstManyAtOnce(t *testing.T) {
 }
 
 // R24.
-func TestSuccessThresholdNeedsSoManyInARow(t *testing.T) {
+func TestSuccessThresholdNeedsConsecutiveSuccesses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startDue(t, infuse.Config{SuccessThreshold: 3})
 		for range 2 {

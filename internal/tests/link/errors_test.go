@@ -32,7 +32,7 @@ func (e *rude) Temporary() bool { e.does(); return false }
 
 // An error whose As panicked left a lock held, and no call returned any more.
 // R35.
-func TestNoErrorOfAStorageWedgesABreaker(t *testing.T) {
+func TestNoErrorOfAStorageBlocksABreaker(t *testing.T) {
 	for name, does := range map[string]func(b *infuse.Breaker){
 		"panic":  func(*infuse.Breaker) { panic("an error is beside itself") },
 		"goexit": func(*infuse.Breaker) { runtime.Goexit() },
@@ -75,7 +75,7 @@ func TestNoErrorOfAStorageWedgesABreaker(t *testing.T) {
 }
 
 // A panic within Apply left the lock of MemoryStorage taken.
-func TestMemoryStorageHangsAfterThat(t *testing.T) {
+func TestMemoryStorageIsUsableAfterAPanic(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	func() {
 		defer func() { _ = recover() }()

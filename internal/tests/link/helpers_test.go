@@ -46,11 +46,11 @@ type (
 
 func TestMain(m *testing.M) { os.Exit(redistest.Run(m)) }
 
-// What holds while the storage is away holds for any storage: here for a
+// What holds while the storage is unavailable holds for any storage: here for a
 // stranger's that fails, hangs or panics on demand, in fake time, so that every
 // wait is exact.
 
-var errAway = errors.New("the storage is away")
+var errUnavailable = errors.New("the storage is unavailable")
 
 const storageTimeout = 100 * time.Millisecond
 
@@ -152,15 +152,15 @@ func (r *remote) underWay() (now, most int) {
 	return r.within, r.most
 }
 
-func isAway() error { return errAway }
+func isUnavailable() error { return errUnavailable }
 
-// troubles are the ways of a storage to be away.
+// troubles are the ways of a storage to be unavailable.
 func (r *remote) troubles() map[string]func() error {
 	return map[string]func() error{
-		"fails":             isAway,
+		"fails":             isUnavailable,
 		"panics":            func() error { panic("the storage is beside itself") },
 		"hangs":             r.hang,
-		"hangs, then fails": func() error { return errors.Join(r.hang(), errAway) },
+		"hangs, then fails": func() error { return errors.Join(r.hang(), errUnavailable) },
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 // down. With StorageDownLocal the process has a whole breaker of its own: it
 // opens, runs one trial at a time, and closes.
 // R5, R37.
-func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
+func TestWithoutItsStorageAProcessHasAWholeLocalCircuit(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		var heard edges
 		b := startBreaker(t, "prices", infuse.Config{
@@ -27,7 +27,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 			waited, err := waitOf(b, fails)
 			require.Equal(t, errUnhealthy, err)
 			if i > 0 {
-				require.Zero(t, waited, "known to be away, it is not waited for")
+				require.Zero(t, waited, "known to be unavailable, it is not waited for")
 			}
 			require.LessOrEqual(t, waited, storageTimeout)
 		}
@@ -53,7 +53,7 @@ func TestWithoutItsStorageAProcessHasAWholeBreakerOfItsOwn(t *testing.T) {
 }
 
 // R37.
-func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
+func TestStorageDownAllowRunsEveryCallAndCountsNothing(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, StorageDown: infuse.StorageDownAllow})
 		tripFleet(t, b, startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage}))
@@ -78,7 +78,7 @@ func TestFallbackClosedRunsEveryCallAndCountsNothing(t *testing.T) {
 }
 
 // R37.
-func TestFallbackOpenRejectsEveryCall(t *testing.T) {
+func TestStorageDownRejectRejectsEveryCall(t *testing.T) {
 	inEveryTrouble(t, func(t *testing.T, r *remote, trouble func() error) {
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r, StorageDown: infuse.StorageDownReject})
 		r.suffer(trouble)
@@ -93,7 +93,7 @@ func TestFallbackOpenRejectsEveryCall(t *testing.T) {
 		r.recover()
 		time.Sleep(time.Minute)
 		requireState(t, infuse.StateClosed, b)
-		require.Equal(t, 1, recordOf(t, b).Failures, "the storage has heard of the failure")
+		require.Equal(t, 1, recordOf(t, b).Failures, "the storage has received the failure")
 	})
 }
 
@@ -135,7 +135,7 @@ func TestAFailedLocalTrialIsNotReported(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r})
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		trip(t, b)
 		time.Sleep(90 * time.Second)
 		requireTrial(t, b).Done(errUnhealthy)
@@ -150,7 +150,7 @@ func TestAFailedLocalTrialIsNotReported(t *testing.T) {
 	})
 }
 
-// A process that starts while the storage is away is protected at once, waits
+// A process that starts while the storage is unavailable is protected at once, waits
 // for nothing, and is shared once the storage is there.
 // R36.
 func TestAProcessMayStartWithoutItsStorage(t *testing.T) {
@@ -178,7 +178,7 @@ func TestACircuitThatTheFleetOpenedMeanwhileIsAdopted(t *testing.T) {
 		fleet := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage})
 		deaf := silent{r}
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: deaf})
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		tripFleet(t, fleet, startBreaker(t, "prices", infuse.Config{FailMax: 3, Storage: r.Storage}))
 		requireState(t, infuse.StateClosed, b)
@@ -203,7 +203,7 @@ func TestWhatTheStorageHasMissedCountsOnce(t *testing.T) {
 		})
 		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		time.Sleep(10 * time.Second)
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		time.Sleep(10 * time.Second)
 		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		require.Equal(t, 2, failuresOf(b))
@@ -214,16 +214,16 @@ func TestWhatTheStorageHasMissedCountsOnce(t *testing.T) {
 	})
 }
 
-// The end of a trial that the storage granted, and then was away for, reaches
+// The end of a trial that the storage granted, and then was unavailable for, reaches
 // it later.
-func TestATrialThatEndsWhileCutOffIsSettledLater(t *testing.T) {
+func TestATrialThatEndsWhilePartitionedIsSettledLater(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 1, TrialTimeout: time.Hour, Storage: r})
 		trip(t, b)
 		time.Sleep(time.Minute)
 		trial := requireTrial(t, b)
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		trial.Done(nil)
 		requireState(t, infuse.StateClosed, b)
 		r.recover()
@@ -233,16 +233,16 @@ func TestATrialThatEndsWhileCutOffIsSettledLater(t *testing.T) {
 	})
 }
 
-// It holds in a process that knows it while the storage is away, and a storage
-// that has lost it is told again.
+// It holds in a process that knows it while the storage is unavailable, and a storage
+// that has lost it receives it again.
 // R33.
 func TestAnOverrideOutlivesItsStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{Storage: storage})
 		require.NoError(t, b.Override(t.Context(), infuse.Override{State: infuse.StateOpen, By: "ann", Reason: "maintenance", Until: time.Now().Add(time.Hour)}))
-		storage.suffer(isAway)
-		require.Error(t, b.ClearOverride(t.Context(), "ann"), "the fleet has not heard of it")
+		storage.suffer(isUnavailable)
+		require.Error(t, b.ClearOverride(t.Context(), "ann"), "the fleet has not received it")
 		require.Error(t, b.Stats().StorageErr)
 		require.NoError(t, b.Call(t.Context(), succeeds), "this process has")
 		storage.recover()
@@ -265,12 +265,12 @@ func TestAnOverrideOutlivesItsStorage(t *testing.T) {
 }
 
 // R37.
-func TestWhileTheStorageIsAwayTheOwnWindowDecides(t *testing.T) {
+func TestWhileTheStorageIsUnavailableTheLocalWindowDecides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newRemote()
 		cfg := infuse.Config{FailureRate: 0.5, MinCalls: 10, Storage: storage}
 		one, other := startBreaker(t, "service", cfg), startBreaker(t, "service", cfg)
-		storage.suffer(isAway)
+		storage.suffer(isUnavailable)
 		require.Equal(t, 10, outcomes(t, one, strings.Repeat("f", 10)))
 		requireState(t, infuse.StateClosed, other)
 		storage.recover()

@@ -18,16 +18,16 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// A hundred circuits of a process do not knock a hundred times: the pauses
+// A hundred circuits of a process do not probe a hundred times: the pauses
 // between attempts grow, differ, and are the storage's.
 // R38.
-func TestAHundredCircuitsKnockAsOne(t *testing.T) {
+func TestAHundredCircuitsProbeAsOne(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
 		r := newRemote()
 		breakers := startGroup(t, 100, infuse.Config{FailMax: 3, Storage: r, Listeners: []*infuse.Listener{heard.Listener()}})
 		r.requests()
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		began := time.Now()
 		for range 10 {
 			for _, b := range breakers {
@@ -36,17 +36,17 @@ func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 		}
 		require.Len(t, r.requests(), 1, "one call found out for all")
 		time.Sleep(time.Minute)
-		knocks := r.requests()
-		require.Less(t, len(knocks), 130, "of a minute, with a second and less between them")
-		require.Greater(t, len(knocks), 40)
+		probes := r.requests()
+		require.Less(t, len(probes), 130, "of a minute, with a second and less between them")
+		require.Greater(t, len(probes), 40)
 		var pauses []time.Duration
 		different := map[time.Duration]bool{}
-		for i, at := range knocks {
+		for i, at := range probes {
 			pauses = append(pauses, at.Sub(began))
 			different[pauses[i]] = true
 			began = at
 		}
-		t.Logf("%d knocks in a minute, the first pauses: %v", len(knocks), pauses[:8])
+		t.Logf("%d probes in a minute, the first pauses: %v", len(probes), pauses[:8])
 		require.Less(t, pauses[0], 100*time.Millisecond)
 		require.Greater(t, pauses[len(pauses)-1], 400*time.Millisecond)
 		require.Greater(t, len(different), len(pauses)/2, "jittered")
@@ -61,7 +61,7 @@ func TestAHundredCircuitsKnockAsOne(t *testing.T) {
 	})
 }
 
-// A storage that is away and back again and again is knocked at less and less
+// A storage that fails and recovers again and again is probed less and less
 // eagerly, until it has been calm for a while.
 // R38.
 func TestAStorageThatComesAndGoesIsTriedLessAndLess(t *testing.T) {
@@ -69,7 +69,7 @@ func TestAStorageThatComesAndGoesIsTriedLessAndLess(t *testing.T) {
 		r := newRemote()
 		b := startBreaker(t, "prices", infuse.Config{FailMax: 1000, Storage: r})
 		firstPause := func() time.Duration {
-			r.suffer(isAway)
+			r.suffer(isUnavailable)
 			_ = b.Call(t.Context(), fails)
 			r.requests()
 			began := time.Now()
@@ -87,7 +87,7 @@ func TestAStorageThatComesAndGoesIsTriedLessAndLess(t *testing.T) {
 	})
 }
 
-// full is a storage that reads, but takes changes only when it is told to.
+// full is a storage that reads, but takes changes only when the test lets it.
 type full struct {
 	infuse.Storage
 	change func(apply func() error) error
@@ -105,11 +105,11 @@ func (f *full) Apply(ctx context.Context, circuit string, c infuse.Change) (r in
 // that was known, and all circuits went up and down once more.
 func TestAnAnswerFromBeforeIsNoSignOfRecovery(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
-		var away stateLog
+		var outages stateLog
 		storage := &full{Storage: infuse.NewMemoryStorage()}
 		breakers := startGroup(t, 3, infuse.Config{Storage: storage, Listeners: []*infuse.Listener{{
-			StorageUnavailable: func(error) { away.Add("unavailable") },
-			StorageAvailable:   func(time.Duration) { away.Add("available") },
+			StorageUnavailable: func(error) { outages.Add("unavailable") },
+			StorageAvailable:   func(time.Duration) { outages.Add("available") },
 		}}})
 		answers := make(chan struct{})
 		storage.change = func(apply func() error) error {
@@ -118,7 +118,7 @@ func TestAnAnswerFromBeforeIsNoSignOfRecovery(t *testing.T) {
 		}
 		go func() { _ = breakers[0].Call(t.Context(), fails) }()
 		synctest.Wait()
-		storage.change = func(func() error) error { return errAway }
+		storage.change = func(func() error) error { return errUnavailable }
 		_ = breakers[1].Call(t.Context(), fails)
 		close(answers)
 		time.Sleep(time.Second) // it answers reads
@@ -126,7 +126,7 @@ func TestAnAnswerFromBeforeIsNoSignOfRecovery(t *testing.T) {
 			_ = breakers[0].Call(t.Context(), fails)
 			time.Sleep(time.Second)
 		}
-		require.Equal(t, []string{"unavailable"}, away.All(), "it refuses changes")
+		require.Equal(t, []string{"unavailable"}, outages.All(), "it refuses changes")
 	})
 }
 
@@ -138,7 +138,7 @@ func TestTheLogHasTheBeginningAndTheEndOfAnOutage(t *testing.T) {
 			Storage:   r,
 			Listeners: []*infuse.Listener{infuse.LogListener(slog.New(slog.NewTextHandler(&log, nil)))},
 		})
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		for range 3 {
 			_ = b.Call(t.Context(), fails)
 		}
@@ -152,13 +152,13 @@ func TestTheLogHasTheBeginningAndTheEndOfAnOutage(t *testing.T) {
 		for i, text := range []string{"storage unavailable, using local circuits", "storage available, using shared circuits"} {
 			require.Contains(t, lines[i], text)
 		}
-		require.Contains(t, lines[0], errAway.Error())
+		require.Contains(t, lines[0], errUnavailable.Error())
 	})
 }
 
 // A record that cannot be read is that circuit's trouble alone.
 // R36.
-func TestARecordThatCannotBeReadIsNotTheStoragesTrouble(t *testing.T) {
+func TestAnUnreadableRecordIsNoOutageOfTheStorage(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges
 		var warnings stateLog
@@ -178,14 +178,14 @@ func TestARecordThatCannotBeReadIsNotTheStoragesTrouble(t *testing.T) {
 	})
 }
 
-// Stopping breakers while the storage is away, the one that knocks among them,
+// Stopping breakers while the storage is unavailable, the one that probes among them,
 // leaves the others with one that does, and in the end nobody.
-func TestBreakersMayStopWhileTheStorageIsAway(t *testing.T) {
+func TestBreakersMayStopWhileTheStorageIsUnavailable(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		r := newRemote()
 		first := startBreaker(t, "first", infuse.Config{FailMax: 1, Storage: r})
 		second := startBreaker(t, "second", infuse.Config{FailMax: 1, Storage: r})
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		trip(t, first)
 		trip(t, second)
 		first.Stop()
@@ -193,9 +193,9 @@ func TestBreakersMayStopWhileTheStorageIsAway(t *testing.T) {
 		r.recover()
 		time.Sleep(5 * time.Second)
 		require.True(t, recordOf(t, second).Suspect())
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		_, err := second.Record(t.Context())
-		require.ErrorIs(t, err, errAway)
+		require.ErrorIs(t, err, errUnavailable)
 		second.Stop()
 		r.requests()
 		time.Sleep(time.Minute)
@@ -203,7 +203,7 @@ func TestBreakersMayStopWhileTheStorageIsAway(t *testing.T) {
 	})
 }
 
-// All that was told of an outage was that the storage did not answer in time. That
+// All that was reported of an outage was that the storage did not answer in time. That
 // it refuses connections, its client had found out a second later.
 func TestTheReasonOfAnOutageIsTheStoragesOwn(t *testing.T) {
 	refused := errors.New("dial tcp: connection refused")
@@ -253,11 +253,11 @@ func TestNoAnswerInTimeIsNoBetterReason(t *testing.T) {
 		r.suffer(r.hang)
 		go func() { _ = other.Call(context.Background(), fails) }()
 		time.Sleep(storageTimeout / 2)
-		r.suffer(isAway)
+		r.suffer(isUnavailable)
 		require.Equal(t, errUnhealthy, b.Call(t.Context(), fails))
 		r.suffer(r.hang)
 		time.Sleep(storageTimeout)
-		require.ErrorIs(t, b.Stats().StorageErr, errAway)
+		require.ErrorIs(t, b.Stats().StorageErr, errUnavailable)
 	})
 }
 

@@ -107,7 +107,7 @@ func TestAStrictCallMeetsTheOpenCircuitAfterABurst(t *testing.T) {
 	})
 }
 
-// A thousand callers of one read that failed were a thousand failures in a row,
+// A thousand callers of one read that failed were a thousand failures one after the other,
 // and the circuit tried again after a second in place of 50 ms.
 func TestAReadThatFailsIsOneFailureForAllItsCallers(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestCallersOfAReadDoNotWaitForAStorageThatIsKnownToBeUnavailable(t *testing
 }
 
 // All places were taken by slow changes of other circuits. A Strict call had no
-// place in time, ran by an old view, and nothing told that.
+// place in time, ran by an old view, and nothing reported that.
 func TestAStrictCallThatCouldNotReadSaysSo(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		memory := infuse.NewMemoryStorage()

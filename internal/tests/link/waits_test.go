@@ -91,14 +91,14 @@ func TestAThousandFailuresAtOnceWaitOnceBehindAStorageThatHangs(t *testing.T) {
 				for _, b := range breakers {
 					failures += recordOf(t, b).Failures
 				}
-				require.Equal(t, 1000, failures, "the storage hears of every one, once")
+				require.Equal(t, 1000, failures, "the storage receives every one, once")
 			})
 		})
 	}
 }
 
 // A caller that loses interest does not keep the storage from hearing what its
-// call has found out, and does not make it a storage that is away.
+// call has found out, and does not make it a storage that is unavailable.
 func TestACancelledCallStillReports(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		var heard edges

@@ -67,7 +67,7 @@ func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
 			}
 			return nil
 		},
-		"it is opened by hand": func() error { return staging.SetState(ctx, infuse.StateOpen) },
+		"it is opened manually": func() error { return staging.SetState(ctx, infuse.StateOpen) },
 		"it is forced open": func() error {
 			return staging.Override(ctx, infuse.Override{State: infuse.StateOpen, Reason: "staging"})
 		},
@@ -158,7 +158,7 @@ func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 		require.NoError(t, b.SetState(ctx, infuse.StateOpen))
 		require.Equal(t, infuse.StateOpen, b.State(), "message %d", i)
 		require.NoError(t, b.SetState(ctx, infuse.StateClosed))
-		require.Equal(t, infuse.StateClosed, b.State(), "message %d: a change by hand counts at once", i)
+		require.Equal(t, infuse.StateClosed, b.State(), "message %d: a manual change counts at once", i)
 		record, err := b.Record(ctx)
 		require.NoError(t, err)
 		require.Less(t, record.Generation, now.Add(time.Hour).UnixMilli(), "message %d", i)

@@ -162,7 +162,7 @@ func TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone(t *testing.T) {
 			last.number += 1000 // a stranger's number may be in the hash
 			last.source = fmt.Sprint("operator", round)
 			_, err = last.send([]infuse.Change{move(infuse.StateHalfOpen), {Override: &infuse.Override{State: infuse.StateClosed, Reason: "x"}}}[roll(2)])
-			require.NoError(t, err, "round %d: %s: a change by hand repairs", round, what)
+			require.NoError(t, err, "round %d: %s: a manual change repairs", round, what)
 			_, err = newSender(t, client, "other").Load(ctx, "circuit")
 			require.NoError(t, err, "round %d: %s: and all read it", round, what)
 		}

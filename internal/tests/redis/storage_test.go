@@ -127,7 +127,7 @@ func TestRoundTrips(t *testing.T) {
 			assert.Equal(t, want, hook.runs.Load()-before, what)
 		}
 		takes(1, "a failure", one, failures(1))
-		takes(1, "a failure, of one who has not heard of the first", other, failures(1))
+		takes(1, "a failure, of one who has not received the first", other, failures(1))
 		takes(1, "a failure", other, failures(1))
 		takes(1, "a failure", other, failures(1))
 		takes(2, "the failure that opens, of one who missed three", one, failures(1))
@@ -542,7 +542,7 @@ func TestInvalidSettings(t *testing.T) {
 }
 
 // One report that cannot be makes the record unreadable for all.
-func TestAStrangersCountSpoilsTheRecord(t *testing.T) {
+func TestAnImpossibleCountSpoilsNoRecord(t *testing.T) {
 	client := redistest.StartMini(t).Client()
 	one, other := newSender(t, client, "one"), newSender(t, client, "other")
 	one.limits.FailureRate, one.limits.Window, one.limits.MinCalls = 0.5, 10*time.Second, 20
@@ -554,7 +554,7 @@ func TestAStrangersCountSpoilsTheRecord(t *testing.T) {
 	require.NoError(t, err, "and for another sender")
 }
 
-func TestAnOverrideLosesCounts(t *testing.T) {
+func TestAnOverrideKeepsCounts(t *testing.T) {
 	client := redistest.StartMini(t).Client()
 	busy := redis.NewClient(client.Options())
 	t.Cleanup(func() { _ = busy.Close() })

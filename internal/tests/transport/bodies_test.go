@@ -23,12 +23,12 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// A 200, and then the body breaks off. Breakers that
+// A 200, and then the body is truncated. Breakers that
 // look at the headers alone count a success.
-func TestABodyThatBreaksOffIsAFailure(t *testing.T) {
+func TestATruncatedBodyIsAFailure(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		for name, h := range map[string]http.HandlerFunc{
-			"with a length": breaksOff,
+			"with a length": truncates,
 			"without": func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = io.WriteString(w, "half")
 				_ = http.NewResponseController(w).Flush()
@@ -57,9 +57,9 @@ func TestABodyThatBreaksOffIsAFailure(t *testing.T) {
 	})
 }
 
-func TestBodiesThatBreakOffOpenTheCircuit(t *testing.T) {
+func TestTruncatedBodiesOpenTheCircuit(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
-		s.does(breaksOff)
+		s.does(truncates)
 		c := startWebClient(t, s, infuse.Config{FailMax: 3})
 		for range 3 {
 			_, err := c.get()
@@ -136,7 +136,7 @@ func TestABodyIsSettledOnce(t *testing.T) {
 		}}})
 		for outcome, h := range map[string]http.HandlerFunc{
 			"success": answers(http.StatusOK, "well"),
-			"failure": breaksOff,
+			"failure": truncates,
 		} {
 			s.does(h)
 			before := len(heard.All())
@@ -218,7 +218,7 @@ func TestABodyThatStallsBeyondClientTimeoutIsAFailure(t *testing.T) {
 
 // A stream that outlives its request's circuit changes nothing in a later one.
 // R4.
-func TestABodyOfAnOlderGenerationCountsForNothing(t *testing.T) {
+func TestABodyOfAnOlderGenerationIsNotCounted(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		goOn := make(chan struct{})
 		s.does(func(w http.ResponseWriter, _ *http.Request) {
@@ -270,7 +270,7 @@ func TestWriterToIsKeptWhereItWas(t *testing.T) {
 	require.False(t, writerTo)
 }
 
-// halfThenErr has WriteTo, and breaks off.
+// halfThenErr has WriteTo, and is truncated.
 type halfThenErr struct{ io.Reader }
 
 func (halfThenErr) WriteTo(w io.Writer) (int64, error) {

@@ -21,7 +21,7 @@ import (
 	"github.com/infuse-go/infuse/internal/breakertest"
 )
 
-// One client follows a redirect from a healthy host to a sick
+// One client follows a redirect from a healthy host to an unhealthy
 // one. Each hop meets the circuit of its own host.
 func TestARedirectToAnotherHostMeetsThatHostsCircuit(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
@@ -29,25 +29,25 @@ func TestARedirectToAnotherHostMeetsThatHostsCircuit(t *testing.T) {
 		if s.EnableHTTP2 {
 			protocol = "HTTP/2.0"
 		}
-		sick := startWeb(t, protocol)
-		sick.does(answers(http.StatusInternalServerError, "ill"))
-		s.does(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, sick.URL, http.StatusFound) })
+		unhealthy := startWeb(t, protocol)
+		unhealthy.does(answers(http.StatusInternalServerError, "failed"))
+		s.does(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, unhealthy.URL, http.StatusFound) })
 		c := startWebClient(t, s, infuse.Config{FailMax: 2})
 		for range 2 {
 			text, err := c.get()
 			require.NoError(t, err)
-			require.Equal(t, "ill", text)
+			require.Equal(t, "failed", text)
 		}
 
 		_, err := c.get()
 		var rejection *infuse.OpenError
 		require.ErrorAs(t, err, &rejection)
-		require.Equal(t, sick.circuit(), rejection.Circuit)
-		require.Equal(t, int64(2), sick.calls.Load())
+		require.Equal(t, unhealthy.circuit(), rejection.Circuit)
+		require.Equal(t, int64(2), unhealthy.calls.Load())
 		require.Equal(t, int64(3), s.calls.Load(), "the first host was asked all the same")
 		requireState(t, infuse.StateClosed, c.breaker)
 
-		_, err = c.Get(sick.URL)
+		_, err = c.Get(unhealthy.URL)
 		require.ErrorIs(t, err, infuse.ErrOpen)
 	})
 }
@@ -71,14 +71,14 @@ func TestARedirectedPostIsSentAgainByItsOwnMeans(t *testing.T) {
 }
 
 func TestCircuitPicksTheName(t *testing.T) {
-	sick := baseFunc(func(r *http.Request) (*http.Response, error) {
+	unhealthy := baseFunc(func(r *http.Request) (*http.Response, error) {
 		if strings.HasPrefix(r.URL.Path, "/search") {
-			return always(http.StatusInternalServerError, "ill")(r)
+			return always(http.StatusInternalServerError, "failed")(r)
 		}
 		return always(http.StatusOK, "well")(r)
 	})
 	transport := &infuse.Transport{
-		Base: sick, Breakers: groupOf(t, infuse.Config{FailMax: 1}),
+		Base: unhealthy, Breakers: groupOf(t, infuse.Config{FailMax: 1}),
 		Circuit: func(r *http.Request) string {
 			route, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 			return r.URL.Host + "/" + route
@@ -94,23 +94,23 @@ func TestCircuitPicksTheName(t *testing.T) {
 }
 
 // A name that no circuit may have is no reason to fail a request.
-func TestARequestWithoutACircuitGoesPastTheBreakers(t *testing.T) {
+func TestARequestWithoutACircuitBypassesTheBreakers(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
-		s.does(answers(http.StatusInternalServerError, "ill"))
+		s.does(answers(http.StatusInternalServerError, "failed"))
 		c := startWebClient(t, s, infuse.Config{FailMax: 1})
 		for _, name := range []string{"", strings.Repeat("x", infuse.MaxNameLength+1)} {
 			c.transport.Circuit = func(*http.Request) string { return name }
 			for range 3 {
 				text, err := c.get()
 				require.NoError(t, err)
-				require.Equal(t, "ill", text)
+				require.Equal(t, "failed", text)
 			}
 		}
 	})
 }
 
 // A scheme of the Base's own is its own business.
-func TestARequestOfAnotherSchemeGoesPastTheBreakers(t *testing.T) {
+func TestARequestOfAnotherSchemeBypassesTheBreakers(t *testing.T) {
 	base := &http.Transport{}
 	base.RegisterProtocol("file", http.NewFileTransport(http.Dir(t.TempDir())))
 	transport := &infuse.Transport{Base: base}
@@ -123,7 +123,7 @@ func TestARequestOfAnotherSchemeGoesPastTheBreakers(t *testing.T) {
 // A crawler meets ten thousand hosts. What is kept of them is bounded, and the
 // circuits that are open are kept while they are in use.
 func TestTenThousandHostsStayBounded(t *testing.T) {
-	const bound, sick, hosts = 100, 20, 10_000
+	const bound, unhealthy, hosts = 100, 20, 10_000
 	storage := &breakertest.Watched{Storage: infuse.NewMemoryStorage()}
 	var sent atomic.Int64
 	transport := &infuse.Transport{
@@ -132,8 +132,8 @@ func TestTenThousandHostsStayBounded(t *testing.T) {
 		}),
 		Base: baseFunc(func(r *http.Request) (*http.Response, error) {
 			sent.Add(1)
-			if strings.HasPrefix(r.URL.Host, "sick") {
-				return always(http.StatusInternalServerError, "ill")(r)
+			if strings.HasPrefix(r.URL.Host, "unhealthy") {
+				return always(http.StatusInternalServerError, "failed")(r)
 			}
 			return always(http.StatusOK, "")(r)
 		}),
@@ -145,24 +145,24 @@ func TestTenThousandHostsStayBounded(t *testing.T) {
 		}
 		return err
 	}
-	for i := range sick {
-		require.NoError(t, get("sick", i))
+	for i := range unhealthy {
+		require.NoError(t, get("unhealthy", i))
 	}
 	var crawlers sync.WaitGroup
 	for worker := range 4 {
 		crawlers.Go(func() {
 			for i := worker; i < hosts; i += 4 {
 				assert.NoError(t, get("well", i))
-				assert.ErrorIs(t, get("sick", i/4%sick), infuse.ErrOpen)
+				assert.ErrorIs(t, get("unhealthy", i/4%unhealthy), infuse.ErrOpen)
 			}
 		})
 	}
 	crawlers.Wait()
-	require.Equal(t, int64(sick+hosts), sent.Load())
-	for i := range sick {
-		require.ErrorIs(t, get("sick", i), infuse.ErrOpen)
+	require.Equal(t, int64(unhealthy+hosts), sent.Load())
+	for i := range unhealthy {
+		require.ErrorIs(t, get("unhealthy", i), infuse.ErrOpen)
 	}
-	require.Equal(t, int64(sick+hosts), sent.Load())
+	require.Equal(t, int64(unhealthy+hosts), sent.Load())
 	require.Eventually(t, func() bool {
 		runtime.GC() // stops the breakers that nothing refers to any more
 		return storage.Circuits.Load() <= bound
@@ -214,7 +214,7 @@ func TestAHostHasOneCircuitHoweverItIsWritten(t *testing.T) {
 		"[fe80::1%Eth0]":                 {"http://[FE80::1%25Eth0]", "http://[fe80::1%25Eth0]:80"},
 		"[fe80::1%eth0]:81":              {"http://[fe80::1%25eth0]:81"},
 	} {
-		transport := &infuse.Transport{Base: always(http.StatusInternalServerError, "ill"), Breakers: groupOf(t, infuse.Config{FailMax: 100})}
+		transport := &infuse.Transport{Base: always(http.StatusInternalServerError, "failed"), Breakers: groupOf(t, infuse.Config{FailMax: 100})}
 		for i, url := range urls {
 			r := newRequest(t, http.MethodGet, url, nil)
 			r.Host = "virtual.test"
@@ -300,7 +300,7 @@ func TestHostsThatAClientChoosesDoNotEvictACircuitInUse(t *testing.T) {
 }
 
 // Requests of a circuit whose settings are invalid went unprotected, and nobody
-// was told.
+// was reported.
 func TestInvalidSettingsOfACircuitAreReportedOnce(t *testing.T) {
 	var warnings []string
 	var g *infuse.Group
@@ -370,19 +370,19 @@ func TestDeadHostsDoNotFillTheGroupForEver(t *testing.T) {
 			get(fmt.Sprintf("dead-%d.test", i), 5)
 		}
 		sent = 0
-		get("ill.test", 100)
+		get("failing.test", 100)
 		require.Equal(t, 5, sent, "it is protected at once")
 		time.Sleep(7 * 24 * time.Hour)
 		for i := range bound {
 			sent = 0
-			get(fmt.Sprintf("also-ill-%d.test", i), 100)
+			get(fmt.Sprintf("also-failing-%d.test", i), 100)
 			require.Equal(t, 5, sent)
 		}
 	})
 }
 
 // StorageDownReject rejected every call, but those that found the group full.
-func TestFallbackOpenRejectsBeyondMaxCircuits(t *testing.T) {
+func TestStorageDownRejectRejectsBeyondMaxCircuits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &troubled{Storage: infuse.NewMemoryStorage()}
 		sent := 0

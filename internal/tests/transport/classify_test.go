@@ -70,7 +70,7 @@ func TestClassifyReplacesTheTransportsDefault(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 2, failuresOf(c.breaker))
 
-		s.does(answers(http.StatusInternalServerError, "ill"))
+		s.does(answers(http.StatusInternalServerError, "failed"))
 		c.transport.Classify = infuse.FailOn(func(status int) bool { return status == http.StatusBadGateway })
 		_, err = c.get()
 		require.NoError(t, err)
@@ -102,8 +102,8 @@ func TestClassifyIsAskedOfHeadersErrorsAndBodies(t *testing.T) {
 			return asked
 		}
 		require.Equal(t, []question{{200, false}}, ask(answers(200, "well")), "once, though the body is read")
-		require.Equal(t, []question{{200, false}, {200, true}}, ask(breaksOff))
-		require.Equal(t, []question{{503, false}}, ask(answers(503, "ill")))
+		require.Equal(t, []question{{200, false}, {200, true}}, ask(truncates))
+		require.Equal(t, []question{{503, false}}, ask(answers(503, "failed")))
 		require.Equal(t, []question{{0, true}}, ask(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 		require.Equal(t, 3, failuresOf(c.breaker), "a broken body, a 503 and an error since the last success")
 	})
@@ -156,7 +156,7 @@ func TestACallersOwnDeadlineCanBeIgnored(t *testing.T) {
 	})
 }
 
-// A body that the caller itself fails to deliver cannot be told from a
+// A body that the caller itself fails to deliver cannot be distinguished from a
 // service's error, but by a Classify that knows it.
 func TestARequestsOwnBodyThatFailsCanBeIgnored(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {

@@ -87,7 +87,7 @@ func TestTheRequestsBodyReachesTheServer(t *testing.T) {
 
 func TestA5xxIsAResponseAndItsErrorIsNil(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
-		s.does(answers(http.StatusBadGateway, "ill"))
+		s.does(answers(http.StatusBadGateway, "failed"))
 		c := startWebClient(t, s, infuse.Config{FailMax: 3})
 		for range 3 {
 			response, err := c.Get(s.URL)
@@ -95,7 +95,7 @@ func TestA5xxIsAResponseAndItsErrorIsNil(t *testing.T) {
 			require.Equal(t, http.StatusBadGateway, response.StatusCode)
 			text, err := readAll(response)
 			require.NoError(t, err)
-			require.Equal(t, "ill", text)
+			require.Equal(t, "failed", text)
 		}
 		_, err := c.get()
 		var rejection *infuse.OpenError
@@ -112,7 +112,7 @@ func TestTheZeroTransportWorks(t *testing.T) {
 	client := http.Client{Transport: first}
 	defer client.CloseIdleConnections()
 
-	s.does(answers(http.StatusInternalServerError, "ill"))
+	s.does(answers(http.StatusInternalServerError, "failed"))
 	var calls sync.WaitGroup
 	for range 50 {
 		calls.Go(func() {
@@ -160,15 +160,15 @@ func TestUnwrapAndCloseIdleConnectionsGoThrough(t *testing.T) {
 	(&infuse.Transport{Base: always(http.StatusOK, "")}).CloseIdleConnections() // has none to close
 }
 
-func TestSkipGoesPastTheBreaker(t *testing.T) {
+func TestSkipBypassesTheBreaker(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
-		s.does(answers(http.StatusInternalServerError, "ill"))
+		s.does(answers(http.StatusInternalServerError, "failed"))
 		c := startFailedClient(t, s)
 		ctx := infuse.Skip(t.Context())
 		response, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
 		require.NoError(t, err)
 		_, _ = readAll(response)
-		require.Equal(t, 1, failuresOf(c.breaker), "it counts for nothing")
+		require.Equal(t, 1, failuresOf(c.breaker), "it is not counted")
 
 		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
 		response, err = c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
@@ -239,7 +239,7 @@ func TestInsideAndOutsideOfAnotherRoundTripper(t *testing.T) {
 			if r.Header.Get("X-Tag") != "seen" {
 				http.Error(w, "untagged", http.StatusBadRequest)
 			} else {
-				http.Error(w, "ill", http.StatusInternalServerError)
+				http.Error(w, "failed", http.StatusInternalServerError)
 			}
 		})
 		inside := startWebClient(t, s, infuse.Config{FailMax: 2})
@@ -253,7 +253,7 @@ func TestInsideAndOutsideOfAnotherRoundTripper(t *testing.T) {
 			for range 2 {
 				text, err := c.get()
 				require.NoError(t, err)
-				require.Equal(t, "ill\n", text)
+				require.Equal(t, "failed\n", text)
 			}
 			_, err := c.get()
 			require.ErrorIs(t, err, infuse.ErrOpen)
@@ -360,7 +360,7 @@ func TestTheCauseKeepsNoRequestAlive(t *testing.T) {
 			if r.URL.Host == "prices.test" {
 				return nil, &url.Error{Op: "Get", URL: r.URL.String(), Err: fmt.Errorf("of %p: %w", r, &holder{r})}
 			}
-			return always(http.StatusBadGateway, "ill")(r)
+			return always(http.StatusBadGateway, "failed")(r)
 		}),
 	}
 	for _, host := range []string{"inventory.test", "prices.test"} {
@@ -466,7 +466,7 @@ func (e sliceError) Error() string { return e[0] }
 func TestATypedNilErrorDoesNotPanic(t *testing.T) {
 	var typedNil *myError
 	var nilOpen *infuse.OpenError
-	for name, returned := range map[string]error{"a type": typedNil, "an OpenError": nilOpen, "a slice": sliceError{"ill"}, "an empty slice": sliceError{}} {
+	for name, returned := range map[string]error{"a type": typedNil, "an OpenError": nilOpen, "a slice": sliceError{"failed"}, "an empty slice": sliceError{}} {
 		for _, classify := range classifiers {
 			c := &infuse.Transport{Classify: classify, Breakers: groupOf(t, infuse.Config{FailMax: 2}), Base: baseFunc(func(*http.Request) (*http.Response, error) { return nil, returned })}
 			for range 2 {

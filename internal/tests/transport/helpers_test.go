@@ -125,8 +125,8 @@ func sendHalf(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).Flush()
 }
 
-// breaksOff sends half of a response, and cuts it.
-func breaksOff(w http.ResponseWriter, _ *http.Request) {
+// truncates sends half of a response, and cuts it.
+func truncates(w http.ResponseWriter, _ *http.Request) {
 	sendHalf(w)
 	panic(http.ErrAbortHandler)
 }

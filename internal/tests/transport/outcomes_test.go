@@ -180,10 +180,10 @@ func TestAMalformedRequestIsIgnored(t *testing.T) {
 	})
 }
 
-// A trial whose body broke off was told twice: as a success at the headers, and
+// A trial whose body was truncated was reported twice: as a success at the headers, and
 // as a failure at the end.
 // R3.
-func TestEveryRequestIsToldOnce(t *testing.T) {
+func TestEveryRequestIsReportedOnce(t *testing.T) {
 	const call, success, ignored = "call", "success", "ignored: context canceled"
 	overBoth(t, func(t *testing.T, s *webServer) {
 		for name, test := range map[string]struct {
@@ -192,13 +192,13 @@ func TestEveryRequestIsToldOnce(t *testing.T) {
 		}{
 			"well":                 {answers(http.StatusOK, "well"), success, success},
 			"without a body":       {answers(http.StatusNoContent, ""), success, success},
-			"ill":                  {answers(http.StatusServiceUnavailable, "ill"), "failure: 503 Service Unavailable", "failure: 503 Service Unavailable"},
+			"failing":              {answers(http.StatusServiceUnavailable, "failed"), "failure: 503 Service Unavailable", "failure: 503 Service Unavailable"},
 			"no answer":            {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "failure: ", "failure: "},
-			"a body that breaks":   {breaksOff, "failure: ", success},
+			"a body that breaks":   {truncates, "failure: ", success},
 			"cancelled":            {s.stalls, ignored, ignored},
 			"cancelled in a body":  {s.stallsInTheBody, ignored, success},
 			"a Classify panics":    {answers(http.StatusOK, "well"), "failure: panic: ", "failure: panic: "},
-			"and panics at a body": {breaksOff, "failure: panic: ", success},
+			"and panics at a body": {truncates, "failure: panic: ", success},
 		} {
 			t.Run(name, func(t *testing.T) {
 				for state, want := range map[infuse.State]string{infuse.StateClosed: test.want, infuse.StateHalfOpen: test.wantOfATrial} {
@@ -475,7 +475,7 @@ func TestRequestsAreCounted(t *testing.T) {
 			_, err := client.get()
 			require.NoError(t, err)
 		}
-		s.does(answers(500, "ill"))
+		s.does(answers(500, "failed"))
 		_, _ = client.get()
 		calls := client.breaker.Stats().Calls
 		require.Equal(t, uint64(7), calls.Success)

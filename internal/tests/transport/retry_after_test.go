@@ -20,7 +20,7 @@ func asksFor(status int, retryAfter string) http.HandlerFunc {
 	}
 }
 
-// requireOpenFor checks how long a rejected request is told to wait, with a
+// requireOpenFor checks how long a rejected request must wait, with a
 // minute for a machine that has other things to do.
 func requireOpenFor(t *testing.T, want time.Duration, err error) {
 	t.Helper()
@@ -48,7 +48,7 @@ func TestRetryAfterKeepsTheCircuitOpen(t *testing.T) {
 		{"a date in the old form", time.Now().Add(20 * time.Minute).UTC().Format("Monday, 02-Jan-06 15:04:05 GMT"), 503, 20 * time.Minute},
 		{"a date in the past", httpDate(-20 * time.Minute), 503, reset},
 		{"a date a century ago", "Mon, 01 Jan 1900 00:00:00 GMT", 503, reset},
-		{"a date far away", "Fri, 31 Dec 9999 23:59:59 GMT", 503, time.Hour},
+		{"a date in the far future", "Fri, 31 Dec 9999 23:59:59 GMT", 503, time.Hour},
 		{"too many seconds", "86400", 503, time.Hour},
 		{"more seconds than a number holds", "99999999999999999999999999", 503, time.Hour},
 		{"negative", "-1200", 503, reset},
@@ -173,14 +173,14 @@ func TestServiceUnavailableTellsWhatTheServiceAskedFor(t *testing.T) {
 // R29.
 func TestRetryAfterHoldsForTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sick := baseFunc(func(r *http.Request) (*http.Response, error) {
+		unhealthy := baseFunc(func(r *http.Request) (*http.Response, error) {
 			response, _ := always(http.StatusServiceUnavailable, "")(r)
 			response.Header.Set("Retry-After", "1200")
 			return response, nil
 		})
 		cfg := infuse.Config{FailMax: 2, MaxRetryAfter: time.Hour, Storage: infuse.NewMemoryStorage()}
-		first := &infuse.Transport{Base: sick, Breakers: groupOf(t, cfg)}
-		second := &infuse.Transport{Base: sick, Breakers: groupOf(t, cfg)}
+		first := &infuse.Transport{Base: unhealthy, Breakers: groupOf(t, cfg)}
+		second := &infuse.Transport{Base: unhealthy, Breakers: groupOf(t, cfg)}
 		breakerOf(t, second.Breakers, "inventory.test")
 		r := newRequest(t, http.MethodGet, "http://inventory.test", nil)
 		for range 2 {
@@ -190,7 +190,7 @@ func TestRetryAfterHoldsForTheFleet(t *testing.T) {
 		_, err := first.RoundTrip(r)
 		requireOpenFor(t, 20*time.Minute, err)
 		passSuspicion()
-		third := &infuse.Transport{Base: sick, Breakers: groupOf(t, cfg)}
+		third := &infuse.Transport{Base: unhealthy, Breakers: groupOf(t, cfg)}
 		breakerOf(t, third.Breakers, "inventory.test")
 		for range 2 {
 			_, err := second.RoundTrip(r)

@@ -98,7 +98,7 @@ func TestStreamsThatAreCutTogetherDoNotOpenTheCircuit(t *testing.T) {
 }
 
 // A client connects to an event stream again and again, and each ends in a cut.
-func TestStreamsThatAreCutInARowDoNotOpenTheCircuit(t *testing.T) {
+func TestConsecutiveStreamsThatAreCutDoNotOpenTheCircuit(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		for name, kind := range kindsOfStreams {
 			t.Run(name, func(t *testing.T) {
@@ -128,7 +128,7 @@ func TestAnEventStreamIsASuccessWithItsFirstEvent(t *testing.T) {
 		c := startFailedClient(t, s)
 		response, err := c.Get(s.URL)
 		require.NoError(t, err)
-		require.Equal(t, 1, failuresOf(c.breaker), "it has not proved itself")
+		require.Equal(t, 1, failuresOf(c.breaker), "it is not established")
 		_, err = io.ReadFull(response.Body, make([]byte, len(h.first)))
 		require.NoError(t, err)
 		require.Zero(t, failuresOf(c.breaker))
@@ -141,9 +141,9 @@ func TestAnEventStreamIsASuccessWithItsFirstEvent(t *testing.T) {
 	})
 }
 
-// A watch of which there is nothing to tell is as silent as one that is sick. But
+// A watch of which there is nothing to tell is as silent as one that is unhealthy. But
 // the service was up when it began the stream.
-func TestAStreamThatIsCutBeforeItsFirstDataCountsForNothing(t *testing.T) {
+func TestAStreamThatIsCutBeforeItsFirstDataIsNotCounted(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		cut := make(chan struct{})
 		close(cut)
@@ -162,7 +162,7 @@ func TestAStreamThatIsCutBeforeItsFirstDataCountsForNothing(t *testing.T) {
 }
 
 // Nothing tells that this is a stream, but that it goes on and on.
-func TestAResponseThatGoesOnHasProvedItself(t *testing.T) {
+func TestAResponseThatGoesOnIsEstablished(t *testing.T) {
 	for name, length := range map[string]string{"chunked": "", "a long download": "1000000000"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -79,7 +79,7 @@ func TestAStatusBehindThe200Counts(t *testing.T) {
 		"trailer: unimplemented":        {answersInTrailer(12, true), 0, ""},
 		"trailer, not announced":        {answersInTrailer(14, false), 2, "grpc-status 14 (unavailable)"},
 		"no body, status in the header": {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Grpc-Status", "14") }, 2, "grpc-status 14 (unavailable)"},
-		"HTTP speaks for itself":        {answers(http.StatusBadGateway, "ill"), 2, "502 Bad Gateway"},
+		"HTTP speaks for itself":        {answers(http.StatusBadGateway, "failed"), 2, "502 Bad Gateway"},
 		"gRPC-Web: ok":                  {answersInFrames(web, "", frame(0, "message"), frame(0x80, "grpc-status: 0\r\n")), 0, ""},
 		"gRPC-Web: unavailable":         {answersInFrames(web, "", frame(0, "message"), frame(0x80, "grpc-message:down\r\nGrpc-Status:14\r\n")), 2, "grpc-status 14 (unavailable)"},
 		"gRPC-Web, nothing else":        {answersInFrames(web, "", frame(0x80, "grpc-status: 14")), 2, "grpc-status 14 (unavailable)"},

@@ -36,11 +36,11 @@ func TestATrialEndsAtTheHeaders(t *testing.T) {
 		text, err := readAll(download)
 		require.Error(t, err)
 		require.Equal(t, "half", text)
-		require.Equal(t, 1, failuresOf(c.breaker), "that it broke off is known, too")
+		require.Equal(t, 1, failuresOf(c.breaker), "that it was truncated is known, too")
 	})
 }
 
-func TestACancelledTrialLeavesItsPlaceToTheNext(t *testing.T) {
+func TestACancelledTrialFreesItsSlot(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(s.stalls)
 		c := startWebClient(t, s, infuse.Config{TrialTimeout: time.Hour})
@@ -65,7 +65,7 @@ func TestACancelledTrialLeavesItsPlaceToTheNext(t *testing.T) {
 // body may end when others have been judged.
 func TestEveryTrialOfManyEndsAtTheHeaders(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
-		s.does(breaksOff)
+		s.does(truncates)
 		c := startWebClient(t, s, infuse.Config{SuccessThreshold: 3})
 		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateHalfOpen))
 		for range 2 {
@@ -115,7 +115,7 @@ func TestAServiceThatStartsAnnouncesItself(t *testing.T) {
 		cfg := patiently(infuse.Config{FailMax: 1, ResetTimeout: time.Hour})
 		cfg.Storage = host(t, redis)
 		caller := startWebClient(t, s, cfg)
-		s.does(answers(http.StatusBadGateway, "ill"))
+		s.does(answers(http.StatusBadGateway, "failed"))
 		_, err := caller.get()
 		require.NoError(t, err)
 		_, err = caller.get()

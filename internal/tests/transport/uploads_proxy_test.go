@@ -65,7 +65,7 @@ func (p *proxied) raw(t testing.TB, text string) net.Conn {
 
 const chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
 
-// malformedUploads are chunked uploads that break off or that are malformed.
+// malformedUploads are chunked uploads that are truncated or that are malformed.
 var malformedUploads = map[string]string{
 	"a bad length":              chunked + "xyz\r\n",
 	"a negative length":         chunked + "-1\r\n",
@@ -174,7 +174,7 @@ func TestAGracefulGOAWAYIsIgnored(t *testing.T) {
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			require.NoError(t, err)
 			defer listener.Close()
-			go goesAway(listener, test.code, test.last)
+			go sendsGoaway(listener, test.code, test.last)
 			protocols := new(http.Protocols)
 			protocols.SetUnencryptedHTTP2(true)
 			base := &http.Transport{Protocols: protocols}
@@ -192,10 +192,10 @@ func TestAGracefulGOAWAYIsIgnored(t *testing.T) {
 	}
 }
 
-// goesAway serves HTTP/2 connections: it reads the first data, sends a GOAWAY and
+// sendsGoaway serves HTTP/2 connections: it reads the first data, sends a GOAWAY and
 // closes.
-func goesAway(listener net.Listener, code, last byte) {
-	const settings, goAway, data = 4, 7, 0
+func sendsGoaway(listener net.Listener, code, last byte) {
+	const settings, goaway, data = 4, 7, 0
 	frameOf := func(kind byte, payload ...byte) []byte {
 		return append([]byte{0, 0, byte(len(payload)), kind, 0, 0, 0, 0, 0}, payload...)
 	}
@@ -212,7 +212,7 @@ func goesAway(listener net.Listener, code, last byte) {
 			}
 			_, _ = io.CopyN(io.Discard, conn, int64(head[0])<<16|int64(head[1])<<8|int64(head[2]))
 			if head[3] == data {
-				_, _ = conn.Write(frameOf(goAway, 0, 0, 0, last, 0, 0, 0, code))
+				_, _ = conn.Write(frameOf(goaway, 0, 0, 0, last, 0, 0, 0, code))
 				time.Sleep(20 * time.Millisecond)
 				break
 			}

@@ -44,7 +44,7 @@ type ownError struct{ file string }
 
 func (e *ownError) Error() string { return e.file + " has changed meanwhile" }
 
-// Uploads that their own readers broke off opened the circuit of the service.
+// Uploads that their own readers truncated opened the circuit of the service.
 func TestARequestsOwnBodyThatFailsIsIgnored(t *testing.T) {
 	_, missing := os.Open(t.TempDir() + "/missing")
 	overBoth(t, func(t *testing.T, s *webServer) {
@@ -71,7 +71,7 @@ func TestARequestsOwnBodyThatFailsIsIgnored(t *testing.T) {
 }
 
 // What the service or the network does to an upload is a failure, as ever.
-func TestAnUploadThatTheServiceBreaksOffIsAFailure(t *testing.T) {
+func TestAnUploadThatTheServiceTruncatesIsAFailure(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		endless := func() io.Reader { return struct{ io.Reader }{&repeating{}} }
 		s.does(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
@@ -119,9 +119,9 @@ func TestABodyOfAnotherLengthThanItsRequestSaysIsIgnored(t *testing.T) {
 	})
 }
 
-// Strangers who broke off their uploads opened the circuit of the service behind
+// Strangers who truncated their uploads opened the circuit of the service behind
 // a reverse proxy.
-func TestAnUploadThatItsSenderBreaksOffIsIgnored(t *testing.T) {
+func TestAnUploadThatItsSenderTruncatesIsIgnored(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
 		c := startFailedClient(t, s)
@@ -218,9 +218,9 @@ type failingConn struct {
 
 func (c failingConn) Write([]byte) (int, error) { return 0, c.err }
 
-// An upload that breaks off after the response began: its error came back from
+// An upload that is truncated after the response began: its error came back from
 // the response's body.
-func TestAnUploadThatBreaksOffDuringTheResponseIsIgnored(t *testing.T) {
+func TestAnUploadThatIsTruncatedDuringTheResponseIsIgnored(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *webServer) {
 		s.does(func(w http.ResponseWriter, r *http.Request) {
 			c := http.NewResponseController(w)
@@ -253,9 +253,9 @@ func TestCopyingFromAnUnhealthyToAHealthyServiceBlamesTheUnhealthyOne(t *testing
 			h        http.HandlerFunc
 			failures int
 		}{
-			"breaks off": {breaksOff, 1},
-			"stalls":     {from.stallsInTheBody, 1},
-			"healthy":    {answers(http.StatusOK, "all of it"), 0},
+			"is truncated": {truncates, 1},
+			"stalls":       {from.stallsInTheBody, 1},
+			"healthy":      {answers(http.StatusOK, "all of it"), 0},
 		} {
 			t.Run(name, func(t *testing.T) {
 				from.does(test.h)

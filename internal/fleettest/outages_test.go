@@ -18,7 +18,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// What was found by attack and by review, in fake time: a storage that two
+// Outages of a storage, in fake time: a storage that two
 // processes share, on a way that each has for itself.
 
 var errLost = errors.New("a packet was lost")
@@ -110,7 +110,7 @@ func inFakeTime(t *testing.T, test func(t *testing.T)) {
 // After an acquire of which the process never heard again, the record had a
 // lease of that process's own that nobody held: all rejected for TrialTimeout.
 // R27.
-func TestNoGhostOfALostAnswerHoldsTheFleetBack(t *testing.T) {
+func TestNoLeaseOfALostAnswerBlocksTheFleet(t *testing.T) {
 	for name, c := range map[string]struct {
 		hangs  time.Duration
 		after  bool // the replies are lost, and not the requests
@@ -149,7 +149,7 @@ func TestNoGhostOfALostAnswerHoldsTheFleetBack(t *testing.T) {
 				w.between(nil, nil)
 				close(over)
 
-				// "No ghost holds the fleet back longer than the link is down plus
+				// "No lease blocks the fleet for longer than the link is down plus
 				// a second."
 				time.Sleep(time.Second)
 				for range 30 {
@@ -232,7 +232,7 @@ func TestACallOfAStoppedBreakerWaitsNoLonger(t *testing.T) {
 // Failures of processes that live for a moment opened a circuit that thousands
 // of calls of another succeeded in: they broke no row of which it knew nothing.
 // R16.
-func TestSuccessesOfOthersRefuteARow(t *testing.T) {
+func TestSuccessesOfOthersDismissAStreak(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		memory := infuse.NewMemoryStorage()
 		well := startBreaker(t, "prices", infuse.Config{Storage: memory})
@@ -335,8 +335,8 @@ func TestRequestsThatHangForEverAreForgotten(t *testing.T) {
 }
 
 // More circuits failed at once than there were places, those that came late
-// had no time left, and a healthy storage was declared away.
-func TestABusyStorageIsNotAway(t *testing.T) {
+// had no time left, and a healthy storage was declared unavailable.
+func TestABusyStorageIsNotUnavailable(t *testing.T) {
 	for _, c := range []struct {
 		latency  time.Duration
 		circuits int
@@ -370,7 +370,7 @@ func TestABusyStorageIsNotAway(t *testing.T) {
 // A move whose context had ended said that the storage was not told, and moved
 // the fleet's circuit; one that was not answered in time said so, too.
 // R34.
-func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
+func TestAManualChangeReportsItsResult(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
 		b := startBreaker(t, "prices", infuse.Config{ResetTimeout: time.Hour, Storage: w})
@@ -394,9 +394,9 @@ func TestAMoveSaysWhatBecameOfIt(t *testing.T) {
 	})
 }
 
-// Of the trials that ended while the storage was away, the seventeenth and all
+// Of the trials that ended while the storage was unavailable, the seventeenth and all
 // after it were dropped without a word, and their leases stayed.
-func TestAllTrialsThatEndWhileCutOffAreSettled(t *testing.T) {
+func TestAllTrialsThatEndWhilePartitionedAreSettled(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		const trials = 32
 		w := &way{Storage: infuse.NewMemoryStorage()}
@@ -482,7 +482,7 @@ func TestAnnounceWaitsUntilItsContextIsDone(t *testing.T) {
 	})
 }
 
-// Listeners were told of what became of the storage after Stop had returned,
+// Listeners were notified of the storage after Stop had returned,
 // by goroutines that nobody waited for.
 func TestNoListenerRunsAfterStop(t *testing.T) {
 	for range 50 {
@@ -568,9 +568,9 @@ func TestOneCircuitsTroubleIsNotTheOthers(t *testing.T) {
 }
 
 // A storage answered reads and refused changes, as a Redis that is read-only or
-// full: it passed for back at each read and for away at each change, for all
+// full: it counted as available at each read and as unavailable at each change, for all
 // circuits, again and again.
-func TestAStorageThatOnlyReadsIsAwayOnce(t *testing.T) {
+func TestAStorageThatOnlyReadsIsUnavailableOnce(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		w := &way{Storage: infuse.NewMemoryStorage()}
 		var heard edges
@@ -693,7 +693,7 @@ func TestEveryOutageThatIsReportedHasItsEnd(t *testing.T) {
 }
 
 // A probe began before all breakers stopped, and ended after new ones had found
-// the storage away: from then on there were two chains of probes.
+// the storage unavailable: from then on there were two chains of probes.
 // R38.
 func TestProbesOfAnOutageAreOneChain(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
@@ -729,7 +729,7 @@ func TestProbesOfAnOutageAreOneChain(t *testing.T) {
 
 // After an outage circuits were attached one by one, and any that failed
 // detached all again: with 1,000 circuits, 2 ms and 0.5 % loss for ten minutes,
-// and each was told dozens of times.
+// and each was reported dozens of times.
 func TestLoss(t *testing.T) {
 	for _, c := range []struct {
 		circuits int
@@ -835,17 +835,17 @@ func TestTheFirstFailingCallDoesNotPayForAll(t *testing.T) {
 		t.Logf("the first failing call of %d circuits waited %v", circuits, waited)
 		least = min(least, waited)
 		require.Eventually(t, func() bool { return len(detachedOf(breakers)) == circuits }, patience, pace)
-		require.Eventually(t, func() bool { return heard.Away.Load() == outage }, patience, pace)
+		require.Eventually(t, func() bool { return heard.Unavailable.Load() == outage }, patience, pace)
 		w.between(nil, nil)
-		require.Eventually(t, func() bool { return heard.Back.Load() == outage }, patience, pace)
+		require.Eventually(t, func() bool { return heard.Available.Load() == outage }, patience, pace)
 		heard.Require(t, outage, outage) // however many circuits
 	}
 	require.LessOrEqual(t, least, storageTimeout, "no call waits longer")
 }
 
-// A process that was on its own heard that its open circuit had been opened by
+// A detached process received that its open circuit had been opened by
 // hand elsewhere, and ran calls until the storage answered it again.
-func TestAnOpeningByHandIsHeardWhileAway(t *testing.T) {
+func TestAManualOpeningIsReceivedWhileDetached(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		memory := infuse.NewMemoryStorage()
 		w := &way{Storage: memory}
@@ -854,7 +854,7 @@ func TestAnOpeningByHandIsHeardWhileAway(t *testing.T) {
 		require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 		w.between(isLost, nil)
 		_, err := a.Record(t.Context())
-		require.Error(t, err, "it has found out that it is away")
+		require.Error(t, err, "it has found out that it is unavailable")
 		requireRejected(t, a)
 		time.Sleep(time.Second)
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))

@@ -15,12 +15,12 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// What was found by attack and by review, on real servers: see away_test.go for
+// Losses and delays of the network, on real servers: see outages_test.go for
 // the rest.
 
 // A circuit fell due just as Redis hung, and the lease that was granted in that
 // moment blocked the whole fleet for 30 s: nobody held it.
-func TestNoGhostHoldsTheFleetBackOnRedis(t *testing.T) {
+func TestNoLeaseOfALostAnswerBlocksTheFleetOnRedis(t *testing.T) {
 	takesLong(t)
 	s, clients, _ := startFault(t)
 	fleet := make([]*infuse.Breaker, 2)
@@ -178,7 +178,7 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 	eventuallyState(t, infuse.StateClosed, a, b)
 }
 
-// After an outage of a Redis that is far away and loses 0.5 %, 1,000 circuits were
+// After an outage of a Redis that is far off and loses 0.5 %, 1,000 circuits were
 // shared again after ten minutes, and each reported dozens of outages.
 func TestLossOnRedis(t *testing.T) {
 	quietRedis()
@@ -199,14 +199,14 @@ func TestLossOnRedis(t *testing.T) {
 	}
 	detached := func() int { return len(detachedOf(breakers)) }
 	require.Eventually(t, func() bool { return detached() == circuits }, patience, pace)
-	require.Eventually(t, func() bool { return heard.Away.Load() > 0 }, patience, pace)
+	require.Eventually(t, func() bool { return heard.Unavailable.Load() > 0 }, patience, pace)
 	time.Sleep(time.Second)
 	require.NoError(t, s.Restart())
 	proxy.SetLoss(0.005)
 	began := time.Now()
 	require.Eventually(t, func() bool { return detached() == 0 }, patience, pace)
 	took := time.Since(began)
-	require.Eventually(t, func() bool { return heard.Back.Load() > 0 }, patience, pace)
+	require.Eventually(t, func() bool { return heard.Available.Load() > 0 }, patience, pace)
 	proxy.SetLoss(0)
 	t.Logf("%d circuits shared again after %v", circuits, took.Round(time.Millisecond))
 	require.Greater(t, took, faultTimeout, "or the outage would not show whether all were waited for together")
@@ -218,7 +218,7 @@ func TestLossOnRedis(t *testing.T) {
 	require.Equal(t, 20, failures)
 }
 
-// An open circuit that nobody called any more was put back whenever its key
+// An open circuit that nobody called any more was restored whenever its key
 // ended, and read every two seconds by every process, for ever.
 // R23.
 func TestADeadCircuitCostsNothing(t *testing.T) {
@@ -246,7 +246,7 @@ func TestADeadCircuitCostsNothing(t *testing.T) {
 	time.Sleep(long)
 	after, err := s.Commands(t.Context())
 	require.NoError(t, err)
-	require.Zero(t, s.Client().Exists(t.Context(), pricesKey).Val(), "it is not put back")
+	require.Zero(t, s.Client().Exists(t.Context(), pricesKey).Val(), "it is not restored")
 	require.Equal(t, before["hset"], after["hset"])
 	require.Equal(t, before["publish"], after["publish"])
 	reads := after["evalsha"] - before["evalsha"]

@@ -307,7 +307,7 @@ func TestPasswordFromEnvironment(t *testing.T) {
 }
 
 // No output contains four consecutive characters of the password, whatever is wrong
-//. A part that is parsed as the host, as in redis://user:p@ssword, is no
+// . A part that is parsed as the host, as in redis://user:p@ssword, is no
 // recognizable password.
 func TestNoErrorShowsAPassword(t *testing.T) {
 	server := redistest.Start(t)

@@ -27,11 +27,11 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// This file is what a person does with the page, and what they see there.
+// This file tests the page as a person uses it.
 
 const patience = 30 * time.Second
 
-// need skips the test where a program is missing; with CI=true it fails it.
+// need skips the test if a program is missing; with CI=true the test fails.
 func need(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -45,9 +45,8 @@ func need(t *testing.T, names ...string) {
 	t.Skipf("%s is not installed: skipped", names[0])
 }
 
-// browser is one page. A complaint of the browser fails the test. Start it after the
-// members: it then stops before them, and does not complain that they close its
-// connections.
+// browser is a browser with one page. Its errors fail the test. Start it after the members,
+// so that it stops before they close its connections.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
@@ -56,21 +55,21 @@ type browser struct {
 func startBrowser(t *testing.T) *browser {
 	t.Helper()
 	need(t, "chromium", "google-chrome")
-	// Without a sandbox, as CI runs as root; it opens no page but the test's own.
+	// Without a sandbox, because CI runs as root; it opens only the page of the test.
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.Flag("disable-dev-shm-usage", true), chromedp.WSURLReadTimeout(patience))
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
 	b := &browser{t, ctx}
-	require.NoError(t, chromedp.Do(ctx)) // starts it: it lives as long as the context of the first call
+	require.NoError(t, chromedp.Do(ctx)) // starts the browser, which lives as long as this context
 	require.NoError(t, chromedp.Listen(ctx, func(event any) {
 		switch e := event.(type) {
 		case *runtime.EventExceptionThrown:
 			t.Errorf("the script fails: %v", e.ExceptionDetails)
 		case *log.EventEntryAdded:
 			if e.Entry.Level == log.EntryLevelError && !strings.HasSuffix(e.Entry.URL, "/favicon.ico") {
-				t.Errorf("the browser complains: %s %s", e.Entry.Text, e.Entry.URL)
+				t.Errorf("the browser reports: %s %s", e.Entry.Text, e.Entry.URL)
 			}
 		}
 	}))
@@ -82,7 +81,7 @@ func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
 	if err := chromedp.Do(ctx, actions...); err != nil {
-		b.t.Fatalf("%v\nthe page says:\n%s", err, b.text())
+		b.t.Fatalf("%v\ntext of the page:\n%s", err, b.text())
 	}
 }
 
@@ -95,7 +94,7 @@ func result[T any](b *browser, action chromedp.Action[T]) T {
 	return value
 }
 
-// text is what the page says: empty while it loads.
+// text returns the text of the page; empty while it loads.
 func (b *browser) text() string {
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
@@ -103,42 +102,42 @@ func (b *browser) text() string {
 	return text
 }
 
-// sees waits until the page says all this, without a reload.
-func (b *browser) sees(wants ...string) {
+// expect waits until the page contains the texts, without a reload.
+func (b *browser) expect(wants ...string) {
 	b.t.Helper()
 	for _, want := range wants {
-		require.Eventually(b.t, func() bool { return strings.Contains(b.text(), want) }, patience, 50*time.Millisecond, "%q; the page says:\n%s", want, b.text())
+		require.Eventually(b.t, func() bool { return strings.Contains(b.text(), want) }, patience, 50*time.Millisecond, "%q; text of the page:\n%s", want, b.text())
 	}
 }
 
-func (b *browser) opens(m *member, path string) {
+func (b *browser) open(m *member, path string) {
 	b.t.Helper()
 	b.do(chromedp.Navigate("http://" + m.address + "/infuse/" + path))
 }
 
-// changes fills in the form of a circuit's page and confirms it.
-func (b *browser) changes(what, reason string) {
+// change fills in the form of a circuit's page, and submits it.
+func (b *browser) change(what, reason string) {
 	b.t.Helper()
 	b.do(
 		chromedp.SendKeys(chromedp.CSS("#reason"), reason),
 		chromedp.Click(chromedp.CSS(`.controls button[value="`+what+`"]`)),
 		chromedp.WaitVisible(chromedp.CSS(".confirm .sure")),
 	)
-	b.sees(reason)
+	b.expect(reason)
 }
 
-func (b *browser) confirms() {
+func (b *browser) confirm() {
 	b.t.Helper()
 	b.do(chromedp.Click(chromedp.CSS(".confirm .sure")), chromedp.WaitVisible(chromedp.CSS(".controls")))
 }
 
-// looks takes the page's picture in all four ways, and has axe judge them.
-func (b *browser) looks(name string) {
+// inspect takes four screenshots of the page, and checks each with axe.
+func (b *browser) inspect(name string) {
 	b.t.Helper()
 	for size, width := range map[string]int64{"desktop": 1280, "phone": 390} {
 		for _, scheme := range []string{"light", "dark"} {
 			b.do(chromedp.EmulateViewport(width, 844), prefers(scheme))
-			// The picture is of what was laid out last.
+			// A screenshot shows the last layout.
 			laidOut := fmt.Sprintf("new Promise(done => requestAnimationFrame(() => setTimeout(() => done(innerWidth === %d), 50)))", width)
 			require.Eventually(b.t, func() bool { return result(b, chromedp.Evaluate[bool](laidOut, chromedp.EvalAwaitPromise)) }, patience, 10*time.Millisecond)
 			file := filepath.Join(screenshots(b.t), fmt.Sprintf("%s-%s-%s.png", name, size, scheme))
@@ -157,13 +156,13 @@ func prefers(scheme string) chromedp.Action[chromedp.Void] {
 	})
 }
 
-// fits checks that nothing has to be scrolled to the side.
+// fits checks that the page needs no horizontal scrolling.
 func (b *browser) fits(what string) {
 	b.t.Helper()
 	require.True(b.t, result(b, chromedp.Evaluate[bool]("document.documentElement.scrollWidth <= innerWidth")), "%s is wider than the screen", what)
 }
 
-// screenshots is where they go: SCREENSHOTS, if it is set.
+// screenshots returns the folder of screenshots: SCREENSHOTS, if it is set.
 func screenshots(t *testing.T) string {
 	dir := cmp.Or(os.Getenv("SCREENSHOTS"), t.TempDir())
 	require.NoError(t, os.MkdirAll(dir, 0o700))
@@ -190,7 +189,7 @@ func (b *browser) isAccessible(what string) {
 		if f.Impact == "serious" || f.Impact == "critical" {
 			b.t.Errorf("%s: axe finds %s (%s): %s %v", what, f.ID, f.Impact, f.Help, f.Nodes)
 		} else {
-			b.t.Logf("%s: axe remarks %s (%s): %s %v", what, f.ID, f.Impact, f.Help, f.Nodes)
+			b.t.Logf("%s: axe reports %s (%s): %s %v", what, f.ID, f.Impact, f.Help, f.Nodes)
 		}
 	}
 }
@@ -199,8 +198,7 @@ const axeVersion = "axe-core@4.14.1"
 
 var axeScript *string
 
-// axe returns the script of axe-core, from npm. It is empty where there is no
-// npm, outside CI.
+// axe returns the script of axe-core, from npm. Outside CI it is empty if npm is missing.
 func axe(t *testing.T) string {
 	t.Helper()
 	if axeScript == nil {
@@ -209,7 +207,7 @@ func axe(t *testing.T) string {
 			t.Fatal(err)
 		}
 		if err != nil {
-			t.Logf("axe-core cannot be had, the page is not judged: %v", err)
+			t.Logf("axe-core is not available, so the page is not checked: %v", err)
 		}
 		axeScript = &script
 	}
@@ -252,8 +250,8 @@ func fileIn(archive *tar.Reader, name string) (string, error) {
 	}
 }
 
-// An operator sees a circuit open, forces it open, and removes the override again:
-// all in one browser, while three processes call.
+// A person sees a circuit open, forces it open, and removes the override, in one browser,
+// while three processes make calls.
 func TestAnOutage(t *testing.T) {
 	server := redistest.Start(t)
 	var fleet []*member
@@ -269,60 +267,59 @@ func TestAnOutage(t *testing.T) {
 	}
 	page.call(t, "mail.example:587", "421 try later")
 
-	b.opens(page, "")
-	b.sees("1 failing, 4 closed.", "Live", "Answered by shop-1")
+	b.open(page, "")
+	b.expect("1 failing, 4 closed.", "Live", "Answered by shop-1")
 	for range 6 {
 		for _, circuit := range []string{"payments.example", "prices.example"} {
 			fleet[1].call(t, circuit, "dial tcp 10.0.0.7:443: connect: connection refused")
 			fleet[2].call(t, circuit, "dial tcp 10.0.0.7:443: connect: connection refused")
 		}
-		time.Sleep(50 * time.Millisecond) // Suspicion: the fifth round comes later than that
+		time.Sleep(50 * time.Millisecond) // longer than Suspicion
 	}
-	for range 5 { // one process alone: suspect, and open for itself
+	for range 5 { // one process alone: suspect, and the local circuit opens
 		page.call(t, "search.example", "504 Gateway Timeout")
 	}
-	b.sees("2 open", "1 failing, 1 closed.", "connection refused", "open (local circuit)", "All processes report their results", "runs calls: its last call did not fail")
+	b.expect("2 open", "1 failing, 1 closed.", "connection refused", "open (local circuit)", "All processes report their results", "runs calls: its last call did not fail")
 	before := other.call(t, "payments.example", "")
 	require.Contains(t, before, "open")
 	require.NotContains(t, before, "Alice")
-	b.looks("outage")
-	b.opens(fleet[1], "")
-	b.sees("1 suspect", "Answered by shop-2")
-	b.opens(page, "")
+	b.inspect("outage")
+	b.open(fleet[1], "")
+	b.expect("1 suspect", "Answered by shop-2")
+	b.open(page, "")
 
-	b.opens(page, "?circuit=payments.example")
-	b.sees("payments.example", "Live", "closed → open")
-	b.looks("circuit")
-	b.changes("force-open", "the provider is migrating, ticket 4711")
-	b.sees("Force open?", "All processes reject all calls.")
-	b.looks("confirm")
-	b.confirms()
-	b.sees("forced open by Alice: the provider is migrating, ticket 4711")
+	b.open(page, "?circuit=payments.example")
+	b.expect("payments.example", "Live", "closed → open")
+	b.inspect("circuit")
+	b.change("force-open", "the provider is migrating, ticket 4711")
+	b.expect("Force open?", "All processes reject all calls.")
+	b.inspect("confirm")
+	b.confirm()
+	b.expect("forced open by Alice: the provider is migrating, ticket 4711")
 	require.Eventually(t, func() bool {
 		rejected := other.call(t, "payments.example", "")
 		return rejected != before && strings.Contains(rejected, "Alice") && strings.Contains(rejected, "ticket 4711")
 	}, patience, 20*time.Millisecond)
-	b.looks("forced-open")
+	b.inspect("forced-open")
 
-	b.changes("remove", "the migration is over")
-	b.confirms()
-	b.sees("open")
-	b.changes("set-half-open", "try it")
-	b.confirms()
+	b.change("remove", "the migration is over")
+	b.confirm()
+	b.expect("open")
+	b.change("set-half-open", "try it")
+	b.confirm()
 	require.Eventually(t, func() bool { return other.call(t, "payments.example", "") == "well" }, patience, 20*time.Millisecond)
-	b.sees("closed")
-	b.opens(page, "?q=nothing")
-	b.sees("No circuit matches (5 in total).")
+	b.expect("closed")
+	b.open(page, "?q=nothing")
+	b.expect("No circuit matches (5 in total).")
 
-	b.opens(page, "")
-	b.sees("Live")
+	b.open(page, "")
+	b.expect("Live")
 	server.Kill()
-	b.sees("Redis is unavailable. Shared state below may be out of date.")
-	b.looks("redis-unavailable")
+	b.expect("Redis is unavailable. Shared state below may be out of date.")
+	b.inspect("redis-unavailable")
 }
 
-// Names and causes that would do something in a page do nothing: the browser
-// itself says so.
+// Names and causes with markup have no effect in a browser.
 func TestHostileNamesInABrowser(t *testing.T) {
 	server := redistest.Start(t)
 	m := startMember(t, "shop-1", server.Addr())
@@ -332,15 +329,15 @@ func TestHostileNamesInABrowser(t *testing.T) {
 		m.call(t, hostile, hostile)
 	}
 	m.call(t, "right\u202eto\nleft", "")
-	b.opens(m, "")
-	b.sees("Live", "1 open, 1 closed.", hostile, `right\u202eto\nleft`)
-	b.opens(m, "?circuit="+url.QueryEscape(hostile))
-	b.sees("Live", hostile)
+	b.open(m, "")
+	b.expect("Live", "1 open, 1 closed.", hostile, `right\u202eto\nleft`)
+	b.open(m, "?circuit="+url.QueryEscape(hostile))
+	b.expect("Live", hostile)
 	require.NotEqual(t, "pwned", result(b, chromedp.Title()))
-	b.looks("hostile")
+	b.inspect("hostile")
 }
 
-// A process in a dry run shows how many calls it would have rejected.
+// The page of a dry run shows how many calls would have been rejected.
 func TestADryRunInABrowser(t *testing.T) {
 	server := redistest.Start(t)
 	m := startMember(t, "dry-run-1", server.Addr())
@@ -348,8 +345,8 @@ func TestADryRunInABrowser(t *testing.T) {
 	for range 25 {
 		require.Equal(t, "connection refused", m.call(t, "payments.example", "connection refused"), "every call runs")
 	}
-	b.opens(m, "?circuit=payments.example")
-	b.sees("Live", "dry-run-1", "20")
+	b.open(m, "?circuit=payments.example")
+	b.expect("Live", "dry-run-1", "20")
 	require.Contains(t, strings.ToLower(b.text()), "dry run")
-	b.looks("dry-run")
+	b.inspect("dry-run")
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/infuse-go/infuse/ops"
 )
 
-// This file is a process of the fleet: the test's own program, run again. It
-// serves the ops page, and makes calls on request.
+// This file contains a process of the fleet: the test binary, run again. It serves the ops
+// page, and makes calls on request.
 
 const memberName, memberRedis = "BROWSERTEST_MEMBER", "BROWSERTEST_REDIS"
 
@@ -63,8 +63,8 @@ func runMember(name, address string) error {
 	return err
 }
 
-// call makes a call that comes to the given error, if any, and answers with what
-// the caller got.
+// call makes a call that fails with the given error, if any, and returns the error that
+// the caller received.
 func call(w http.ResponseWriter, r *http.Request, group *infuse.Group) {
 	breaker, err := group.Breaker(r.FormValue("circuit"))
 	if err != nil {
@@ -88,7 +88,7 @@ func call(w http.ResponseWriter, r *http.Request, group *infuse.Group) {
 	}
 }
 
-// member is a process of the fleet, as the test sees it.
+// member is a process of the fleet.
 type member struct{ address string }
 
 func startMember(t *testing.T, name, redisAddress string) *member {
@@ -108,11 +108,11 @@ func startMember(t *testing.T, name, redisAddress string) *member {
 		_ = command.Wait()
 	})
 	lines := bufio.NewScanner(output)
-	require.True(t, lines.Scan(), "the process says where it listens")
+	require.True(t, lines.Scan(), "the process prints its address")
 	return &member{lines.Text()}
 }
 
-// call has the process make a call, and returns what came of it.
+// call makes the process make a call, and returns its result.
 func (m *member) call(t *testing.T, circuit, failure string) string {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+m.address+"/call", nil)

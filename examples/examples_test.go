@@ -1,4 +1,4 @@
-// Package examples runs the example programs, so that they stay true.
+// Package examples tests the example programs: their output must be correct.
 package examples
 
 import (
@@ -18,10 +18,10 @@ import (
 
 func TestQuickstart(t *testing.T) {
 	t.Parallel()
-	const ending = "35 calls, 17 reached the server, 18 spared\n"
+	const ending = "35 calls, 17 reached the server, 18 rejected\n"
 	out := run(t, "quickstart")
 	for tries := 1; tries < 3 && !strings.HasSuffix(out, ending); tries++ {
-		requireQuickstart(t, out) // the machine held up a call, and so a trial came one call early
+		requireQuickstart(t, out) // the machine delayed a call, so the trial came one call earlier
 		out = run(t, "quickstart")
 	}
 	requireQuickstart(t, out)
@@ -40,7 +40,7 @@ func TestQuickstartOnRedis(t *testing.T) {
 
 var calls = regexp.MustCompile(`(?m)(\d+) GET .* (reached the server|never sent)$`)
 
-// requireQuickstart checks that the last line is the sum of those before it.
+// requireQuickstart checks that the last line is the sum of the others.
 func requireQuickstart(t *testing.T, out string) {
 	t.Helper()
 	sum := make(map[string]int)
@@ -49,14 +49,14 @@ func requireQuickstart(t *testing.T, out string) {
 		require.NoError(t, err)
 		sum[m[2]] += n
 	}
-	reached, spared := sum["reached the server"], sum["never sent"]
-	last := fmt.Sprintf("%d calls, %d reached the server, %d spared\n", reached+spared, reached, spared)
-	require.True(t, strings.HasSuffix(out, last), "%s\nis not %s", out, last)
-	require.Equal(t, 35, reached+spared)
-	require.NotZero(t, spared)
+	reached, rejected := sum["reached the server"], sum["never sent"]
+	last := fmt.Sprintf("%d calls, %d reached the server, %d rejected\n", reached+rejected, reached, rejected)
+	require.True(t, strings.HasSuffix(out, last), "%s\ndoes not end with %s", out, last)
+	require.Equal(t, 35, reached+rejected)
+	require.NotZero(t, rejected)
 }
 
-// run builds and runs a program of this folder, within a minute.
+// run builds and runs a program of this folder, for at most a minute.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), name+".exe")

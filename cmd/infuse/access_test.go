@@ -306,9 +306,9 @@ func TestPasswordFromEnvironment(t *testing.T) {
 	require.Contains(t, cliAt(t, "redis://ann:"+url.PathEscape(password)+"@"+server.Addr()).mustRun("list"), "prices")
 }
 
-// No output contains four consecutive characters of the password, whatever is wrong
-// . A part that is parsed as the host, as in redis://user:p@ssword, is no
-// recognizable password.
+// No output contains four consecutive characters of the password, whatever is wrong. A
+// part that is parsed as the host, as in redis://user:p@ssword, is no recognizable
+// password.
 func TestNoErrorShowsAPassword(t *testing.T) {
 	server := redistest.Start(t)
 	require.NoError(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "user", "on", ">another", "~*", "+@all").Err())

@@ -1,13 +1,12 @@
-// Fleet shows what the shared state is for: several processes (children of
-// this program) call one service through one circuit in Redis. The service
-// falls ill. The failures of all processes together make the circuit suspect;
-// for a moment the fleet is asked whether anybody's calls succeed; then the
-// circuit opens, and all processes stop calling. When it is due, one of them
-// runs one trial; then all go on. The program checks that, and ends by itself
-// in seconds.
+// Fleet shows the purpose of shared state: several processes (children of this program)
+// call one service with one shared circuit in Redis. The service fails. The failures of
+// all processes together make the circuit suspect; then further failures confirm that, the
+// circuit opens, and all processes stop calling. After the open duration, one process runs
+// one trial call, and all processes continue. The program checks that, and ends after some
+// seconds.
 //
 //	cd examples/fleet
-//	go run .                         # with its own miniredis
+//	go run .                         # with a miniredis in this program
 //	go run . -redis 127.0.0.1:6379   # with a real Redis
 package main
 
@@ -35,7 +34,7 @@ import (
 const processes = 5
 
 func main() {
-	addr := flag.String("redis", "", "the address of a Redis; a miniredis of the program's own if empty")
+	addr := flag.String("redis", "", "address of a Redis; if empty, the program starts a miniredis")
 	service := flag.String("service", "", "internal: run as a child that calls the service at this URL")
 	name := flag.String("name", "", "internal: the child's name")
 	flag.Parse()
@@ -48,8 +47,8 @@ func main() {
 	}
 }
 
-// runChild is one process of the fleet: it calls the service every 50 ms until
-// its standard input is closed.
+// runChild is one process of the fleet. It calls the service every 50 ms until its
+// standard input is closed.
 func runChild(name, redisAddr, service string) error {
 	client := redis.NewClient(&redis.Options{Addr: redisAddr})
 	defer client.Close()
@@ -60,7 +59,7 @@ func runChild(name, redisAddr, service string) error {
 		Storage:      storage,
 		Instance:     name,
 		Listeners: []*infuse.Listener{{StateChange: func(_ *infuse.Breaker, t infuse.Transition) {
-			fmt.Printf("%s sees the circuit go from %s to %s, by %s\n", name, t.From, t.To, t.Origin)
+			fmt.Printf("%s: circuit %s -> %s, by %s\n", name, t.From, t.To, t.Origin)
 		}}},
 	})
 	if err != nil {
@@ -102,12 +101,12 @@ func get(ctx context.Context, url string) error {
 	}
 	defer response.Body.Close()
 	if response.StatusCode >= 500 {
-		return errors.New("the service says " + response.Status)
+		return errors.New("the service returned " + response.Status)
 	}
 	return nil
 }
 
-// runFleet starts the children and makes the service ill and well.
+// runFleet starts the children, and makes the service fail and recover.
 func runFleet(redisAddr string) error {
 	if redisAddr == "" {
 		mini, err := miniredis.Run()
@@ -117,12 +116,12 @@ func runFleet(redisAddr string) error {
 		defer mini.Close()
 		redisAddr = mini.Addr()
 	}
-	var ill atomic.Bool
-	var calls, callsWhileIll atomic.Int64
+	var failing atomic.Bool
+	var calls, callsWhileFailing atomic.Int64
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		calls.Add(1)
-		if ill.Load() {
-			callsWhileIll.Add(1)
+		if failing.Load() {
+			callsWhileFailing.Add(1)
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	}))
@@ -137,18 +136,18 @@ func runFleet(redisAddr string) error {
 		return fmt.Errorf("the fleet did not start calling: %w", err)
 	}
 
-	say("the service falls ill")
-	ill.Store(true)
+	printf("the service fails")
+	failing.Store(true)
 	time.Sleep(time.Second)
-	say("%d calls have reached the ill service, of about %d without a breaker", callsWhileIll.Load(), 20*processes)
+	printf("%d calls have reached the failing service, of about %d without a breaker", callsWhileFailing.Load(), 20*processes)
 
-	say("the service recovers; nobody knows until a trial finds out")
-	ill.Store(false)
+	printf("the service recovers; a trial call will detect that")
+	failing.Store(false)
 	before := calls.Load()
 	if err := eventually(func() bool { return calls.Load() >= before+4*processes }); err != nil {
-		return fmt.Errorf("the fleet did not go on after the service recovered: %w", err)
+		return fmt.Errorf("the fleet did not continue after the service recovered: %w", err)
 	}
-	say("all go on")
+	printf("all processes continue")
 	return nil
 }
 
@@ -175,8 +174,8 @@ func startChildren(redisAddr, service string) (stop func(), err error) {
 	return stop, nil
 }
 
-// startChild starts a process of the fleet and prints its lines. end closes its
-// standard input, as the death of this program would.
+// startChild starts a process of the fleet, and prints its lines. end closes its standard
+// input, as the end of this program would.
 func startChild(child *exec.Cmd) (end func(), err error) {
 	stdin, err := child.StdinPipe()
 	if err != nil {
@@ -194,7 +193,7 @@ func startChild(child *exec.Cmd) (end func(), err error) {
 	go func() {
 		defer close(printed)
 		for lines := bufio.NewScanner(stdout); lines.Scan(); {
-			say("    %s", lines.Text())
+			printf("    %s", lines.Text())
 		}
 	}()
 	return func() {
@@ -204,7 +203,7 @@ func startChild(child *exec.Cmd) (end func(), err error) {
 	}, nil
 }
 
-// eventually waits for a condition, for ten seconds at most.
+// eventually waits for a condition, for at most ten seconds.
 func eventually(is func() bool) error {
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if is() {
@@ -219,7 +218,7 @@ var (
 	printing sync.Mutex
 )
 
-func say(format string, args ...any) {
+func printf(format string, args ...any) {
 	printing.Lock()
 	defer printing.Unlock()
 	fmt.Printf("%5.2fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))

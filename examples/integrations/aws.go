@@ -7,9 +7,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// WithAWS has the clients that are made of a config send over the breaker, as
-// config.WithHTTPClient does. The SDK's retryer may stay: it asks a rejection
-// whether to try again, and the answer is no.
+// WithAWS makes the clients of a config use the breaker, like config.WithHTTPClient. The
+// retryer of the SDK needs no change: a rejection reports that it is not retryable.
 func WithAWS(config aws.Config, transport *infuse.Transport) aws.Config {
 	config.HTTPClient = &http.Client{Transport: transport}
 	return config

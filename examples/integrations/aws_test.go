@@ -19,9 +19,9 @@ import (
 func TestAWS(t *testing.T) {
 	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/xml")
-		_, _ = io.WriteString(w, `<R><GetCallerIdentityResult><Account>well</Account></GetCallerIdentityResult></R>`)
+		_, _ = io.WriteString(w, `<R><GetCallerIdentityResult><Account>healthy</Account></GetCallerIdentityResult></R>`)
 	})
-	s.ill.Store(true)
+	s.failing.Store(true)
 	client := sts.NewFromConfig(integrations.WithAWS(aws.Config{
 		Region:       "eu-west-1",
 		BaseEndpoint: aws.String(s.URL),
@@ -42,6 +42,6 @@ func TestAWS(t *testing.T) {
 
 	_, err := identity()
 	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
-	s.requireOneTry(t, breaker, identity)
+	require.Equal(t, int64(3), s.calls.Load(), "each attempt counts, and a rejection is not retried")
+	s.requireOneAttempt(t, breaker, identity)
 }

@@ -16,8 +16,8 @@ import (
 
 type empty = emptypb.Empty
 
-// A service that is down says so behind a 200 in gRPC, in gRPC-Web and in
-// Connect's streams. Its circuit never opened.
+// An unavailable service returns its error in a response with status 200 in gRPC, in
+// gRPC-Web and in streams of Connect. Its circuit never opened.
 func TestConnectGo(t *testing.T) {
 	down := connect.NewError(connect.CodeUnavailable, nil)
 	mux := http.NewServeMux()

@@ -8,12 +8,12 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// ElasticOptions are for elasticsearch.WithTransportOptions, and stand for the
-// Transport and the RetryOnError of an elasticsearch.Config. Without the latter,
-// a rejection is tried four times, one right after the other.
+// ElasticOptions returns options for elasticsearch.WithTransportOptions. They set the
+// Transport and the RetryOnError of an elasticsearch.Config. Without RetryOnError, a
+// rejected request is attempted four times without a pause.
 //
-// That is for one address. With several nodes leave RetryOnError out: each has
-// its own circuit, and the next try goes to another node.
+// This is for one address. With several nodes omit RetryOnError: each node has its own
+// circuit, and the next attempt goes to another node.
 func ElasticOptions(transport *infuse.Transport) []elastictransport.Option {
 	return []elastictransport.Option{
 		elastictransport.WithTransport(transport),

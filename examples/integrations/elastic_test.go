@@ -14,8 +14,8 @@ import (
 	"github.com/infuse-go/infuse/examples/integrations"
 )
 
-// The transport is what retries. It is by itself here: with it, go-elasticsearch
-// would have CI compile the thousand packages of its typed API.
+// newElastic returns the transport of go-elasticsearch, which retries. The whole client
+// would make CI compile the thousand packages of its typed API.
 func newElastic(t *testing.T, options []elastictransport.Option, nodes ...*server) *elastictransport.Client {
 	t.Helper()
 	var urls []*url.URL
@@ -37,17 +37,17 @@ func search(t *testing.T, client *elastictransport.Client) (*http.Response, erro
 }
 
 func TestElastic(t *testing.T) {
-	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
+	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "healthy") })
 	client := newElastic(t, integrations.ElasticOptions(transport), s)
 	response, err := search(t, client)
 	require.NoError(t, err)
-	requireWell(t, response.Body)
+	requireHealthy(t, response.Body)
 
-	s.ill.Store(true)
+	s.failing.Store(true)
 	_, err = search(t, client)
 	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(4), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
-	require.Equal(t, int64(3*len("{}")), s.bodies.Load(), "every attempt sent its body")
+	require.Equal(t, int64(4), s.calls.Load(), "each attempt counts, and a rejection is not retried")
+	require.Equal(t, int64(3*len("{}")), s.bodies.Load(), "each attempt sends its body")
 
 	_, err = search(t, client)
 	require.ErrorIs(t, err, infuse.ErrOpen)
@@ -57,21 +57,21 @@ func TestElastic(t *testing.T) {
 	s.recover(t, breaker)
 	response, err = search(t, client)
 	require.NoError(t, err)
-	requireWell(t, response.Body)
+	requireHealthy(t, response.Body)
 	require.Equal(t, infuse.StateClosed, breaker.State())
 }
 
-// With several nodes a rejection by one is tried on the next.
+// With several nodes, a rejected request is retried with the next node.
 func TestElasticWithNodes(t *testing.T) {
-	sick, transport, breaker := start(t)
-	well, _, _ := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
+	failing, transport, breaker := start(t)
+	healthy, _, _ := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "healthy") })
 	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
-	client := newElastic(t, []elastictransport.Option{elastictransport.WithTransport(transport)}, sick, well)
+	client := newElastic(t, []elastictransport.Option{elastictransport.WithTransport(transport)}, failing, healthy)
 	for range 4 {
 		response, err := search(t, client)
 		require.NoError(t, err)
-		requireWell(t, response.Body)
+		requireHealthy(t, response.Body)
 	}
-	require.Zero(t, sick.calls.Load())
-	require.Equal(t, int64(1), sick.rejections.Load(), "and the client leaves the node alone for a while")
+	require.Zero(t, failing.calls.Load())
+	require.Equal(t, int64(1), failing.rejections.Load(), "the client skips the node for some time")
 }

@@ -8,13 +8,12 @@ import (
 	"google.golang.org/api/option"
 )
 
-// GoogleOption has a service of google.golang.org/api send over the breaker.
-// option.WithHTTPClient takes the place of all other options of authentication,
-// so the client must sign its requests itself. It does that outside of the
-// breaker: a token that cannot be had is no failure of the service.
+// GoogleOption makes a client of google.golang.org/api use the breaker.
+// option.WithHTTPClient replaces all options of authentication, so the HTTP client must
+// sign the requests. It does that outside of the breaker: a missing token is not a failure
+// of the service.
 //
-// The tokens may be google.DefaultTokenSource's, with a context as in
-// NewOAuth2Client.
+// The tokens may come from google.DefaultTokenSource, with a context as in NewOAuth2Client.
 func GoogleOption(transport *infuse.Transport, tokens oauth2.TokenSource) option.ClientOption {
 	return option.WithHTTPClient(&http.Client{Transport: &oauth2.Transport{Source: tokens, Base: transport}})
 }

@@ -22,7 +22,7 @@ import (
 func TestGoogle(t *testing.T) {
 	s, transport, breaker := startWith(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer secret" {
-			http.Error(w, "who is it?", http.StatusUnauthorized)
+			http.Error(w, "no token", http.StatusUnauthorized)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -36,7 +36,7 @@ func TestGoogle(t *testing.T) {
 	require.NoError(t, err, "the request is signed")
 	require.Equal(t, "orders", bucket.Name)
 
-	s.ill.Store(true)
+	s.failing.Store(true)
 	for range 3 {
 		_, err := service.Buckets.Get("orders").Do()
 		var answer *googleapi.Error
@@ -45,7 +45,7 @@ func TestGoogle(t *testing.T) {
 	}
 	_, err = service.Buckets.Get("orders").Do()
 	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(4), s.calls.Load(), "nothing was sent")
+	require.Equal(t, int64(4), s.calls.Load(), "no request is sent")
 	require.Equal(t, int64(1), s.rejections.Load())
 
 	s.recover(t, breaker)
@@ -54,8 +54,7 @@ func TestGoogle(t *testing.T) {
 	require.Equal(t, infuse.StateClosed, breaker.State())
 }
 
-// An upload is retried until its context ends, and so it meets the circuit that
-// its own failures open.
+// An upload is retried until its context ends, so its own failures may open the circuit.
 func TestGoogleUploadDoesNotRetryARejection(t *testing.T) {
 	s, transport, _ := start(t)
 	tokens := oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "secret"})
@@ -70,16 +69,16 @@ func TestGoogleUploadDoesNotRetryARejection(t *testing.T) {
 		return err
 	}
 	require.ErrorIs(t, upload(), infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
+	require.Equal(t, int64(3), s.calls.Load(), "each attempt counts, and a rejection is not retried")
 	require.ErrorIs(t, upload(), infuse.ErrOpen)
 	require.Equal(t, int64(3), s.calls.Load())
 	require.Equal(t, int64(2), s.rejections.Load(), "one for each call")
 }
 
-// A token that cannot be had is no failure of the service.
-func TestGoogleTokensAreHadOutsideOfTheBreaker(t *testing.T) {
+// A missing token is not a failure of the service.
+func TestGoogleTokensAreFetchedOutsideOfTheBreaker(t *testing.T) {
 	s, transport, breaker := startWith(t, func(http.ResponseWriter, *http.Request) {})
-	noTokens := errors.New("no tokens today")
+	noTokens := errors.New("no tokens")
 	service, err := storage.NewService(t.Context(), integrations.GoogleOption(transport, failing{noTokens}), option.WithEndpoint(s.URL))
 	require.NoError(t, err)
 	for range 4 {

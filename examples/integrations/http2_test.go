@@ -20,8 +20,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// The errors of golang.org/x/net/http2 are of types that net/http's are not: an
-// outage was ignored for uploads, and an upload that failed by itself must be.
+// golang.org/x/net/http2 has other error types than net/http. Failures of uploads in an
+// outage were ignored; only failures of the caller's body must be ignored.
 func TestUploadsThroughXNetHTTP2(t *testing.T) {
 	errOwn := errors.New("the order changed")
 	handler := func(_ http.ResponseWriter, r *http.Request) {

@@ -22,11 +22,11 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// apiServer is as much of a Kubernetes API server as informers ask for.
+// apiServer implements the parts of a Kubernetes API server that informers use.
 type apiServer struct {
 	watches atomic.Int64
 	mu      sync.Mutex
-	cut     chan struct{} // closed to cut the watches that run
+	cut     chan struct{} // closed to cut the open watches
 }
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -36,7 +36,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, `{"kind":"List","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}`)
 		return
 	}
-	if resource == "pods" { // there is nothing to tell of the others
+	if resource == "pods" { // only pods have events
 		_, _ = io.WriteString(w, `{"type":"ADDED","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p","namespace":"n","resourceVersion":"2"}}}`+"\n")
 	}
 	_ = http.NewResponseController(w).Flush()
@@ -58,9 +58,9 @@ func (s *apiServer) cutAll() {
 	s.cut = make(chan struct{})
 }
 
-// A load balancer restarted, and cut six watches at once: the circuit of an API
-// server that was up opened for a minute, and nobody could list or watch.
-func TestKubernetesInformersThatAreCutTogether(t *testing.T) {
+// A load balancer restarted, and cut six watches together. That opened the circuit of a
+// healthy API server.
+func TestKubernetesWatchesCutTogether(t *testing.T) {
 	resources := []string{"pods", "services", "secrets", "nodes", "endpoints", "events"}
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		t.Run(protocol, func(t *testing.T) {

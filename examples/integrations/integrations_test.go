@@ -22,37 +22,37 @@ import (
 	"github.com/infuse-go/infuse/examples/integrations"
 )
 
-// server is ill as long as it is told to be.
+// server returns 502 while failing is set.
 type server struct {
 	*httptest.Server
-	ill        atomic.Bool
+	failing    atomic.Bool
 	calls      atomic.Int64
-	bodies     atomic.Int64 // bytes of requests' bodies
-	failures   atomic.Int64 // that counted
-	ignored    atomic.Int64 // calls that counted for nothing
-	rejections atomic.Int64 // a client that retries them has many for one call
+	bodies     atomic.Int64 // bytes of request bodies
+	failures   atomic.Int64 // counted failures
+	ignored    atomic.Int64 // calls that were not counted
+	rejections atomic.Int64 // several for one call if a client retries them
 }
 
 func start(t *testing.T) (*server, *infuse.Transport, *infuse.Breaker) {
 	t.Helper()
-	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "well") })
-	s.ill.Store(true)
+	s, transport, breaker := startWith(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "healthy") })
+	s.failing.Store(true)
 	return s, transport, breaker
 }
 
-// startWith starts a server that is well, and then answers with the handler.
-func startWith(t *testing.T, well http.HandlerFunc) (*server, *infuse.Transport, *infuse.Breaker) {
+// startWith starts a server that uses the handler while it is healthy.
+func startWith(t *testing.T, healthy http.HandlerFunc) (*server, *infuse.Transport, *infuse.Breaker) {
 	t.Helper()
 	s := &server{}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
-		if s.ill.Load() {
+		if s.failing.Load() {
 			n, _ := io.Copy(io.Discard, r.Body)
 			s.bodies.Add(n)
 			http.Error(w, "ill", http.StatusBadGateway)
 			return
 		}
-		well(w, r)
+		healthy(w, r)
 	}))
 	t.Cleanup(s.Close)
 	counting := infuse.Listener{
@@ -68,10 +68,10 @@ func startWith(t *testing.T, well http.HandlerFunc) (*server, *infuse.Transport,
 	return s, &infuse.Transport{Base: s.Client().Transport, Breakers: group}, breaker
 }
 
-// recover lets one trial run, which the caller then makes.
+// recover makes the server healthy, and the next call a trial.
 func (s *server) recover(t *testing.T, breaker *infuse.Breaker) {
 	t.Helper()
-	s.ill.Store(false)
+	s.failing.Store(false)
 	require.NoError(t, breaker.SetState(t.Context(), infuse.StateHalfOpen))
 }
 
@@ -96,19 +96,19 @@ func TestGoRetryablehttp(t *testing.T) {
 	})
 }
 
-// requireRetriesEndAtTheCircuit has a client that retries often send an order,
-// which opens the circuit, and then ask.
+// requireRetriesEndAtTheCircuit sends an order with a client that retries often. That
+// opens the circuit, and ends the retries.
 func (s *server) requireRetriesEndAtTheCircuit(t *testing.T, breaker *infuse.Breaker, order func() error, get func() (string, error)) {
 	t.Helper()
 	require.ErrorIs(t, order(), infuse.ErrOpen)
-	require.Equal(t, int64(3), s.calls.Load(), "every attempt counted, and the open circuit was not retried")
-	require.Equal(t, int64(3*len("order")), s.bodies.Load(), "every attempt sent its body")
-	s.requireOneTry(t, breaker, get)
+	require.Equal(t, int64(3), s.calls.Load(), "each attempt counts, and a rejection is not retried")
+	require.Equal(t, int64(3*len("order")), s.bodies.Load(), "each attempt sends its body")
+	s.requireOneAttempt(t, breaker, get)
 }
 
-// requireOneTry has the client ask an open circuit, after three calls and one
+// requireOneAttempt has the client ask an open circuit, after three calls and one
 // rejection, and then one that closes.
-func (s *server) requireOneTry(t *testing.T, breaker *infuse.Breaker, get func() (string, error)) {
+func (s *server) requireOneAttempt(t *testing.T, breaker *infuse.Breaker, get func() (string, error)) {
 	t.Helper()
 	_, err := get()
 	require.ErrorIs(t, err, infuse.ErrOpen)
@@ -118,12 +118,12 @@ func (s *server) requireOneTry(t *testing.T, breaker *infuse.Breaker, get func()
 	s.recover(t, breaker)
 	text, err := get()
 	require.NoError(t, err)
-	require.Equal(t, "well", text)
+	require.Equal(t, "healthy", text)
 	require.Equal(t, infuse.StateClosed, breaker.State())
 }
 
-// What ServiceUnavailable's comment warns of: this client would sleep for as
-// long as the circuit stays open.
+// The warning of infuse.ServiceUnavailable: this client would sleep while the circuit is
+// open.
 func TestGoRetryablehttpSleepsOnServiceUnavailable(t *testing.T) {
 	s, transport, breaker := start(t)
 	transport.OnRejected = infuse.ServiceUnavailable
@@ -154,17 +154,17 @@ func TestOtelhttp(t *testing.T) {
 	require.Equal(t, int64(3), s.calls.Load())
 
 	ended := spans.Ended()
-	require.Len(t, ended, 4, "the rejected request has a span, too")
+	require.Len(t, ended, 4, "the rejected request also has a span")
 	rejected := ended[3].Status()
 	require.Equal(t, codes.Error, rejected.Code)
 	require.Contains(t, rejected.Description, breaker.Name())
 	require.Contains(t, rejected.Description, "is open")
-	require.NotContains(t, rejected.Description, "502", "why it is open is the Cause of the *OpenError")
+	require.NotContains(t, rejected.Description, "502", "the cause is only in the *OpenError")
 
 	s.recover(t, breaker)
 	response, err := client.Get(s.URL)
 	require.NoError(t, err)
-	requireWell(t, response.Body)
+	requireHealthy(t, response.Body)
 	require.Equal(t, infuse.StateClosed, breaker.State())
 }
 
@@ -184,10 +184,10 @@ func TestResty(t *testing.T) {
 	})
 }
 
-func requireWell(t *testing.T, body io.ReadCloser) {
+func requireHealthy(t *testing.T, body io.ReadCloser) {
 	t.Helper()
 	text, err := io.ReadAll(body)
 	require.NoError(t, err)
 	require.NoError(t, body.Close())
-	require.Equal(t, "well", string(text))
+	require.Equal(t, "healthy", string(text))
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// A consumer of a real broker takes no messages while its circuit is open, and goes
-// on after the trial: Wait does not return before one may run.
-func TestANATSConsumerPausesWhileItsCircuitIsOpen(t *testing.T) {
+// A consumer takes no messages while its circuit is open, because Wait does not return
+// before it is ready for a trial. It continues after the trial.
+func TestNATSConsumerPausesWhileItsCircuitIsOpen(t *testing.T) {
 	const messages, failMax, reset = 30, 3, 200 * time.Millisecond
 	consumer := startNATS(t, messages)
 	breaker, err := infuse.New("prices", infuse.Config{FailMax: failMax, ResetTimeout: reset})
@@ -54,9 +54,9 @@ func TestANATSConsumerPausesWhileItsCircuitIsOpen(t *testing.T) {
 		}
 	}
 	require.GreaterOrEqual(t, time.Since(began), 5*reset)
-	// FailMax failures, and one trial for each ResetTimeout of the outage.
+	// FailMax failures, and one trial per ResetTimeout of the outage.
 	require.LessOrEqual(t, calls, messages+failMax+6)
-	require.Equal(t, calls, taken, "a message is only taken for a call that runs")
+	require.Equal(t, calls, taken, "each message that is taken is used for a call")
 }
 
 // startNATS starts a broker with a stream of messages, and returns a consumer of it.

@@ -10,16 +10,16 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-// NewOAuth2Client asks for tokens and calls the service over the breaker, and
-// each host has its own circuit. Tokens are had outside of the breaker: a
-// service does not pay for a token server that is ill.
+// NewOAuth2Client returns a client that uses the breaker for the token server and for the
+// service; each host has its own circuit. Tokens are fetched outside of the service's
+// breaker: failures of the token server do not count as failures of the service.
 //
-// The client in the context serves both. Its Timeout matters: a request for a
-// token does not heed the context of the call that needs it, and all calls wait
-// for the one token. The context should live as long as the client.
+// Both use the client in the context. Set its Timeout: the request for a token ignores the
+// context of the call, and all calls wait for the same token. The context must live as
+// long as the client.
 //
-// Set the config's AuthStyle. While it is to be detected, what fails is tried
-// again in the other style: a failure counts twice, and a rejection is retried.
+// Set AuthStyle in the config. While it is detected automatically, failed token requests
+// are repeated with the other style: a failure counts twice, and a rejection is retried.
 func NewOAuth2Client(ctx context.Context, transport *infuse.Transport, config *clientcredentials.Config) *http.Client {
 	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
 	return config.Client(context.WithValue(ctx, oauth2.HTTPClient, client))

@@ -13,23 +13,23 @@ import (
 	"github.com/infuse-go/infuse/examples/integrations"
 )
 
-// tokens is a token server's answer. A token that is over at once has the next
-// call ask for another.
+// tokens is the handler of a token server. The tokens expire immediately, so each call
+// needs another one.
 func tokens(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = io.WriteString(w, `{"access_token":"secret","token_type":"Bearer","expires_in":1}`)
 }
 
 func TestOAuth2(t *testing.T) {
-	issuer, transport, ofIssuer := startWith(t, tokens)
+	issuer, transport, issuerBreaker := startWith(t, tokens)
 	api, _, _ := startWith(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer secret" {
-			http.Error(w, "who is it?", http.StatusUnauthorized)
+			http.Error(w, "no token", http.StatusUnauthorized)
 			return
 		}
-		_, _ = io.WriteString(w, "well")
+		_, _ = io.WriteString(w, "healthy")
 	})
-	ofAPI, err := transport.Breakers.Breaker(api.Listener.Addr().String())
+	apiBreaker, err := transport.Breakers.Breaker(api.Listener.Addr().String())
 	require.NoError(t, err)
 	client := integrations.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{
 		ClientID: "orders", ClientSecret: "secret", TokenURL: issuer.URL, AuthStyle: oauth2.AuthStyleInHeader,
@@ -38,11 +38,11 @@ func TestOAuth2(t *testing.T) {
 		t.Helper()
 		response, err := client.Get(api.URL)
 		require.NoError(t, err)
-		requireWell(t, response.Body)
+		requireHealthy(t, response.Body)
 	}
 	succeeds()
 
-	issuer.ill.Store(true)
+	issuer.failing.Store(true)
 	for range 3 {
 		_, err := client.Get(api.URL)
 		var answer *oauth2.RetrieveError
@@ -52,17 +52,17 @@ func TestOAuth2(t *testing.T) {
 	_, err = client.Get(api.URL)
 	var rejected *infuse.OpenError
 	require.ErrorAs(t, err, &rejected)
-	require.Equal(t, ofIssuer.Name(), rejected.Circuit)
-	require.Equal(t, int64(4), issuer.calls.Load(), "nothing was sent")
-	require.Equal(t, int64(1), issuer.rejections.Load(), "a rejection was not tried again")
+	require.Equal(t, issuerBreaker.Name(), rejected.Circuit)
+	require.Equal(t, int64(4), issuer.calls.Load(), "no request is sent")
+	require.Equal(t, int64(1), issuer.rejections.Load(), "a rejection is not retried")
 	require.Equal(t, int64(1), api.calls.Load())
-	require.Equal(t, infuse.StateClosed, ofAPI.State(), "the service does not pay for it")
+	require.Equal(t, infuse.StateClosed, apiBreaker.State(), "the service's circuit is unaffected")
 
-	issuer.recover(t, ofIssuer)
+	issuer.recover(t, issuerBreaker)
 	succeeds()
-	require.Equal(t, infuse.StateClosed, ofIssuer.State())
+	require.Equal(t, infuse.StateClosed, issuerBreaker.State())
 
-	api.ill.Store(true)
+	api.failing.Store(true)
 	for range 3 {
 		response, err := client.Get(api.URL)
 		require.NoError(t, err)
@@ -70,12 +70,12 @@ func TestOAuth2(t *testing.T) {
 	}
 	_, err = client.Get(api.URL)
 	require.ErrorAs(t, err, &rejected)
-	require.Equal(t, ofAPI.Name(), rejected.Circuit)
-	require.Equal(t, infuse.StateClosed, ofIssuer.State(), "nor the other way round")
+	require.Equal(t, apiBreaker.Name(), rejected.Circuit)
+	require.Equal(t, infuse.StateClosed, issuerBreaker.State(), "the token server's circuit is unaffected")
 }
 
-// While the style is to be detected, whatever fails is tried again.
-func TestOAuth2RetriesARejectionUnlessItHasAStyle(t *testing.T) {
+// While the style is detected, all failed requests are repeated.
+func TestOAuth2RetriesRejectionsWithoutAuthStyle(t *testing.T) {
 	issuer, transport, breaker := startWith(t, tokens)
 	require.NoError(t, breaker.SetState(t.Context(), infuse.StateOpen))
 	client := integrations.NewOAuth2Client(t.Context(), transport, &clientcredentials.Config{TokenURL: issuer.URL})

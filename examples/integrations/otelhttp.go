@@ -7,8 +7,8 @@ import (
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 )
 
-// NewTracedClient traces outside of the breaker: a rejected request has a span,
-// too, which tells the circuit and its state.
+// NewTracedClient traces outside of the breaker: a rejected request also has a span, with
+// the circuit and its state.
 func NewTracedClient(transport *infuse.Transport, options ...otelhttp.Option) *http.Client {
 	return &http.Client{Transport: otelhttp.NewTransport(transport, options...)}
 }

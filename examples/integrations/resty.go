@@ -8,9 +8,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// NewRestyClient retries what may be better next time, which an open circuit
-// is not. What resty's SetProxy, SetTLSClientConfig and the like would set
-// belongs into the Transport's Base.
+// NewRestyClient retries errors and statuses 5xx, but not rejections. Set proxies and TLS
+// in the Base of the Transport, not with SetProxy and SetTLSClientConfig of resty.
 func NewRestyClient(transport *infuse.Transport) *resty.Client {
 	return resty.New().
 		SetTransport(transport).

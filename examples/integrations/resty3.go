@@ -7,9 +7,9 @@ import (
 	"resty.dev/v3"
 )
 
-// NewResty3Client retries what may be better next time, as NewRestyClient does.
-// By itself, version 3 retries only what calls itself temporary, and a rejection
-// does not. A condition of one's own is asked about a rejection, too.
+// NewResty3Client is NewRestyClient for version 3. By default, version 3 retries only
+// errors that report that they are temporary; a rejection does not. Your own conditions
+// are also called for rejections.
 func NewResty3Client(transport *infuse.Transport) *resty.Client {
 	return resty.New().
 		SetTransport(transport).

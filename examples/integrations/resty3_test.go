@@ -28,7 +28,7 @@ func TestResty3(t *testing.T) {
 	})
 }
 
-// What version 3 does by itself: a rejection is not temporary.
+// By default, version 3 does not retry a rejection, because it is not temporary.
 func TestResty3DoesNotRetryARejectionByItself(t *testing.T) {
 	s, transport, _ := refused(t)
 	client := resty.New().SetTransport(transport).SetRetryCount(10)

@@ -1,5 +1,5 @@
-// Package integrations shows the Transport of Infuse under third-party clients and
-// wrappers, and in which order they go.
+// Package integrations shows how to use the Transport of Infuse with third-party clients
+// and wrappers, and their order.
 package integrations
 
 import (
@@ -11,8 +11,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// NewRetryableClient retries outside of the breaker: every attempt meets the
-// circuit and counts, and an open circuit is not retried.
+// NewRetryableClient retries outside of the breaker: each attempt passes the circuit and
+// counts, and a rejection is not retried.
 func NewRetryableClient(transport *infuse.Transport) *retryablehttp.Client {
 	client := retryablehttp.NewClient()
 	client.HTTPClient = &http.Client{Transport: transport}

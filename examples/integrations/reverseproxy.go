@@ -8,10 +8,9 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// NewReverseProxy answers with a 503 and a Retry-After while the circuit is
-// open. Its ErrorHandler does that, and not the Transport's OnRejected: then
-// ModifyResponse sees answers of the service alone, and other clients may share
-// the Transport.
+// NewReverseProxy returns 503 with a Retry-After while the circuit is open. Its
+// ErrorHandler does that, rather than OnRejected of the Transport: ModifyResponse is then
+// called only for responses of the service, and other clients can share the Transport.
 func NewReverseProxy(service *url.URL, transport *infuse.Transport) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {

@@ -18,7 +18,7 @@ import (
 	"github.com/infuse-go/infuse/examples/integrations"
 )
 
-// before starts the reverse proxy that is before the server.
+// before starts a reverse proxy for the server.
 func (s *server) before(t *testing.T, transport *infuse.Transport) *httptest.Server {
 	t.Helper()
 	service, err := url.Parse(s.URL)
@@ -41,29 +41,29 @@ func TestReverseProxy(t *testing.T) {
 	}
 
 	for range 3 {
-		require.Equal(t, http.StatusBadGateway, get().StatusCode, "the service's own answer")
+		require.Equal(t, http.StatusBadGateway, get().StatusCode, "the response of the service")
 	}
 	rejected := get()
 	require.Equal(t, http.StatusServiceUnavailable, rejected.StatusCode)
 	seconds, err := strconv.Atoi(rejected.Header.Get("Retry-After"))
 	require.NoError(t, err)
 	require.InDelta(t, time.Hour.Seconds(), seconds, 60)
-	require.Equal(t, int64(3), s.calls.Load(), "nothing was sent")
+	require.Equal(t, int64(3), s.calls.Load(), "no request is sent")
 
 	s.recover(t, breaker)
-	requireWell(t, get().Body)
+	requireHealthy(t, get().Body)
 	require.Equal(t, infuse.StateClosed, breaker.State())
 }
 
-// Clients go away while they wait for the headers, and in the middle of a body.
-func TestReverseProxyClientsThatGoAwayAreNoFailures(t *testing.T) {
+// Clients disconnect while they wait for the headers, or during the body.
+func TestReverseProxyClientsThatDisconnectAreIgnored(t *testing.T) {
 	for _, path := range []string{"/headers", "/body"} {
 		t.Run(path, func(t *testing.T) {
 			arrived := make(chan struct{}, 1)
 			s, transport, breaker := startWith(t, func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/body" {
 					w.Header().Set("Content-Length", "1000")
-					_, _ = io.WriteString(w, "well")
+					_, _ = io.WriteString(w, "healthy")
 					_ = http.NewResponseController(w).Flush()
 				}
 				arrived <- struct{}{}
@@ -94,7 +94,7 @@ func TestReverseProxyClientsThatGoAwayAreNoFailures(t *testing.T) {
 	}
 }
 
-func TestReverseProxyPassesWebSocketsOn(t *testing.T) {
+func TestReverseProxyForwardsWebSockets(t *testing.T) {
 	s, transport, breaker := startWith(t, echo)
 	proxy := s.before(t, transport)
 	conn, _, err := websocket.Dial(t.Context(), proxy.URL, nil)
@@ -107,5 +107,5 @@ func TestReverseProxyPassesWebSocketsOn(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
 	require.NotEmpty(t, response.Header.Get("Retry-After"))
-	require.Equal(t, int64(1), s.calls.Load(), "nothing was sent")
+	require.Equal(t, int64(1), s.calls.Load(), "no request is sent")
 }

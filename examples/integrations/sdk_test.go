@@ -14,8 +14,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// refused returns a client whose circuit is open, because the server's connections
-// are refused: words that retriers match.
+// refused returns a server whose circuit is open because its connections were refused.
+// Retriers match the text of that error.
 func refused(t *testing.T) (*server, *infuse.Transport, *infuse.Breaker) {
 	t.Helper()
 	s, transport, breaker := start(t)
@@ -28,8 +28,7 @@ func refused(t *testing.T) (*server, *infuse.Transport, *infuse.Breaker) {
 	return s, transport, breaker
 }
 
-// The AWS SDK retries what is not known to be final: three tries, with pauses of
-// seconds, for a rejection that costs nothing.
+// By default the AWS SDK retries unknown errors: three attempts, with pauses of seconds.
 func TestAWSSDKDoesNotRetryARejection(t *testing.T) {
 	s, transport, _ := refused(t)
 	_, err := (&http.Client{Transport: transport}).Get(s.URL)
@@ -42,8 +41,8 @@ func TestAWSSDKDoesNotRetryARejection(t *testing.T) {
 	}
 }
 
-// The Azure SDK retried a rejection until its caller's deadline, and then said
-// that the deadline was over.
+// The Azure SDK retried a rejection until the caller's deadline, and then returned
+// DeadlineExceeded.
 func TestAzureSDKDoesNotRetryARejection(t *testing.T) {
 	s, transport, _ := refused(t)
 	pipeline := runtime.NewPipeline("orders", "v1", runtime.PipelineOptions{}, &policy.ClientOptions{

@@ -8,12 +8,12 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Settings are those of circuits by name. A circuit without any has the defaults.
+// Settings are the settings of circuits by name. A circuit without settings has the defaults.
 type Settings struct {
 	atomic.Pointer[map[string]infuse.Settings]
 }
 
-// Read reads them from YAML.
+// Read reads the settings from YAML.
 func (s *Settings) Read(text []byte) error {
 	settings := make(map[string]infuse.Settings)
 	if err := yaml.Unmarshal(text, &settings); err != nil {
@@ -23,5 +23,5 @@ func (s *Settings) Read(text []byte) error {
 	return nil
 }
 
-// Config is for infuse.NewGroupFunc.
+// Config returns the settings of a circuit, for infuse.NewGroupFunc.
 func (s *Settings) Config(circuit string) infuse.Config { return (*s.Load())[circuit].Config() }

@@ -28,5 +28,5 @@ func TestSettingsFromYAML(t *testing.T) {
 	require.ErrorContains(t, settings.Read([]byte("prices: {resetTimeout: 30}")), "duration")
 	require.NoError(t, settings.Read([]byte("prices: {failMax: -1}")))
 	require.ErrorContains(t, breakers.Reload(), "Config.FailMax is -1")
-	require.True(t, prices.Stats().DryRun, "nothing has changed")
+	require.True(t, prices.Stats().DryRun, "the settings have not changed")
 }

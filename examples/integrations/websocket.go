@@ -7,9 +7,8 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// WebSocketOptions has websocket.Dial shake hands over the breaker. The
-// handshake is what counts: a connection that was made holds no trial, however
-// long it lives, and how it ends counts for nothing.
+// WebSocketOptions makes websocket.Dial use the breaker. Only the handshake counts: an
+// open connection uses no trial slot, and its end is not counted.
 func WebSocketOptions(transport *infuse.Transport) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}}
 }

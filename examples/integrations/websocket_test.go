@@ -11,7 +11,7 @@ import (
 	"github.com/infuse-go/infuse/examples/integrations"
 )
 
-// echo sends back what it gets over a WebSocket, until that breaks off.
+// echo returns each message of a WebSocket, until it is closed.
 func echo(w http.ResponseWriter, r *http.Request) {
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
@@ -20,7 +20,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	defer func() { _ = conn.CloseNow() }()
 	for {
 		kind, message, err := conn.Read(r.Context())
-		if err != nil || string(message) == "break off" {
+		if err != nil || string(message) == "close" {
 			return
 		}
 		if err := conn.Write(r.Context(), kind, message); err != nil {
@@ -50,31 +50,31 @@ func TestWebSocket(t *testing.T) {
 	require.NoError(t, err)
 	requireEcho(t, healthy)
 
-	s.ill.Store(true)
+	s.failing.Store(true)
 	for range 3 {
 		_, err := dial()
 		require.ErrorContains(t, err, "502")
 	}
 	_, err = dial()
 	require.ErrorIs(t, err, infuse.ErrOpen)
-	require.Equal(t, int64(4), s.calls.Load(), "nothing was sent")
+	require.Equal(t, int64(4), s.calls.Load(), "no request is sent")
 	require.Equal(t, int64(1), s.rejections.Load())
-	requireEcho(t, healthy) // what is connected stays so
+	requireEcho(t, healthy) // open connections continue
 
 	s.recover(t, breaker)
 	trial, err := dial()
 	require.NoError(t, err)
-	require.Equal(t, infuse.StateClosed, breaker.State(), "the trial is over, and its connection is not")
+	require.Equal(t, infuse.StateClosed, breaker.State(), "the trial has ended, and its connection is still open")
 	requireEcho(t, trial)
 }
 
-// A load balancer that restarts cuts all connections at once.
-func TestWebSocketsThatAreCutAreNoFailures(t *testing.T) {
+// A load balancer that restarts cuts all connections together.
+func TestWebSocketsThatAreCutAreIgnored(t *testing.T) {
 	s, transport, breaker := startWith(t, echo)
 	for range 5 {
 		conn, _, err := websocket.Dial(t.Context(), s.URL, integrations.WebSocketOptions(transport))
 		require.NoError(t, err)
-		require.NoError(t, conn.Write(t.Context(), websocket.MessageText, []byte("break off")))
+		require.NoError(t, conn.Write(t.Context(), websocket.MessageText, []byte("close")))
 		_, _, err = conn.Read(t.Context())
 		require.Error(t, err)
 		require.NoError(t, conn.CloseNow())

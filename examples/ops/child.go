@@ -19,10 +19,10 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// runChild is one process of the fleet. It has what a service needs for monitoring
-// and manual changes: a group with counters, an ops page and a collector.
+// runChild is one process of the fleet. Like a service with monitoring and manual changes,
+// it has a group with counters, an ops page and a collector.
 func runChild(ctx context.Context, s settings) error {
-	// ^C also reaches the children. They ignore it and end with their parent, which
+	// Ctrl-C also signals the children. They ignore it, and end with their parent, which
 	// prints their last lines.
 	ctx = untilStdinCloses(context.WithoutCancel(ctx))
 
@@ -67,9 +67,9 @@ func runChild(ctx context.Context, s settings) error {
 	return nil
 }
 
-// authorize returns who changes a circuit. This example listens on the loopback
-// interface only, so it is the user who started it. A service checks its own
-// sessions here, and allows no change without one.
+// authorize returns the person who changes a circuit. This example listens on the loopback
+// interface only, so that is the user who started it. A service would check its sessions,
+// and allow changes only with one.
 func authorize(*http.Request) (name string, ok bool) {
 	if u, err := user.Current(); err == nil {
 		return u.Username, true

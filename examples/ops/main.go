@@ -1,13 +1,13 @@
-// Ops is a fleet to try the ops page with: three processes (children of this
-// program) call a service through circuits that they share in Redis. The service
-// fails and recovers, again and again. Each process has an ops page and /metrics.
+// Ops is a fleet to try the ops page with: three processes (children of this program) call
+// a service with circuits that they share in Redis. The service fails and recovers
+// repeatedly. Each process has an ops page and /metrics.
 //
 //	cd examples/ops
 //	go run .                         # with its own miniredis
 //	go run . -redis 127.0.0.1:6379   # with a real one
 //
-// Then open the page in a browser, force a circuit open, and look at the pages of
-// the other processes. ^C ends it.
+// Then open the page in a browser, force a circuit open, and compare the pages of the
+// other processes. Press Ctrl-C to stop.
 package main
 
 import (
@@ -34,10 +34,10 @@ import (
 
 const processes = 3
 
-// prefix begins the keys of this example's circuits.
+// prefix is the key prefix of this example.
 const prefix = "ops-example:"
 
-// settings are the flags. The internal ones are set by this program for its children.
+// settings are the flags. This program sets the internal flags for its children.
 type settings struct {
 	redis            string
 	listen           string
@@ -108,8 +108,8 @@ func runFleet(ctx context.Context, s settings) error {
 	}
 }
 
-// service has one part that is failing at times, /inventory. 1 % of all other calls
-// fail, as in any healthy fleet.
+// service has one part that fails at times, /inventory. 1 % of all other calls fail: the
+// baseline error rate.
 type service struct {
 	*httptest.Server
 	failing atomic.Bool

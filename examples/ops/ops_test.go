@@ -20,11 +20,11 @@ import (
 
 var pageOf = regexp.MustCompile(`^process-(\d): ops page (http://\S+),`)
 
-// The example runs: three processes show their circuits, one of which opens; an
-// override that is set in one reaches the others; and it ends on a signal.
-func TestTheExampleRuns(t *testing.T) {
+// Three processes show their circuits, one of which opens. An override that is set in one
+// process reaches the others. The program ends on a signal.
+func TestExample(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("it is ended by a signal")
+		t.Skip("requires signals")
 	}
 	binary := filepath.Join(t.TempDir(), "ops.exe")
 	out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput()
@@ -60,7 +60,7 @@ func TestTheExampleRuns(t *testing.T) {
 	}
 	require.True(t, json.Valid([]byte(get(t, pages["1"]+"circuits.json"))))
 
-	// An override holds for all processes. Forms of another site change nothing.
+	// An override applies to all processes. Forms of other sites are rejected.
 	response, err := http.PostForm(pages["1"]+"change?circuit=prices", url.Values{"do": {"force-open"}, "reason": {"migration"}, "confirm": {"yes"}})
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
@@ -75,7 +75,7 @@ func TestTheExampleRuns(t *testing.T) {
 	require.Equal(t, http.StatusForbidden, response.StatusCode)
 
 	require.NoError(t, program.Process.Signal(syscall.SIGTERM))
-	<-drained // and so all children have ended
+	<-drained // all children have ended
 	require.NoError(t, program.Wait())
 	require.Regexp(t, `^[^\n]+ INFO circuit changed manually circuit=prices [^\n]+\n$`, stderr.String())
 	_, err = http.Get(pages["1"])

@@ -1,7 +1,7 @@
-// Quickstart shows the main job: an http.Client with Infuse's Transport calls a
-// real server on this machine, which falls ill and recovers. While the circuit
-// is open the server is not called at all; then one trial finds out that it is
-// well again. The program prints what happens, and ends by itself in seconds.
+// Quickstart shows the main use: an http.Client with Infuse's Transport calls a server on
+// this machine, which fails and recovers. While the circuit is open, no request is sent.
+// Then one trial call succeeds, and the circuit closes. The program prints the calls and
+// transitions, and ends after some seconds.
 //
 //	go run ./examples/quickstart                         # state in memory
 //	go run ./examples/quickstart -redis 127.0.0.1:6379   # state in Redis: start it twice
@@ -23,15 +23,15 @@ import (
 )
 
 func main() {
-	addr := flag.String("redis", "", "keep the circuit in the Redis at this address; in memory if empty")
+	addr := flag.String("redis", "", "address of a Redis to keep the circuit in; in memory if empty")
 	flag.Parse()
 	if err := run(*addr); err != nil {
 		log.Fatal(err)
 	}
 }
 
-// pace is the time from one call to the next. The circuit stays open for half
-// a pace less than ten, so that no call comes just when a trial is due.
+// pace is the time between two calls. The circuit stays open for 9.5 paces, so that no
+// call comes at the very moment when it becomes ready for a trial.
 const pace = 100 * time.Millisecond
 
 func run(redisAddr string) error {
@@ -64,16 +64,16 @@ func run(redisAddr string) error {
 	next := time.NewTicker(pace)
 	defer next.Stop()
 	for _, phase := range []struct {
-		says  string
-		ill   bool
-		calls int
+		text    string
+		failing bool
+		calls   int
 	}{
-		{"the server is well", false, 5},
-		{"the server falls ill", true, 15},
+		{"the server is healthy", false, 5},
+		{"the server fails", true, 15},
 		{"the server recovers", false, 15},
 	} {
-		report.phase(phase.says)
-		server.ill.Store(phase.ill)
+		report.phase(phase.text)
+		server.failing.Store(phase.failing)
 		for range phase.calls {
 			report.call(request(client, server))
 			<-next.C
@@ -83,8 +83,7 @@ func run(redisAddr string) error {
 	return nil
 }
 
-// request makes one call, and returns what came of it and whether the server
-// has seen it.
+// request makes one call, and returns its result and whether the server received it.
 func request(client *http.Client, server *server) string {
 	before := server.calls.Load()
 	response, err := client.Get(server.URL)
@@ -103,85 +102,85 @@ func request(client *http.Client, server *server) string {
 	return fmt.Sprintf("%-24s %s", response.Status, reached)
 }
 
-// server is the service that is called: it answers 503 while it is ill.
+// server is a service that returns 503 while it is failing.
 type server struct {
 	*httptest.Server
-	ill   atomic.Bool
-	calls atomic.Int64
+	failing atomic.Bool
+	calls   atomic.Int64
 }
 
 func newServer() *server {
 	s := &server{}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		s.calls.Add(1)
-		if s.ill.Load() {
+		if s.failing.Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}))
 	return s
 }
 
-// report prints a line for calls in a row that ended alike, and one for what
-// became of the circuit.
+// report prints one line for consecutive calls with the same result, and one for each
+// transition.
 type report struct {
 	start time.Time
 	calls int64
 
-	mu    sync.Mutex
-	moves []string // since the last call: they are told after it, because it caused them
+	mu          sync.Mutex
+	transitions []string // of the current call: printed after it
 
-	began  time.Time // of the calls in a row
-	row    int
+	began  time.Time // first of the consecutive calls
+	count  int       // number of consecutive calls
 	result string
 }
 
 func (r *report) stateChange(b *infuse.Breaker, t infuse.Transition) {
-	whose := "circuit"
+	kind := "circuit"
 	if t.Local {
-		whose = "this process's circuit"
+		kind = "local circuit"
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.moves = append(r.moves, fmt.Sprintf("         %s %q: %s -> %s", whose, b.Name(), t.From, t.To))
+	r.transitions = append(r.transitions, fmt.Sprintf("         %s %q: %s -> %s", kind, b.Name(), t.From, t.To))
 }
 
-func (r *report) phase(says string) {
+func (r *report) phase(text string) {
 	r.flush()
-	r.print(time.Now(), "--- "+says)
+	r.print(time.Now(), "--- "+text)
 }
 
 func (r *report) call(result string) {
 	r.mu.Lock()
-	moves := r.moves
-	r.moves = nil
+	transitions := r.transitions
+	r.transitions = nil
 	r.mu.Unlock()
 	if result != r.result {
 		r.flush()
 	}
-	if r.row == 0 {
+	if r.count == 0 {
 		r.began, r.result = time.Now(), result
 	}
 	r.calls++
-	r.row++
-	if len(moves) > 0 {
+	r.count++
+	if len(transitions) > 0 {
 		r.flush()
 	}
-	for _, move := range moves {
-		r.print(time.Now(), move)
+	for _, transition := range transitions {
+		r.print(time.Now(), transition)
 	}
 }
 
-// flush prints the calls in a row.
+// flush prints the consecutive calls.
 func (r *report) flush() {
-	if r.row > 0 {
-		r.print(r.began, fmt.Sprintf("%2d GET   %s", r.row, r.result))
+	if r.count > 0 {
+		r.print(r.began, fmt.Sprintf("%2d GET   %s", r.count, r.result))
 	}
-	r.row = 0
+	r.count = 0
 }
 
 func (r *report) end(reached int64) {
 	r.flush()
-	fmt.Printf("%d calls, %d reached the server, %d spared\n", r.calls, reached, r.calls-reached)
+	fmt.Printf("%d calls, %d reached the server, %d rejected\n", r.calls, reached, r.calls-reached)
 }
 
 func (r *report) print(at time.Time, line string) {

@@ -26,8 +26,9 @@ func (p *pod) isReady() bool {
 	return w.Code == http.StatusOK
 }
 
-// runPods has two pods receive a request a second. The upstream is down for the first
-// minute. It returns when the last request failed, and how many reached no pod.
+// runPods sends one request a second to two pods. The upstream is down for the first
+// minute. It returns the time of the last failed request, and the number of requests that
+// reached no pod.
 func runPods(t *testing.T, ready func(*infuse.Breaker) http.HandlerFunc, lasts time.Duration) (lastFailure time.Duration, noPod int) {
 	storage, began := infuse.NewMemoryStorage(), time.Now()
 	pods := make([]*pod, 2)

@@ -1,4 +1,4 @@
-// Package recipes has the code of docs/recipes.md, which its tests run.
+// Package recipes contains the code in docs/recipes.md. Its tests run that code.
 package recipes
 
 import (
@@ -40,7 +40,7 @@ type Prices struct {
 	lastKnown int
 }
 
-// Price returns the last known price if there is no other.
+// Price returns the price, or the last known price if the call fails.
 func (p *Prices) Price(ctx context.Context) (int, error) {
 	price, err := infuse.Do(ctx, p.breaker, p.lookup)
 	if err != nil { // or only for errors.Is(err, infuse.ErrOpen)
@@ -50,12 +50,12 @@ func (p *Prices) Price(ctx context.Context) (int, error) {
 	return price, nil
 }
 
-// NewTryClient is for a client that retries: each try has a deadline.
+// NewTryClient returns a client for a retrier: each attempt has a deadline.
 func NewTryClient() *http.Client {
 	return &http.Client{Transport: &infuse.Transport{}, Timeout: time.Second}
 }
 
-// CallWithin calls with a deadline.
+// CallWithin makes a call with a deadline.
 func CallWithin(ctx context.Context, breaker *infuse.Breaker, call func(context.Context) error) error {
 	return breaker.Call(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -88,7 +88,7 @@ type Queue interface {
 	PutBack(Job)
 }
 
-// Job is what a consumer does.
+// Job is the work of a consumer.
 type Job func(context.Context) error
 
 // Consume runs jobs until ctx is done.
@@ -122,7 +122,7 @@ func NewDryRun(storage infuse.Storage) (*infuse.Breaker, error) {
 	return infuse.New("inventory", infuse.Config{Storage: storage, DryRun: true, CountCalls: true})
 }
 
-// NewOpsPage returns the ops page, which only users see and change.
+// NewOpsPage returns an ops page that only users can read and change.
 func NewOpsPage(breakers *infuse.Group, storage infuse.Storage, user func(*http.Request) (name string, ok bool)) http.Handler {
 	page := ops.Handler(ops.Options{Group: breakers, Storage: storage, Authorize: user, Hosts: []string{"ops.example.com"}})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -168,7 +168,7 @@ func RunJob(ctx context.Context, storage infuse.Storage, job func(context.Contex
 	return breaker.Call(ctx, job)
 }
 
-// Serve serves until a signal, and ends without losing a report.
+// Serve serves until a signal, and loses no report at the end.
 func Serve(ctx context.Context, server *http.Server, breakers *infuse.Group, storage *infuse.RedisStorage, client interface{ Close() error }) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()

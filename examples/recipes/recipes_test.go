@@ -147,7 +147,7 @@ func (q jobs) Receive(context.Context) (Job, error) {
 	}
 }
 
-// Two consumers pause while the circuit is open, and go on after the trial.
+// Two consumers pause while the circuit is open, and continue after the trial.
 func TestConsumer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		queue, storage := make(jobs, 200), infuse.NewMemoryStorage()
@@ -189,7 +189,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 	require.ErrorContains(t, err, "Config.FailMax is -1")
 }
 
-// The states that a unit test needs, and a minute that takes no time.
+// A unit test can set any state, and a minute takes no time.
 func TestForcedState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, prices := t.Context(), &Prices{breaker: start(t, infuse.Config{}), lookup: func(context.Context) (int, error) { return 250, nil }}
@@ -271,7 +271,7 @@ func TestTenants(t *testing.T) {
 	require.NoError(t, get("healthy"))
 }
 
-// Processes that make one call each add up to an outage.
+// Processes that make one call each open the shared circuit together.
 func TestShortLivedProcesses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()
@@ -282,12 +282,12 @@ func TestShortLivedProcesses(t *testing.T) {
 		}
 		b := start(t, infuse.Config{Storage: storage})
 		require.ErrorIs(t, b.Call(t.Context(), fails), errUnavailable)
-		require.ErrorIs(t, b.Call(t.Context(), fails), infuse.ErrOpen, "one failure of its own is enough")
+		require.ErrorIs(t, b.Call(t.Context(), fails), infuse.ErrOpen, "one failure of this process is enough")
 		require.Equal(t, 5, ran)
 	})
 }
 
-// The report of a call that ends during the shutdown is on record afterwards.
+// The record contains the report of a call that ended during the shutdown.
 func TestShutdown(t *testing.T) {
 	redis0 := redistest.Start(t)
 	client := redis.NewClient(&redis.Options{Addr: redis0.Addr()})

@@ -1,5 +1,5 @@
-// Service shows everything together: a service that quotes prices calls two others,
-// and both may become unhealthy. go run . settings.json
+// Service shows everything together: a service that quotes prices calls two upstreams, and
+// both may become unhealthy. Run: go run . settings.json
 package main
 
 import (
@@ -33,7 +33,7 @@ func main() {
 		os.Exit(2)
 	}
 	if err := run(os.Args[1]); err != nil {
-		slog.Error("the service ends", "error", err)
+		slog.Error("service ended", "error", err)
 		os.Exit(1)
 	}
 }
@@ -46,7 +46,7 @@ func run(path string) error {
 		return err
 	}
 	file := settings.current.Load()
-	// What is made first stops last: breakers, storage, client.
+	// Stop in reverse order: breakers, storage, client.
 	client := redis.NewClient(&redis.Options{Addr: file.Redis})
 	defer client.Close()
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{Prefix: "quotes-example:"})
@@ -71,7 +71,7 @@ func run(path string) error {
 			if err := settings.reload(breakers); err != nil {
 				slog.Error("settings not changed", "error", err)
 			}
-		case <-ctx.Done(): // requests under way may use the breakers until they have ended
+		case <-ctx.Done(): // requests in progress may use the breakers until they have ended
 			draining, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
 			return server.Shutdown(draining)
@@ -79,8 +79,8 @@ func run(path string) error {
 	}
 }
 
-// newClient retries outside of the breaker, so that each try counts, and has a
-// deadline of its own, for the body too. A rejection is not tried again.
+// newClient returns a client that retries outside of the breaker, so that each attempt
+// counts, and has its own deadline, including the body. A rejection is not retried.
 func newClient(base http.RoundTripper, breakers *infuse.Group) *http.Client {
 	client := retryablehttp.NewClient()
 	client.HTTPClient = &http.Client{Transport: &infuse.Transport{Base: base, Breakers: breakers}, Timeout: 500 * time.Millisecond}
@@ -107,29 +107,29 @@ func routes(q *quotes, breakers *infuse.Group, storage infuse.Storage) http.Hand
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.Handle("/circuits/", ops.Handler(ops.Options{Group: breakers, Storage: storage})) // without Authorize: to look at
+	mux.Handle("/circuits/", ops.Handler(ops.Options{Group: breakers, Storage: storage})) // read-only, because Authorize is not set
 	return mux
 }
 
-// quotes tell what an item costs, if there is any. Without the inventory there is
-// no answer, and without the prices there is the last that was known.
+// quotes returns the stock and the price of an item. If the inventory is unavailable, it
+// returns an error. If the prices are unavailable, it returns the last known price.
 type quotes struct {
 	http              *http.Client
 	inventory, prices string
-	known             sync.Map
+	lastKnown         sync.Map
 }
 
 func (q *quotes) quote(ctx context.Context, item string) (string, error) {
-	stock, err := q.ask(ctx, q.inventory, item)
+	stock, err := q.get(ctx, q.inventory, item)
 	if err != nil {
 		return "", err
 	}
-	price, err := q.ask(ctx, q.prices, item)
-	if old, ok := q.known.Load(item); err != nil && ok {
-		slog.Info("an old price", "item", item, "error", err)
+	price, err := q.get(ctx, q.prices, item)
+	if old, ok := q.lastKnown.Load(item); err != nil && ok {
+		slog.Info("using the last known price", "item", item, "error", err)
 		price, err = old.(float64), nil
 	} else if err == nil {
-		q.known.Store(item, price)
+		q.lastKnown.Store(item, price)
 	}
 	if err != nil {
 		return "", err
@@ -137,7 +137,7 @@ func (q *quotes) quote(ctx context.Context, item string) (string, error) {
 	return fmt.Sprintf("%v of %s, at %v\n", stock, item, price), nil
 }
 
-func (q *quotes) ask(ctx context.Context, service, item string) (n float64, err error) {
+func (q *quotes) get(ctx context.Context, service, item string) (n float64, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, service+"/"+url.PathEscape(item), nil)
 	if err != nil {
 		return 0, err

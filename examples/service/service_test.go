@@ -17,15 +17,15 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// world is what the service calls: by host, an answer or an error.
-type world struct {
-	answers map[string]string
+// upstreams answer the requests of the service, by host.
+type upstreams struct {
+	answers map[string]string // without an answer: connection refused
 	calls   map[string]int
-	stalls  string        // the host whose answers do not come to their end
-	last    *http.Request // of all
+	stalls  string // the host whose bodies do not end
+	last    *http.Request
 }
 
-// stall is a body that does not come to its end.
+// stall is a body that does not end.
 type stall struct{ ctx context.Context }
 
 func (s stall) Read([]byte) (int, error) {
@@ -33,7 +33,7 @@ func (s stall) Read([]byte) (int, error) {
 	return 0, s.ctx.Err()
 }
 
-func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
+func (w *upstreams) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.calls[r.URL.Host]++
 	w.last = r
 	answer, ok := w.answers[r.URL.Host]
@@ -47,14 +47,14 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, Header: http.Header{}, Body: io.NopCloser(body), Request: r}, nil
 }
 
-// start returns the service in a world that is well, without Redis.
-func start(t *testing.T) (http.Handler, *world, *settings, *infuse.Group) {
+// start returns the service with healthy upstreams, without Redis.
+func start(t *testing.T) (http.Handler, *upstreams, *settings, *infuse.Group) {
 	s := &settings{path: "settings.json"}
 	require.NoError(t, s.read())
 	breakers, err := infuse.NewGroupFunc(s.of)
 	require.NoError(t, err)
 	t.Cleanup(breakers.Stop)
-	w := &world{answers: map[string]string{"inventory.internal": "3", "prices.internal": "9.5"}, calls: map[string]int{}}
+	w := &upstreams{answers: map[string]string{"inventory.internal": "3", "prices.internal": "9.5"}, calls: map[string]int{}}
 	q := &quotes{http: newClient(w, breakers), inventory: s.current.Load().Inventory, prices: s.current.Load().Prices}
 	return routes(q, breakers, nil), w, s, breakers
 }
@@ -65,50 +65,50 @@ func get(service http.Handler, path string) *httptest.ResponseRecorder {
 	return answer
 }
 
-func TestAQuote(t *testing.T) {
+func TestQuote(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		service, _, _, _ := start(t)
 		require.Equal(t, "3 of nails, at 9.5\n", get(service, "/quote/nails").Body.String())
 	})
 }
 
-// Without the prices, the last one is told, and the sick service is left alone
-// until its circuit is due. All of it takes no time.
-func TestAnOldPriceWhileThePricesAreAway(t *testing.T) {
+// While the prices are unavailable, quotes have the last known price, and no request is
+// sent until the circuit is ready for a trial.
+func TestLastKnownPrice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		service, world, _, _ := start(t)
+		service, upstreams, _, _ := start(t)
 		get(service, "/quote/nails")
-		delete(world.answers, "prices.internal")
+		delete(upstreams.answers, "prices.internal")
 		for range 10 {
 			require.Equal(t, "3 of nails, at 9.5\n", get(service, "/quote/nails").Body.String())
 		}
-		require.Equal(t, 1+3, world.calls["prices.internal"], "three tries opened the circuit, and nothing was sent after that")
-		require.Equal(t, http.StatusServiceUnavailable, get(service, "/quote/screws").Code, "of which no price is known")
-		world.answers["prices.internal"] = "10"
+		require.Equal(t, 1+3, upstreams.calls["prices.internal"], "three attempts opened the circuit, and no more requests were sent")
+		require.Equal(t, http.StatusServiceUnavailable, get(service, "/quote/screws").Code, "no price is known")
+		upstreams.answers["prices.internal"] = "10"
 		time.Sleep(15 * time.Second)
 		require.Equal(t, "3 of nails, at 10\n", get(service, "/quote/nails").Body.String())
 	})
 }
 
-func TestNoAnswerWithoutTheInventory(t *testing.T) {
+func TestErrorWithoutInventory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		service, world, _, _ := start(t)
-		delete(world.answers, "inventory.internal")
-		require.Equal(t, http.StatusInternalServerError, get(service, "/quote/nails").Code, "three tries have failed")
+		service, upstreams, _, _ := start(t)
+		delete(upstreams.answers, "inventory.internal")
+		require.Equal(t, http.StatusInternalServerError, get(service, "/quote/nails").Code, "three attempts failed")
 		answer := get(service, "/quote/nails")
 		require.Equal(t, http.StatusServiceUnavailable, answer.Code)
 		require.Equal(t, "60", answer.Header().Get("Retry-After"))
-		require.Equal(t, 5, world.calls["inventory.internal"], "the circuit opened at the fifth")
+		require.Equal(t, 5, upstreams.calls["inventory.internal"], "the fifth failure opened the circuit")
 		require.Contains(t, get(service, "/metrics").Body.String(), `infuse_circuit_state{circuit="inventory.internal",state="open"} 1`)
 		require.Contains(t, get(service, "/circuits/").Body.String(), "inventory.internal")
 	})
 }
 
-// A service that begins to answer and stalls is as sick as one that is silent.
-func TestAnAnswerThatStalls(t *testing.T) {
+// A response whose body stalls is a failure.
+func TestStalledBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		service, world, _, _ := start(t)
-		world.stalls = "inventory.internal"
+		service, upstreams, _, _ := start(t)
+		upstreams.stalls = "inventory.internal"
 		for range 2 {
 			require.Equal(t, http.StatusInternalServerError, get(service, "/quote/nails").Code)
 		}
@@ -116,22 +116,22 @@ func TestAnAnswerThatStalls(t *testing.T) {
 	})
 }
 
-func TestAnItemIsNoPath(t *testing.T) {
+func TestItemIsEscaped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		service, world, _, _ := start(t)
+		service, upstreams, _, _ := start(t)
 		get(service, "/quote/..%2Fadmin%3Fall")
-		require.Equal(t, "/..%2Fadmin%3Fall", world.last.URL.RequestURI())
+		require.Equal(t, "/..%2Fadmin%3Fall", upstreams.last.URL.RequestURI())
 	})
 }
 
-func TestSettingsAreReadAgain(t *testing.T) {
+func TestReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		service, world, s, breakers := start(t)
+		service, upstreams, s, breakers := start(t)
 		get(service, "/quote/nails")
 		s.path = t.TempDir() + "/settings.json"
 		write := func(text string) { require.NoError(t, os.WriteFile(s.path, []byte(text), 0o600)) }
 		for text, wrong := range map[string]string{
-			`{`: "unexpected EOF", `{"failMax": 1}`: "unknown field", `{} {}`: "goes on",
+			`{`: "unexpected EOF", `{"failMax": 1}`: "unknown field", `{} {}`: "data after the settings",
 			`{"circuits": {"": {"ramp": "10"}}}`:                                                    `"10" is not a duration`,
 			`{"circuits": {"inventory.internal": {"failMix": 2}}}`:                                  `unknown field "failMix"`,
 			`{"circuits": {"inventory.internal": {"failMax": 1}, "new.internal": {"failMax": -1}}}`: `circuit "new.internal": infuse: Config.FailMax is -1`,
@@ -142,8 +142,8 @@ func TestSettingsAreReadAgain(t *testing.T) {
 		}
 		write(`{"circuits": {"inventory.internal": {"failMax": 1}}}`)
 		require.NoError(t, s.reload(breakers))
-		delete(world.answers, "inventory.internal")
+		delete(upstreams.answers, "inventory.internal")
 		require.Equal(t, http.StatusServiceUnavailable, get(service, "/quote/nails").Code)
-		require.Equal(t, 1+1, world.calls["inventory.internal"], "the first try opened the circuit")
+		require.Equal(t, 1+1, upstreams.calls["inventory.internal"], "the first attempt opened the circuit")
 	})
 }

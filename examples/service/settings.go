@@ -12,7 +12,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// settings are a file of JSON that can be read again.
+// settings are read from a JSON file, and can be reloaded.
 type settings struct {
 	path    string
 	storage infuse.Storage
@@ -21,12 +21,12 @@ type settings struct {
 
 type file struct {
 	Listen, Redis, Inventory, Prices string
-	Circuits                         map[string]infuse.Settings // by name; those of "" are for all others
+	Circuits                         map[string]infuse.Settings // by name; "" for all others
 }
 
-var listeners = []*infuse.Listener{infuse.LogListener(nil)} // one for all circuits: it logs an outage of Redis once
+var listeners = []*infuse.Listener{infuse.LogListener(nil)} // one for all circuits, so that it logs an outage of Redis once
 
-// read reads the file. If anything in it is invalid, all settings stay as they were.
+// read reads the file. If anything in it is invalid, the settings do not change.
 func (s *settings) read() error {
 	text, err := os.ReadFile(s.path)
 	if err != nil {
@@ -34,12 +34,12 @@ func (s *settings) read() error {
 	}
 	f := new(file)
 	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields() // a misspelled setting
+	decoder.DisallowUnknownFields() // detects misspelled settings
 	if err := decoder.Decode(f); err != nil {
 		return err
 	}
 	if _, err := decoder.Token(); err != io.EOF {
-		return fmt.Errorf("%s goes on behind its settings", s.path)
+		return fmt.Errorf("%s has data after the settings", s.path)
 	}
 	for name, c := range f.Circuits {
 		if invalid := c.Config().Validate(); invalid != nil {
@@ -52,7 +52,7 @@ func (s *settings) read() error {
 	return err
 }
 
-// reload reads the file again, and applies it. Open circuits stay open.
+// reload reads the file again, and applies the settings. Open circuits stay open.
 func (s *settings) reload(breakers *infuse.Group) error {
 	if err := s.read(); err != nil {
 		return err

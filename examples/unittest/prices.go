@@ -1,5 +1,5 @@
-// Package prices is an example of a service that can be tested without Redis:
-// it takes its breaker's storage from outside.
+// Package prices is an example of a service that can be tested without Redis: its
+// constructor takes the storage.
 package prices
 
 import (
@@ -9,21 +9,20 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// ErrLater is returned while the price service is not to be asked.
+// ErrLater is returned while calls to the price service are rejected.
 var ErrLater = errors.New("prices: not available now")
 
-// Lookup asks the price service.
+// Lookup calls the price service.
 type Lookup func(ctx context.Context, item string) (cents int, err error)
 
-// Prices looks up prices, and spares a price service that is sick.
+// Prices looks up prices. It does not call the price service while that is unhealthy.
 type Prices struct {
 	lookup  Lookup
 	breaker *infuse.Breaker
 }
 
-// New returns Prices that share their circuit through the storage: a
-// RedisStorage in production; in a unit test nil, or a MemoryStorage that stands
-// for the fleet's.
+// New returns Prices that share a circuit through the storage: a RedisStorage in
+// production; in a unit test nil, or a MemoryStorage to simulate a fleet.
 func New(lookup Lookup, storage infuse.Storage) (*Prices, error) {
 	breaker, err := infuse.New("prices", infuse.Config{FailMax: 3, Storage: storage})
 	if err != nil {
@@ -43,5 +42,5 @@ func (p *Prices) Price(ctx context.Context, item string) (cents int, err error) 
 	return cents, err
 }
 
-// Stop lets go of the storage.
+// Stop stops the breaker.
 func (p *Prices) Stop() { p.breaker.Stop() }

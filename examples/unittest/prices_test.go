@@ -11,16 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestASickPriceServiceIsSpared waits out the reset timeout of a minute in no
-// time: a breaker keeps to the fake clock of testing/synctest. It needs no
-// storage: this process alone decides.
-func TestASickPriceServiceIsSpared(t *testing.T) {
+// The reset timeout of a minute takes no time: a breaker uses the fake clock of
+// testing/synctest. Without a storage there is only the local circuit.
+func TestUnhealthyPriceServiceIsNotCalled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
-		sick, asked := errors.New("sick"), 0
-		var answer error = sick
+		unhealthy, calls := errors.New("unhealthy"), 0
+		var answer error = unhealthy
 		prices, err := New(func(context.Context, string) (int, error) {
-			asked++
+			calls++
 			return 250, answer
 		}, nil)
 		require.NoError(t, err)
@@ -28,11 +27,11 @@ func TestASickPriceServiceIsSpared(t *testing.T) {
 
 		for range 3 {
 			_, err = prices.Price(ctx, "tea")
-			require.ErrorIs(t, err, sick)
+			require.ErrorIs(t, err, unhealthy)
 		}
 		_, err = prices.Price(ctx, "tea")
 		require.ErrorIs(t, err, ErrLater)
-		require.Equal(t, 3, asked, "the fourth call must not reach the service")
+		require.Equal(t, 3, calls, "the fourth call is not sent")
 
 		time.Sleep(time.Minute)
 		answer = nil
@@ -42,13 +41,13 @@ func TestASickPriceServiceIsSpared(t *testing.T) {
 	})
 }
 
-// TestOneFailureIsEnoughOnceTheFleetAgrees has three processes of a fleet: what two
-// of them have found out spares the third, after one failed call of its own.
-func TestOneFailureIsEnoughOnceTheFleetAgrees(t *testing.T) {
+// Two of three processes open the shared circuit. The third one then rejects calls after a
+// single failure of its own.
+func TestOneFailureIsEnoughWhileTheSharedCircuitIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sick, fleet := errors.New("sick"), infuse.NewMemoryStorage()
+		unhealthy, fleet := errors.New("unhealthy"), infuse.NewMemoryStorage()
 		start := func() *Prices {
-			prices, err := New(func(context.Context, string) (int, error) { return 0, sick }, fleet)
+			prices, err := New(func(context.Context, string) (int, error) { return 0, unhealthy }, fleet)
 			require.NoError(t, err)
 			t.Cleanup(prices.Stop)
 			return prices
@@ -57,21 +56,21 @@ func TestOneFailureIsEnoughOnceTheFleetAgrees(t *testing.T) {
 		for _, prices := range []*Prices{one, two} {
 			for range 3 {
 				_, err := prices.Price(t.Context(), "tea")
-				require.ErrorIs(t, err, sick)
+				require.ErrorIs(t, err, unhealthy)
 			}
 			_, err := prices.Price(t.Context(), "tea")
-			require.ErrorIs(t, err, ErrLater, "its local circuit")
+			require.ErrorIs(t, err, ErrLater, "the local circuit is open")
 			time.Sleep(60 * time.Millisecond) // longer than Config.Suspicion
 		}
 		_, err := three.Price(t.Context(), "tea")
-		require.ErrorIs(t, err, sick)
+		require.ErrorIs(t, err, unhealthy)
 		_, err = three.Price(t.Context(), "tea")
 		require.ErrorIs(t, err, ErrLater)
 	})
 }
 
-// TestAnyStateCanBeSetUp starts a test in an open circuit, by hand.
-func TestAnyStateCanBeSetUp(t *testing.T) {
+// A test can start with an open circuit.
+func TestOpenCircuit(t *testing.T) {
 	storage := infuse.NewMemoryStorage()
 	require.NoError(t, infuse.Announce(t.Context(), storage, "prices", infuse.StateOpen))
 	prices, err := New(func(context.Context, string) (int, error) { return 250, nil }, storage)

@@ -1,5 +1,5 @@
 # Shortcuts. Everything that must hold before a change lands is in .ci/run.
-.PHONY: quick test race soak linearizability mutants explore fuzz bench agree failover docs lint rehearse
+.PHONY: quick test race soak linearizability mutants explore fuzz bench bench-quick agree failover docs lint rehearse
 
 quick: ; go test -short .
 test: ; go test ./...
@@ -10,6 +10,7 @@ mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
 explore: ; INFUSE_EXPLORE=1 go test -run 'TestExplore$$' -v -timeout 3h .
 fuzz: ; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 1m $$p || exit 1; done; done
 bench: ; cd bench && go run .
+bench-quick: ; cd bench && go run . -quick
 agree: ; cd bench && go run ./agree -o AGREE.md
 failover: ; cd bench && go run ./failover
 docs: ; go test -count=1 -run 'TestDocuments|TestPrograms|TestRecipes|TestReadme|TestOperationsHas|TestRulesHave|TestCorrectness|TestCapacity|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' ./internal/tests/documents ./internal/tests/redis

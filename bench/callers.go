@@ -87,7 +87,6 @@ type tally struct {
 	OpenedAlone, OpenedByAll                 int64 // as the members saw it
 	Ill                                      int64
 	Last                                     time.Duration
-	Micros, Requests                         float64 // of Redis
 }
 
 func (c *caller) tally() tally {

@@ -12,7 +12,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Section 2: a fleet whose breakers have a Redis client of their own each, as
+// A fleet whose breakers have a Redis client of their own each, as
 // processes have, and share one circuit.
 
 // fleet is a number of members on a redis-server of their own.
@@ -77,7 +77,7 @@ const requestTime = 5 * time.Millisecond
 type throughput struct {
 	perSecond       float64
 	commandsPerCall float64
-	failed          int64 // calls that ended in an error though the service is healthy
+	calls, failed   int64 // calls that ran, and calls that ended in an error though the service is healthy
 }
 
 // measureThroughput has every member call a healthy service, one request at a
@@ -113,7 +113,7 @@ func measureThroughput(kind fleetKind, size int, d time.Duration) (throughput, e
 	took := time.Since(began)
 	after, err := f.commands()
 	calls := float64(max(served.Load(), 1))
-	return throughput{calls / took.Seconds(), float64(after-before) / calls, failed.Load()}, err
+	return throughput{calls / took.Seconds(), float64(after-before) / calls, served.Load(), failed.Load()}, err
 }
 
 // lost is what becomes of failures that all members report at once.

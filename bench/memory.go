@@ -16,7 +16,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Section 3: what circuits take, in a process and in Redis.
+// What circuits take, in a process and in Redis.
 
 // footprint is what one of many circuits takes.
 type footprint struct{ bytes, goroutines float64 }

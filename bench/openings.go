@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/infuse-go/infuse/bench/results"
 )
 
-// Section 4: when fleets open though their service is well, and how soon they
-// do when it is not, by their size.
+// When fleets open although their service is healthy, and how soon they do when it is
+// not, by their size.
 
 // fleetSize is a size of fleets, and for how long they live at each share of
 // errors.
@@ -16,7 +18,7 @@ type fleetSize struct {
 	life    time.Duration
 }
 
-// beside are those that are compared.
+// beside are the kinds of fleets that are compared.
 var beside = []fleetKind{infuseFleet, gobreakerFleet, localFleet}
 
 // besides are what became of the calls of those that are compared.
@@ -37,37 +39,29 @@ type arena struct {
 func arenas(size sizes) (real, simulated arena) {
 	real = arena{
 		name: "processes", live: really,
-		text: fmt.Sprintf("Real processes of the operating system, with a Redis client each, on one real redis-server; %v at each share of errors. "+
-			"A process makes one call at a time: one that is due while another waits for gobreaker's lock comes after it, and the calls a second tell whether the fleet keeps up. "+
-			"The local breaker is in the process of Infuse's, and gets the same calls.", size.processTime),
-		outage: "gobreaker's shared mode reads the state before it waits for its lock. A call that waited writes back what it made of that, and so closes again what others had opened.",
+		outage: "Real processes, with a Redis client each, on one redis-server. gobreaker's shared mode reads the state before it waits for its lock. A call that waited writes back a state that it derived before, and so closes again what others had opened.",
 	}
 	for _, n := range size.processes {
-		real.sizes = append(real.sizes, fleetSize{n, size.processTime})
+		real.sizes = append(real.sizes, fleetSize{members: n})
 	}
 	return real, arena{
 		name: "simulated processes", live: virtually, sizes: size.simulated,
-		text: fmt.Sprintf("Simulated: the breakers are real, one for each process, and so is their code. Time is virtual (testing/synctest), and the storage is memory, %v away one way; its news reaches all at once. "+
-			"gobreaker's lock and store take no time here, so that nothing is lost between a reading and a writing: that is more than a real Redis can give it. All get the same calls.", oneWay),
-		outage: "As before, gobreaker's shared mode is here as if its lock and its store took no time.",
+		text: fmt.Sprintf("Simulated: each process has a real breaker. Time is virtual (testing/synctest), and the storage is memory, %v away one way; its notifications reach all at once. "+
+			"gobreaker's lock and store take no time here, so no update is lost: a real Redis cannot do that. All three get the same calls.", oneWay),
+		outage: "Simulated as above: gobreaker's lock and store take no time.",
 	}
 }
 
-// bySize is section 4.
-func bySize(size sizes, r *report) error {
-	s := section{
-		title: "4. False openings, and the time to open, by the size of the fleet",
-		text: fmt.Sprintf("Each process makes %g calls a second, at random times (Poisson). A call takes no time. Every breaker opens at %d failures in a row, for a minute. Side by side:\n\n"+
-			"- Infuse: the fleet's circuit, and one of each process. A process opens its own as a local breaker does, for itself.\n"+
-			"- gobreaker's shared mode: one circuit for all. N processes make a row by chance N times as often as one, and each time it opens for all.\n"+
-			"- gobreaker in each process by itself.", size.rate, fewFailures),
-	}
+// bySize is the section of the fleets by their size.
+func bySize(size sizes, r *report) (err error) {
+	r.title = "False openings, and the time to open, by the size of the fleet"
+	r.intro = fmt.Sprintf("Each process makes %g calls a second, at random times (Poisson). A call takes no time. Every breaker opens at %d consecutive failures, for a minute. Compared are:\n\n"+
+		"- Infuse: the shared circuit, and the local circuit of each process. A process opens its local circuit as a local breaker does.\n"+
+		"- gobreaker's shared mode: one circuit for all. N processes reach a streak by chance N times as often as one, and then it opens for all.\n"+
+		"- gobreaker in each process by itself.\n\n"+
+		"The first table is simulated, because real fleets would have to run for hours. How often real processes are rejected while their service is healthy: sections \"What a fleet costs Redis\" and \"One unhealthy process beside healthy ones\".", size.rate, fewFailures)
 	real, simulated := arenas(size)
-	health, err := real.inHealth(size, r)
-	if err != nil {
-		return err
-	}
-	if r.simulated, err = simulated.inHealth(size, r); err != nil {
+	if r.simulated, err = simulated.whileHealthy(size, r); err != nil {
 		return err
 	}
 	if r.realOutages, err = real.outages(size, r); err != nil {
@@ -76,17 +70,13 @@ func bySize(size sizes, r *report) error {
 	if r.simulatedOutages, err = simulated.outages(size, r); err != nil {
 		return err
 	}
-	s.tables = []table{
-		real.falseOpenings(health), redisTable(health), simulated.falseOpenings(r.simulated),
-		real.timesToOpen(r.realOutages, size), simulated.timesToOpen(r.simulatedOutages, size),
-	}
-	s.tables[2].picture, s.tables[3].picture = falseOpeningsPlot, timeToOpenPlot
-	r.add(s)
-	return nil
+	r.tables = []table{simulated.falseOpenings(r.simulated), real.timesToOpen(r.realOutages, size), simulated.timesToOpen(r.simulatedOutages, size)}
+	r.tables[0].picture, r.tables[1].picture = falseOpeningsPlot, timeToOpenPlot
+	return r.plots(r.dir)
 }
 
-// inHealth has fleets live whose service is well.
-func (a arena) inHealth(size sizes, r *report) (all []besides, err error) {
+// whileHealthy has fleets live whose service is healthy.
+func (a arena) whileHealthy(size sizes, r *report) (all []besides, err error) {
 	for _, n := range a.sizes {
 		for _, share := range size.errors {
 			all = append(all, besides{members: n.members, weather: weather{Rate: size.rate, Errors: share, For: n.life, Seed: 1}})
@@ -102,7 +92,7 @@ func (a arena) inHealth(size sizes, r *report) (all []besides, err error) {
 	return all, nil
 }
 
-// outages has fleets live whose service falls ill for all, each some times.
+// outages has fleets live whose service fails for all, each some times.
 func (a arena) outages(size sizes, r *report) (all []opening, err error) {
 	var found []besides
 	for _, n := range a.sizes {
@@ -121,9 +111,9 @@ func (a arena) outages(size sizes, r *report) (all []opening, err error) {
 			locals:  reached(some, func(b besides) tally { return b.locals }),
 		}
 		where := whole(int64(o.members)) + " " + a.name
-		r.compare("Calls that reach a sick service, "+where, number,
+		r.compare("Calls that reach a failing service, "+where, number,
 			o.ours.calls, figure{gobreakerFleet.name, o.shared.calls}, figure{localFleet.name, o.locals.calls})
-		r.compare("Until the last call that reaches a sick service, "+where+", ms", number,
+		r.compare("Until the last call that reaches a failing service, "+where+", ms", number,
 			o.ours.ms(), figure{gobreakerFleet.name, o.shared.ms()}, figure{localFleet.name, o.locals.ms()})
 		all = append(all, o)
 	}
@@ -134,7 +124,7 @@ func (a arena) outages(size sizes, r *report) (all []opening, err error) {
 func really(all []besides) error {
 	for i := range all {
 		b := &all[i]
-		progress("4. %d processes, %v", b.members, b.weather)
+		progress("%d processes, %v", b.members, b.weather)
 		ours, err := liveInProcesses(infuseFleet, b.members, b.weather)
 		if err != nil {
 			return err
@@ -166,38 +156,22 @@ func virtually(all []besides) error {
 
 func (a arena) falseOpenings(found []besides) table {
 	t := table{
-		title: "A service that is well: " + a.name,
-		text:  a.text,
-		head: []string{a.name, "errors", "for", "calls/s due", infuseName + ": calls/s", "openings for all", "of one process", "rejected",
-			"gobreaker, shared: calls/s", "openings for all", "rejected", "other errors", "gobreaker, local: openings", "rejected"},
+		title: "A healthy service: " + a.name,
+		text:  a.text + " Openings of the shared circuit are those of the fleet; openings of local circuits are those of all its processes. The bound of a zero is 3/hours of the circuits, or 3/calls.",
+		head: []string{a.name, "errors", "for", infuseName + ": shared openings", "local openings", "rejected",
+			"gobreaker, shared: openings", "rejected", "gobreaker, local: openings", "rejected"},
 	}
 	for _, b := range found {
-		perSecond := func(t tally) string { return number(float64(t.calls()) / b.weather.For.Seconds()) }
-		t.rows = append(t.rows, []string{
-			whole(int64(b.members)), fmt.Sprintf("%g %%", 100*b.weather.Errors), b.weather.For.String(), number(b.weather.Rate * float64(b.members)),
-			perSecond(b.ours), whole(b.ours.OpenedByAll), whole(b.ours.OpenedAlone), percent(b.ours.rejected()),
-			perSecond(b.shared), whole(b.shared.OpenedByAll), percent(b.shared.rejected()), whole(b.shared.Broke),
-			whole(b.locals.OpenedAlone), percent(b.locals.rejected()),
-		})
-	}
-	return t
-}
-
-// redisTable tells what Redis spends on calls.
-func redisTable(found []besides) table {
-	t := table{
-		title: "What Redis spends on 1,000 calls",
-		text: "Processor time of Redis's main thread (INFO cpu), its network included, and requests, of the fleets of processes above: with the default settings, suspicions included. " +
-			"gobreaker's shared mode asks for every call; Infuse tells of failures, of successes where there are failures to forget, and of all calls while the circuit is suspect. What its subscriptions cost, and what Redis spends on itself, does not depend on calls: it weighs where they are few.",
-		head: []string{"processes", "errors", infuseName + ": µs", "requests", "gobreaker, shared: µs", "requests"},
-	}
-	for _, b := range found {
-		row := []string{whole(int64(b.members)), fmt.Sprintf("%g %%", 100*b.weather.Errors)}
-		for _, t := range []tally{b.ours, b.shared} {
-			thousands := float64(max(1, t.calls())) / 1000
-			row = append(row, number(t.Micros/thousands), number(t.Requests/thousands))
+		hours := b.weather.For.Hours()
+		openings := func(n int64, circuits int) string {
+			return results.Count(float64(n), hours*float64(circuits), "%.2g an hour")
 		}
-		t.rows = append(t.rows, row)
+		rejected := func(t tally) string { return shareOf(t.RejectedAlone+t.RejectedByAll, t.calls()) }
+		t.rows = append(t.rows, []string{
+			whole(int64(b.members)), fmt.Sprintf("%g %%", 100*b.weather.Errors), b.weather.For.String(),
+			openings(b.ours.OpenedByAll, 1), openings(b.ours.OpenedAlone, b.members), rejected(b.ours),
+			openings(b.shared.OpenedByAll, 1), rejected(b.shared), openings(b.locals.OpenedAlone, b.members), rejected(b.locals),
+		})
 	}
 	return t
 }
@@ -208,7 +182,7 @@ type opening struct {
 	ours, shared, locals reach
 }
 
-// reach is how long calls reached the sick service, and how many.
+// reach is how long calls reached the failing service, and how many.
 type reach struct {
 	last  time.Duration
 	calls float64
@@ -228,7 +202,7 @@ func (r reach) ms() float64 { return 1000 * r.last.Seconds() }
 func (r reach) cells(watched time.Duration) []string {
 	took := number(r.ms())
 	if r.last > watched*3/4 {
-		took = "not within " + watched.String()
+		took = "longer than " + watched.String()
 	}
 	return []string{took, number(r.calls)}
 }
@@ -236,8 +210,8 @@ func (r reach) cells(watched time.Duration) []string {
 func (a arena) timesToOpen(all []opening, size sizes) table {
 	t := table{
 		title: "An outage: " + a.name,
-		text: fmt.Sprintf("All calls fail from an instant on: until the last call that reached the service, in ms, and how many did; medians of %d. %v are watched. "+
-			"Infuse asks the fleet for 50 ms before it opens for all (Config.Suspicion). %s", size.openings, size.watched, a.outage),
+		text: fmt.Sprintf("All calls fail from an instant on: the time until the last call that reached the service, in ms, and how many did; medians of %d rounds, each of %v. "+
+			"Infuse confirms for 50 ms before it opens for all (Config.Suspicion). %s", size.openings, size.watched, a.outage),
 		head: []string{a.name, infuseName + ": ms", "calls", "gobreaker, shared: ms", "calls", "gobreaker, local: ms", "calls"},
 	}
 	for _, o := range all {

@@ -28,7 +28,7 @@ import (
 )
 
 // A subject is a breaker to be measured, as it is set here: every one opens at
-// the same number of failures in a row where it can count so, stays open for
+// the same number of consecutive failures where it can count so, stays open for
 // the same hour, and is otherwise as its authors have it by default.
 type subject struct {
 	name   string
@@ -97,12 +97,12 @@ func subjects(redis infuse.Storage) []subject {
 		{name: infuseName + ", Redis", set: "a real redis-server", start: startInfuse(redis)},
 		{name: infuseName + ", Acquire and Done", set: "memory", start: startPermits},
 		{name: eapacheName, module: "github.com/eapache/go-resiliency", start: startEapache,
-			set: "counts errors within the open time, in a row or not: half the calls failing, a limit that is never reached"},
+			set: "counts errors within the open time, consecutive or not; when half the calls fail: a threshold that is never reached"},
 		{name: "mercari", module: "github.com/mercari/go-circuitbreaker", start: startMercari,
-			set: "failures in a row, not cleared by time"},
+			set: "consecutive failures, not reset by time"},
 		{name: gobreakerName, module: "github.com/sony/gobreaker/v2", start: startGobreaker},
 		{name: "cep21/circuit", module: "github.com/cep21/circuit/v4", start: startCep21,
-			set: "failures in a row (simplelogic), hystrix's closer; no limit of calls at a time, no timeout"},
+			set: "consecutive failures (simplelogic), hystrix's closer; no limit of concurrent calls, no timeout"},
 		{name: goZeroName, module: "github.com/zeromicro/go-zero", start: startGoZero,
 			set: "nothing to set: rejects at random by the rate of failures, never all"},
 		{name: "failsafe-go", module: "github.com/failsafe-go/failsafe-go", start: startFailsafe,

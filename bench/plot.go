@@ -17,7 +17,7 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// The pictures of section 4, which lie beside the report.
+// The pictures of the fleets by their size.
 
 const (
 	falseOpeningsPlot = "plots/false-openings.svg"
@@ -91,7 +91,7 @@ func (r *report) plotFalseOpenings() (*plot.Plot, error) {
 		shared.add(b.members, b.met(b.shared))
 		local.add(b.members, b.met(b.locals))
 	}
-	own.name = fmt.Sprintf("Infuse (openings of the fleet: %d)", byAll)
+	own.name = fmt.Sprintf("Infuse (shared openings: %d)", byAll)
 	p, err := newPlot(fmt.Sprintf("False openings that a process meets at %g %% random errors, simulated", 100*share),
 		"openings an hour in which calls run", []line{shared, local, own})
 	if err != nil {
@@ -130,7 +130,7 @@ func (r *report) plotTimesToOpen() (*plot.Plot, error) {
 		}
 		lines = append(lines, real, simulated)
 	}
-	p, err := newPlot("From the beginning of an outage to the last call that reaches the service", fmt.Sprintf("ms (%d are watched)", r.sizes.watched.Milliseconds()), lines)
+	p, err := newPlot("From the beginning of an outage to the last call that reaches the service", fmt.Sprintf("ms (of %d)", r.sizes.watched.Milliseconds()), lines)
 	if err != nil {
 		return nil, err
 	}

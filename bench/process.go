@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Section 1: what a call costs within one process.
+// What a call costs within one process.
 
 // A scenario is a circuit in some condition and two calls of it, made in turn.
 type scenario struct {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -89,26 +90,29 @@ func TestEverySubjectDoesWhatItIsMeasuredFor(t *testing.T) {
 	}
 }
 
-// The one command, in small: every section has its tables, and every table a
-// row for each that is compared.
-func TestAQuickRunWritesTheReport(t *testing.T) {
+// The one command, in small: every section has its tables, and every table a row for
+// each that is compared.
+func TestABriefRunWritesEverySection(t *testing.T) {
 	redistest.Start(t).Close() // skips where there is no redis-server
+	page, err := os.ReadFile("RESULTS.md")
+	require.NoError(t, err)
 	out := filepath.Join(t.TempDir(), "RESULTS.md")
-	require.NoError(t, run(quick, "go run . -quick", out))
+	require.NoError(t, os.WriteFile(out, page, 0o600))
+	require.NoError(t, run(brief, "", out))
 	written, err := os.ReadFile(out)
 	require.NoError(t, err)
 	report := string(written)
 	for _, title := range []string{
-		"## 1. One process", "### Closed, the call succeeds", "### Open, the call is rejected", "### Closed, half the calls fail",
-		"### HTTP: closed, the call succeeds", "### HTTP: open, the call is rejected", "### HTTP: closed, half the calls fail",
-		"## 2. A fleet on a real Redis", "### In health", "### Failures that all report at once", "### Redis's own time for a counted failure",
-		"### Redis's own time, its network included", "### From the last counted failure until a breaker rejects", "### An outage",
-		"## 3. Memory", "### In a process", "### In Redis",
-		"## 4. False openings, and the time to open, by the size of the fleet",
-		"### A service that is well: processes", "### What Redis spends on 1,000 calls", "### A service that is well: simulated processes",
-		"### An outage: processes", "### An outage: simulated processes",
-		"## 5. With a logger, with metrics", "### Closed, the call succeeds, told", "### Open, the call is rejected, told", "### Closed, half the calls fail, told",
-		"## 6. Where we lose",
+		"## Calls in one process", "### Closed, the call succeeds", "### Open, the call is rejected", "### Closed, half the calls fail",
+		"## HTTP requests in one process", "### HTTP: closed, the call succeeds", "### HTTP: open, the call is rejected", "### HTTP: closed, half the calls fail",
+		"## Calls that fail at the same time", "## Calls with logging and metrics",
+		"## Memory", "### In a process", "### In Redis",
+		"## A fleet on a real Redis", "### A healthy service", "### Failures that all report at once",
+		"### Processor time of Redis for each report", "### From the last counted failure until every breaker rejects", "### Calls and commands of an outage",
+		"## What a fleet costs Redis", "### Commands for 1,000 calls", "### Processor time for 1,000 calls",
+		"## False openings, and the time to open, by the size of the fleet",
+		"### A healthy service: simulated processes", "### An outage: processes", "### An outage: simulated processes",
+		"## Simulated fleets",
 	} {
 		require.Contains(t, report, title+"\n")
 	}
@@ -121,6 +125,28 @@ func TestAQuickRunWritesTheReport(t *testing.T) {
 	for _, s := range subjects(nil)[1:] {
 		require.GreaterOrEqual(t, strings.Count(report, "| "+s.name), 3, s.name)
 	}
+	require.ErrorContains(t, run(brief, "nothing", out), "no section")
+}
+
+// RESULTS.md reports figures, and no verdict on them.
+func TestResultsHaveNoVerdict(t *testing.T) {
+	page, err := os.ReadFile("RESULTS.md")
+	require.NoError(t, err)
+	require.NotContains(t, string(page), "FAIL")
+}
+
+func TestTheQuickTable(t *testing.T) {
+	redistest.Start(t).Close() // skips where there is no redis-server
+	var out strings.Builder
+	require.NoError(t, quick(sizes{rounds: 1, batch: 100 * time.Microsecond}, &out))
+	for _, sc := range scenarios {
+		require.Equal(t, 2, strings.Count(out.String(), sc.name), "calls and requests")
+	}
+	for _, s := range slices.Concat(only(subjects(nil), eapacheName, gobreakerName), only(webSubjects(), gobreakerName)) {
+		require.Contains(t, out.String(), strings.Trim(s.name, "*"))
+	}
+	require.NotContains(t, out.String(), "NaN")
+	require.NotContains(t, out.String(), "Inf ")
 }
 
 func TestNumbersAreReadable(t *testing.T) {

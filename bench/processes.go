@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -102,10 +101,6 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 			return nil, err
 		}
 	}
-	before, err := spentBy(server)
-	if err != nil {
-		return nil, err
-	}
 	found, working := make([][]tally, processes), make(chan error, 1)
 	begin := time.Now().Add(100 * time.Millisecond)
 	go func() {
@@ -113,8 +108,7 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 	}()
 	time.Sleep(time.Until(begin.Add(w.For)))
 	told := bystander[0].tally()
-	after, err := spentBy(server)
-	if err := errors.Join(err, <-working); err != nil {
+	if err := <-working; err != nil {
 		return nil, fmt.Errorf("%d processes, %s: %w", processes, kind.name, err)
 	}
 	tallies = make([]tally, len(bystander))
@@ -124,7 +118,6 @@ func liveInProcesses(kind fleetKind, processes int, w weather) (tallies []tally,
 		}
 	}
 	tallies[0].told(kind, told)
-	tallies[0].Micros, tallies[0].Requests = after.micros-before.micros, after.requests-before.requests
 	return tallies, nil
 }
 

@@ -2,33 +2,25 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"math"
-	"os"
-	"os/exec"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 )
 
-// report is RESULTS.md: sections of tables.
+// report is a section of RESULTS.md.
 type report struct {
-	command  string
-	sizes    sizes
-	took     time.Duration
-	sections []section
-	losses   [][]string // rows of section 6
+	sizes  sizes
+	dir    string // of the file
+	title  string
+	intro  string
+	tables []table
+	losses [][]string // where others have the lower figure
 
-	// What is drawn.
+	// Drawn.
 	simulated                     []besides
 	realOutages, simulatedOutages []opening
-}
-
-type section struct {
-	title, text string
-	tables      []table
 }
 
 type table struct {
@@ -38,28 +30,41 @@ type table struct {
 	rows        [][]string
 }
 
-func (r *report) add(s section) { r.sections = append(r.sections, s) }
-
-func (r *report) write(w io.Writer) error {
+// text is the section as RESULTS.md has it.
+func (r *report) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Measured beside the others, in one run\n\n")
-	fmt.Fprintf(&b, "Written by `cd bench && %s` in %v: %s, %s/%s, %d of %d processors, %s, %s. ",
-		r.command, r.took.Round(time.Second), cpu(), runtime.GOOS, runtime.GOARCH,
-		runtime.GOMAXPROCS(0), runtime.NumCPU(), runtime.Version(), redisVersion())
-	fmt.Fprintf(&b, "All took turns; figures are medians of %d rounds, where nothing else is said.\n\n", r.sizes.rounds)
-	modules().write(&b)
-	for _, s := range r.sections {
-		fmt.Fprintf(&b, "\n## %s\n", s.title)
-		if s.text != "" {
-			fmt.Fprintf(&b, "\n%s\n", s.text)
-		}
-		for _, t := range s.tables {
-			b.WriteString("\n")
-			t.write(&b)
+	fmt.Fprintf(&b, "## %s\n", r.title)
+	if r.intro != "" {
+		fmt.Fprintf(&b, "\n%s\n", r.intro)
+	}
+	tables := r.tables
+	if len(r.losses) > 0 {
+		tables = append(tables, table{title: r.title + ": where others need less", head: []string{"", "Infuse", "others"}, rows: r.losses})
+	}
+	for _, t := range tables {
+		b.WriteString("\n")
+		t.write(&b)
+	}
+	return b.String()
+}
+
+// figure is one that was found, and of what.
+type figure struct {
+	name  string
+	value float64
+}
+
+// compare notes who has a lower figure than Infuse.
+func (r *report) compare(what string, print func(float64) string, ours float64, others ...figure) {
+	var better []string
+	for _, other := range others {
+		if other.value < ours {
+			better = append(better, other.name+" "+print(other.value))
 		}
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	if better != nil {
+		r.losses = append(r.losses, []string{what, print(ours), strings.Join(better, ", ")})
+	}
 }
 
 func (t table) write(b *strings.Builder) {
@@ -93,7 +98,7 @@ func modules() table {
 		}
 	}
 	t := table{head: []string{"what", "version", "how it is set"}}
-	t.rows = append(t.rows, []string{infuseName, "this tree", fmt.Sprintf("opens at %d failures in a row, for an hour; so do all others where they can", fewFailures)})
+	t.rows = append(t.rows, []string{infuseName, "this tree", fmt.Sprintf("opens at %d consecutive failures, for an hour, like all others that can", fewFailures)})
 	seen := map[string]bool{"": true}
 	for _, s := range append(subjects(nil), webSubjects()...) {
 		if seen[s.module] {
@@ -106,24 +111,6 @@ func modules() table {
 		t.rows = append(t.rows, []string{strings.TrimPrefix(m, "github.com/"), versions[m], ""})
 	}
 	return t
-}
-
-func cpu() string {
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(info)) {
-		if name, ok := strings.CutPrefix(line, "model name"); ok {
-			return strings.TrimSpace(strings.TrimLeft(name, "\t :"))
-		}
-	}
-	return "a processor that does not say its name"
-}
-
-func redisVersion() string {
-	out, err := exec.Command("redis-server", "--version").Output()
-	if fields := strings.Fields(string(out)); err == nil && len(fields) > 2 {
-		return "redis-server " + strings.TrimPrefix(fields[2], "v=")
-	}
-	return "redis-server of an unknown version"
 }
 
 // number prints three digits that matter.
@@ -146,6 +133,22 @@ func whole(n int64) string {
 		digits = digits[:i] + "," + digits[i:]
 	}
 	return digits
+}
+
+// count prints a number of events; of none, the upper 95 % bound of its mean.
+func count(n float64) string {
+	if n == 0 {
+		return "0 (< 3)"
+	}
+	return number(n)
+}
+
+// shareOf prints the share of calls that something happened to.
+func shareOf(n, calls int64) string {
+	if n == 0 && calls > 0 {
+		return "0 % (< " + percent(3/float64(calls)) + ")"
+	}
+	return percent(float64(n) / float64(max(1, calls)))
 }
 
 // percent prints a share: two digits that matter, where it is small.

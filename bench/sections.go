@@ -12,7 +12,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// How the three sections are measured, in turns, and told.
+// How the sections about one process, a fleet and memory are measured, in turns.
 
 // timed is a subject in a scenario, with what its calls cost in every round.
 type timed struct {
@@ -30,33 +30,34 @@ func process(size sizes, r *report) error {
 	defer server.Close()
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	defer storage.Close()
-	s := section{
-		title: "1. One process",
-		text: fmt.Sprintf("Wall time of a call, and what it allocates. Parallel: %d goroutines on %d processors, wall time by all calls, so that what scales takes 1/%d. "+
-			"The ratios are to the call without a breaker (the floor) and to gobreaker; \"added\" is what is above the floor.", runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0)),
-	}
-	for _, over := range []struct {
-		name     string
-		subjects []subject
-	}{
-		{"a call is ", subjects(storage)},
-		{"HTTP: a request is ", webSubjects()},
-	} {
-		var floor *timed
-		for _, sc := range scenarios {
-			progress("1. %s%s", over.name, sc.name)
-			results, err := sc.measure(over.subjects, size)
-			if err != nil {
-				return err
-			}
-			if results[0].subject.floor {
-				floor = results[0]
-			}
-			s.tables = append(s.tables, tableOf(sc.title(over.name), results, floor))
-			r.compareTimes(sc.title(over.name), results)
+	r.title = "Calls in one process"
+	r.intro = fmt.Sprintf("Wall time of a call, and what it allocates: medians of %d rounds in turns, of calls that take %v together. Parallel: %d goroutines on %d processors, wall time divided by all calls, so ideal scaling takes 1/%d of the serial time. "+
+		"Ratios are to the call without a breaker (the floor) and to gobreaker; \"added\" is the time above the floor.", size.rounds, size.batch, runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0), runtime.GOMAXPROCS(0))
+	r.tables = append(r.tables, modules())
+	return r.scenarios("", subjects(storage), size)
+}
+
+func requests(size sizes, r *report) error {
+	r.title = "HTTP requests in one process"
+	r.intro = "As above, for requests through an http.RoundTripper over one that answers at once. \"gobreaker\" is a RoundTripper of a few lines around Execute."
+	return r.scenarios("HTTP: ", webSubjects(), size)
+}
+
+// scenarios adds a table for each scenario.
+func (r *report) scenarios(over string, subjects []subject, size sizes) error {
+	var floor *timed
+	for _, sc := range scenarios {
+		progress("%s%s", over, sc.name)
+		measured, err := sc.measure(subjects, size)
+		if err != nil {
+			return err
 		}
+		if measured[0].subject.floor {
+			floor = measured[0]
+		}
+		r.tables = append(r.tables, tableOf(sc.title(over), measured, floor))
+		r.compareTimes(sc.title(over), measured)
 	}
-	r.add(s)
 	return nil
 }
 
@@ -91,8 +92,8 @@ func (r *report) compareCosts(title string, ours *timed, peers []*timed) {
 }
 
 func (sc scenario) title(over string) string {
-	if strings.HasPrefix(over, "HTTP") {
-		return "HTTP: " + sc.name
+	if over != "" {
+		return over + sc.name
 	}
 	return strings.ToUpper(sc.name[:1]) + sc.name[1:]
 }
@@ -163,15 +164,15 @@ func tableOf(title string, results []*timed, floor *timed) table {
 }
 
 func fleets(size sizes, r *report) error {
-	s := section{title: "2. A fleet on a real Redis"}
-	for _, measure := range []func(sizes) (table, error){throughputs, lostFailures, serverTimes, serverLoads, spreads, outages} {
+	r.title = "A fleet on a real Redis"
+	r.intro = "Breakers with a Redis client of their own each, in one process. The redis-server is started for this on a loopback port."
+	for _, measure := range []func(sizes) (table, error){throughputs, lostFailures, serverLoads, spreads, outages} {
 		t, err := measure(size)
 		if err != nil {
 			return err
 		}
-		s.tables = append(s.tables, t)
+		r.tables = append(r.tables, t)
 	}
-	r.add(s)
 	return nil
 }
 
@@ -180,7 +181,7 @@ func throughputs(size sizes) (table, error) {
 	found := make([][]throughput, len(kinds))
 	for round := range size.fleetRounds {
 		for i, kind := range kinds {
-			progress("2. requests of a fleet, round %d: %s", round+1, kind.name)
+			progress("requests of a fleet, round %d: %s", round+1, kind.name)
 			x, err := measureThroughput(kind, size.fleet, size.fleetTime)
 			if err != nil {
 				return table{}, err
@@ -190,18 +191,22 @@ func throughputs(size sizes) (table, error) {
 	}
 	ideal := float64(size.fleet) / requestTime.Seconds()
 	t := table{
-		title: "In health",
-		text: fmt.Sprintf("%d breakers with a client of their own each, one request of %v at a time, for %v; medians of %d. Ideal: %s requests/s (a sleep of %v takes longer, as the row without a breaker shows). "+
-			"Commands are all that Redis ran, also within scripts, but for the setting up of connections.",
+		title: "A healthy service",
+		text: fmt.Sprintf("%d breakers, each makes one request of %v at a time, for %v; medians of %d rounds in turns. Ideal: %s requests/s. A sleep of %v takes longer, as the row without a breaker shows. "+
+			"Commands are all that Redis ran, also within scripts, except for the setup of connections. Errors are the sum of all rounds.",
 			size.fleet, requestTime, size.fleetTime, size.fleetRounds, number(ideal), requestTime),
-		head: []string{"", "requests/s", "of the ideal", "Redis commands a request", "healthy calls that ended in an error"},
+		head: []string{"", "requests/s", "of the ideal", "Redis commands a request", "requests that ended in an error"},
 	}
 	for i, kind := range kinds {
 		perSecond := medianOf(found[i], func(x throughput) float64 { return x.perSecond })
+		failed, calls := int64(0), int64(0)
+		for _, x := range found[i] {
+			failed, calls = failed+x.failed, calls+x.calls
+		}
 		t.rows = append(t.rows, []string{
 			kind.name, number(perSecond), fmt.Sprintf("%.0f %%", 100*perSecond/ideal),
-			number(medianOf(found[i], func(x throughput) float64 { return x.commandsPerCall })),
-			number(medianOf(found[i], func(x throughput) float64 { return float64(x.failed) })),
+			fmt.Sprintf("%.3f", medianOf(found[i], func(x throughput) float64 { return x.commandsPerCall })),
+			shareOf(failed, calls),
 		})
 	}
 	return t, nil
@@ -211,27 +216,27 @@ func lostFailures(size sizes) (table, error) {
 	t := table{
 		title: "Failures that all report at once",
 		text:  fmt.Sprintf("%d breakers, %d failing calls each, as fast as they can; at most 20 s.", size.fleet, size.failuresEach),
-		head:  []string{"", "failing calls", "counted", "lost"},
+		head:  []string{"", "failing calls", "counted in Redis", "lost"},
 	}
 	for _, kind := range []fleetKind{infuseFleet, gobreakerFleet} {
-		progress("2. failures at once: %s", kind.name)
+		progress("failures at once: %s", kind.name)
 		x, err := measureLost(kind, size.fleet, size.failuresEach)
 		if err != nil {
 			return table{}, err
 		}
-		t.rows = append(t.rows, []string{kind.name, whole(int64(x.made)), whole(int64(x.kept)), whole(int64(x.made - x.kept))})
+		t.rows = append(t.rows, []string{kind.name, whole(int64(x.made)), whole(int64(x.kept)), shareOf(int64(x.made-x.kept), int64(x.made))})
 	}
 	return t, nil
 }
 
 func spreads(size sizes) (table, error) {
 	t := table{
-		title: "From the last counted failure until a breaker rejects",
-		text:  fmt.Sprintf("Five failures of five breakers, one after the other, and then every breaker of the fleet until it rejects; %d times. The fleet is asked for 50 ms before (Config.Suspicion). All run in this one process.", size.trips),
-		head:  []string{"breakers", "p50 ms", "p99 ms", "max ms"},
+		title: "From the last counted failure until every breaker rejects",
+		text:  fmt.Sprintf("One failure of each breaker makes the circuit suspect. %v later, 5 more failures open it. The times are those of all breakers, from the last failure until the breaker rejects, of %d rounds.", 2*suspicionTime, size.trips),
+		head:  []string{"breakers", "p50 ms", "p99 ms", "longest ms"},
 	}
 	for _, n := range size.outages {
-		progress("2. from the fifth failure until %d breakers reject", n)
+		progress("from the last failure until %d breakers reject", n)
 		x, err := measureSpread(n, size.trips)
 		if err != nil {
 			return table{}, err
@@ -243,23 +248,22 @@ func spreads(size sizes) (table, error) {
 
 func outages(size sizes) (table, error) {
 	t := table{
-		title: "An outage",
-		text: fmt.Sprintf("Every breaker makes a request of %v each %v. After %v of health the service fails all calls for %v; the circuit opens for %v at a time. "+
-			"After it opened: calls that reached the service before a trial was due, those let through as trials from then on, and how often one was due. "+
-			"In health a breaker costs what keeps its subscription: a PING after a few seconds of silence, and a read about twice a minute.",
+		title: "Calls and commands of an outage",
+		text: fmt.Sprintf("Every breaker makes a request of %v each %v. The service is healthy for %v, then fails all calls for %v; the circuit opens for %v at a time. "+
+			"The columns count the calls that reached the service after the circuit opened and before a trial was allowed, the trials, and the open durations that ended. "+
+			"Without errors a breaker costs what keeps its subscription alive: a PING after 2 s of silence, and a read about twice a minute.",
 			requestTime, 10*requestTime, size.health, size.failure, outageSettings.resetTimeout),
-		head: []string{"", "breakers", "calls/s offered", "calls after it opened", "trials", "were due", "Redis commands/s in health", "in the outage"},
+		head: []string{"", "breakers", "calls/s", "calls after it opened", "trials", "open durations", "Redis commands/s without errors", "in the outage"},
 	}
 	add := func(kind fleetKind, n int) error {
-		progress("2. an outage: %s, %d breakers", kind.name, n)
+		progress("an outage: %s, %d breakers", kind.name, n)
 		x, err := measureOutage(kind, n, size.health, size.failure)
 		if err != nil {
 			return err
 		}
 		t.rows = append(t.rows, []string{
-			kind.name, whole(int64(n)), number(x.offered), whole(x.stragglers),
-			whole(x.trials), whole(x.due),
-			number(x.healthy), number(x.failing),
+			kind.name, whole(int64(n)), number(x.offered), count(float64(x.stragglers)),
+			count(float64(x.trials)), whole(x.due), number(x.healthy), number(x.failing),
 		})
 		return nil
 	}
@@ -272,26 +276,25 @@ func outages(size sizes) (table, error) {
 }
 
 func memory(size sizes, r *report) error {
-	s := section{title: "3. Memory"}
+	r.title = "Memory"
 	process, err := footprints(size, r)
 	if err != nil {
 		return err
 	}
-	progress("3. %d circuits in Redis", size.circuits)
+	progress("%d circuits in Redis", size.circuits)
 	found, err := measureKeyspace(size.circuits)
 	if err != nil {
 		return err
 	}
 	redis := table{
 		title: "In Redis",
-		text:  fmt.Sprintf("%s circuits, moved by hand. A circuit that never failed is not in Redis. One that nobody changes any more is forgotten after an hour, so that a sender which was cut off still finds that it was heard.", whole(int64(size.circuits))),
+		text:  fmt.Sprintf("%s circuits, opened and closed manually. A circuit that never failed is not in Redis. Redis forgets a closed circuit an hour after its last change.", whole(int64(size.circuits))),
 		head:  []string{"", "keys", "bytes a circuit", "forgotten after"},
 	}
 	for _, x := range found {
 		redis.rows = append(redis.rows, []string{x.what, whole(x.keys), number(x.bytes), x.life.Round(time.Second).String()})
 	}
-	s.tables = []table{process, redis}
-	r.add(s)
+	r.tables = []table{process, redis}
 	return nil
 }
 
@@ -305,7 +308,7 @@ func footprints(size sizes, r *report) (table, error) {
 	defer storage.Close()
 	t := table{
 		title: "In a process",
-		text:  "Healthy circuits, used once: what is reachable on the heap, and stacks.",
+		text:  "Healthy circuits, used once: the reachable heap, and stacks.",
 		head:  []string{"", "circuits", "bytes a circuit", "goroutines a circuit"},
 	}
 	var ours float64
@@ -318,7 +321,7 @@ func footprints(size sizes, r *report) (table, error) {
 		if s.module == "" {
 			n = size.circuits
 		}
-		progress("3. %d circuits in one process: %s", n, s.name)
+		progress("%d circuits in one process: %s", n, s.name)
 		x, err := measureFootprint(s, n)
 		if err != nil {
 			return table{}, err

@@ -2,19 +2,20 @@ package main
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Section 2: what Redis spends on all that fleets ask of it, its network
+// What Redis spends on all that fleets ask of it, its network
 // included.
 
 // loadTimes is how many changes or calls are measured together.
 const loadTimes = 200
+
+// sources are the processes that report in turn.
+const sources = 20
 
 // A load is what a fleet asks of Redis again and again.
 type load struct {
@@ -130,11 +131,7 @@ func spentBy(server *redistest.Server) (spent, error) {
 	if err != nil {
 		return spent{}, err
 	}
-	figures := map[string]float64{}
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		figures[name], _ = strconv.ParseFloat(value, 64) // some are words
-	}
+	figures := figuresOf(info)
 	seconds := figures["used_cpu_user_main_thread"] + figures["used_cpu_sys_main_thread"]
 	if seconds == 0 {
 		return spent{}, fmt.Errorf("no used_cpu_user_main_thread in %q", info)
@@ -149,7 +146,7 @@ func serverLoads(size sizes) (table, error) {
 	}
 	defer server.Close()
 	found := make([][]spent, len(loads))
-	progress("2. Redis's processor time")
+	progress("Redis's processor time")
 	for range size.fleetRounds {
 		for i, l := range loads {
 			x, err := l.measure(server)
@@ -160,9 +157,9 @@ func serverLoads(size sizes) (table, error) {
 		}
 	}
 	t := table{
-		title: "Redis's own time, its network included",
-		text: fmt.Sprintf("Processor time of Redis's main thread (INFO cpu), %d of each, one after the other; medians of %d, in turns. "+
-			"A success in health costs nothing with Infuse. Section 4 has the same for 1,000 calls of a fleet.", loadTimes, size.fleetRounds),
+		title: "Processor time of Redis for each report",
+		text: fmt.Sprintf("Processor time of Redis's main thread (INFO cpu), its network included: %d of each, one after the other; medians of %d rounds in turns. "+
+			"A success without failures on record costs nothing with Infuse.", loadTimes, size.fleetRounds),
 		head: []string{"", "µs", "requests"},
 	}
 	for i, l := range loads {

@@ -190,7 +190,7 @@ func (d *distant) Watch(circuit string, fn func(infuse.Record)) (stop func()) {
 func simulateAll(all []simulation) ([]tally, error) {
 	tallies := make([]tally, len(all))
 	err := worker.InParallel(len(all), runtime.NumCPU(), func(i int) error {
-		progress("4. simulated: %d processes of %s, %v", all[i].Members, all[i].Kind, all[i].Weather)
+		progress("simulated: %d processes of %s, %v", all[i].Members, all[i].Kind, all[i].Weather)
 		w, err := worker.Start(simulationJob, all[i])
 		if err != nil {
 			return err

@@ -14,9 +14,9 @@ import (
 	"github.com/infuse-go/infuse/prominfuse"
 )
 
-// Section 5: what a call costs that is logged, or counted for metrics.
+// What a call costs that is logged, or counted for metrics.
 
-// told are subjects with and without somebody to tell, each after the bare one
+// told are subjects with and without logging and metrics, each after the bare one
 // that it is compared with.
 var told = [][]subject{
 	{
@@ -29,7 +29,7 @@ var told = [][]subject{
 	{
 		{name: gobreakerName, module: "github.com/sony/gobreaker/v2", start: startGobreaker},
 		{name: gobreakerName + ", OnStateChange logs", module: "github.com/sony/gobreaker/v2", start: startLoggedGobreaker},
-		{name: gobreakerName + ", Prometheus counters by hand", module: "github.com/sony/gobreaker/v2", start: startCountedGobreaker},
+		{name: gobreakerName + ", Prometheus counters", module: "github.com/sony/gobreaker/v2", start: startCountedGobreaker},
 	},
 }
 
@@ -102,15 +102,13 @@ func startCountedGobreaker(failMax int) (breaker, error) {
 	}), nil
 }
 
-// telemetry is section 5.
+// telemetry is the section of logging and metrics.
 func telemetry(size sizes, r *report) error {
-	s := section{
-		title: "5. With a logger, with metrics",
-		text: fmt.Sprintf("Wall time of a call, in memory; parallel: %d goroutines. LogListener and OnStateChange log transitions, to a handler that throws them away. "+
-			"prominfuse and otelinfuse are registered, with CountCalls and their count of transitions; nobody scrapes meanwhile. Ratios are to the same breaker with nobody to tell.", runtime.GOMAXPROCS(0)),
-	}
+	r.title = "Calls with logging and metrics"
+	r.intro = fmt.Sprintf("Wall time of a call, in memory; parallel: %d goroutines. LogListener and OnStateChange log transitions, to a handler that discards them. "+
+		"prominfuse and otelinfuse are registered, with CountCalls and their count of transitions; nothing scrapes meanwhile. Ratios are to the same breaker without either.", runtime.GOMAXPROCS(0))
 	for _, sc := range scenarios {
-		progress("5. told: %s", sc.name)
+		progress("with logging and metrics: %s", sc.name)
 		var all []subject
 		for _, family := range told {
 			all = append(all, family...)
@@ -119,17 +117,16 @@ func telemetry(size sizes, r *report) error {
 		if err != nil {
 			return err
 		}
-		s.tables = append(s.tables, toldTable(sc.title(""), results))
+		r.tables = append(r.tables, toldTable(sc.title(""), results))
 		ours, peers := results[:len(told[0])], results[len(told[0]):]
 		r.compareCosts(sc.title("")+", with a logger", ours[1], peers[1:2])
 		r.compareCosts(sc.title("")+", with metrics (prominfuse)", ours[3], peers[2:3])
 	}
-	r.add(s)
 	return nil
 }
 
 func toldTable(title string, results []*timed) table {
-	t := table{title: title + ", told", head: []string{"", "serial ns", "× bare", "parallel ns", "× bare", "allocations"}}
+	t := table{title: title, head: []string{"", "serial ns", "× bare", "parallel ns", "× bare", "allocations"}}
 	for _, family := range told {
 		some := results[:len(family)]
 		results = results[len(family):]

@@ -14,7 +14,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// Section 1, over HTTP: round trippers over one that answers from memory. A
+// Over HTTP: round trippers over one that answers from memory. A
 // call reads the response to its end and closes it, as callers do.
 
 func webSubjects() []subject {
@@ -25,7 +25,7 @@ func webSubjects() []subject {
 		{name: "failsafehttp", module: "github.com/failsafe-go/failsafe-go", start: startFailsafeTransport,
 			set: "one circuit, failures among the last as many calls"},
 		{name: gobreakerName, module: "github.com/sony/gobreaker/v2", start: startGobreakerTransport,
-			set: "one circuit, a round tripper of ten lines by hand: blind to what happens to the body"},
+			set: "one circuit, a round tripper of ten lines, which does not see errors of the body"},
 	}
 }
 

@@ -83,7 +83,12 @@ func TestAFaultHappensInASuspicion(t *testing.T) {
 	require.Positive(t, e.until)
 }
 
-func TestACountOfNoneHasABound(t *testing.T) {
-	require.Equal(t, "0 (< 0.3 %)", atMost(0, 1000./100, "%.2g %%"))
-	require.Equal(t, "**2** (0.2 %)", atMost(2, 1000./100, "%.2g %%"))
+func TestFailureRatesAreCountedBesideLocalBreakers(t *testing.T) {
+	redistest.Require(t)
+	t.Parallel()
+	row, err := rateCase{size: 3, rate: 40, errors: 0.9}.measure(4*time.Second, 1)
+	require.NoError(t, err)
+	require.Positive(t, row.calls)
+	require.Positive(t, row.rejected+row.rejectedLocally)
+	require.Positive(t, row.byLocalBreakers)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/infuse-go/infuse/bench/results"
 	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
@@ -184,9 +185,9 @@ func faultTable(w io.Writer, untilOnset time.Duration, seed uint64) (wrong int, 
 		}
 		until := ms(e.until)
 		if e.never > 0 {
-			until = fmt.Sprintf("**never for %d**", e.never)
+			until = fmt.Sprintf("never for %d", e.never)
 		}
-		rows[i] = []string{ft.name, fmt.Sprint(e.faults), fmt.Sprint(e.suspicions), fmt.Sprint(e.calls), atMost(float64(e.rejected), float64(e.calls)/100, "%.2g %%"), atMost(float64(e.openings), untilOnset.Hours()*float64(len(faultRates)), "%.2g an hour"), until}
+		rows[i] = []string{ft.name, fmt.Sprint(e.faults), fmt.Sprint(e.suspicions), fmt.Sprint(e.calls), results.Count(float64(e.rejected), float64(e.calls)/100, "%.2g %%"), results.Count(float64(e.openings), untilOnset.Hours()*float64(len(faultRates)), "%.2g an hour"), until}
 		wrongs[i] = int(e.rejected) + e.openings + e.never
 		if e.faults == 0 {
 			wrongs[i]++
@@ -199,8 +200,8 @@ func faultTable(w io.Writer, untilOnset time.Duration, seed uint64) (wrong int, 
 	for _, n := range wrongs {
 		wrong += n
 	}
-	fmt.Fprintf(w, "\n## Faults during a suspicion\n\n%d healthy processes make 1 call a second in one circuit and 10 in another; an unhealthy one makes bursts of %d in both, and is killed and started anew every %v. ResetTimeout is %v. Whenever the bystander finds a circuit suspect, the fault happens. After %v all calls fail. Wanted: no rejection and no opening before that, and then all processes reject. Failovers of Sentinel and Cluster are tested by internal/fleettest.\n\n", faultSize, failMax, crashEvery, reset, untilOnset)
-	table(w, []string{"fault", "times", "suspicions", "healthy calls", "rejected", "openings", "outage: all reject after ms"}, rows)
+	fmt.Fprintf(w, "## Faults during a suspicion\n\n%d healthy processes make 1 call a second in one circuit and 10 in another; an unhealthy one makes bursts of %d in both, and is killed and started again every %v. ResetTimeout is %v. Whenever a bystander finds a circuit suspect, the fault happens. After %v all calls fail. Promised: no rejection and no opening before that, and then all processes reject. All faults are tested at a time, each with its own Redis. Failovers of Sentinel and Cluster are tested by internal/fleettest.\n\n", faultSize, failMax, crashEvery, reset, untilOnset)
+	table(w, []string{"fault", "times", "suspicions", "healthy calls", "rejected", "openings", "outage: all reject after, ms"}, rows)
 	return wrong, nil
 }
 

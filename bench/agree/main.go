@@ -1,15 +1,17 @@
-// Agree shows what a fleet agrees on: real processes with one Redis client and
-// one storage each, on a redis-server that it starts itself. It prints tables of
-// calls of healthy processes that are rejected, of the calls that an outage
-// costs, of faults of Redis and of processes, and of a ramp:
+// Agree measures real processes of the operating system, with one Redis client and
+// one storage each, on a redis-server that it starts itself: calls of healthy
+// processes that are rejected beside an unhealthy one, calls of an outage, faults of
+// Redis and of processes, failure rates, and a ramp. It writes the tables into
+// RESULTS.md:
 //
-//	cd bench && go run ./agree -o AGREE.md
+//	cd bench && go run ./agree
 //
-// It takes 15 minutes. It fails if a healthy call is rejected, if a circuit opens
-// without an outage, if an outage of 100 % costs more calls than promised, or if
-// one costs more than local breakers by more than a call or burst of each process
-// (with a FailureRate, also the calls of a bucket).
-// Fleets of a thousand are simulated, by the tests of the root module.
+// It takes a quarter of an hour. It fails if a healthy call is rejected or a circuit
+// opens without an outage, beside an unhealthy process or in a fault; if an outage of
+// 100 % costs more calls than promised, or more than local breakers need and one call
+// or burst of each process (with a FailureRate, also the calls of a bucket); and if a
+// ramp lets more calls run than its share. Fleets of a thousand are simulated, by the
+// tests of the root module.
 package main
 
 import (
@@ -18,13 +20,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9/logging"
 
+	"github.com/infuse-go/infuse/bench/results"
 	"github.com/infuse-go/infuse/bench/worker"
 )
 
@@ -39,10 +41,10 @@ func main() {
 	worker.Serve(jobs)
 	logging.Disable() // go-redis logs each connection that a fault costs
 	var o options
-	flag.DurationVar(&o.length, "for", 150*time.Second, "how long each fleet runs beside an unhealthy process, and how long faults happen")
-	flag.IntVar(&o.rounds, "rounds", 7, "of each outage")
-	flag.StringVar(&o.only, "only", "", "one section: unhealthy, outages, faults or ramp")
-	out := flag.String("o", "", "a file to write the tables to, too")
+	flag.DurationVar(&o.length, "for", 150*time.Second, "how long each fleet runs beside an unhealthy process, in faults, and with a failure rate")
+	flag.IntVar(&o.rounds, "rounds", 5, "of each outage")
+	flag.StringVar(&o.only, "only", "", "one section: unhealthy, outages, faults, rates or ramp")
+	out := flag.String("o", "RESULTS.md", "the file whose sections are written")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the calls' times and outcomes")
 	flag.Parse()
 	go func() { // the redis-servers end with this process
@@ -62,10 +64,6 @@ func exit(err error) {
 }
 
 func (o options) run(out string) error {
-	var b strings.Builder
-	w := io.MultiWriter(os.Stdout, &b)
-	fmt.Fprintf(w, "# What a fleet agrees on\n\nWritten by `cd bench && go run ./agree %s`: %s/%s, %d processors, %s. Each process has one Redis client and one storage, and makes calls in many circuits at once. Calls come at random times (Poisson). Settings are the defaults, except where a table names others.\n",
-		strings.Join(os.Args[1:], " "), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	wrong := 0
 	for _, s := range []struct {
 		name string
@@ -74,19 +72,21 @@ func (o options) run(out string) error {
 		{"unhealthy", func(w io.Writer) (int, error) { return unhealthyTable(w, o.length, o.seed) }},
 		{"outages", func(w io.Writer) (int, error) { return outageTable(w, o.rounds, o.seed) }},
 		{"faults", func(w io.Writer) (int, error) { return faultTable(w, o.length, o.seed) }},
+		{"rates", func(w io.Writer) (int, error) { return 0, rateTable(w, o.length, o.seed) }},
 		{"ramp", func(w io.Writer) (int, error) { return rampTable(w, o.seed) }},
 	} {
 		if o.only != "" && o.only != s.name {
 			continue
 		}
-		n, err := s.run(w)
+		var b strings.Builder
+		began := results.Begin()
+		n, err := s.run(&b)
 		if err != nil {
 			return err
 		}
 		wrong += n
-	}
-	if out != "" {
-		if err := os.WriteFile(out, []byte(b.String()), 0o644); err != nil {
+		command := strings.Join(append([]string{"go run ./agree -only", s.name}, others(os.Args[1:])...), " ")
+		if err := results.Write(out, s.name, b.String()+"\n"+began.Facts(command)); err != nil {
 			return err
 		}
 	}
@@ -94,6 +94,16 @@ func (o options) run(out string) error {
 		return fmt.Errorf("%d values are wrong", wrong)
 	}
 	return nil
+}
+
+// others returns the flags that are not of which section or file.
+func others(args []string) (kept []string) {
+	for i := 0; i+1 < len(args); i += 2 {
+		if args[i] != "-only" && args[i] != "-o" {
+			kept = append(kept, args[i], args[i+1])
+		}
+	}
+	return kept
 }
 
 func table(w io.Writer, head []string, rows [][]string) {

@@ -189,7 +189,7 @@ func outageTable(w io.Writer, rounds int, seed uint64) (wrong int, err error) {
 			rows = append(rows, row)
 		}
 	}
-	fmt.Fprintf(w, "\n## Outages\n\nThe service is healthy for %v or more (1 %% of the calls fail), then fails 100 %% or 90 %% of the calls for all processes. The columns are calls of the whole fleet that run from then on until every process rejects: median [most] of %d rounds, of %d with gobreaker's shared mode. Local breakers are offered the same calls at the same times. Promised are 2.5 x FailMax, one call or burst a process, and the calls of %v.\n\n", healthyFor, rounds, min(rounds, sharedRounds), suspicion+lag)
+	fmt.Fprintf(w, "## Outages of real processes\n\nThe service is healthy for %v or more (1 %% of the calls fail), then fails 100 %% or 90 %% of the calls for all processes. The columns are calls of the whole fleet that run from then on until every process rejects: median [most] of %d rounds, of %d with gobreaker's shared mode. Local breakers are offered the same calls at the same times. Promised are 2.5 × FailMax, one call or burst a process, and the calls of %v: Suspicion, and %v for a report. At 90 %% successes take from the score, so the worst round may need more. With a FailureRate, the successes before the outage are in the windows of both breakers. gobreaker's shared mode is not measured where its lock cannot keep up; it opens for all because of 5 failures of one process.\n\n", healthyFor, rounds, min(rounds, sharedRounds), suspicion+lag, lag)
 	table(w, []string{"fleet", "promised", "100 %: Infuse", "local breakers", "gobreaker shared", "90 %: Infuse", "local breakers", "gobreaker shared"}, rows)
 	return wrong, nil
 }

@@ -98,6 +98,7 @@ const slot = 100 * time.Millisecond
 // tally is what became of the calls of one process in one circuit.
 type tally struct {
 	Calls, Rejected int64         // before the onset
+	RejectedLocally int64         // of these, by the local circuit
 	Ran             int64         // from the onset on
 	RejectedAt      time.Duration // the first rejection from then on, since the onset; 0: none
 	Offered, Slots  []int64       // since Until, by slot: calls that were made, and calls that ran
@@ -155,6 +156,9 @@ func (c *caller) call(roll float64) {
 		c.Calls++
 		if rejected {
 			c.Rejected++
+			if open := (*infuse.OpenError)(nil); !errors.As(err, &open) || open.Local {
+				c.RejectedLocally++
+			}
 		}
 	case rejected && c.RejectedAt == 0:
 		c.RejectedAt = time.Since(c.begin) - c.Onset

@@ -34,12 +34,12 @@ func rampTable(w io.Writer, seed uint64) (wrong int, err error) {
 	err = onServer(plans, func(f *fleet, tallies [][]tally) {
 		closed := f.watched["ramp"].closed
 		if len(closed) == 0 {
-			fmt.Fprintln(w, "\nThe circuit did not close again.")
+			fmt.Fprintln(w, "## A ramp after an outage\n\nThe circuit did not close again.")
 			wrong++
 			return
 		}
 		after := closed[len(closed)-1].Sub(f.begin) - 2*rampOutage
-		fmt.Fprintf(w, "\n## A ramp\n\n%d processes, %d calls/s each, ResetTimeout %v, Ramp %v. All calls fail for %v. The circuit closed %d ms after the service was healthy again. After that, in each %v, at most the share of the calls runs, and one call of each process.\n\n```\nms since healthy  offered  allowed  ran\n", rampSize, rampRate, rampOpen, rampLength, rampOutage, after.Milliseconds(), slot)
+		fmt.Fprintf(w, "## A ramp after an outage\n\n%d processes, %d calls/s each, ResetTimeout %v, Ramp %v. All calls fail for %v. The circuit closed %d ms after the service was healthy again. From then on, in each %v, at most the share of the calls runs, and one call of each process.\n\n```\nms since healthy  offered  allowed  ran\n", rampSize, rampRate, rampOpen, rampLength, rampOutage, after.Milliseconds(), slot)
 		for s := range int((rampLength + rampOpen) / slot) {
 			var offered, ran int64
 			for _, t := range tallies {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/infuse-go/infuse/bench/results"
 	"github.com/infuse-go/infuse/bench/worker"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
@@ -59,16 +60,8 @@ func (f *found) add(g found) {
 }
 
 func (f *found) row(name string) []string {
-	return []string{name, fmt.Sprintf("%.2f", f.hours), fmt.Sprint(f.calls), atMost(float64(f.rejected), float64(f.calls)/100, "%.2g %%"),
-		fmt.Sprint(f.suspicions), atMost(float64(f.openings), f.hours, "%.2g an hour")}
-}
-
-// atMost prints a count and, for none, the 95 % bound of its rate.
-func atMost(n, among float64, format string) string {
-	if n > 0 {
-		return fmt.Sprintf("**%g** ("+format+")", n, n/among)
-	}
-	return fmt.Sprintf("0 (< "+format+")", 3/among)
+	return []string{name, fmt.Sprintf("%.2f", f.hours), fmt.Sprint(f.calls), results.Count(float64(f.rejected), float64(f.calls)/100, "%.2g %%"),
+		fmt.Sprint(f.suspicions), results.Count(float64(f.openings), f.hours, "%.2g an hour")}
 }
 
 // A beside is a fleet of healthy processes, and what was found of it: by the
@@ -151,7 +144,7 @@ func unhealthyTable(w io.Writer, length time.Duration, seed uint64) (wrong int, 
 		}
 	}
 	rows = append(rows, total.row("all"))
-	fmt.Fprintf(w, "\n## One unhealthy process beside healthy ones\n\nAll calls of one process fail. Of the others' calls 0 or 1 %% fail. They are 1, 2, 4 and 10 processes with 0.1, 1 and 10 calls a second each, and 100 with 0.1 and 1. ResetTimeout is %v, for many suspicions. A process in a crash loop is killed after %v. Each row is the sum of its fleets. Wanted: no rejection, no opening. After a zero comes its 95 %% bound: 3/calls, or 3/hours.\n\n", reset, crashEvery)
+	fmt.Fprintf(w, "## One unhealthy process beside healthy ones\n\nAll calls of one process fail. Of the others' calls 0 or 1 %% fail. They are 1, 2, 4 and 10 processes with 0.1, 1 and 10 calls a second each, and 100 with 0.1 and 1. Each fleet runs for %v, all at a time. ResetTimeout is %v, for many suspicions. A process in a crash loop is killed after %v. Each row is the sum of its fleets; hours are those of all its circuits. Promised: no rejection of a healthy call, no opening. After a zero comes its upper 95 %% bound: 3/calls, or 3/hours.\n\n", length, reset, crashEvery)
 	table(w, []string{"unhealthy process", "hours", "healthy calls", "rejected", "suspicions", "openings of the shared circuit"}, rows)
 	return int(total.rejected) + total.openings, nil
 }

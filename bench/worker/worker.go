@@ -98,8 +98,14 @@ func Start(job string, plan any) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Worker{cmd: exec.Command(self, flag+job)}
+	return StartProgram(self, job, plan)
+}
+
+// StartProgram is Start for another program that calls Serve.
+func StartProgram(program, job string, plan any) (*Worker, error) {
+	w := &Worker{cmd: exec.Command(program, flag+job)}
 	w.cmd.Stderr = os.Stderr
+	var err error
 	if w.in, err = w.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ explore: ; INFUSE_EXPLORE=1 go test -run 'TestExplore$$' -v -timeout 3h .
 fuzz: ; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 1m $$p || exit 1; done; done
 bench: ; cd bench && go run .
 bench-quick: ; cd bench && go run . -quick
-agree: ; cd bench && go run ./agree -o AGREE.md
+agree: ; cd bench && go run ./agree
 failover: ; cd bench && go run ./failover
 docs: ; go test -count=1 -run 'TestDocuments|TestPrograms|TestRecipes|TestReadme|TestOperationsHas|TestRulesHave|TestCorrectness|TestCapacity|TestNamesForAuthors|TestMinimalACL|TestFurtherRights|TestWhatACircuit' ./internal/tests/documents ./internal/tests/redis
 lint: ; test -z "$$(gofmt -l .)" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

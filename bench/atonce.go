@@ -24,9 +24,10 @@ func atOnce(size sizes, r *report) error {
 	defer server.Close()
 	storage := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	defer storage.Close()
+	rounds := (size.rounds + 2) / 3
 	r.title = "Calls that fail at the same time"
 	r.intro = fmt.Sprintf("So many goroutines wait in calls of one breaker. Then all calls fail at once, and the time is measured until the last one has returned, divided by the calls: µs a call, medians of %d rounds in turns. "+
-		"The row of a bare call is the time that the goroutines need without a breaker. With Redis, each failing call waits until Redis has counted it.", size.rounds)
+		"The row of a bare call is the time that the goroutines need without a breaker. With Redis, each failing call waits until Redis has counted it.", rounds)
 	compared := []string{infuseName, infuseName + ", Redis", eapacheName, gobreakerName}
 	all := slices.DeleteFunc(subjects(storage), func(s subject) bool { return !s.floor && !slices.Contains(compared, s.name) })
 	t := table{head: []string{""}}
@@ -38,7 +39,7 @@ func atOnce(size sizes, r *report) error {
 	for i := range all {
 		found[i] = make([][]float64, len(size.atOnce))
 	}
-	for round := range size.rounds {
+	for round := range rounds {
 		progress("calls that fail at the same time, round %d", round+1)
 		for i, s := range all {
 			for j, n := range size.atOnce {

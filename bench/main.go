@@ -62,7 +62,7 @@ type sizes struct {
 
 var (
 	full = sizes{
-		rounds: 9, batch: 50 * time.Millisecond,
+		rounds: 41, batch: 5 * time.Millisecond, // on a busy machine better than few long ones
 		atOnce: []int{1, 100, 1000, 16_000},
 		fleet:  8, fleetTime: 4 * time.Second, fleetRounds: 3, failuresEach: 50,
 		outages: []int{8, 100, 1000}, trips: 11, health: 5 * time.Second, failure: 5 * time.Second,

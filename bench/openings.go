@@ -164,7 +164,7 @@ func (a arena) falseOpenings(found []besides) table {
 	for _, b := range found {
 		hours := b.weather.For.Hours()
 		openings := func(n int64, circuits int) string {
-			return results.Count(float64(n), hours*float64(circuits), "%.2g an hour")
+			return results.Count(float64(n), hours*float64(circuits), " an hour")
 		}
 		rejected := func(t tally) string { return shareOf(t.RejectedAlone+t.RejectedByAll, t.calls()) }
 		t.rows = append(t.rows, []string{

@@ -187,7 +187,7 @@ func faultTable(w io.Writer, untilOnset time.Duration, seed uint64) (wrong int, 
 		if e.never > 0 {
 			until = fmt.Sprintf("never for %d", e.never)
 		}
-		rows[i] = []string{ft.name, fmt.Sprint(e.faults), fmt.Sprint(e.suspicions), fmt.Sprint(e.calls), results.Count(float64(e.rejected), float64(e.calls)/100, "%.2g %%"), results.Count(float64(e.openings), untilOnset.Hours()*float64(len(faultRates)), "%.2g an hour"), until}
+		rows[i] = []string{ft.name, fmt.Sprint(e.faults), fmt.Sprint(e.suspicions), fmt.Sprint(e.calls), results.Count(float64(e.rejected), float64(e.calls)/100, " %"), results.Count(float64(e.openings), untilOnset.Hours()*float64(len(faultRates)), " an hour"), until}
 		wrongs[i] = int(e.rejected) + e.openings + e.never
 		if e.faults == 0 {
 			wrongs[i]++

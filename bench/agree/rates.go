@@ -74,9 +74,9 @@ func rateTable(w io.Writer, length time.Duration, seed uint64) error {
 	err := worker.InParallel(len(rateCases), len(rateCases), func(i int) error {
 		c := rateCases[i]
 		x, err := c.measure(length, seed+uint64(100*i))
-		share := func(n int64) string { return results.Count(float64(n), float64(x.calls)/100, "%.2g %%") }
+		share := func(n int64) string { return results.Count(float64(n), float64(x.calls)/100, " %") }
 		rows[i] = []string{
-			c.name(), fmt.Sprint(x.calls), fmt.Sprint(x.suspicions), results.Count(float64(x.openings), length.Hours(), "%.2g an hour"),
+			c.name(), fmt.Sprint(x.calls), fmt.Sprint(x.suspicions), results.Count(float64(x.openings), length.Hours(), " an hour"),
 			share(x.rejected), share(x.rejectedLocally), share(x.byLocalBreakers),
 		}
 		return err

@@ -60,8 +60,8 @@ func (f *found) add(g found) {
 }
 
 func (f *found) row(name string) []string {
-	return []string{name, fmt.Sprintf("%.2f", f.hours), fmt.Sprint(f.calls), results.Count(float64(f.rejected), float64(f.calls)/100, "%.2g %%"),
-		fmt.Sprint(f.suspicions), results.Count(float64(f.openings), f.hours, "%.2g an hour")}
+	return []string{name, fmt.Sprintf("%.2f", f.hours), fmt.Sprint(f.calls), results.Count(float64(f.rejected), float64(f.calls)/100, " %"),
+		fmt.Sprint(f.suspicions), results.Count(float64(f.openings), f.hours, " an hour")}
 }
 
 // A beside is a fleet of healthy processes, and what was found of it: by the

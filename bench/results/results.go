@@ -74,13 +74,21 @@ func redisVersion() string {
 }
 
 // Count prints a number of events and, if there is none, the upper 95 % bound of its
-// rate: 3 for each of so many calls or hours. The format is that of the rate.
-func Count(n, among float64, format string) string {
-	if n > 0 {
-		return fmt.Sprintf("%g ("+format+")", n, n/among)
-	}
-	if among == 0 {
+// rate: 3 for each of so many calls or hours. The unit is that of the rate.
+func Count(n, among float64, unit string) string {
+	switch {
+	case n > 0:
+		return fmt.Sprintf("%g (%s%s)", n, brief(n/among), unit)
+	case among == 0:
 		return "0"
 	}
-	return fmt.Sprintf("0 (< "+format+")", 3/among)
+	return fmt.Sprintf("0 (< %s%s)", brief(3/among), unit)
+}
+
+// brief prints two digits, or all before the point.
+func brief(x float64) string {
+	if x >= 10 {
+		return fmt.Sprintf("%.0f", x)
+	}
+	return fmt.Sprintf("%.2g", x)
 }

@@ -21,7 +21,7 @@ func TestASectionIsReplacedAlone(t *testing.T) {
 }
 
 func TestACountOfZeroHasABound(t *testing.T) {
-	require.Equal(t, "0 (< 0.3 %)", Count(0, 1000./100, "%.2g %%"))
-	require.Equal(t, "2 (0.2 %)", Count(2, 1000./100, "%.2g %%"))
-	require.Equal(t, "0", Count(0, 0, "%.2g an hour"))
+	require.Equal(t, "0 (< 0.3 %)", Count(0, 1000./100, " %"))
+	require.Equal(t, "2 (0.2 %)", Count(2, 1000./100, " %"))
+	require.Equal(t, "0", Count(0, 0, " an hour"))
 }

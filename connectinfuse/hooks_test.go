@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
-	"runtime"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,136 +15,63 @@ import (
 
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/connectinfuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 )
 
 // This file tests that no user code leaves a breaker stuck. Every hook panics, ends its
 // goroutine, or calls the breaker, in every kind of call. Afterwards the next call, Stats
 // and Stop return, and no trial slot is in use.
 
-// hook is user code that the interceptors run.
-type hook struct {
-	breaker atomic.Pointer[infuse.Breaker]
-	action  atomic.Pointer[func(*infuse.Breaker)]
-	runs    atomic.Bool // true while the hook runs: it is not re-entrant
-}
-
-func (h *hook) set(b *infuse.Breaker, action func(*infuse.Breaker)) {
-	h.breaker.Store(b)
-	h.action.Store(&action)
-}
-
-func (h *hook) run() {
-	if action := h.action.Load(); action != nil && *action != nil && h.runs.CompareAndSwap(false, true) {
-		defer h.runs.Store(false)
-		(*action)(h.breaker.Load())
-	}
-}
-
-// hookError runs its hook in one of its methods.
-type hookError struct {
-	*hook
-	method string
-}
-
-func (e *hookError) in(method string) {
-	if e.method == method {
-		e.run()
-	}
-}
-
-func (e *hookError) Error() string { e.in("Error"); return "unavailable" }
-func (e *hookError) Unwrap() error { e.in("Unwrap"); return nil }
-func (e *hookError) Is(error) bool { e.in("Is"); return false }
-func (e *hookError) As(any) bool   { e.in("As"); return false }
-
-// textError is an error whose only method panics on a typed nil.
-type textError struct{ text string }
-
-func (e *textError) Error() string { return e.text }
-
 // hookPlace puts a hook into the settings, and returns the error of a failing call.
-type hookPlace func(h *hook, cfg *infuse.Config, options *[]connectinfuse.Option) error
+type hookPlace func(h *breakertest.Hook, cfg *infuse.Config, options *[]connectinfuse.Option) error
 
 func hookPlaces() map[string]hookPlace {
 	places := map[string]hookPlace{
-		"a typed nil": func(*hook, *infuse.Config, *[]connectinfuse.Option) error { return (*textError)(nil) },
-		"a typed nil of Connect": func(*hook, *infuse.Config, *[]connectinfuse.Option) error {
+		"a typed nil": func(*breakertest.Hook, *infuse.Config, *[]connectinfuse.Option) error {
+			return (*breakertest.TextError)(nil)
+		},
+		"a typed nil of Connect": func(*breakertest.Hook, *infuse.Config, *[]connectinfuse.Option) error {
 			return (*connect.Error)(nil)
 		},
-		"a typed nil in an error of Connect": func(*hook, *infuse.Config, *[]connectinfuse.Option) error {
-			return connect.NewError(connect.CodeUnavailable, (*textError)(nil))
+		"a typed nil in an error of Connect": func(*breakertest.Hook, *infuse.Config, *[]connectinfuse.Option) error {
+			return connect.NewError(connect.CodeUnavailable, (*breakertest.TextError)(nil))
 		},
-		"the call": func(*hook, *infuse.Config, *[]connectinfuse.Option) error { return codeError(connect.CodeUnavailable) }, // the call itself runs the hook: see hookBelow
-		"Config.Classify": func(h *hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
-			cfg.Classify = func(_ context.Context, err error) infuse.Outcome {
-				h.run()
-				if err != nil {
-					return infuse.OutcomeFailure
-				}
-				return infuse.OutcomeSuccess
-			}
+		"the call": func(*breakertest.Hook, *infuse.Config, *[]connectinfuse.Option) error {
 			return codeError(connect.CodeUnavailable)
-		},
-		"Config.Exclude": func(h *hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
-			cfg.Exclude = []func(error) bool{func(error) bool { h.run(); return false }}
-			return codeError(connect.CodeUnavailable)
-		},
-		"WithClassify": func(h *hook, _ *infuse.Config, options *[]connectinfuse.Option) error {
+		}, // the call itself runs the hook: see hookBelow
+		"WithClassify": func(h *breakertest.Hook, _ *infuse.Config, options *[]connectinfuse.Option) error {
 			*options = append(*options, connectinfuse.WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
-				h.run()
+				h.Run()
 				return connectinfuse.Classify(err)
 			}))
 			return codeError(connect.CodeUnavailable)
 		},
-		"WithCircuit": func(h *hook, _ *infuse.Config, options *[]connectinfuse.Option) error {
+		"WithCircuit": func(h *breakertest.Hook, _ *infuse.Config, options *[]connectinfuse.Option) error {
 			*options = append(*options, connectinfuse.WithCircuit(func(_ context.Context, target, _ string) string {
-				h.run()
+				h.Run()
 				return target
 			}))
 			return codeError(connect.CodeUnavailable)
 		},
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As"} {
-		places[method] = func(h *hook, _ *infuse.Config, _ *[]connectinfuse.Option) error {
-			return &hookError{h, method}
+		places[method] = func(h *breakertest.Hook, _ *infuse.Config, _ *[]connectinfuse.Option) error {
+			return &breakertest.HookError{Hook: h, Method: method}
 		}
-		places[method+" of a wrapped error"] = func(h *hook, _ *infuse.Config, _ *[]connectinfuse.Option) error {
-			return fmt.Errorf("call: %w", &hookError{h, method})
+		places[method+" of a wrapped error"] = func(h *breakertest.Hook, _ *infuse.Config, _ *[]connectinfuse.Option) error {
+			return fmt.Errorf("call: %w", &breakertest.HookError{Hook: h, Method: method})
 		}
-		places[method+" in an error of Connect"] = func(h *hook, _ *infuse.Config, _ *[]connectinfuse.Option) error {
-			return connect.NewError(connect.CodeUnavailable, &hookError{h, method})
+		places[method+" in an error of Connect"] = func(h *breakertest.Hook, _ *infuse.Config, _ *[]connectinfuse.Option) error {
+			return connect.NewError(connect.CodeUnavailable, &breakertest.HookError{Hook: h, Method: method})
 		}
 	}
-	for name := range listeners(new(hook)) {
-		places["Listener."+name] = func(h *hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
-			cfg.Listeners = append(cfg.Listeners, listeners(h)[name])
+	for name := range new(breakertest.Hook).Settings() {
+		places[name] = func(h *breakertest.Hook, cfg *infuse.Config, _ *[]connectinfuse.Option) error {
+			h.Settings()[name](cfg)
 			return codeError(connect.CodeUnavailable)
 		}
 	}
 	return places
-}
-
-func listeners(h *hook) map[string]*infuse.Listener {
-	return map[string]*infuse.Listener{
-		"BeforeCall":  {BeforeCall: func(context.Context, *infuse.Breaker) { h.run() }},
-		"Success":     {Success: func(context.Context, *infuse.Breaker) { h.run() }},
-		"Failure":     {Failure: func(context.Context, *infuse.Breaker, error) { h.run() }},
-		"Ignored":     {Ignored: func(context.Context, *infuse.Breaker, error) { h.run() }},
-		"Rejected":    {Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) { h.run() }},
-		"StateChange": {StateChange: func(*infuse.Breaker, infuse.Transition) { h.run() }},
-	}
-}
-
-// hookActions are the misbehaviours of user code.
-var hookActions = map[string]func(*infuse.Breaker){
-	"panics":             func(*infuse.Breaker) { panic("a hook") },
-	"ends the goroutine": func(*infuse.Breaker) { runtime.Goexit() },
-	"calls back": func(b *infuse.Breaker) {
-		_, _ = b.State(), b.Stats()
-		if p, err := b.Acquire(context.Background()); err == nil {
-			p.Settle(infuse.OutcomeIgnored)
-		}
-	},
 }
 
 // hookBelow is an inner interceptor that replaces each call. A stream fails at one of its
@@ -265,20 +190,9 @@ func init() {
 	}
 }
 
-// apart runs do in a goroutine, recovers its panic, and waits for it.
-func apart(do func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() { _ = recover() }()
-		do()
-	}()
-	<-done
-}
-
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	for name, place := range hookPlaces() {
-		for what, action := range hookActions {
+		for what, action := range breakertest.HookActions {
 			for way, call := range hookWays {
 				for _, shared := range []bool{false, true} {
 					t.Run(fmt.Sprintf("%s %s, %s, shared=%t", name, what, way, shared), func(t *testing.T) {
@@ -291,7 +205,7 @@ func TestNoHookLeavesABreakerStuck(t *testing.T) {
 }
 
 func testHook(t *testing.T, name string, place hookPlace, action func(*infuse.Breaker), call func(hookClient, func() error), shared bool) {
-	h := new(hook)
+	h := new(breakertest.Hook)
 	cfg := infuse.Config{FailMax: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour}
 	if shared {
 		cfg.Storage = infuse.NewMemoryStorage()
@@ -306,31 +220,31 @@ func testHook(t *testing.T, name string, place hookPlace, action func(*infuse.Br
 	result := func(err error) func() error {
 		return func() error {
 			if name == "the call" {
-				h.run()
+				h.Run()
 			}
 			return err
 		}
 	}
 	fails, succeeds := result(fault), result(nil)
-	h.set(b, action)
+	h.Set(b, action)
 	for range 4 { // open the circuit, then are rejected
-		apart(func() { call(c, fails) })
+		breakertest.Apart(func() { call(c, fails) })
 	}
 	for _, result := range []func() error{fails, succeeds} { // trials
-		apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
-		apart(func() { call(c, result) })
+		breakertest.Apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
+		breakertest.Apart(func() { call(c, result) })
 	}
-	apart(func() { b.Stats() })
-	h.set(b, nil)
+	breakertest.Apart(func() { b.Stats() })
+	h.Set(b, nil)
 	time.Sleep(3 * time.Second) // longer than ResetTimeout, and than a stream takes to be established
 	synctest.Wait()
 	for range 5 {
-		apart(func() { _ = c.unary(func() error { return nil }) })
+		breakertest.Apart(func() { _ = c.unary(func() error { return nil }) })
 		time.Sleep(2 * time.Second)
 	}
 	require.Equal(t, infuse.StateClosed, b.State(), "a trial slot is taken")
 
-	apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
+	breakertest.Apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
 		require.Error(t, c.unary(func() error { return codeError(connect.CodeUnavailable) }))
@@ -349,7 +263,7 @@ func TestTypedNilErrorReachesTheCaller(t *testing.T) {
 	require.NoError(t, err)
 	defer g.Stop()
 	c := hookClient{connectinfuse.New(g, connectinfuse.WithFailures(connect.CodeUnknown, connect.CodeUnavailable))}
-	for _, want := range []error{(*textError)(nil), connect.NewError(connect.CodeUnavailable, (*textError)(nil))} {
+	for _, want := range []error{(*breakertest.TextError)(nil), connect.NewError(connect.CodeUnavailable, (*breakertest.TextError)(nil))} {
 		require.True(t, want == c.unary(func() error { return want }))
 		require.True(t, want == c.stream("Receive", func() error { return want }))
 	}

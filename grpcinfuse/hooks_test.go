@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"runtime"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,141 +17,65 @@ import (
 
 	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/grpcinfuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 )
 
 // This file tests that no user code leaves a breaker stuck. Every hook panics, ends its
 // goroutine, or calls the breaker, in every kind of call. Afterwards the next call, Stats
 // and Stop return, and no trial slot is in use.
 
-// hook is user code that the interceptors run.
-type hook struct {
-	breaker atomic.Pointer[infuse.Breaker]
-	action  atomic.Pointer[func(*infuse.Breaker)]
-	runs    atomic.Bool // true while the hook runs: it is not re-entrant
-}
-
-func (h *hook) set(b *infuse.Breaker, action func(*infuse.Breaker)) {
-	h.breaker.Store(b)
-	h.action.Store(&action)
-}
-
-func (h *hook) run() {
-	if action := h.action.Load(); action != nil && *action != nil && h.runs.CompareAndSwap(false, true) {
-		defer h.runs.Store(false)
-		(*action)(h.breaker.Load())
-	}
-}
-
-// hookError is an Unavailable that runs its hook in one of its methods.
-type hookError struct {
-	*hook
-	method string
-}
-
-func (e *hookError) in(method string) {
-	if e.method == method {
-		e.run()
-	}
-}
-
-func (e *hookError) Error() string { e.in("Error"); return "unavailable" }
-func (e *hookError) Unwrap() error { e.in("Unwrap"); return nil }
-func (e *hookError) Is(error) bool { e.in("Is"); return false }
-func (e *hookError) As(any) bool   { e.in("As"); return false }
-
-// codedError is a hookError with a status.
-type codedError struct{ *hookError }
+// codedError is a HookError with a status.
+type codedError struct{ *breakertest.HookError }
 
 func (e codedError) GRPCStatus() *status.Status {
-	e.in("GRPCStatus")
+	e.In("GRPCStatus")
 	return status.New(codes.Unavailable, "unavailable")
 }
 
-// textError is an error whose only method panics on a typed nil.
-type textError struct{ text string }
-
-func (e *textError) Error() string { return e.text }
-
 // hookPlace puts a hook into the settings, and returns the error of a failing call.
-type hookPlace func(h *hook, cfg *infuse.Config, options *[]grpcinfuse.Option) error
+type hookPlace func(h *breakertest.Hook, cfg *infuse.Config, options *[]grpcinfuse.Option) error
 
 func hookPlaces() map[string]hookPlace {
 	places := map[string]hookPlace{
-		"a typed nil": func(*hook, *infuse.Config, *[]grpcinfuse.Option) error { return (*textError)(nil) },
-		"a typed nil with a status": func(*hook, *infuse.Config, *[]grpcinfuse.Option) error {
+		"a typed nil": func(*breakertest.Hook, *infuse.Config, *[]grpcinfuse.Option) error {
+			return (*breakertest.TextError)(nil)
+		},
+		"a typed nil with a status": func(*breakertest.Hook, *infuse.Config, *[]grpcinfuse.Option) error {
 			return (*statusOver)(nil)
 		},
-		"the call": func(*hook, *infuse.Config, *[]grpcinfuse.Option) error { return codeError(codes.Unavailable) }, // the call itself runs the hook: see hookWays
-		"Config.Classify": func(h *hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
-			cfg.Classify = func(_ context.Context, err error) infuse.Outcome {
-				h.run()
-				if err != nil {
-					return infuse.OutcomeFailure
-				}
-				return infuse.OutcomeSuccess
-			}
+		"the call": func(*breakertest.Hook, *infuse.Config, *[]grpcinfuse.Option) error {
 			return codeError(codes.Unavailable)
-		},
-		"Config.Exclude": func(h *hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
-			cfg.Exclude = []func(error) bool{func(error) bool { h.run(); return false }}
-			return codeError(codes.Unavailable)
-		},
-		"WithClassify": func(h *hook, _ *infuse.Config, options *[]grpcinfuse.Option) error {
+		}, // the call itself runs the hook: see hookWays
+		"WithClassify": func(h *breakertest.Hook, _ *infuse.Config, options *[]grpcinfuse.Option) error {
 			*options = append(*options, grpcinfuse.WithClassify(func(_ context.Context, _ string, err error) infuse.Outcome {
-				h.run()
+				h.Run()
 				return grpcinfuse.Classify(err)
 			}))
 			return codeError(codes.Unavailable)
 		},
-		"WithCircuit": func(h *hook, _ *infuse.Config, options *[]grpcinfuse.Option) error {
+		"WithCircuit": func(h *breakertest.Hook, _ *infuse.Config, options *[]grpcinfuse.Option) error {
 			*options = append(*options, grpcinfuse.WithCircuit(func(_ context.Context, target, _ string) string {
-				h.run()
+				h.Run()
 				return target
 			}))
 			return codeError(codes.Unavailable)
 		},
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As", "GRPCStatus"} {
-		places[method] = func(h *hook, _ *infuse.Config, _ *[]grpcinfuse.Option) error {
-			return codedError{&hookError{h, method}}
+		places[method] = func(h *breakertest.Hook, _ *infuse.Config, _ *[]grpcinfuse.Option) error {
+			return codedError{&breakertest.HookError{Hook: h, Method: method}}
 		}
-		places[method+" of a wrapped error"] = func(h *hook, _ *infuse.Config, _ *[]grpcinfuse.Option) error {
-			return fmt.Errorf("call: %w", codedError{&hookError{h, method}})
+		places[method+" of a wrapped error"] = func(h *breakertest.Hook, _ *infuse.Config, _ *[]grpcinfuse.Option) error {
+			return fmt.Errorf("call: %w", codedError{&breakertest.HookError{Hook: h, Method: method}})
 		}
 	}
-	for name := range listeners(new(hook)) {
-		places["Listener."+name] = func(h *hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
-			cfg.Listeners = append(cfg.Listeners, listeners(h)[name])
+	for name := range new(breakertest.Hook).Settings() {
+		places[name] = func(h *breakertest.Hook, cfg *infuse.Config, _ *[]grpcinfuse.Option) error {
+			h.Settings()[name](cfg)
 			return codeError(codes.Unavailable)
 		}
 	}
 	return places
-}
-
-func listeners(h *hook) map[string]*infuse.Listener {
-	return map[string]*infuse.Listener{
-		"BeforeCall":  {BeforeCall: func(context.Context, *infuse.Breaker) { h.run() }},
-		"Success":     {Success: func(context.Context, *infuse.Breaker) { h.run() }},
-		"Failure":     {Failure: func(context.Context, *infuse.Breaker, error) { h.run() }},
-		"Ignored":     {Ignored: func(context.Context, *infuse.Breaker, error) { h.run() }},
-		"Rejected":    {Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) { h.run() }},
-		"StateChange": {StateChange: func(*infuse.Breaker, infuse.Transition) { h.run() }},
-	}
-}
-
-// hookActions are the misbehaviours of user code.
-var hookActions = map[string]func(*infuse.Breaker){
-	"panics":             func(*infuse.Breaker) { panic("a hook") },
-	"ends the goroutine": func(*infuse.Breaker) { runtime.Goexit() },
-	"calls back": func(b *infuse.Breaker) {
-		if b == nil { // the breaker is created in the background
-			return
-		}
-		_, _ = b.State(), b.Stats()
-		if p, err := b.Acquire(context.Background()); err == nil {
-			p.Settle(infuse.OutcomeIgnored)
-		}
-	},
 }
 
 // hookStream is a stream whose methods run a hook and return an error.
@@ -244,17 +166,6 @@ func init() {
 	}
 }
 
-// apart runs do in a goroutine, recovers its panic, and waits for it.
-func apart(do func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() { _ = recover() }()
-		do()
-	}()
-	<-done
-}
-
 // lazyConn is a connection that is never used.
 func lazyConn(t *testing.T) *grpc.ClientConn {
 	t.Helper()
@@ -267,7 +178,7 @@ func lazyConn(t *testing.T) *grpc.ClientConn {
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	conn := lazyConn(t)
 	for name, place := range hookPlaces() {
-		for what, action := range hookActions {
+		for what, action := range breakertest.HookActions {
 			for way, call := range hookWays {
 				for _, shared := range []bool{false, true} {
 					t.Run(fmt.Sprintf("%s %s, %s, shared=%t", name, what, way, shared), func(t *testing.T) {
@@ -280,7 +191,7 @@ func TestNoHookLeavesABreakerStuck(t *testing.T) {
 }
 
 func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace, action func(*infuse.Breaker), call func(hookClient, func() error), shared bool) {
-	h := new(hook)
+	h := new(breakertest.Hook)
 	cfg := infuse.Config{FailMax: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour}
 	if shared {
 		cfg.Storage = infuse.NewMemoryStorage()
@@ -295,31 +206,31 @@ func testHook(t *testing.T, conn *grpc.ClientConn, name string, place hookPlace,
 	result := func(err error) func() error {
 		return func() error {
 			if name == "the call" {
-				h.run()
+				h.Run()
 			}
 			return err
 		}
 	}
 	fails, succeeds := result(fault), result(nil)
-	h.set(b, action)
+	h.Set(b, action)
 	for range 4 { // open the circuit, then are rejected
-		apart(func() { call(c, fails) })
+		breakertest.Apart(func() { call(c, fails) })
 	}
 	for _, result := range []func() error{fails, succeeds} { // trials
-		apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
-		apart(func() { call(c, result) })
+		breakertest.Apart(func() { _ = b.SetState(context.Background(), infuse.StateHalfOpen) })
+		breakertest.Apart(func() { call(c, result) })
 	}
-	apart(func() { b.Stats() })
-	h.set(b, nil)
+	breakertest.Apart(func() { b.Stats() })
+	h.Set(b, nil)
 	time.Sleep(3 * time.Second) // longer than ResetTimeout, and than a stream takes to be established
 	synctest.Wait()
 	for range 5 {
-		apart(func() { _ = c.unary(func() error { return nil }) })
+		breakertest.Apart(func() { _ = c.unary(func() error { return nil }) })
 		time.Sleep(2 * time.Second)
 	}
 	require.Equal(t, infuse.StateClosed, b.State(), "a trial slot is taken")
 
-	apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
+	breakertest.Apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 	require.Equal(t, infuse.StateClosed, b.State())
 	for range 2 {
 		require.Error(t, c.unary(func() error { return codeError(codes.Unavailable) }))
@@ -338,7 +249,7 @@ func TestTypedNilErrorReachesTheCaller(t *testing.T) {
 	require.NoError(t, err)
 	defer g.Stop()
 	c := hookClient{grpcinfuse.New(g, grpcinfuse.WithFailures(codes.Unknown)), lazyConn(t)}
-	fault := error((*textError)(nil))
+	fault := error((*breakertest.TextError)(nil))
 	for _, wraps := range []bool{false, true} {
 		want := fault
 		if wraps {
@@ -411,7 +322,7 @@ func TestNoHookLeavesABackendStuck(t *testing.T) {
 	}
 	for _, name := range []string{"Config.Classify", "Config.Exclude", "WithClassify", "WithCircuit",
 		"Listener.BeforeCall", "Listener.Success", "Listener.Failure", "Listener.Ignored", "Listener.Rejected", "Listener.StateChange"} {
-		for what, action := range hookActions {
+		for what, action := range breakertest.HookActions {
 			for way, call := range ways {
 				t.Run(name+" "+what+", "+way, func(t *testing.T) { testBackendHook(t, places[name], action, call) })
 			}
@@ -420,7 +331,7 @@ func TestNoHookLeavesABackendStuck(t *testing.T) {
 }
 
 func testBackendHook(t *testing.T, place hookPlace, action func(*infuse.Breaker), call func(*several)) {
-	h := new(hook)
+	h := new(breakertest.Hook)
 	cfg := infuse.Config{ResetTimeout: 20 * time.Millisecond, TrialTimeout: time.Hour}
 	var options []grpcinfuse.Option
 	place(h, &cfg, &options)
@@ -430,21 +341,21 @@ func testBackendHook(t *testing.T, place hookPlace, action func(*infuse.Breaker)
 			m.unhealthy.Store(is)
 		}
 	}
-	h.set(s.breaker(s.backends[0]), action)
+	h.Set(s.breaker(s.backends[0]), action)
 	unhealthy(true)
 	for range 12 { // open the circuits, then are rejected
-		apart(func() { call(s) })
+		breakertest.Apart(func() { call(s) })
 	}
 	for _, is := range []bool{true, false} {
 		unhealthy(is)
 		for _, m := range s.backends {
-			apart(func() { s.setState(m, infuse.StateHalfOpen) })
+			breakertest.Apart(func() { s.setState(m, infuse.StateHalfOpen) })
 		}
 		for range s.backends { // trials
-			apart(func() { call(s) })
+			breakertest.Apart(func() { call(s) })
 		}
 	}
-	h.set(nil, nil)
+	h.Set(nil, nil)
 
 	for _, m := range s.backends {
 		b := s.breaker(m)

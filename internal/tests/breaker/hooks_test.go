@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 )
 
 // No user code runs under a lock. Every hook panics, ends its goroutine, or calls
@@ -22,139 +23,55 @@ import (
 // no lock is held, no trial is taken, and nobody waits. A typed nil error used to
 // panic under the lock of its circuit, and the next failing call hung for ever.
 
-// hook is user code that the library runs. It does what the test sets.
-type hook struct {
-	breaker atomic.Pointer[infuse.Breaker]
-	deed    atomic.Pointer[func(*infuse.Breaker)]
-	runs    atomic.Bool // now: it does not run itself
-}
-
-func (h *hook) set(b *infuse.Breaker, does func(*infuse.Breaker)) {
-	h.breaker.Store(b)
-	h.deed.Store(&does)
-}
-
-func (h *hook) run() {
-	if h == nil {
-		return
-	}
-	if does := h.deed.Load(); does != nil && *does != nil && h.runs.CompareAndSwap(false, true) {
-		defer h.runs.Store(false)
-		(*does)(h.breaker.Load())
-	}
-}
-
-// hookError runs its hook in the methods of an error.
-type hookError struct {
-	*hook
-	method string
-}
-
-func (e *hookError) Error() string {
-	if e.method == "Error" {
-		e.run()
-	}
-	return "down"
-}
-
-func (e *hookError) Unwrap() error {
-	if e.method == "Unwrap" {
-		e.run()
-	}
-	return nil
-}
-
-func (e *hookError) Is(error) bool {
-	if e.method == "Is" {
-		e.run()
-	}
-	return false
-}
-
-func (e *hookError) As(any) bool {
-	if e.method == "As" {
-		e.run()
-	}
-	return false
-}
-
 // numberError is a bare number, as syscall.Errno is: its text is made by user code.
 type numberError int
 
-var hookOfNumber atomic.Pointer[hook]
+var hookOfNumber atomic.Pointer[breakertest.Hook]
 
-func (numberError) Error() string { hookOfNumber.Load().run(); return "number" }
-
-// nilError is an error whose methods need what a typed nil does not have.
-type nilError struct{ text string }
-
-func (e *nilError) Error() string { return e.text }
+func (numberError) Error() string { hookOfNumber.Load().Run(); return "number" }
 
 // hookHandler runs its hook for each log record.
 type hookHandler struct {
 	slog.Handler
-	*hook
+	*breakertest.Hook
 }
 
-func (h hookHandler) Handle(context.Context, slog.Record) error { h.run(); return nil }
+func (h hookHandler) Handle(context.Context, slog.Record) error { h.Run(); return nil }
 
 // hookPlaces are where a user's code is called: the settings, and the error that
 // each failing call returns.
-func hookPlaces(h *hook) map[string]func(*infuse.Config) error {
+func hookPlaces(h *breakertest.Hook) map[string]func(*infuse.Config) error {
 	places := map[string]func(*infuse.Config) error{
-		"a typed nil error": func(*infuse.Config) error { return (*nilError)(nil) },
+		"a typed nil error": func(*infuse.Config) error { return (*breakertest.TextError)(nil) },
 		"numberError.Error": func(*infuse.Config) error { hookOfNumber.Store(h); return numberError(1) },
-		"Classify": func(cfg *infuse.Config) error {
-			cfg.Classify = func(_ context.Context, err error) infuse.Outcome {
-				h.run()
-				if err != nil {
-					return infuse.OutcomeFailure
-				}
-				return infuse.OutcomeSuccess
-			}
-			return errUnhealthy
-		},
-		"Exclude": func(cfg *infuse.Config) error {
-			cfg.Exclude = []func(error) bool{func(error) bool { h.run(); return false }}
-			return errUnhealthy
-		},
 		"a log handler": func(cfg *infuse.Config) error {
 			cfg.Listeners = append(cfg.Listeners, infuse.LogListener(slog.New(hookHandler{slog.NewTextHandler(io.Discard, nil), h})))
 			return errUnhealthy
 		},
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As"} {
-		places[method] = func(*infuse.Config) error { return &hookError{h, method} }
-		places[method+" of a wrapped error"] = func(*infuse.Config) error { return fmt.Errorf("call: %w", &hookError{h, method}) }
+		places[method] = func(*infuse.Config) error { return &breakertest.HookError{Hook: h, Method: method} }
+		places[method+" of a wrapped error"] = func(*infuse.Config) error {
+			return fmt.Errorf("call: %w", &breakertest.HookError{Hook: h, Method: method})
+		}
 	}
-	for name, listener := range map[string]*infuse.Listener{
-		"BeforeCall":  {BeforeCall: func(context.Context, *infuse.Breaker) { h.run() }},
-		"Success":     {Success: func(context.Context, *infuse.Breaker) { h.run() }},
-		"Failure":     {Failure: func(context.Context, *infuse.Breaker, error) { h.run() }},
-		"Ignored":     {Ignored: func(context.Context, *infuse.Breaker, error) { h.run() }},
-		"Rejected":    {Rejected: func(context.Context, *infuse.Breaker, *infuse.OpenError) { h.run() }},
-		"StateChange": {StateChange: func(*infuse.Breaker, infuse.Transition) { h.run() }},
-	} {
-		places["Listener."+name] = func(cfg *infuse.Config) error {
-			cfg.Listeners = append(cfg.Listeners, listener)
+	for name, set := range h.Settings() {
+		places[name] = func(cfg *infuse.Config) error {
+			set(cfg)
 			return errUnhealthy
 		}
 	}
 	return places
 }
 
-// hookDeeds are what user code does that should not.
-var hookDeeds = map[string]func(*infuse.Breaker){
-	"panics":             func(*infuse.Breaker) { panic("a hook") },
-	"ends the goroutine": func(*infuse.Breaker) { runtime.Goexit() },
-	"calls back": func(b *infuse.Breaker) {
-		_, _ = b.State(), b.Stats()
-		p, err := b.Acquire(context.Background())
-		if err == nil {
-			p.Settle(infuse.OutcomeIgnored)
-		}
+// hookActions are the misbehaviours of user code, which also changes the settings.
+func hookActions() map[string]func(*infuse.Breaker) {
+	actions := maps.Clone(breakertest.HookActions)
+	actions["calls back"] = func(b *infuse.Breaker) {
+		breakertest.HookActions["calls back"](b)
 		_ = b.Configure(infuse.Config{FailMax: 2, ResetTimeout: time.Second})
-	},
+	}
+	return actions
 }
 
 // hookWays are the ways to make a call that fails with an error.
@@ -196,7 +113,7 @@ func (f roundTrips) RoundTrip(r *http.Request) (*http.Response, error) { return 
 // R43.
 func TestNoHookLeavesABreakerStuck(t *testing.T) {
 	for place := range hookPlaces(nil) {
-		for deed, does := range hookDeeds {
+		for deed, does := range hookActions() {
 			for way, call := range hookWays {
 				for _, storage := range []infuse.Storage{nil, infuse.NewMemoryStorage()} {
 					t.Run(fmt.Sprintf("%s %s, %s, %T", place, deed, way, storage), func(t *testing.T) {
@@ -209,7 +126,7 @@ func TestNoHookLeavesABreakerStuck(t *testing.T) {
 }
 
 func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(*infuse.Breaker, error), storage infuse.Storage) {
-	h := &hook{}
+	h := &breakertest.Hook{}
 	cfg := infuse.Config{FailMax: 2, ResetTimeout: time.Second, TrialTimeout: time.Hour}
 	if storage != nil {
 		cfg.Storage = infuse.NewMemoryStorage() // of this bubble
@@ -227,30 +144,30 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 		defer func() { _ = b.Configure(cfg) }() // the hook is in use again
 		deed(b)
 	}
-	h.set(b, does)
+	h.Set(b, does)
 	for range 4 { // opens the circuit, unless the hook prevents it, and is rejected
 		apart(func() { call(b, fails) })
 	}
-	h.set(b, nil)
+	h.Set(b, nil)
 	opens := func() {
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
 		time.Sleep(time.Second)
 	}
 	opens()
-	h.set(b, does)
+	h.Set(b, does)
 	apart(func() { call(b, fails) }) // a trial
 	apart(func() { call(b, nil) })
 	apart(func() { b.Stats() })
-	h.set(b, nil)
+	h.Set(b, nil)
 	time.Sleep(2 * time.Second)
 	synctest.Wait()
 	require.NoError(t, b.Call(t.Context(), succeeds), "the slot of the trial is free")
 	require.Equal(t, infuse.StateClosed, b.State())
 
 	opens()
-	h.set(b, does)
+	h.Set(b, does)
 	apart(func() { call(b, nil) }) // a trial without an error
-	h.set(b, nil)
+	h.Set(b, nil)
 	time.Sleep(2 * time.Second)
 	synctest.Wait()
 	require.NoError(t, b.Call(t.Context(), succeeds), "the slot of the trial is free")
@@ -269,31 +186,32 @@ func testHook(t *testing.T, place string, does func(*infuse.Breaker), call func(
 // A storage's errors are user code, too.
 func TestNoErrorOfAStorageLeavesABreakerStuck(t *testing.T) {
 	for _, method := range []string{"Error", "Unwrap", "Is", "As", "a typed nil"} {
-		for deed, does := range hookDeeds {
+		for deed, does := range hookActions() {
 			t.Run(method+" "+deed, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					h := &hook{}
-					h.set(nil, func(b *infuse.Breaker) {
+					h := &breakertest.Hook{}
+					misbehave := func(b *infuse.Breaker) {
 						if b != nil || deed != "calls back" {
 							does(b)
 						}
-					})
+					}
+					h.Set(nil, misbehave)
 					s := &hookStorage{MemoryStorage: infuse.NewMemoryStorage()}
-					var fault error = &hookError{h, method}
+					var fault error = &breakertest.HookError{Hook: h, Method: method}
 					if method == "a typed nil" {
-						fault = (*nilError)(nil)
+						fault = (*breakertest.TextError)(nil)
 					}
 					s.err.Store(&fault)
 					b, err := infuse.New("service", infuse.Config{FailMax: 2, ResetTimeout: time.Second, Storage: s})
 					require.NoError(t, err)
-					h.breaker.Store(b)
+					h.Set(b, misbehave)
 					for range 3 {
 						apart(func() { hookWays["Call"](b, errUnhealthy) })
 					}
 					require.Equal(t, infuse.StateOpen, b.State())
 					apart(func() { _ = b.SetState(context.Background(), infuse.StateClosed) })
 					apart(func() { _, _ = b.Record(context.Background()) })
-					h.set(b, nil)
+					h.Set(b, nil)
 					s.err.Store(nil)
 					time.Sleep(time.Minute)
 					synctest.Wait()

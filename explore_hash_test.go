@@ -188,7 +188,8 @@ func (e *encoder) process(pr *process) {
 	}
 	o := &r.out
 	e.change(cmp.Or(o.sent, new(Change)), now)
-	e.change(&o.next, now)
+	next := o.next.change()
+	e.change(&next, now)
 	e.bool(o.inFlight, r.failing, r.joined, r.linkUp, r.stopped, r.trouble != nil, r.news > 0)
 	e.byte(byte(r.share))
 	e.source(r.former)
@@ -401,6 +402,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 		reflect.TypeFor[replica](): "settings source local shared episode linked linkUp stopped failing joined share " +
 			"credit random ids news changes noted through landed",
 		reflect.TypeFor[episode](): "out leases former cause trouble since retryAt failed released standIn",
+		reflect.TypeFor[draft]():   "Settled Calls OpenFor Move Override Ask",
 		reflect.TypeFor[outbox]():  "sent inFlight next counted hold checkAt",
 		reflect.TypeFor[lease]():   "id phase outcome endedAt",
 	} {

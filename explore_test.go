@@ -243,7 +243,7 @@ func (w *world) isHealthy() bool {
 	}
 	for _, pr := range w.procs {
 		r := &pr.replica
-		if !r.attached() || r.out.sentNumber() > 0 || r.out.next.counts() || r.out.next.acts() || len(r.leases) > 0 || len(pr.calls)+len(pr.waits) > 0 || r.local.State != StateClosed || r.local.Failures > 0 ||
+		if !r.attached() || r.out.sentNumber() > 0 || r.out.next.Calls != (Calls{}) || r.out.next.acts() || len(r.leases) > 0 || len(pr.calls)+len(pr.waits) > 0 || r.local.State != StateClosed || r.local.Failures > 0 ||
 			r.shared.hasEvidence() || r.shared.State != StateClosed || pr.view.admits != admitsAll || !pr.view.quiet || r.acknowledged() != r.noted ||
 			r.shared.Generation != w.record.Generation && !w.lost {
 			return false

@@ -21,10 +21,29 @@ type outbox struct {
 	sent     *Change // in flight, or timed out: it is sent again under its number until it is answered. nil: none
 	inFlight bool    // a request is in flight: sent, or a read if that is nil
 
-	next    Change    // being filled; its OpenFor is the longest that its failures ask for
+	next    draft
 	counted Window    // for the failure rate: goes with next, but not before hold while that is evaluated
 	hold    time.Time // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
 	checkAt time.Time // when the storage is to be asked whether it has lost the shared record; zero if not
+}
+
+// draft is what the next change is to report.
+type draft struct {
+	Settled  []Settlement
+	Calls    Calls
+	OpenFor  time.Duration // the longest that its failures ask for
+	Move     *Move
+	Override *Override
+	Ask      string
+}
+
+func (d *draft) change() Change {
+	return Change{Settled: d.Settled, Calls: d.Calls, OpenFor: d.OpenFor, Move: d.Move, Override: d.Override, Ask: d.Ask}
+}
+
+// acts reports whether the draft has more than outcomes of calls.
+func (d *draft) acts() bool {
+	return len(d.Settled) > 0 || d.Move != nil || d.Override != nil || d.Ask != ""
 }
 
 // empty reports whether there is nothing to report, and no answer to come.
@@ -176,17 +195,17 @@ func (r *replica) fill(now time.Time) bool {
 	if !urgent && (held || next.Calls.Successes == 0 && !(rated && r.out.counted.Buckets != nil)) {
 		return false
 	}
-	c, through := *next, r.noted
+	c, through := next.change(), r.noted
 	switch {
 	case next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil):
 		// So that it need not wait until failures pause: the rest follows.
 		c, through = Change{Override: next.Override}, r.through
 		next.Override = nil
 	case rated && held:
-		*next = Change{}
+		*next = draft{}
 	default:
 		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
-		*next = Change{}
+		*next = draft{}
 	}
 	r.changes++
 	c.Source, c.Number = r.source, r.changes
@@ -214,7 +233,7 @@ func (r *replica) nextHold(now time.Time) time.Time {
 // the storage has received it, or will not for now.
 func (r *replica) acknowledged() uint64 {
 	next := &r.out.next
-	idle := r.out.sent == nil && !next.counts() && !next.acts() && !r.reportsRate()
+	idle := r.out.sent == nil && next.Calls == (Calls{}) && !next.acts() && !r.reportsRate()
 	_, manual := r.out.manual()
 	if replaces := manual && !isTrouble(r.trouble); r.trouble != nil && !replaces || idle {
 		return r.noted

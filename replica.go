@@ -546,7 +546,7 @@ func (r *replica) settleLeases(now time.Time) {
 		case l.phase != phaseEnded:
 		case fleet.trial(l.id) < 0:
 			continue
-		case !r.out.sent.settles(l.id) && !r.out.next.settles(l.id):
+		case !r.out.sent.settles(l.id) && !settles(r.out.next.Settled, l.id):
 			r.out.next.Settled = append(r.out.next.Settled, Settlement{l.id, l.outcome.outcome, l.outcome.openFor})
 			r.noted++
 		}
@@ -555,8 +555,10 @@ func (r *replica) settleLeases(now time.Time) {
 	r.leases = kept
 }
 
-func (c *Change) settles(id string) bool {
-	return c != nil && slices.ContainsFunc(c.Settled, func(s Settlement) bool { return s.ID == id })
+func (c *Change) settles(id string) bool { return c != nil && settles(c.Settled, id) }
+
+func settles(all []Settlement, id string) bool {
+	return slices.ContainsFunc(all, func(s Settlement) bool { return s.ID == id })
 }
 
 func (r *replica) lease(id string) *lease {
@@ -578,7 +580,7 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 	case r.linked && r.linkUp && !isTrouble(r.trouble):
 		// The record cannot be read: this replaces it, and all that was yet to be
 		// reported of it.
-		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = nil, false, Change{}, time.Time{}
+		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = nil, false, draft{}, time.Time{}
 	default:
 		r.changeLocally(c, now)
 		return 0

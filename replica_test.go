@@ -239,7 +239,8 @@ func (p *scriptProcess) lines() []string {
 	for _, l := range r.leases {
 		add(true, "trial %s %s", l.id, []string{"requested", "granted", "ended"}[l.phase])
 	}
-	outbox := []string{textOfChange(&r.out.next)}
+	next := r.out.next.change()
+	outbox := []string{textOfChange(&next)}
 	if r.out.sent != nil {
 		outbox = append(outbox, fmt.Sprintf("sent %d: %s", r.out.sent.Number, textOfChange(r.out.sent)))
 	} else if r.out.inFlight {

@@ -281,7 +281,7 @@ func matches(shape, node reflect.Value, letters map[string]ast.Node) bool {
 		return true
 	case reflect.Struct:
 		for i := range shape.NumField() {
-			if f := shape.Type().Field(i); f.Type != positions && f.Type != reflect.TypeFor[*ast.Object]() && f.Type != reflect.TypeFor[*ast.CommentGroup]() {
+			if f := shape.Type().Field(i); f.Type != positions && f.Type != reflect.TypeFor[*ast.CommentGroup]() {
 				if !matches(shape.Field(i), node.Field(i), letters) {
 					return false
 				}

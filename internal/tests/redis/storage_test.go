@@ -2,9 +2,7 @@ package redis_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -142,29 +140,6 @@ func TestRoundTrips(t *testing.T) {
 	})
 }
 
-// TestAMissingPermissionIsSaidSo (review, S18): it was reported as a record that
-// is not a hash, and so as the trouble of one circuit.
-func TestAMissingPermissionIsSaidSo(t *testing.T) {
-	server := redistest.Start(t)
-	admin := server.Client()
-	require.NoError(t, admin.Do(t.Context(), "acl", "setuser", "limited", "on", ">pw", "~*", "&*", "+@all", "-hmget").Err())
-	limited := server.Client(func(o *redis.Options) { o.Username, o.Password = "limited", "pw" })
-	s := newSender(t, limited, "one")
-	_, err := s.Load(t.Context(), "circuit")
-	requirePlain := func(err error) {
-		t.Helper()
-		var bad *infuse.RecordError
-		require.ErrorContains(t, err, "infuse: redis: ")
-		require.Regexp(t, "can't run this command|has no permissions", err) // Redis's words, and Valkey's
-		require.False(t, errors.As(err, &bad))
-	}
-	requirePlain(err)
-	_, err = s.send(failures(1))
-	requirePlain(err)
-	_, err = s.send(move(infuse.StateOpen))
-	requirePlain(err)
-}
-
 // TestLostReply (attack 3): a command whose reply was lost is sent again by
 // go-redis. It counted twice where the row had been broken in between.
 // R13.
@@ -243,55 +218,6 @@ func TestAClockThatStepsBack(t *testing.T) {
 	require.WithinDuration(t, time.Now(), newcomer.load().DueAt, 61*time.Second, "what one knows, a newcomer hears")
 }
 
-func TestUnreadableRecords(t *testing.T) {
-	onBoth(t, func(t *testing.T, client *redis.Client) {
-		ctx := t.Context()
-		for name, spoil := range map[string]func(key string) error{
-			"garbage":             func(key string) error { return client.HSet(ctx, key, "r", "garbage").Err() },
-			"a newer schema":      func(key string) error { return client.HSet(ctx, key, "r", `{"v":9,"readable":9}`).Err() },
-			"a long record":       func(key string) error { return client.HSet(ctx, key, "r", strings.Repeat("x", 1<<20)).Err() },
-			"no number":           func(key string) error { return client.HSet(ctx, key, "t", "soon").Err() },
-			"no version":          func(key string) error { return client.HSet(ctx, key, "v", "first").Err() },
-			"an infinite version": func(key string) error { return client.HSet(ctx, key, "v", "1e308").Err() },
-			"a negative count":    func(key string) error { return client.HSet(ctx, key, "n", "-1").Err() },
-			"an infinite count":   func(key string) error { return client.HSet(ctx, key, "n", "inf").Err() },
-			"a stranger's hash": func(key string) error {
-				client.Del(ctx, key)
-				return client.HSet(ctx, key, "name", "value").Err()
-			},
-			"a string": func(key string) error { return client.Set(ctx, key, "text", 0).Err() },
-			"a list": func(key string) error {
-				client.Del(ctx, key)
-				return client.LPush(ctx, key, "text").Err()
-			},
-		} {
-			require.NoError(t, client.FlushAll(ctx).Err())
-			s := newSender(t, client, "one")
-			s.must(move(infuse.StateOpen))
-			require.NoError(t, spoil("infuse:{circuit}"))
-			var bad *infuse.RecordError
-			_, err := s.Load(ctx, "circuit")
-			require.ErrorAs(t, err, &bad, name)
-			_, err = s.send(failures(1))
-			require.ErrorAs(t, err, &bad, name)
-			require.Equal(t, infuse.VerdictMoved, s.must(move(infuse.StateHalfOpen)), name)
-			require.Equal(t, infuse.StateHalfOpen, s.load().State, name)
-			require.Equal(t, infuse.StateHalfOpen, newSender(t, client, "other").load().State, name)
-		}
-	})
-}
-
-func TestScriptsAreLoadedAgain(t *testing.T) {
-	onBoth(t, func(t *testing.T, client *redis.Client) {
-		s := newSender(t, client, "one")
-		for i := range 3 {
-			require.NoError(t, client.ScriptFlush(t.Context()).Err())
-			s.must(failures(1))
-			require.Equal(t, i+1, s.load().Failures)
-		}
-	})
-}
-
 func TestOneSlotAScript(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *redis.Client) {
 		s := newSender(t, client, "one")
@@ -344,85 +270,6 @@ func TestKeysDie(t *testing.T) {
 		s.must(failures(1))
 		require.Equal(t, 6*time.Hour, life())
 	})
-}
-
-// TestADialerThatPanics (attack 8): it ended the process.
-func TestADialerThatPanics(t *testing.T) {
-	client := redistest.Start(t).Client()
-	hook := &panickingDial{}
-	hook.on.Store(true)
-	client.AddHook(hook)
-	s := newSender(t, client, "one")
-	heard := make(chan infuse.Record, 10)
-	s.Watch("circuit", func(r infuse.Record) { heard <- r })
-	require.Eventually(t, func() bool { return hook.panics.Load() > 2 }, 10*time.Second, time.Millisecond)
-	hook.on.Store(false)
-	require.Eventually(t, func() bool {
-		_, err := s.send(move(infuse.StateOpen))
-		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
-	require.Eventually(t, func() bool { return (<-heard).State == infuse.StateOpen }, 10*time.Second, time.Millisecond)
-}
-
-type panickingDial struct {
-	scripts
-	on     atomic.Bool
-	panics atomic.Int64
-}
-
-func (h *panickingDial) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if h.on.Load() {
-			h.panics.Add(1)
-			panic("a hook")
-		}
-		return next(ctx, network, addr)
-	}
-}
-
-// TestOneForbiddenChannel (attack 12): it took the push from all circuits.
-func TestOneForbiddenChannel(t *testing.T) {
-	t.Parallel()
-	server := redistest.Start(t)
-	require.NoError(t, server.Client().Do(t.Context(), "acl", "setuser", "limited", "on", ">pw", "~*", "&infuse:{a*}", "+@all").Err())
-	limited := server.Client(func(o *redis.Options) { o.Username, o.Password = "limited", "pw" })
-	s := infuse.NewRedisStorage(limited, infuse.RedisOptions{PollInterval: 3 * time.Second})
-	t.Cleanup(func() { _ = s.Close() })
-	var allowed, forbidden atomic.Int64
-	for i := range 5 {
-		s.Watch(fmt.Sprint("a", i), func(r infuse.Record) { allowed.Store(max(allowed.Load(), r.Generation)) })
-	}
-	s.Watch("forbidden", func(r infuse.Record) { forbidden.Store(r.Generation) })
-	// Give it time to subscribe, before the poll would help.
-	channels := func() int {
-		list, err := server.Client().PubSubChannels(t.Context(), "*").Result()
-		require.NoError(t, err)
-		return len(list)
-	}
-	require.Eventually(t, func() bool { return channels() == 5 }, 10*time.Second, 5*time.Millisecond)
-	other := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
-	for range 5 {
-		before := time.Now()
-		r, _, err := other.Apply(t.Context(), "a1", infuse.Change{Limits: hourLimits, Move: &infuse.Move{To: infuse.StateOpen}})
-		require.NoError(t, err)
-		require.Eventually(t, func() bool { return allowed.Load() >= r.Generation }, 10*time.Second, time.Millisecond)
-		require.Less(t, time.Since(before), time.Second, "it was polled, not pushed")
-	}
-	r, _, err := other.Apply(t.Context(), "forbidden", infuse.Change{Limits: hourLimits, Move: &infuse.Move{To: infuse.StateOpen}})
-	require.NoError(t, err)
-	require.Eventually(t, func() bool { return forbidden.Load() == r.Generation }, 20*time.Second, 5*time.Millisecond)
-}
-
-// TestAFullRedis is a Redis that answers, and takes nothing.
-func TestAFullRedis(t *testing.T) {
-	client := redistest.Start(t).Client()
-	s := newSender(t, client, "one")
-	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
-	_, err := s.send(failures(1))
-	require.ErrorContains(t, err, "infuse: redis: OOM")
-	_, err = s.send(move(infuse.StateOpen))
-	require.ErrorContains(t, err, "infuse: redis: OOM")
-	require.Equal(t, infuse.Record{}, s.load())
 }
 
 // BenchmarkRedis reports what a change costs Redis, beside the whole round trip.

@@ -410,3 +410,21 @@ func TestStorageDownRejectRejectsBeyondMaxCircuits(t *testing.T) {
 		require.Zero(t, sent)
 	})
 }
+
+func TestSkipBypassesTheBreaker(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *webServer) {
+		s.does(answers(http.StatusInternalServerError, "failed"))
+		c := startFailedClient(t, s)
+		ctx := infuse.Skip(t.Context())
+		response, err := c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.NoError(t, err)
+		_, _ = readAll(response)
+		require.Equal(t, 1, failuresOf(c.breaker), "it is not counted")
+
+		require.NoError(t, c.breaker.SetState(t.Context(), infuse.StateOpen))
+		response, err = c.Do(newRequest(t, http.MethodGet, s.URL, nil).WithContext(ctx))
+		require.NoError(t, err, "it is sent though the circuit is open")
+		_, _ = readAll(response)
+		require.Equal(t, int64(2), s.calls.Load())
+	})
+}

@@ -1,4 +1,4 @@
-package infuse_test
+package breaker_test
 
 import (
 	"fmt"
@@ -27,7 +27,7 @@ func inUse() float64 {
 // The bounds hold for 10,000 circuits of a Group. A MemoryStorage is part of its
 // circuits' memory.
 func TestACircuitIsSmall(t *testing.T) {
-	if raceDetector {
+	if underRace {
 		t.Skip("the race detector takes memory of its own")
 	}
 	const circuits = 10_000

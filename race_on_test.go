@@ -1,5 +1,0 @@
-//go:build race
-
-package infuse_test
-
-const raceDetector = true

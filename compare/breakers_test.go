@@ -1,5 +1,7 @@
 package compare_test
 
+// This file contains the breakers, and how they are started.
+
 import (
 	"context"
 	"errors"
@@ -13,7 +15,7 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// settings are what all breakers are set to alike.
+// settings are the common settings of all breakers.
 type settings struct {
 	rate     float64
 	window   time.Duration
@@ -21,17 +23,17 @@ type settings struct {
 	openTime time.Duration
 }
 
-// preset is what a sequence is replayed with if it does not say otherwise.
+// preset is the default settings of a sequence.
 var preset = settings{rate: 0.5, window: 10 * time.Second, minCalls: 20, openTime: time.Minute}
 
-// breaker is one that calls are replayed against.
+// breaker is a breaker under test.
 type breaker struct {
 	call func(fails bool) // runs a call, or rejects it
 	stop func()
 }
 
-// subjects are the breakers, in the order of the table's columns. opened is to
-// be called when one opens.
+// subjects are the breakers, in the order of the table's columns. They call opened when
+// they open.
 var subjects = []struct {
 	name  string
 	start func(t *testing.T, s settings, opened func()) breaker
@@ -52,11 +54,11 @@ const (
 	columns
 )
 
-var errSick = errors.New("sick")
+var errUnhealthy = errors.New("unhealthy")
 
 func outcome(fails bool) error {
 	if fails {
-		return errSick
+		return errUnhealthy
 	}
 	return nil
 }

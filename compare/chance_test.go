@@ -1,5 +1,7 @@
 package compare_test
 
+// This file computes the tables of probabilities in docs/tuning.md.
+
 import (
 	"fmt"
 	"math"
@@ -9,8 +11,8 @@ import (
 	"testing"
 )
 
-// tail is the exact chance that of n calls, each of which fails with a chance of
-// p percent, a share of f percent or more fail.
+// tail returns the exact probability that f percent or more of n calls fail, if each fails
+// with a probability of p percent.
 func tail(n, p, f int64) float64 {
 	sum := new(big.Int)
 	for k := (n*f + 99) / 100; k <= n; k++ {
@@ -23,14 +25,13 @@ func tail(n, p, f int64) float64 {
 	return chance
 }
 
-// rowsAnHour is how many rows of n or more failures begin in an hour of so many
-// calls a second, each of which fails with a chance of p.
-func rowsAnHour(calls, p float64, n int) float64 {
+// streaksPerHour returns the number of streaks of n or more failures in an hour, at that
+// many calls a second, if each call fails with probability p.
+func streaksPerHour(calls, p float64, n int) float64 {
 	return 3600 * calls * (1 - p) * math.Pow(p, float64(n))
 }
 
-// rounded is a number as one reads it: two digits, and no exponent unless it is
-// very small.
+// rounded formats a number with two significant digits, without an exponent.
 func rounded(x float64) string {
 	switch {
 	case x < 1e-6:
@@ -42,7 +43,7 @@ func rounded(x float64) string {
 	return strconv.FormatFloat(short, 'f', -1, 64)
 }
 
-// markdown is a table: a name and a figure for each column in each line.
+// markdown returns a table, with a figure for each line and column.
 func markdown(corner string, columns []string, lines []string, figure func(line, column int) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "| %s | %s |\n|---|%s\n", corner, strings.Join(columns, " | "), strings.Repeat("--:|", len(columns)))
@@ -56,14 +57,14 @@ func markdown(corner string, columns []string, lines []string, figure func(line,
 	return b.String()
 }
 
-func TestThePageHasTheRows(t *testing.T) {
+func TestTableOfStreaks(t *testing.T) {
 	limits, errors := []int{5, 10, 20}, []float64{0.01, 0.05, 0.1, 0.2, 0.3}
 	requirePageHas(t, "../docs/tuning.md", markdown("FailMax", []string{"1 %", "5 %", "10 %", "20 %", "30 %"}, []string{"5", "10", "20"}, func(line, column int) string {
-		return rounded(rowsAnHour(100, errors[column], limits[line]))
+		return rounded(streaksPerHour(100, errors[column], limits[line]))
 	}))
 }
 
-func TestThePageHasTheChances(t *testing.T) {
+func TestTableOfRates(t *testing.T) {
 	calls, errors := []int64{20, 50, 100, 200}, []int64{10, 30, 40, 45}
 	requirePageHas(t, "../docs/tuning.md", markdown("calls in the window", []string{"10 % fail", "30 % fail", "40 % fail", "45 % fail"}, []string{"20", "50", "100", "200"}, func(line, column int) string {
 		return rounded(tail(calls[line], errors[column], 50))

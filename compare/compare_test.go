@@ -1,5 +1,7 @@
 package compare_test
 
+// This file replays the sequences, and checks the table of README.md.
+
 import (
 	"fmt"
 	"os"
@@ -12,18 +14,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A part of a sequence: n calls, one each step. pattern says which fail ('F'),
-// again and again. The first is a step after what went before.
+// part is a part of a sequence: n calls, one per step. The pattern, repeated, determines
+// which of them fail ('F'). The first call is one step after the part before.
 type part struct {
 	n       int
 	step    time.Duration
 	pattern string
 }
 
-const hundredth = 10 * time.Millisecond // a hundred calls a second
+const hundredth = 10 * time.Millisecond // 100 calls a second
 
-// replay returns the numbers of the calls at which a breaker opened: from 1 on.
-// Calls before the first are numbered from 0 downwards.
+// replay returns the numbers of the calls at which a breaker opened. The calls of before
+// have numbers up to 0, the others start at 1.
 func replay(t *testing.T, subject int, r *row) (openings []int) {
 	s := preset
 	if r.openTime > 0 {
@@ -40,7 +42,7 @@ func replay(t *testing.T, subject int, r *row) (openings []int) {
 			for _, p := range parts {
 				for i := range p.n {
 					time.Sleep(p.step)
-					synctest.Wait() // timers of that time go first
+					synctest.Wait() // timers of the same time run first
 					number++
 					b.call(p.pattern[i%len(p.pattern)] == 'F')
 					synctest.Wait()
@@ -51,9 +53,9 @@ func replay(t *testing.T, subject int, r *row) (openings []int) {
 	return openings
 }
 
-// Each breaker opens at the calls that the table says, and ours where the
-// reference does, give or take the calls of a bucket.
-func TestEachBreakerOpensWhereTheTableSays(t *testing.T) {
+// Each breaker opens at the calls in the table. Infuse opens where the reference does, up
+// to the width of a bucket.
+func TestBreakersOpenAsInTheTable(t *testing.T) {
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
 			for i := range columns {
@@ -65,8 +67,8 @@ func TestEachBreakerOpensWhereTheTableSays(t *testing.T) {
 	}
 }
 
-// requireClose requires that a breaker opened as often as the reference, each
-// time within the width of a bucket.
+// requireClose checks that a breaker opened as often as the reference, each time within
+// the width of a bucket.
 func requireClose(t *testing.T, r *row, breaker, reference []int) {
 	t.Helper()
 	require.Len(t, breaker, len(reference))
@@ -75,7 +77,7 @@ func requireClose(t *testing.T, r *row, breaker, reference []int) {
 	}
 }
 
-// table is the table in the form in which README.md has it.
+// table returns the table of README.md.
 func table() string {
 	var b strings.Builder
 	b.WriteString("| calls |")
@@ -100,8 +102,8 @@ func cell(openings []int) string {
 	return strings.Trim(strings.ReplaceAll(fmt.Sprint(openings), " ", ", "), "[]")
 }
 
-// The page has the table that the test above holds true.
-func TestThePageHasTheTable(t *testing.T) {
+// README.md contains the table that TestBreakersOpenAsInTheTable checks.
+func TestTableOfBreakers(t *testing.T) {
 	requirePageHas(t, "README.md", table())
 }
 
@@ -109,12 +111,12 @@ func requirePageHas(t *testing.T, file, table string) {
 	t.Helper()
 	page, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.True(t, strings.Contains(string(page), table), "%s must have:\n%s", file, table)
+	require.True(t, strings.Contains(string(page), table), "%s must contain:\n%s", file, table)
 }
 
-// What the documentation says of Config.FailureRate and of Window: one begins
-// with a failure, and is empty where there was none for its length.
-func TestAWindowWhoseLastFailureHasLeftIsEmpty(t *testing.T) {
+// A window starts with a failure, and is empty if there was no failure for its length, as
+// the documentation of Config.Window states.
+func TestWindowWithoutFailuresIsEmpty(t *testing.T) {
 	for _, subject := range []int{ours, ourFleet} {
 		requireClose(t, &loneFailure, replay(t, subject, &loneFailure), replay(t, theReference, &loneFailure))
 	}

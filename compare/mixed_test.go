@@ -11,9 +11,10 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// What docs/tuning.md says of a fleet whose processes have different settings.
+// This file tests fleets whose processes have different settings, as docs/tuning.md
+// describes them.
 
-// fleet is a record that several processes report to.
+// fleet is a record to which several processes report.
 type fleet struct {
 	record  infuse.Record
 	now     time.Time
@@ -22,7 +23,7 @@ type fleet struct {
 
 func newFleet() *fleet { return &fleet{now: time.Unix(1_700_000_000, 0)} }
 
-// reports has a process report: another one each time.
+// reports applies a report of another process each time.
 func (f *fleet) reports(l infuse.Limits, calls, failures int) {
 	f.sources++
 	c := infuse.Change{Source: fmt.Sprint("s", f.sources), Limits: l, Seen: f.record}
@@ -60,7 +61,7 @@ var (
 	farther = limits(noRow, 0.3, time.Minute, time.Minute)
 )
 
-func TestAProcessWithoutARateLeavesTheWindowAlone(t *testing.T) {
+func TestProcessWithoutRateDoesNotChangeTheWindow(t *testing.T) {
 	f := newFleet()
 	f.reports(byRow, 4, 4)
 	require.Empty(t, f.record.Window.Buckets)
@@ -70,13 +71,13 @@ func TestAProcessWithoutARateLeavesTheWindowAlone(t *testing.T) {
 	require.True(t, f.suspect())
 	f.passes(100 * time.Millisecond)
 	f.reports(byRow, 1, 0)
-	require.True(t, f.suspect(), "it dismisses nothing")
+	require.True(t, f.suspect(), "it does not dismiss the suspicion")
 	f.passes(100 * time.Millisecond)
 	f.reports(loose, 20, 20)
-	require.Equal(t, infuse.StateOpen, f.record.State, "it confirms nothing either")
+	require.Equal(t, infuse.StateOpen, f.record.State, "it does not confirm the suspicion")
 }
 
-func TestConsecutiveFailuresDuringASuspicionOfTheRateAreOnlyCounted(t *testing.T) {
+func TestConsecutiveFailuresDuringRateSuspicionAreOnlyCounted(t *testing.T) {
 	f := newFleet()
 	f.reports(loose, 30, 4)
 	f.reports(loose, 10, 10)
@@ -86,7 +87,7 @@ func TestConsecutiveFailuresDuringASuspicionOfTheRateAreOnlyCounted(t *testing.T
 	require.Zero(t, f.record.Score)
 }
 
-func TestOneReportDismissesByItsOwnSettings(t *testing.T) {
+func TestReportIsEvaluatedWithItsSettings(t *testing.T) {
 	f := newFleet()
 	f.reports(loose, 30, 15)
 	require.True(t, f.suspect())
@@ -96,16 +97,16 @@ func TestOneReportDismissesByItsOwnSettings(t *testing.T) {
 	require.Equal(t, infuse.StateClosed, f.record.State)
 }
 
-func TestATotalOutageAfterHealthOpensWithinASecond(t *testing.T) {
+func TestTotalOutageAfterHealthyTrafficOpensWithinASecond(t *testing.T) {
 	f, calls := newFleet(), 0
 	for ; f.record.State == infuse.StateClosed; calls++ {
 		f.passes(hundredth)
 		f.reports(limits(noRow, 0.5, 10*time.Second, time.Minute), 1, 1)
 	}
-	require.LessOrEqual(t, calls, 100, "of a hundred a second")
+	require.LessOrEqual(t, calls, 100, "at 100 calls a second")
 }
 
-func TestTheOpenTimeIsThatOfTheProcessThatReachesTheLimit(t *testing.T) {
+func TestOpenDurationOfTheProcessThatReachesTheThreshold(t *testing.T) {
 	f := newFleet()
 	f.reports(loose, 19, 19)
 	f.reports(strict, 1, 1)
@@ -113,8 +114,7 @@ func TestTheOpenTimeIsThatOfTheProcessThatReachesTheLimit(t *testing.T) {
 	require.Equal(t, 2*time.Minute, f.record.DueAt.Sub(f.now))
 }
 
-// So much is kept ten times as the longest window asks for, in buckets that are as
-// narrow as the shortest does.
+// The buckets are as narrow as the shortest window requires, and cover the longest window.
 func TestBucketsAreAsNarrowAsTheShortestWindow(t *testing.T) {
 	f := newFleet()
 	f.reports(loose, 1, 1)
@@ -127,9 +127,8 @@ func TestBucketsAreAsNarrowAsTheShortestWindow(t *testing.T) {
 	require.Len(t, f.record.Window.Buckets, 2)
 }
 
-// "The failure is reported before Call returns", and Config.FailureRate: "all
-// processes report what they have counted".
-func TestTheFleetHearsOfTheFailureThatOpensTheOwnCircuit(t *testing.T) {
+// The failure that opens the local circuit is reported before Call returns.
+func TestFailureThatOpensTheLocalCircuitIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, err := infuse.New("service", preset.config(infuse.NewMemoryStorage()))
 		require.NoError(t, err)

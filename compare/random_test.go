@@ -1,5 +1,7 @@
 package compare_test
 
+// This file compares random sequences with the reference.
+
 import (
 	"context"
 	"fmt"
@@ -16,39 +18,38 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// seedEnv repeats the sequences of one seed: that which a failure printed.
+// seedEnv is the variable with the seed of the sequences to repeat. A failure prints it.
 const seedEnv = "INFUSE_COMPARE_SEED"
 
-// In random sequences with random settings our breaker opens at a failure if
-// every window does whose length is that of Config.Window give or take a
-// bucket's width, and does not if none does. For the rest it is the reference,
-// call by call.
-func TestRandomSequencesGoAsInTheReference(t *testing.T) {
+// In random sequences with random settings, a breaker behaves like the reference for each
+// call. The length of its window may differ from Config.Window by the width of a bucket: it
+// opens if all such windows reach the rate, and does not open if none does.
+func TestRandomSequences(t *testing.T) {
 	n := 2000
 	sum := runSequences(t, n, func() infuse.Storage { return nil })
 	t.Logf("%+v", sum)
 	if n == sum.sequences {
-		require.Greater(t, sum.opened, n, "the sequences say something")
-		require.Less(t, sum.undecided, sum.failures/10, "nor is most left open")
+		require.Greater(t, sum.opened, n, "the sequences contain openings")
+		require.Less(t, sum.undecided, sum.failures/10, "few failures are undecided")
 		require.Zero(t, sum.early)
 	}
 }
 
-// A fleet of one process opens no later than that, because its own circuit is
-// the same. It can open earlier, because the fleet's window forgets at other
-// times: it keeps its failures where the own circuit alone has opened and closed,
-// and never hears of successes that were not told before the last failure left.
-func TestAFleetOfOneOpensNoLaterThanTheReference(t *testing.T) {
+// A fleet of one process opens no later, because its local circuit is the same. It can
+// open earlier, because the shared window differs: it keeps its failures when only the
+// local circuit has opened and closed, and does not receive successes that were not
+// reported before the last failure left the window.
+func TestFleetOfOneOpensNoLaterThanTheReference(t *testing.T) {
 	n := 1000
 	sum := runSequences(t, n, func() infuse.Storage { return infuse.NewMemoryStorage() })
 	t.Logf("%+v", sum)
 	if n == sum.sequences {
-		require.Greater(t, sum.opened, n, "the sequences say something")
+		require.Greater(t, sum.opened, n, "the sequences contain openings")
 		require.Less(t, sum.early, sum.opened/10)
 	}
 }
 
-// tally is what the sequences came to.
+// tally is the sums over the sequences.
 type tally struct{ sequences, calls, failures, opened, undecided, early int }
 
 func runSequences(t *testing.T, n int, storage func() infuse.Storage) (sum tally) {
@@ -63,7 +64,7 @@ func runSequences(t *testing.T, n int, storage func() infuse.Storage) (sum tally
 		synctest.Test(t, func(t *testing.T) {
 			defer func() {
 				if t.Failed() {
-					t.Logf("%s=%d repeats it", seedEnv, seed)
+					t.Logf("repeat with %s=%d", seedEnv, seed)
 				}
 			}()
 			sum.sequences++
@@ -84,8 +85,7 @@ func randomSettings(r *rand.Rand) settings {
 	}
 }
 
-// randomStep is the time between two calls, some of which fall on the edge of a
-// bucket.
+// randomStep returns the time between two calls. Some calls are on the edge of a bucket.
 func randomStep(r *rand.Rand, window time.Duration) time.Duration {
 	return pick(r, window/1000, window/100, window/37, window/10, window/10+1, window/3, time.Duration(r.Int64N(int64(window/20))))
 }
@@ -112,9 +112,9 @@ func runRandom(t *testing.T, r *rand.Rand, storage infuse.Storage, sum *tally) {
 			switch {
 			case storage != nil && (early || opened && !allowed):
 				sum.early++
-				return // from here on the two have seen different calls
+				return // from now on the two have different calls
 			case ran != ref.admits(), opened && !allowed, !opened && required:
-				require.Fail(t, "not as in the reference", "ran: %v, opened: %v, may open: %v, must: %v\n%+v\n%s", ran, opened, allowed, required, s, &steps)
+				require.Fail(t, "differs from the reference", "ran: %v, opened: %v, may open: %v, must: %v\n%+v\n%s", ran, opened, allowed, required, s, &steps)
 			}
 			sum.add(ran && fails, opened, allowed != required)
 			ref.follow(ran, opened)
@@ -134,7 +134,7 @@ func (sum *tally) add(failed, opened, undecided bool) {
 	count(&sum.undecided, undecided)
 }
 
-// runs reports whether a call has run.
+// runs reports whether a call ran.
 func runs(b *infuse.Breaker, fails bool) (ran bool) {
 	_ = b.Call(context.Background(), func(context.Context) error {
 		ran = true
@@ -143,22 +143,21 @@ func runs(b *infuse.Breaker, fails bool) (ran bool) {
 	return ran
 }
 
-// bounded is the reference, for all lengths of its window that are a bucket's
-// width or less from the one that is set. Where they disagree it follows the
-// breaker.
+// bounded is the reference for all window lengths that differ from the setting by at most
+// the width of a bucket. If they disagree, it follows the breaker.
 type bounded struct {
 	settings
-	surely   []ended // what a window of any such length keeps
-	possibly []ended // what one of some such length keeps
-	asked    bool    // a fleet may have asked for all calls, failures or not
+	surely   []ended // calls in the windows of all such lengths
+	possibly []ended // calls in the window of at least one such length
+	asked    bool    // all calls may have been reported, not only failures
 	open     bool
 	openTil  time.Time
 }
 
 func (b *bounded) admits() bool { return !b.open || !time.Now().Before(b.openTil) }
 
-// opens counts a call that has ended now. It reports whether the breaker may
-// open at it, and whether it must.
+// opens counts a call that ends now. It reports whether the breaker may open at it, and
+// whether it must.
 func (b *bounded) opens(ran, fails bool) (may, must bool) {
 	switch {
 	case !ran:
@@ -174,7 +173,7 @@ func (b *bounded) opens(ran, fails bool) (may, must bool) {
 	return b.over(now)
 }
 
-// follow has the reference be where the breaker is.
+// follow sets the reference to the state of the breaker.
 func (b *bounded) follow(ran, opened bool) {
 	if opened || ran && b.open {
 		b.open, b.openTil, b.surely, b.possibly = opened, time.Now().Add(b.openTime), nil, nil
@@ -201,9 +200,9 @@ func failuresWithin(calls []ended, length time.Duration, now time.Time) int {
 	return failures
 }
 
-// over reports whether some of the windows are over the rate, and whether all
-// are. The fewest and the most failures and successes that one can have make
-// the extremes, though not every pair of them is one window's.
+// over reports whether some of the windows reach the rate, and whether all do. It uses the
+// minimum and maximum of failures and successes over the windows, although not every pair
+// of them is one window's.
 func (b *bounded) over(now time.Time) (may, must bool) {
 	calls, minFailures := within(b.surely, b.shortest(), now)
 	minSuccesses := calls - minFailures

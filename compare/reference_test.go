@@ -1,13 +1,15 @@
 package compare_test
 
+// This file contains the reference, a simple model of the rules.
+
 import (
 	"testing"
 	"time"
 )
 
-// reference is a breaker as a reader of the documentation would write it down:
-// a list of calls. It begins with a failure, is forgotten where there was none
-// for a window, and is judged at failures.
+// reference is a breaker as a reader of the documentation would write it: a list of calls
+// that starts with a failure, is emptied if there was no failure for a window, and is
+// evaluated at failures.
 type reference struct {
 	settings
 	opened  func()
@@ -60,7 +62,7 @@ func (r *reference) over(now time.Time) bool {
 	return calls >= r.minCalls && float64(failures)/float64(calls) >= r.rate
 }
 
-// within counts the calls of the last so long.
+// within counts the calls within the length.
 func within(all []ended, length time.Duration, now time.Time) (calls, failures int) {
 	for i := len(all) - 1; i >= 0 && all[i].at.After(now.Add(-length)); i-- {
 		calls++

@@ -1,36 +1,38 @@
 package compare_test
 
+// This file contains the rows of the table.
+
 import (
 	"strings"
 	"time"
 )
 
-// row is a line of the table: a sequence, and the calls at which each breaker
-// opens, in the order of subjects.
+// row is a line of the table: a sequence, with the calls at which each breaker opens, in
+// the order of subjects.
 type row struct {
 	name     string
 	openTime time.Duration // preset.openTime if 0
-	before   []part        // is replayed first, and its calls have no numbers
+	before   []part        // replayed first; these calls have no positive numbers
 	parts    []part
 	opens    [columns][]int
 	why      string
 }
 
-// rounds is a pattern: so many failures, then successes up to so many calls.
+// rounds returns a pattern of calls that starts with failures and ends with successes.
 func rounds(failures, calls int) string {
 	return strings.Repeat("F", failures) + strings.Repeat("s", calls-failures)
 }
 
-// at is one call at which a breaker opens, or several.
+// at returns the calls at which a breaker opens.
 func at(calls ...int) []int { return calls }
 
 var (
-	minuteOfHealth = []part{{6000, hundredth, "s"}}
-	minuteOfNoise  = []part{{6000, hundredth, rounds(1, 100)}}
-	never          []int
+	healthyMinute          = []part{{6000, hundredth, "s"}}
+	minuteOfBaselineErrors = []part{{6000, hundredth, rounds(1, 100)}}
+	never                  []int
 )
 
-// everySubject is the openings of a row in which all agree.
+// everySubject returns the openings of a row in which all breakers agree.
 func everySubject(openings []int) (all [columns][]int) {
 	for i := range all {
 		all[i] = openings
@@ -41,7 +43,7 @@ func everySubject(openings []int) (all [columns][]int) {
 const (
 	contain     = "their windows include the earlier successes"
 	alike       = "all agree"
-	atSuccesses = "failsafe-go evaluates at successes, too"
+	atSuccesses = "failsafe-go also evaluates at successes"
 )
 
 var rows = []row{
@@ -57,48 +59,48 @@ var rows = []row{
 	{
 		name: "50 % fail, exactly the rate; a success first", parts: []part{{6000, hundredth, "sF"}},
 		opens: [columns][]int{at(22), at(22), at(22), at(20), at(20)},
-		why:   "ours begins with the first failure, so it has one call fewer",
+		why:   "the window of Infuse starts with the first failure, so it has one call fewer",
 	},
 	{
 		name: "a total outage from the first call on", parts: []part{{6000, hundredth, "F"}},
 		opens: everySubject(at(20)), why: alike,
 	},
 	{
-		name: "a healthy minute, then a total outage", before: minuteOfHealth, parts: []part{{6000, hundredth, "F"}},
+		name: "a healthy minute, then a total outage", before: healthyMinute, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(20), at(20), at(20), at(492), at(500)},
 		why:   contain + "; failsafe-go rounds 49.5 % up",
 	},
 	{
-		name: "a healthy minute, then 60 % fail", before: minuteOfHealth, parts: []part{{6000, hundredth, "FFsFs"}},
+		name: "a healthy minute, then 60 % fail", before: healthyMinute, parts: []part{{6000, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(21), at(21), at(21), at(800), at(801)},
 		why:   contain,
 	},
 	{
-		name: "a healthy minute, 30 failures, healthy again", before: minuteOfHealth, parts: []part{{30, hundredth, "F"}, {3000, hundredth, "s"}},
+		name: "a healthy minute, 30 failures, healthy again", before: healthyMinute, parts: []part{{30, hundredth, "F"}, {3000, hundredth, "s"}},
 		opens: [columns][]int{at(20), at(20), at(20), never, never},
 		why:   contain + ": 0.3 s of failures are 3 % of their window",
 	},
 	{
-		name: "a healthy minute, 19 failures, healthy again", before: minuteOfHealth, parts: []part{{19, hundredth, "F"}, {3000, hundredth, "s"}},
+		name: "a healthy minute, 19 failures, healthy again", before: healthyMinute, parts: []part{{19, hundredth, "F"}, {3000, hundredth, "s"}},
 		opens: everySubject(never), why: "all agree: below MinCalls at the last failure",
 	},
 	{
-		name: "a minute with 1 % errors, then a total outage", before: minuteOfNoise, parts: []part{{6000, hundredth, "F"}},
+		name: "a minute with 1 % errors, then a total outage", before: minuteOfBaselineErrors, parts: []part{{6000, hundredth, "F"}},
 		opens: [columns][]int{at(491), at(491), at(495), at(482), at(491)},
-		why:   "all windows include the earlier calls; the buckets begin at different times, and failsafe-go rounds 49.5 % up",
+		why:   "all windows include the earlier calls; their buckets start at different times, and failsafe-go rounds 49.5 % up",
 	},
 	{
-		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfNoise, parts: []part{{6000, hundredth, "FFsFs"}},
+		name: "a minute with 1 % errors, then 60 % fail", before: minuteOfBaselineErrors, parts: []part{{6000, hundredth, "FFsFs"}},
 		opens: [columns][]int{at(801), at(801), at(831), at(800), at(801)},
-		why:   "all windows include the earlier calls; the buckets begin at different times",
+		why:   "all windows include the earlier calls; their buckets start at different times",
 	},
 	{
-		name: "10 failures, 90 successes, again and again", parts: []part{{6000, hundredth, rounds(10, 100)}},
+		name: "10 failures, 90 successes, repeatedly", parts: []part{{6000, hundredth, rounds(10, 100)}},
 		opens: [columns][]int{never, never, never, at(20), never},
 		why:   atSuccesses + ": 10 of the first 20 calls have failed",
 	},
 	{
-		name: "501 successes, 499 failures, again and again", parts: []part{{6000, hundredth, strings.Repeat("s", 501) + rounds(499, 499)}},
+		name: "501 successes, 499 failures, repeatedly", parts: []part{{6000, hundredth, strings.Repeat("s", 501) + rounds(499, 499)}},
 		opens: [columns][]int{at(521), at(521), at(521), at(993), at(1000)},
 		why:   contain,
 	},
@@ -109,7 +111,7 @@ var rows = []row{
 	{
 		name: "two calls a second, all fail, for 12 s", parts: []part{{24, time.Second / 2, "F"}},
 		opens: [columns][]int{at(21), at(21), at(20), at(21), at(21)},
-		why:   "20 calls just fill the window; buckets begin before the first call",
+		why:   "20 calls exactly fill the window; buckets start before the first call",
 	},
 	{
 		name: "19 failures, 10 s of silence, 19 failures", parts: []part{{19, hundredth, "F"}, {1, 10 * time.Second, "F"}, {18, hundredth, "F"}},
@@ -120,7 +122,7 @@ var rows = []row{
 		opens: everySubject(at(20)), why: "all agree: the silence is shorter",
 	},
 	{
-		name: "one failure, 20.5 healthy seconds, a total outage", before: []part{{1, hundredth, "F"}, {2050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
+		name: "one failure, 20.5 healthy seconds, then a total outage", before: []part{{1, hundredth, "F"}, {2050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
 		opens: [columns][]int{at(20), at(20), at(20), at(449), at(452)},
 		why:   contain,
 	},
@@ -132,8 +134,7 @@ var rows = []row{
 	},
 }
 
-// loneFailure is no row of the table: it is for what ours does, and the others
-// do not.
+// loneFailure is not in the table: it tests a property that only Infuse has.
 var loneFailure = row{
 	before: []part{{1, hundredth, "F"}, {1050, hundredth, "s"}}, parts: []part{{3000, hundredth, "F"}},
 }

@@ -105,9 +105,9 @@ func TestRetryDelayDuringATrialIsOneSecond(t *testing.T) {
 }
 
 func TestServerForwardsARejection(t *testing.T) {
-	away := start(t, &service{unary: unhealthy})
-	require.NoError(t, away.breaker.SetState(away.ctx, infuse.StateOpen))
-	f := start(t, &service{unary: func(context.Context) error { return away.call() }})
+	upstream := start(t, &service{unary: unhealthy})
+	require.NoError(t, upstream.breaker.SetState(upstream.ctx, infuse.StateOpen))
+	f := start(t, &service{unary: func(context.Context) error { return upstream.call() }})
 	err := f.call()
 	require.NotErrorIs(t, err, infuse.ErrOpen)
 	s, _ := status.FromError(err)

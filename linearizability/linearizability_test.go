@@ -1,5 +1,7 @@
 package linearizability_test
 
+// This file contains the clients, and the tests of storages.
+
 import (
 	"context"
 	"fmt"
@@ -22,14 +24,14 @@ import (
 
 const (
 	clients = 4
-	steps   = 8 // of each client
+	steps   = 8 // per client
 )
 
-// history is what the clients did to one circuit, and when.
+// history contains the operations of the clients on one circuit, with their times.
 type history struct {
 	circuit string
 	limits  infuse.Limits
-	counts  bool // the storage counts by itself: see model.count
+	counts  bool // the storage counts separately: see model.count
 	start   time.Time
 
 	mu   sync.Mutex
@@ -49,7 +51,7 @@ func (h *history) add(o operation, called int64, r result) {
 	}
 }
 
-// check returns Unknown if the checker takes too long.
+// check runs the checker. It returns Unknown if that takes too long.
 func (h *history) check() porcupine.CheckResult {
 	return porcupine.CheckOperationsTimeout(model{h.start}.porcupine(), h.done, 5*time.Second)
 }
@@ -70,7 +72,7 @@ func (h *history) log(t *testing.T) {
 	}
 }
 
-// client makes random changes, one after the other.
+// client makes random changes, one after another.
 type client struct {
 	*history
 	storage infuse.Storage
@@ -80,7 +82,7 @@ type client struct {
 	number  uint64
 	seen    infuse.Record // the last record that it received
 	last    infuse.Change
-	trials  []string // that it was granted, and has not settled
+	trials  []string // granted and not settled yet
 }
 
 func (c *client) run() {
@@ -110,7 +112,7 @@ func (c *client) run() {
 
 func (c *client) returned(o operation, called int64, r result, err error) {
 	if err != nil {
-		panic(err) // nothing is wrong with Redis
+		panic(err) // Redis is available
 	}
 	c.add(o, called, r)
 	c.seen = r.record
@@ -141,7 +143,7 @@ func (c *client) change() infuse.Change {
 	return change
 }
 
-// calls returns those with these outcomes: f for a failure, s for a success.
+// calls returns calls with these outcomes: f for a failure, s for a success.
 func calls(outcomes string) (c infuse.Calls) {
 	c.Failures, c.Successes = strings.Count(outcomes, "f"), strings.Count(outcomes, "s")
 	c.Lead, c.Streak = c.Failures, c.Failures
@@ -152,7 +154,7 @@ func calls(outcomes string) (c infuse.Calls) {
 	return c
 }
 
-// record lets the clients, one for each storage, change a circuit concurrently.
+// record records a history: one client per storage changes the circuit concurrently.
 func record(circuit string, storages []infuse.Storage, seed uint64) *history {
 	random := rand.New(rand.NewPCG(seed, 0))
 	h := &history{circuit: circuit, start: time.Now(), limits: infuse.Limits{
@@ -216,7 +218,7 @@ func requireLinearizable(t *testing.T, storages []infuse.Storage, histories int)
 				results[r.record.State.String()]++
 				results[fmt.Sprint("verdict ", r.verdict)]++
 				if r.record.Threshold > 0 {
-					results[r.record.State.String()+" with evidence"]++
+					results[r.record.State.String()+" with a score"]++
 				}
 			}
 		}
@@ -232,8 +234,7 @@ func requireLinearizable(t *testing.T, storages []infuse.Storage, histories int)
 	require.LessOrEqual(t, unknown, histories/20)
 }
 
-// requireCaught fails the test unless the checker finds that one of the
-// histories is not linearizable.
+// requireCaught fails unless the checker detects a history that is not linearizable.
 func requireCaught(t *testing.T, storages []infuse.Storage) {
 	t.Helper()
 	const histories = 300
@@ -244,12 +245,12 @@ func requireCaught(t *testing.T, storages []infuse.Storage) {
 			return
 		}
 	}
-	t.Fatalf("%d histories, and the checker has found nothing", histories)
+	t.Fatalf("the checker has found nothing in %d histories", histories)
 }
 
-// The tests from here on show that the checker finds broken storages.
+// The tests below show that the checker detects broken storages.
 
-func TestAStorageThatAppliesDuplicatesIsCaught(t *testing.T) {
+func TestDuplicatesAreDetected(t *testing.T) {
 	requireCaught(t, inMemory(func(s infuse.Storage) infuse.Storage { return forgetful{s} }))
 }
 
@@ -260,11 +261,11 @@ func (s forgetful) Apply(ctx context.Context, circuit string, c infuse.Change) (
 	return s.Storage.Apply(ctx, circuit, c)
 }
 
-func TestAStorageThatReturnsStaleRecordsIsCaught(t *testing.T) {
+func TestStaleRecordsAreDetected(t *testing.T) {
 	requireCaught(t, inMemory(func(s infuse.Storage) infuse.Storage { return &stale{Storage: s} }))
 }
 
-// stale loads the record that the Load before would have returned.
+// stale returns the record of the previous Load.
 type stale struct {
 	infuse.Storage
 	before sync.Map // by circuit
@@ -278,11 +279,11 @@ func (s *stale) Load(ctx context.Context, circuit string) (infuse.Record, error)
 	return record, err
 }
 
-func TestAStorageThatIsNotAtomicIsCaught(t *testing.T) {
+func TestNonAtomicChangesAreDetected(t *testing.T) {
 	requireCaught(t, slices.Repeat([]infuse.Storage{&careless{records: make(map[string]infuse.Record)}}, clients))
 }
 
-// careless loads, applies and saves, but not in one transaction.
+// careless loads, applies and saves without a transaction.
 type careless struct {
 	mu      sync.Mutex
 	records map[string]infuse.Record
@@ -297,7 +298,7 @@ func (s *careless) Load(_ context.Context, circuit string) (infuse.Record, error
 func (s *careless) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	record, _ := s.Load(ctx, circuit)
 	record, verdict := record.Apply(c, time.Now())
-	time.Sleep(rand.N(time.Millisecond)) // on its way to the database and back
+	time.Sleep(rand.N(time.Millisecond)) // a round trip to a database
 	if verdict != infuse.VerdictRefused {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -308,11 +309,11 @@ func (s *careless) Apply(ctx context.Context, circuit string, c infuse.Change) (
 
 func (s *careless) Watch(string, func(infuse.Record)) (stop func()) { return func() {} }
 
-func TestASwapThatDoesNotCompareIsCaught(t *testing.T) {
+func TestSwapWithoutComparisonIsDetected(t *testing.T) {
 	testEdited(t, "replaces a record", "is ~= ARGV[4]", "is ~= ARGV[4] and ARGV[4] == ''")
 }
 
-func TestACountThatCountsTwiceIsCaught(t *testing.T) {
+func TestDoubleCountIsDetected(t *testing.T) {
 	testEdited(t, "adds to the count", "before + add", "before + 2 * add")
 }
 
@@ -320,7 +321,7 @@ func testEdited(t *testing.T, script, from, to string) {
 	requireCaught(t, onRedis(t, func(c *redis.Client) redis.UniversalClient { return editor{c, script, from, to} }))
 }
 
-// editor changes a script on its way to Redis.
+// editor edits a script before it is sent to Redis.
 type editor struct {
 	*redis.Client
 	script, from, to string
@@ -332,10 +333,10 @@ func (e editor) EvalSha(ctx context.Context, sha string, keys []string, args ...
 	return cmd
 }
 
-// noScript is the error of Redis after which go-redis sends the script itself.
+// noScript is the error of Redis after which go-redis sends the whole script.
 type noScript struct{}
 
-func (noScript) Error() string { return "NOSCRIPT it goes by Eval" }
+func (noScript) Error() string { return "NOSCRIPT use EVAL" }
 func (noScript) RedisError()   {}
 
 func (e editor) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {

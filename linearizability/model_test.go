@@ -10,18 +10,19 @@ import (
 	"github.com/infuse-go/infuse"
 )
 
-// The model is Record.Apply. Its state is the record that the last operation
-// returned: each operation must return the result of its change on that record.
+// This file contains the model, which is Record.Apply. Its state is the record that the
+// last operation returned: each operation must return the result of its change on that
+// record.
 //
-// Time is not modeled. All durations are an hour, and outlast a history, except
-// ResetTimeout: it is 1 ms, and the model accepts that it is over and that it is
+// The model has no time. All durations are an hour, longer than a history, except
+// ResetTimeout: it is 1 ms, and the model accepts both that it has passed and that it has
 // not.
 
 // operation is the input of one operation.
 type operation struct {
 	do     doing
 	client int
-	index  int           // of the operation, among those of the client: from 1
+	index  int           // number of the operation of the client, from 1
 	change infuse.Change // unless do is load
 }
 
@@ -33,17 +34,17 @@ const (
 	count // see model.count
 )
 
-// result is the output of an operation. A count has none.
+// result is the output of an operation. A count has no output.
 type result struct {
 	record  infuse.Record
 	verdict infuse.Verdict // of apply
 }
 
-// circuit is the model's state. The model remembers sequence numbers by itself,
-// because a storage may return records without them.
+// circuit is the model's state. It contains the sequence numbers separately, because a
+// storage may return records without them.
 type circuit struct {
 	record   infuse.Record
-	heard    [clients]uint64 // the highest sequence number that was applied
+	applied  [clients]uint64 // the highest sequence number that was applied
 	returned [clients]int    // the index of the last operation that returned
 }
 
@@ -76,7 +77,7 @@ func (c circuit) next(o operation, got result, possible bool) []any {
 	c.record = got.record
 	c.returned[o.client] = o.index
 	if o.do == apply && got.verdict != infuse.VerdictRefused {
-		c.heard[o.client] = max(c.heard[o.client], o.change.Number)
+		c.applied[o.client] = max(c.applied[o.client], o.change.Number)
 	}
 	return []any{c}
 }
@@ -85,10 +86,10 @@ func (c circuit) next(o operation, got result, possible bool) []any {
 func (m model) applies(c circuit, o operation, got result) bool {
 	change := o.change
 	if change.Seen.Generation > c.record.Generation {
-		return false // no storage loses anything here
+		return false // the storages lose nothing
 	}
-	if change.Number <= c.heard[o.client] { // a duplicate: the record is only evaluated
-		if change.Move != nil { // and not even that
+	if change.Number <= c.applied[o.client] { // a duplicate: the record is only evaluated
+		if change.Move != nil { // then it is not evaluated
 			return got.verdict == infuse.VerdictApplied && essence(c.record) == essence(got.record)
 		}
 		change = infuse.Change{Source: change.Source, Seen: change.Seen, Limits: change.Limits}
@@ -103,8 +104,8 @@ func (m model) applies(c circuit, o operation, got result) bool {
 	return false
 }
 
-// sameChange compares records whose new generations may differ: a generation
-// follows the storage's clock.
+// sameChange compares records whose new generations may differ, because they follow the
+// storage's clock.
 func (c circuit) sameChange(want, got infuse.Record) bool {
 	if want.Generation != c.record.Generation {
 		if got.Generation <= c.record.Generation {
@@ -120,17 +121,17 @@ func (c circuit) sameChange(want, got infuse.Record) bool {
 	return essence(want) == essence(got)
 }
 
-// count is the first half of a change that only has Calls, in a storage that
-// counts by itself and evaluates the record afterwards. That shows if the count
-// has reached a limit: others may read the record, or evaluate it, in between.
-// The second half is apply, for which this change is then a duplicate. Or the
-// storage makes the change at once: then this half does nothing.
+// count is the first half of a change that has only Calls, in a storage that first counts
+// and then evaluates the record. The halves are visible if the count reaches the
+// threshold: others may read or evaluate the record in between. The second half is apply,
+// for which the change is a duplicate. If the storage makes the change in one step, this
+// half does nothing.
 func (m model) count(c circuit, o operation) []any {
 	at, change := c, o.change
-	if c.returned[o.client] >= o.index || change.Number <= c.heard[o.client] || change.Seen.Generation > c.record.Generation {
+	if c.returned[o.client] >= o.index || change.Number <= c.applied[o.client] || change.Seen.Generation > c.record.Generation {
 		return []any{c}
 	}
-	const success = 4 // what it takes from the score
+	const success = 4 // subtracted from the score
 	upper := change.Limits.FailMax
 	if !c.record.DismissedAt.IsZero() {
 		upper = math.MaxInt32
@@ -153,14 +154,14 @@ func (m model) count(c circuit, o operation) []any {
 		}
 		r.Failures = n
 	}
-	at.heard[o.client] = change.Number
+	at.applied[o.client] = change.Number
 	return []any{c, at}
 }
 
-func (c circuit) essence() string { return fmt.Sprint(essence(c.record), c.heard, c.returned) }
+func (c circuit) essence() string { return fmt.Sprint(essence(c.record), c.applied, c.returned) }
 
-// essence is everything in a record that is compared. Failures have no effect
-// unless the record is closed, and RedisStorage may then lose some.
+// essence contains the fields of a record that are compared. Failures have no effect
+// unless the record is closed, and RedisStorage may lose some otherwise.
 func essence(r infuse.Record) string {
 	if r.State != infuse.StateClosed {
 		r.Failures = 0

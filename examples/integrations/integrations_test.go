@@ -49,7 +49,7 @@ func startWith(t *testing.T, healthy http.HandlerFunc) (*server, *infuse.Transpo
 		if s.failing.Load() {
 			n, _ := io.Copy(io.Discard, r.Body)
 			s.bodies.Add(n)
-			http.Error(w, "ill", http.StatusBadGateway)
+			http.Error(w, "failing", http.StatusBadGateway)
 			return
 		}
 		healthy(w, r)

@@ -31,8 +31,8 @@ type run struct {
 }
 
 // refresh runs the work, unless it was completed within age. It returns when the work
-// ends, when ctx is done, or after lookTime. Work that ignores its context goes on
-// then, and is not started again before it ends.
+// ends, when ctx is done, or after storageTime. Work that ignores its context continues,
+// and does not start again before it has ended.
 func (f *flight) refresh(ctx context.Context, age time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, storageTime*3/2) // longer than the work may take
 	defer cancel()

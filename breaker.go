@@ -88,34 +88,51 @@ func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err
 // same and fast, a success need not be counted.
 func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
-	if v.onlyCounts {
-		v.counts.add(rejectedCalls)
-		return v.rejection
-	}
 	if !v.fast || ctx.Err() != nil {
-		return b.runCounted(ctx, v, fn) // apart, so that the defer below holds on to the view alone, and not to an admission
+		return b.runCounted(ctx, v, fn)
 	}
 	returned := false // and not recover() == nil, which a Goexit has too
 	defer func() {
 		if !returned {
-			a := v.admission()
-			b.unwound(ctx, &a, recover())
+			b.panicked(ctx, v, recover())
 		}
 	}()
 	err := fn(ctx)
 	returned = true
 	if err == nil && b.view.Load() == v {
-		v.succeeded()
+		if !v.free {
+			v.succeeded()
+		}
 		return nil
 	}
+	b.returned(ctx, v, err)
+	return err
+}
+
+// returned ends a call of run about which there is more to do. It is not inlined:
+// with the defer, run keeps all its variables in memory, and is faster with few.
+//
+//go:noinline
+func (b *Breaker) returned(ctx context.Context, v *view, err error) {
 	a := v.admission()
 	b.finish(ctx, &a, err)
-	return err
+}
+
+// panicked ends a call of run that did not return.
+//
+//go:noinline
+func (b *Breaker) panicked(ctx context.Context, v *view, value any) {
+	a := v.admission()
+	b.unwound(ctx, &a, value)
 }
 
 // runCounted is run for a call that has more to do than to run, or that the
 // view cannot admit by itself.
 func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Context) error) error {
+	if v.onlyCounts {
+		v.counts.add(rejectedCalls)
+		return v.rejection
+	}
 	a := v.admission()
 	if !v.plain {
 		var rejected *OpenError
@@ -611,8 +628,9 @@ type ticket struct {
 	number    atomic.Uint64
 	breaker   *Breaker
 	ctx       context.Context
-	admission admission
-	_         [64]byte // keeps another processor's ticket off its cache line
+	view      *view     // that let the call in by itself; nil if it did not
+	admission admission // if there is no view
+	_         [64]byte  // keeps another processor's ticket off its cache line
 }
 
 var tickets = sync.Pool{New: func() any { return new(ticket) }}
@@ -629,14 +647,20 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	if v.rejects != nil {
 		return Permit{}, v.rejects
 	}
-	a := v.admission()
-	if !v.plain {
-		var rejected *OpenError
-		if a, rejected = b.admit(ctx); rejected != nil {
-			return Permit{}, rejected
-		}
+	if !v.plain || ctx.Err() != nil {
+		return b.acquire(ctx)
 	}
-	a.late = isLate(ctx)
+	t := tickets.Get().(*ticket)
+	t.breaker, t.ctx, t.view = b, ctx, v
+	return Permit{ticket: t, number: t.number.Load()}, nil
+}
+
+// acquire is Acquire for a call that the view cannot admit by itself.
+func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
+	var a admission
+	if rejected := b.enter(ctx, &a); rejected != nil {
+		return Permit{}, rejected
+	}
 	t := tickets.Get().(*ticket)
 	t.breaker, t.ctx, t.admission = b, ctx, a
 	return Permit{t, t.number.Load(), a.trial != ""}, nil
@@ -652,23 +676,30 @@ func (p Permit) Trial() bool {
 // it returns, as Call. Once a permit is settled, Done, Settle and Panicked
 // do nothing.
 func (p Permit) Done(err error) {
-	if b, ctx, a, ok := p.take(); ok {
-		b.finish(ctx, &a, err)
+	t := p.take()
+	if t == nil {
+		return
 	}
+	if v := t.view; err == nil && v != nil && v.free && t.breaker.view.Load() == v {
+		t.free()
+		return
+	}
+	t.done(err)
+}
+
+func (t *ticket) done(err error) {
+	b, ctx, a := t.settled()
+	b.finish(ctx, &a, err)
 }
 
 // Settle is Done for a caller with a verdict of its own, in place of
 // Config.Classify: for a call whose outcome is no error.
 func (p Permit) Settle(o Outcome) {
-	b, ctx, a, ok := p.take()
-	if !ok {
-		return
-	}
 	r := result{outcome: o}
 	if o == OutcomeFailure {
 		r.err = errSettled
 	}
-	b.settle(ctx, &a, r)
+	p.settle(func(context.Context) result { return r })
 }
 
 // Panicked settles the permit of a call that did not return, as Call does. A panic
@@ -676,23 +707,43 @@ func (p Permit) Settle(o Outcome) {
 // the goroutine ended (runtime.Goexit), and the call is not counted. Panicked does
 // not panic: pass the value on yourself.
 func (p Permit) Panicked(value any) {
-	if b, ctx, a, ok := p.take(); ok {
-		b.settle(ctx, &a, unwoundResult(ctx, value))
+	p.settle(func(ctx context.Context) result { return unwoundResult(ctx, value) })
+}
+
+func (p Permit) settle(of func(context.Context) result) {
+	t := p.take()
+	if t == nil {
+		return
 	}
+	b, ctx, a := t.settled()
+	b.settle(ctx, &a, of(ctx))
 }
 
 var errSettled = errors.New("infuse: settled as a failure")
 
-// take returns what the permit stands for, once.
-func (p Permit) take() (*Breaker, context.Context, admission, bool) {
-	t := p.ticket
-	if t == nil || !t.number.CompareAndSwap(p.number, p.number+1) {
-		return nil, nil, admission{}, false
+// take returns the ticket, once.
+func (p Permit) take() *ticket {
+	if t := p.ticket; t != nil && t.number.CompareAndSwap(p.number, p.number+1) {
+		return t
 	}
-	b, ctx, a := t.breaker, t.ctx, t.admission
-	t.ctx, t.breaker = nil, nil // the pool is not to keep anybody's request alive
+	return nil
+}
+
+// settled returns what the ticket held, and frees it.
+func (t *ticket) settled() (b *Breaker, ctx context.Context, a admission) {
+	if b, ctx = t.breaker, t.ctx; t.view != nil {
+		a = t.view.admission()
+	} else {
+		a = t.admission
+	}
+	t.free()
+	return b, ctx, a
+}
+
+// free has the ticket used again. The pool is not to keep anybody's request alive.
+func (t *ticket) free() {
+	t.breaker, t.ctx, t.view = nil, nil, nil
 	tickets.Put(t)
-	return b, ctx, a, true
 }
 
 // Announce sets the state of a service's circuit, on behalf of the service: when

@@ -231,7 +231,8 @@ func (b *Breaker) setQuiet(v *view, quiet bool) {
 	}
 	if v.twin == nil {
 		w := *v
-		w.quiet, w.fast, w.twin = quiet, w.plain && quiet, v
+		w.twin = v
+		w.setQuiet(quiet)
 		v.twin = &w
 	}
 	b.view.Store(v.twin)

@@ -11,6 +11,7 @@ type view struct {
 	quiet       bool  // a success that finds the same view is not reported: at most it is tallied
 	fast        bool  // both
 	tallies     bool  // it is tallied
+	free        bool  // fast, and nothing is tallied or counted: such a success costs nothing more
 	forced      bool  // by an override
 	tally       *striped
 	counts      *callCounts // of all calls; nil without CountCalls
@@ -23,7 +24,7 @@ type view struct {
 	state       State
 	rejection   *OpenError // nil if every call runs
 	cause       string     // of the rejection
-	twin        *view      // the same, but for quiet and fast; nil until it is needed. Guarded by circuit.mu, unless it is shared
+	twin        *view      // the same, but for setQuiet; nil until it is needed. Guarded by circuit.mu, unless it is shared
 }
 
 // ready reports whether a call would run, or could become a trial, in readyIn.
@@ -69,7 +70,13 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 		v.block(r, &b, circuit, now)
 	}
 	v.plain = v.admits == admitsAll && !v.settings.hooked()
-	v.fast = v.plain && v.quiet
+	v.setQuiet(v.quiet)
+}
+
+func (v *view) setQuiet(quiet bool) {
+	v.quiet = quiet
+	v.fast = v.plain && quiet
+	v.free = v.fast && !v.tallies && !v.settings.CountCalls
 }
 
 // isQuiet reports whether a success changes nothing in a closed circuit.
@@ -150,12 +157,12 @@ func (s *settings) shareView() {
 	v, noisy := new(view), new(view)
 	v.derive(&r, "", time.Time{})
 	*noisy = *v
-	noisy.quiet, noisy.fast = false, false
+	noisy.setQuiet(false)
 	v.twin, noisy.twin = noisy, v
 	s.healthy = v
 }
 
-// same reports whether calls meet the same in both: all but quiet, fast and readyAt.
+// same reports whether calls meet the same in both: all but what setQuiet sets, and readyAt.
 func (v *view) same(w *view) bool {
 	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits && v.asking == w.asking &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&

@@ -33,9 +33,7 @@ type body struct {
 	breaker   *Breaker
 	request   *http.Request // as it was sent: the body of a copy is an upload
 	view      *view
-	local     int64
-	shared    int64
-	waited    time.Duration
+	admission *admission // nil if it is the view's
 
 	response   *http.Response
 	from       io.ReadCloser // a *stream.Body if the status is in its last frame
@@ -75,7 +73,11 @@ func (e *exchange) watch(response *http.Response, afterTrial bool) bool {
 		response.Body = b
 	}
 	b.transport, b.breaker, b.request = e.transport, e.breaker, e.sent()
-	b.view, b.local, b.shared, b.waited = e.admission.view, e.admission.local, e.admission.shared, e.admission.waited
+	a := &e.admission
+	if v := a.view; a.local != v.localSince || a.shared != v.sharedSince || a.waited != 0 {
+		b.admission = &admission{view: v, local: a.local, shared: a.shared, waited: a.waited}
+	}
+	b.view = a.view
 	b.response, b.from, b.afterTrial = response, from, afterTrial
 	if !b.hasLength() {
 		b.began = clock.Now()
@@ -89,7 +91,10 @@ func (b *body) hasLength() bool { return b.response.ContentLength > 0 }
 
 // exchange returns the exchange of the body, which is no trial any more.
 func (b *body) exchange() *exchange {
-	a := admission{view: b.view, local: b.local, shared: b.shared, waited: b.waited}
+	a := b.view.admission()
+	if b.admission != nil {
+		a = *b.admission
+	}
 	e := &exchange{transport: b.transport, breaker: b.breaker, request: b.request, admission: a}
 	if u, ok := b.request.Body.(*upload); ok && &u.request == b.request {
 		e.request, e.upload = u.original, u
@@ -102,7 +107,7 @@ func (b *body) succeed() {
 	switch {
 	case b.afterTrial:
 	case b.isNews():
-		b.exchange().settle(result{})
+		b.exchange().settle(new(result))
 	default:
 		b.view.succeeded()
 	}
@@ -142,7 +147,7 @@ func (b *body) Read(p []byte) (int, error) {
 // Close settles the exchange as a success: neither what the caller did not read is a
 // failure of the service, nor the error of a Read that Close interrupts.
 func (b *body) Close() error {
-	first := b.ended.CompareAndSwap(false, true)
+	first := b.ends()
 	err := b.from.Close()
 	if first {
 		b.succeed()
@@ -246,14 +251,17 @@ func (b *body) lasts() bool { return b.began != 0 && clock.Now()-b.began >= esta
 
 // establish settles the exchange as a success, however the body ends.
 func (b *body) establish() {
-	if b.ended.CompareAndSwap(false, true) {
+	if b.ends() {
 		b.succeed()
 	}
 }
 
+// ends reports, once, that the exchange is not settled yet.
+func (b *body) ends() bool { return !b.ended.Load() && b.ended.CompareAndSwap(false, true) }
+
 // end settles the exchange by the error that ended the body, once.
 func (b *body) end(err error) {
-	if !b.ended.CompareAndSwap(false, true) {
+	if !b.ends() {
 		return
 	}
 	if err == io.EOF && !b.hasTrailer() {
@@ -271,7 +279,7 @@ func (b *body) end(err error) {
 	returned = true
 	switch {
 	case !b.afterTrial:
-		e.settle(r)
+		e.settle(&r)
 	case r.outcome == OutcomeFailure: // it counts, but the listeners were already notified of the trial
 		b.breaker.ended(&e.admission, &r)
 		b.breaker.tell()

@@ -438,7 +438,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	told := false
 	defer func() {
 		if !told && rejected == nil { // a listener has ended the goroutine
-			b.settle(ctx, &a, result{outcome: OutcomeIgnored})
+			b.settle(ctx, &a, &result{outcome: OutcomeIgnored})
 		}
 	}()
 	b.tell()
@@ -527,7 +527,7 @@ func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
 	case err != nil || a.view.settings.Classify != nil:
 		outcome = b.classify(ctx, a, err)
 	}
-	b.settle(ctx, a, result{outcome: outcome, err: err})
+	b.settle(ctx, a, &result{outcome: outcome, err: err})
 }
 
 // isSlow reports whether the call takes longer than Config.SlowCall allows.
@@ -563,7 +563,7 @@ func (b *Breaker) classify(ctx context.Context, a *admission, err error) Outcome
 }
 
 // settle counts the result of an admitted call.
-func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
+func (b *Breaker) settle(ctx context.Context, a *admission, r *result) {
 	if a.dry {
 		return
 	}
@@ -571,14 +571,14 @@ func (b *Breaker) settle(ctx context.Context, a *admission, r result) {
 		r.outcome = OutcomeIgnored // no outcome that there is
 	}
 	if (r.outcome == OutcomeSuccess || r.outcome == OutcomeIgnored && isCancelled(ctx)) && a.isSlow() {
-		r = a.slowResult() // a service that hangs is seen, although its callers give up
+		*r = a.slowResult() // a service that hangs is seen, although its callers give up
 	}
 	a.view.countCall(int(r.outcome))
 	if a.view.plain {
-		b.count(a, &r)
+		b.count(a, r)
 		return
 	}
-	defer b.count(a, &r) // also if a listener ends the goroutine
+	defer b.count(a, r) // also if a listener ends the goroutine
 	notifyOutcome(ctx, a.view.settings.Listeners, b, r.outcome, r.err)
 }
 
@@ -595,7 +595,8 @@ func (b *Breaker) count(a *admission, r *result) {
 // unwound settles a call that did not return. The panic goes on with the stack
 // of where it began: it is still below this one.
 func (b *Breaker) unwound(ctx context.Context, a *admission, panicked any) {
-	b.settle(ctx, a, unwoundResult(ctx, panicked))
+	r := unwoundResult(ctx, panicked)
+	b.settle(ctx, a, &r)
 	if panicked != nil {
 		panic(panicked)
 	}
@@ -716,7 +717,8 @@ func (p Permit) settle(of func(context.Context) result) {
 		return
 	}
 	b, ctx, a := t.settled()
-	b.settle(ctx, &a, of(ctx))
+	r := of(ctx)
+	b.settle(ctx, &a, &r)
 }
 
 var errSettled = errors.New("infuse: settled as a failure")

@@ -118,16 +118,16 @@ var errTrailer = errors.New("infuse: the trailer of the response reports a failu
 
 // failureOf returns the error of a response that is classified as a failure.
 func failureOf(response *http.Response) error {
-	status, ok := stream.StatusOf(response)
-	switch {
-	case response.StatusCode != http.StatusOK:
-		return statusError(response.StatusCode)
-	case ok && status != stream.OK:
+	if response.StatusCode != http.StatusOK {
+		return errorOfStatus(response.StatusCode)
+	}
+	if status, ok := stream.StatusOf(response); ok && status != stream.OK {
 		return status
-	case len(response.Trailer) > 0:
+	}
+	if len(response.Trailer) > 0 {
 		return errTrailer
 	}
-	return statusError(response.StatusCode)
+	return errorOfStatus(response.StatusCode)
 }
 
 // isCallersFault reports whether the request itself was the reason that it was not

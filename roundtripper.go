@@ -104,7 +104,8 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if b == nil {
 		return t.sender().RoundTrip(r)
 	}
-	e := exchange{transport: t, breaker: b, request: r}
+	var e exchange // a literal would be built apart and copied
+	e.transport, e.breaker, e.request = t, b, r
 	if rejected := b.enter(r.Context(), &e.admission); rejected != nil {
 		return t.reject(r, rejected)
 	}
@@ -282,31 +283,36 @@ func (e *exchange) run() (*http.Response, error) {
 	returned = true
 	switch {
 	case outcome == OutcomeIgnored && err != nil && isCalledOff(e.request) && e.admission.isSlow():
-		e.settle(e.admission.slowResult()) // Breaker.settle does not know Request.Cancel
+		slow := e.admission.slowResult()
+		e.settle(&slow) // Breaker.settle does not know Request.Cancel
 		return response, err
 	case outcome != OutcomeSuccess || err != nil:
-		e.settle(e.headersResult(outcome, response, err))
+		var r result
+		e.headersResult(&r, outcome, response, err)
+		e.settle(&r)
 		return response, err
 	case e.admission.isSlow():
-		e.settle(e.admission.slowResult())
+		slow := e.admission.slowResult()
+		e.settle(&slow)
 		return response, nil
 	}
 	e.admission.began = 0 // the body may take its time
 	if e.admission.trial != "" {
-		e.settle(result{})
+		e.settle(new(result))
 		e.watchAfterTrial(response)
 	} else if !e.watch(response, false) {
-		e.settle(result{})
+		e.settle(new(result))
 	}
 	return response, nil
 }
 
-// headersResult is the result of an exchange that ended at its headers, or before.
-func (e *exchange) headersResult(outcome Outcome, response *http.Response, err error) result {
-	if outcome == OutcomeFailure && err == nil {
-		return result{outcome: outcome, err: failureOf(response), openFor: retryAfter(response, e.admission.view.settings.MaxRetryAfter)}
+// headersResult sets the result of an exchange that ended at its headers, or before.
+func (e *exchange) headersResult(r *result, outcome Outcome, response *http.Response, err error) {
+	if r.outcome = outcome; outcome == OutcomeFailure && err == nil {
+		r.err, r.openFor = failureOf(response), retryAfter(response, e.admission.view.settings.MaxRetryAfter)
+	} else {
+		r.err = e.named(err)
 	}
-	return result{outcome: outcome, err: e.named(err)}
 }
 
 // named returns the error with the deadline in its text, if the deadline caused it. An
@@ -329,7 +335,7 @@ type deadlineError struct{ error }
 func (e deadlineError) Error() string { return "context deadline exceeded: " + errorText(e.error) }
 func (e deadlineError) Unwrap() error { return e.error }
 
-func (e *exchange) settle(r result) {
+func (e *exchange) settle(r *result) {
 	e.breaker.settle(e.request.Context(), &e.admission, r)
 }
 
@@ -355,4 +361,20 @@ type statusError int
 
 func (e statusError) Error() string {
 	return strings.TrimSpace(strconv.Itoa(int(e)) + " " + http.StatusText(int(e)))
+}
+
+// serverErrors are the errors of the statuses from 500 to 599: made once, because
+// a number in an interface is allocated.
+var serverErrors = func() (errs [100]error) {
+	for i := range errs {
+		errs[i] = statusError(500 + i)
+	}
+	return errs
+}()
+
+func errorOfStatus(status int) error {
+	if isServerError(status) {
+		return serverErrors[status-500]
+	}
+	return statusError(status)
 }

@@ -335,6 +335,30 @@ func TestTheHotPathsDoNotAllocate(t *testing.T) {
 	}
 }
 
+// The cost of failures grows no faster than their number: nothing that one does
+// grows with the number of the others that wait for the storage.
+func TestManyFailuresAtOnceAreLinear(t *testing.T) {
+	const few, many, times = 2000, 16_000, 3
+	check := func(name string, storage infuse.Storage) {
+		b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 1 << 30, Storage: storage}))
+		least := map[int]time.Duration{few: math.MaxInt64, many: math.MaxInt64} // other programs only add to it
+		for range times {
+			for calls := range least {
+				began := time.Now()
+				require.Equal(t, calls, failAtOnce(b, calls))
+				least[calls] = min(least[calls], time.Since(began)/time.Duration(calls))
+			}
+		}
+		t.Logf("%s: each of %d failures %v, of %d %v", name, few, least[few], many, least[many])
+		require.LessOrEqual(t, least[many], 5*least[few], "%s: if each cost by their number, it would be 8 times", name)
+		require.Equal(t, times*(few+many), failuresOf(b), name)
+	}
+	check("no storage", nil)
+	for name, storage := range storages(t) {
+		check(name, storage)
+	}
+}
+
 // failAtOnce makes so many calls that fail, all at once, and returns how many ran.
 func failAtOnce(b *infuse.Breaker, calls int) int {
 	var ran atomic.Int64

@@ -10,7 +10,7 @@ soak: ; INFUSE_SOAK=60s go test -race -count=1 -run TestSoak -v -timeout 10m ./i
 linearizability: ; cd linearizability && go test -count=1 -v .
 mutants: ; INFUSE_MUTANTS=1 go test -run TestMutants -v -timeout 30m .
 explore: ; INFUSE_EXPLORE=1 go test -run 'TestExplore$$' -v -timeout 3h .
-fuzz: ; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+fuzz: ; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$p || exit 1; done; done
 bench: ; cd bench && go run .
 bench-quick: ; cd bench && go run . -quick
 agree: ; cd bench && go run ./agree

@@ -1,5 +1,5 @@
 // Rehearse makes a throwaway release of the checkout and uses it as a stranger
-// would: it tags a copy of the committed files in a local repository, and modules
+// would: it tags a copy of its files in a local repository, and modules
 // outside of it get each published module from there, compile the Go of its
 // README, and install the CLI. Third-party modules come from the module cache, or
 // from GOPROXY.
@@ -8,9 +8,9 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"os/exec"
@@ -90,12 +90,10 @@ var requirement = regexp.MustCompile(`(?m)^\s*(?:require )?(` + root + `\S*) (v\
 // checkRequirements: each module requires the version to be released of the
 // others, and the root has no replace, with which it could not be installed.
 func checkRequirements(version string) error {
-	files, err := output(exec.Command("git", "ls-files", "go.mod", "*/go.mod"))
-	if err != nil {
-		return err
-	}
-	for file := range strings.Lines(files) {
-		file = strings.TrimSpace(file)
+	return filepath.WalkDir(".", func(file string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Base(file) != "go.mod" {
+			return err
+		}
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
@@ -108,33 +106,25 @@ func checkRequirements(version string) error {
 		if file == "go.mod" && strings.Contains(string(text), "\nreplace ") {
 			return errors.New("go.mod: replace in the root module")
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
-// tagCopy makes a repository of the files of the last commit and of changes to
-// them, in one commit with all tags.
+// tagCopy makes a repository that has the files of the checkout, as they are, in
+// one commit with all tags.
 func tagCopy(mirror, version string) error {
-	commit, err := output(exec.Command("git", "stash", "create"))
-	if err != nil {
-		return err
-	}
-	archive := mirror + ".tar"
 	steps := [][]string{
-		{"archive", "--output", archive, cmp.Or(commit, "HEAD")},
-		{"init", "--quiet", mirror},
-		{"-C", mirror, "add", "--all", "--force"},
-		{"-C", mirror, "-c", "user.name=rehearse", "-c", "user.email=rehearse@localhost", "commit", "--quiet", "--message", version},
-		{"-C", mirror, "tag", version},
+		{"init", "--quiet", "--bare", mirror},
+		{"add", "--all"},
+		{"-c", "user.name=rehearse", "-c", "user.email=rehearse@localhost", "commit", "--quiet", "--message", version},
+		{"tag", version},
 	}
 	for _, module := range published {
-		steps = append(steps, []string{"-C", mirror, "tag", module + "/" + version})
+		steps = append(steps, []string{"tag", module + "/" + version})
 	}
 	for i, step := range steps {
-		if i == 2 { // between init and add
-			if _, err := output(exec.Command("tar", "-xf", archive, "-C", mirror)); err != nil {
-				return err
-			}
+		if i > 0 {
+			step = append([]string{"--git-dir", mirror, "--work-tree", "."}, step...)
 		}
 		if _, err := output(exec.Command("git", step...)); err != nil {
 			return err

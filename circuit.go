@@ -376,6 +376,13 @@ func (b *Breaker) observed(rec Record) {
 	b.tellAside()
 }
 
+// announced is called with a notice of the storage. It returns whether the record is
+// to be read.
+func (b *Breaker) announced(n notice, generation int64) (reads bool) {
+	b.step(func(r *replica, _ time.Time) { reads = r.announced(n, generation) })
+	return reads
+}
+
 // Inputs from above.
 
 // asks admits a call that the view alone does not admit. It waits for the

@@ -310,14 +310,18 @@ func (w *world) act(a action, p, i int) *violation {
 			spend(&w.left.swapPush)
 			at = 1
 		}
-		rec := *pr.pushes[at]
+		push := pr.pushes[at]
 		pr.pushes = slices.Delete(pr.pushes, at, at+1)
 		if a.kind == actLosePush {
 			spend(&w.left.losePush)
 			w.unpushed = true
 			return nil
 		}
-		return w.step(p, func(r *replica) { r.observed(rec, w.now) })
+		return w.step(p, func(r *replica) {
+			if r.announced(push.notice, push.record.Generation) {
+				r.observed(*push.record, w.now)
+			}
+		})
 	case actTimeout:
 		m := w.messages[i]
 		if m.kind == vanished {

@@ -239,8 +239,9 @@ func (e *encoder) process(pr *process) {
 		e.time(x.until, now, 1)
 	}
 	e.byte(254)
-	for _, rec := range pr.pushes {
-		e.record(rec, now)
+	for _, push := range pr.pushes {
+		e.byte(byte(push.notice))
+		e.record(push.record, now)
 	}
 	e.byte(byte(pr.tally))
 	if e.w.calm {

@@ -54,7 +54,7 @@ type process struct {
 	probeAt     time.Time
 	lost        bool     // the replica does not know yet that the link is down
 	unanswered  []uint64 // numbers of requests of which the replica does not know yet that they failed
-	pushes      []*Record
+	pushes      []push
 	reference   reference
 }
 
@@ -75,6 +75,12 @@ const (
 	answered
 	vanished // the timeout is still to come
 )
+
+// push is a notification: a notice, and the record that is read if it is needed.
+type push struct {
+	notice notice
+	record *Record
+}
 
 // explored is when a world begins: a whole second, so that paths read well.
 var explored = time.Unix(1_700_000_000, 0)
@@ -294,6 +300,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	if problem := w.checkChange(&base, &next, &c, verdict, again, now); problem != nil {
 		return nil, problem
 	}
+	says := next.notice(&w.record)
 	if verdict != VerdictRefused {
 		if verdict == VerdictMoved {
 			w.replaced = w.record
@@ -307,7 +314,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	if verdict == VerdictMoved {
 		for p, pr := range w.procs {
 			if !pr.dead && !pr.replica.stopped {
-				w.change(p).pushes = append(slices.Clone(pr.pushes), &rec)
+				w.change(p).pushes = append(slices.Clone(pr.pushes), push{says, &rec})
 			}
 		}
 	}

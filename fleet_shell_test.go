@@ -247,7 +247,7 @@ func (s *simulation) make(c *Change) Record {
 		s.record = rec
 	}
 	if verdict == VerdictMoved {
-		s.notify(rec)
+		s.notify(rec.notice(&before), rec)
 	}
 	if rec.suspect() && !before.suspect() {
 		s.suspicions++
@@ -267,17 +267,21 @@ func (s *simulation) make(c *Change) Record {
 		stale := s.suspected
 		s.after(s.storage.failsOver, func() {
 			s.record = stale
-			s.notify(stale) // those who watch read it as soon as they are connected
+			s.notify(noticeChanged, stale) // those who watch read it as soon as they are connected
 		})
 	}
 	return rec
 }
 
-func (s *simulation) notify(rec Record) {
+func (s *simulation) notify(n notice, rec Record) {
 	s.after(s.storage.latency, func() {
 		for _, p := range s.all {
 			if p.up && (s.storage.lost == 0 || s.roll.Float64() >= s.storage.lost) {
-				p.step(func(r *replica, now time.Time) { r.observed(rec, now) })
+				p.step(func(r *replica, now time.Time) {
+					if r.announced(n, rec.Generation) {
+						r.observed(rec, now)
+					}
+				})
 			}
 		}
 	})

@@ -146,16 +146,32 @@ func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 			l.leave(c)
 		}
 	}()
-	stop := l.storage.Watch(name, func(rec Record) {
+	observed := func(rec Record) {
 		if c := c.Value(); c != nil {
 			c.observed(rec)
 		}
-	})
+	}
+	var stop func()
+	if s, ok := l.storage.(announcer); ok && s.announces() == l.storage { // not a storage in another one, which has a Watch of its own
+		stop = s.watchAnnounced(name, observed, func(n notice, generation int64) (reads bool) {
+			c := c.Value()
+			return c != nil && c.announced(n, generation)
+		})
+	} else {
+		stop = l.storage.Watch(name, observed)
+	}
 	watches = true
 	return func() {
 		defer l.leave(c) // also if stop ends the goroutine
 		_ = withoutPanic(stop)
 	}
+}
+
+// An announcer is a storage that can say what has changed before the record is read.
+// announced returns whether it is to be read.
+type announcer interface {
+	announces() Storage
+	watchAnnounced(circuit string, fn func(Record), announced func(n notice, generation int64) (reads bool)) (stop func())
 }
 
 // Requests.

@@ -637,6 +637,34 @@ func (r *replica) observed(rec Record, now time.Time) {
 	}
 }
 
+// announced is an input: a notice says that the circuit is suspect since a generation,
+// or not any more. It need not be true. A process whose last call succeeded, and that
+// does not know the suspicion, need not read it: it knows that failures are on record,
+// so its next success is reported, and the answer has the record. announced returns
+// whether the record is to be read.
+func (r *replica) announced(n notice, generation int64) (reads bool) {
+	rec := *r.shared
+	switch {
+	case n == noticeChanged:
+		return true
+	case generation == rec.Generation:
+		return false
+	case generation < rec.Generation || r.news == 0 || !r.attached() || r.stopped || r.failing || r.local.State != StateClosed ||
+		rec.State != StateClosed || rec.hasEvidence() || !r.settings.streakCounts():
+		return true
+	case n == noticeSuspect:
+		rec.Failures = max(1, rec.Failures)
+	case r.out.inFlight: // the answer may have the suspicion yet
+		return true
+	default:
+		rec.Failures = 0
+	}
+	if r.shared = &rec; rec.isNew() {
+		r.shared = &closed
+	}
+	return false
+}
+
 // lateAfter is how long an older record has to turn out as late.
 const lateAfter = 100 * time.Millisecond
 

@@ -597,6 +597,28 @@ func (r *Record) dismiss(t *terms, now time.Time) {
 	r.Trials, r.Successes, r.DueAt, r.By, r.Cause = staleTrials(r.Trials), 0, time.Time{}, "", ""
 }
 
+// notice is what watchers of a shared record are notified of.
+type notice uint8
+
+const (
+	noticeChanged   notice = iota // they read it
+	noticeSuspect                 // FailMax consecutive failures are on record: the next success is evidence
+	noticeDismissed               // that suspicion was dismissed
+)
+
+// notice returns what watchers are notified of when the record takes the place of
+// before.
+func (r *Record) notice(before *Record) notice {
+	switch {
+	case r.State != StateClosed || before.State != StateClosed || r.Since != before.Since || r.Moved != before.Moved || r.Rated || before.Rated:
+	case r.scored() && !before.scored():
+		return noticeSuspect
+	case before.scored() && !r.scored():
+		return noticeDismissed
+	}
+	return noticeChanged
+}
+
 func (r *Record) dropEvidence() {
 	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.Asked = time.Time{}, 0, 0, false, "", time.Time{}, false
 }

@@ -48,8 +48,8 @@ type RedisOptions struct {
 // url.QueryEscape. It is kept for an hour after all that it waits for. Redis's
 // own clock is the only one that counts.
 //
-// Whoever may write these keys can move the circuits. A message moves none: it
-// only has the record read.
+// Whoever may write these keys can move the circuits. A message moves none: at most it
+// has the record read, or the next success reported.
 type RedisStorage struct {
 	client  redis.UniversalClient
 	prefix  string
@@ -165,15 +165,24 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 
 // Watch implements Storage.
 func (s *RedisStorage) Watch(circuit string, fn func(Record)) (stop func()) {
+	return s.watch(circuit, fn, nil)
+}
+
+func (s *RedisStorage) announces() Storage { return s }
+
+func (s *RedisStorage) watchAnnounced(circuit string, fn func(Record), announced func(n notice, generation int64) (reads bool)) (stop func()) {
+	return s.watch(circuit, fn, func(message string) (loads bool) { return announced(parseNotice(message)) })
+}
+
+func (s *RedisStorage) watch(circuit string, fn func(Record), loads func(message string) bool) (stop func()) {
 	if s.check(circuit) != nil {
 		return func() {}
 	}
-	key := s.key(circuit)
-	return s.feed.Watch(key, func(k knownRecord) {
+	return s.feed.WatchMessages(s.key(circuit), func(k knownRecord) {
 		if k.problem == nil { // else the breaker finds out when it asks
 			fn(k.local())
 		}
-	})
+	}, loads)
 }
 
 // Close stops watching. It waits for what is under way, for a second at most;
@@ -263,9 +272,9 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 func (a *redisChange) generation() string { return strconv.FormatInt(a.known.record.Generation, 10) }
 
 // nothingToWrite reports that the change leaves the record as it is, and says
-// nothing that would have to be remembered.
+// nothing that would have to be remembered. Successes without failures on record do not.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.counts() || a.Move != nil || a.Override != nil
+	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.level() > 0) || a.Move != nil || a.Override != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutHeard(), a.now))
 }
@@ -300,7 +309,10 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
 	}
-	args := []any{a.next.Generation, a.next.level(), formatWindow(a.next.Window), text, flag(a.verdict == VerdictMoved)}
+	args := []any{a.next.Generation, a.next.level(), formatWindow(a.next.Window), text, ""}
+	if a.verdict == VerdictMoved {
+		args[4] = formatNotice(a.next.notice(&a.known.record), a.next.Generation)
+	}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
 		// What is done by hand is not to wait until failures pause.

@@ -179,6 +179,26 @@ func parseWindow(text string) (w Window, err error) {
 	return w, nil
 }
 
+// notices are the messages that have more to say than that the record has changed.
+var notices = map[notice]string{noticeSuspect: "suspect ", noticeDismissed: "dismissed "}
+
+// formatNotice returns the message of a record of that generation.
+func formatNotice(n notice, generation int64) string {
+	return cmp.Or(notices[n], "changed ") + strconv.FormatInt(generation, 10)
+}
+
+// parseNotice reads a message, which may be anybody's.
+func parseNotice(message string) (notice, int64) {
+	for n, begin := range notices {
+		if text, ok := strings.CutPrefix(message, begin); ok {
+			if generation, err := strconv.ParseUint(text, 10, 63); err == nil && generation <= forever {
+				return n, int64(generation)
+			}
+		}
+	}
+	return noticeChanged, 0
+}
+
 // order is the version as a number.
 func (k knownRecord) order() int64 {
 	n, _ := strconv.ParseInt(k.version, 10, 64)

@@ -2,7 +2,7 @@
 -- The last part of the script that replaces a record.
 --
 -- KEYS[2]  the list of the circuit's history, if there are events
--- ARGV     7 g, 8 n (none: keep n and w), 9 w, 10 r, 11 whether to publish (0 or 1)
+-- ARGV     7 g, 8 n (none: keep n and w), 9 w, 10 r, 11 what to publish (none: nothing)
 --          12… events for the history
 
 local g, n, w, r = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
@@ -24,14 +24,14 @@ for i, piece in ipairs(pieces) do
 end
 write(unpack(fields))
 redis.call('PEXPIRE', key, int(life))
--- The rest uses pcall, because ACLs may forbid it. A message is only a hint to read the
--- record: other databases of the server also receive it.
+-- The rest uses pcall, because ACLs may forbid it. A message is only a
+-- hint: other databases of the server also receive it.
 for i = 12, #ARGV do
   redis.pcall('LPUSH', KEYS[2], ARGV[i])
   redis.pcall('LTRIM', KEYS[2], 0, 49)
   redis.pcall('EXPIRE', KEYS[2], 604800)
 end
-if ARGV[11] == '1' then
-  redis.pcall('PUBLISH', key, v)
+if ARGV[11] ~= '' then
+  redis.pcall('PUBLISH', key, ARGV[11])
 end
 return reply('1', v, g, t, n, w, r)

@@ -38,9 +38,9 @@ type Options[T any] struct {
 // never of an older version after a newer one, unless Redis lost a value. It is safe for
 // concurrent use.
 //
-// A Feed loads the value after a message, and does not use the content of messages: Redis
-// delivers messages to the processes of all its databases, and any client may publish
-// them.
+// A Feed loads the value after a message, unless no watcher needs it (WatchMessages). It
+// does not use the content of messages otherwise: Redis delivers messages to the processes
+// of all its databases, and any client may publish them.
 //
 // One goroutine (receive) holds the subscription. Another one (keep) subscribes, and loads
 // values whose message may have been lost: after every subscription, and by polls. Both
@@ -65,14 +65,12 @@ type Feed[T any] struct {
 // watched is a value that is watched. Feed.mu guards its fields, except the last group.
 type watched[T any] struct {
 	channel    string
-	watchers   *watcher[T]   // a list, because most values have one
-	requested  bool          // SUBSCRIBE was sent on the current subscription
-	subscribed bool          // Redis has confirmed it
-	alone      bool          // needs a separate SUBSCRIBE: Redis refused one with several channels
-	stale      bool          // must be loaded
-	followed   bool          // a follow loads it
-	hinted     bool          // a message was received since the last load of follow started
-	hintPause  time.Duration // between two loads of follow
+	watchers   *watcher[T] // a list, because most values have one
+	requested  bool        // SUBSCRIBE was sent on the current subscription
+	subscribed bool        // Redis has confirmed it
+	alone      bool        // needs a separate SUBSCRIBE: Redis refused one with several channels
+	stale      bool        // must be loaded
+	following  *following  // nil without a follow
 	pollAt     time.Time
 	sooner     time.Duration // how much earlier to poll while not subscribed
 
@@ -83,8 +81,15 @@ type watched[T any] struct {
 }
 
 type watcher[T any] struct {
-	fn   func(T)
-	next *watcher[T]
+	fn    func(T)
+	loads func(message string) bool // nil: at each message
+	next  *watcher[T]
+}
+
+// following is the work of a follow. Feed.mu guards it.
+type following struct {
+	messages []string // received since it started the last time, a few at most
+	pause    time.Duration
 }
 
 // The limits of a Feed.
@@ -98,6 +103,7 @@ const (
 	loadBatch        = 512             // loads between two checks for other work
 	loadTimeout      = 2 * time.Second // the longest wait of keep for a load
 	maxFollows       = 32              // with more of them, keep loads the values
+	maxMessages      = 4               // more messages at a time load the value
 	hintPause        = 10 * time.Millisecond
 	maxHintPause     = 100 * time.Millisecond // while messages bring no change: of another database, or forged
 	pollsPerInterval = 8                      // the most polls in an interval, for any number of values
@@ -119,6 +125,12 @@ func New[T any](opts Options[T]) *Feed[T] {
 // After stop has returned, fn is not called any more, except that a call in progress may
 // continue.
 func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
+	return f.WatchMessages(channel, fn, nil)
+}
+
+// WatchMessages is Watch for a watcher that does not need the value at each message:
+// loads is called with the text of a message, and returns whether it does.
+func (f *Feed[T]) WatchMessages(channel string, fn func(T), loads func(message string) bool) (stop func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stopped.Err() != nil {
@@ -129,7 +141,7 @@ func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 		w = &watched[T]{channel: channel}
 		f.watched[channel] = w
 	}
-	me := &watcher[T]{fn, w.watchers}
+	me := &watcher[T]{fn, loads, w.watchers}
 	w.watchers = me
 	if !f.started {
 		f.started = true
@@ -256,7 +268,7 @@ func (f *Feed[T]) received(message any) {
 			f.confirmed(m.Channel)
 		}
 	case *redis.Message:
-		f.pushed(m.Channel)
+		f.pushed(m.Channel, m.Payload)
 	}
 }
 
@@ -289,19 +301,21 @@ func (f *Feed[T]) refused() (expected bool) {
 	return expected
 }
 
-// pushed starts the load of the value of a message.
-func (f *Feed[T]) pushed(channel string) {
+// pushed starts the follow of a message.
+func (f *Feed[T]) pushed(channel, message string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w := f.watched[channel]
 	switch {
 	case w == nil:
-	case w.followed:
-		w.hinted = true
+	case w.following != nil:
+		if l := w.following; len(l.messages) <= maxMessages {
+			l.messages = append(l.messages, message)
+		}
 	default:
 		select {
 		case f.follows <- struct{}{}:
-			w.followed, w.hintPause = true, hintPause
+			w.following = &following{[]string{message}, hintPause}
 			f.running.Go(func() { f.follow(w) })
 		default:
 			w.stale = true
@@ -315,8 +329,14 @@ func (f *Feed[T]) pushed(channel string) {
 func (f *Feed[T]) follow(w *watched[T]) {
 	defer func() { <-f.follows }()
 	for {
+		f.mu.Lock()
+		l := w.following
+		messages := l.messages
+		l.messages = nil
+		f.mu.Unlock()
 		before := w.last()
-		failed := f.refresh(w) != nil
+		loads := f.needs(w, messages)
+		failed := loads && f.refresh(w) != nil
 		changed := w.last() != before
 		f.mu.Lock()
 		if failed {
@@ -324,21 +344,35 @@ func (f *Feed[T]) follow(w *watched[T]) {
 			f.signal()
 		}
 		if changed {
-			w.hintPause = hintPause
+			l.pause = hintPause
 		}
-		pause := w.hintPause
-		w.hintPause = min(2*pause, maxHintPause)
+		pause := l.pause
+		l.pause = min(2*pause, maxHintPause)
 		f.mu.Unlock()
 		open := f.wait(pause)
 		f.mu.Lock()
-		if again := w.hinted && open; !again {
-			w.followed = false
+		if len(l.messages) == 0 || !open {
+			w.following = nil
 			f.mu.Unlock()
 			return
 		}
-		w.hinted = false
 		f.mu.Unlock()
 	}
+}
+
+// needs reports whether a watcher needs the value because of one of the messages.
+func (f *Feed[T]) needs(w *watched[T], messages []string) (loads bool) {
+	if len(messages) > maxMessages {
+		return true
+	}
+	for _, message := range messages {
+		for _, me := range f.watchersOf(w) {
+			needed := true // also if it panics
+			guarded(func() { needed = me.loads == nil || me.loads(message) })
+			loads = loads || needed
+		}
+	}
+	return loads
 }
 
 // last returns the version of the last notification.

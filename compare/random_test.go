@@ -95,7 +95,7 @@ func runRandom(t *testing.T, r *rand.Rand, storage infuse.Storage, sum *tally) {
 	b, err := infuse.New("service", s.config(storage))
 	require.NoError(t, err)
 	defer b.Stop()
-	ref := &bounded{settings: s, asked: storage != nil}
+	ref := &bounded{settings: s, reportsAll: storage != nil}
 	var steps strings.Builder
 	for range 3 + r.IntN(6) {
 		step, failing := randomStep(r, s.window), pick(r, 0, 0.01, 0.1, 0.3, 0.5, 0.7, 1)
@@ -147,11 +147,11 @@ func runs(b *infuse.Breaker, fails bool) (ran bool) {
 // the width of a bucket. If they disagree, it follows the breaker.
 type bounded struct {
 	settings
-	surely   []ended // calls in the windows of all such lengths
-	possibly []ended // calls in the window of at least one such length
-	asked    bool    // all calls may have been reported, not only failures
-	open     bool
-	openTil  time.Time
+	surely     []ended // calls in the windows of all such lengths
+	possibly   []ended // calls in the window of at least one such length
+	reportsAll bool    // all calls may have been reported, not only failures
+	open       bool
+	openTil    time.Time
 }
 
 func (b *bounded) admits() bool { return !b.open || !time.Now().Before(b.openTil) }
@@ -190,7 +190,7 @@ func (b *bounded) add(now time.Time, fails bool) {
 	if fails || b.surely != nil {
 		b.surely = append(b.surely, ended{now, fails})
 	}
-	if fails || b.asked || failuresWithin(b.possibly, b.longest(), now) > 0 {
+	if fails || b.reportsAll || failuresWithin(b.possibly, b.longest(), now) > 0 {
 		b.possibly = append(b.possibly, ended{now, fails})
 	}
 }

@@ -108,7 +108,7 @@ func TestPanicAndGoexitEndATrial(t *testing.T) {
 			f := start(t, &service{unary: healthy})
 			f.halfOpen()
 			require.True(t, goexits(func() { call(f, runtime.Goexit) }))
-			require.Panics(t, func() { call(f, panics) }, "the trial's slot is free again")
+			require.Panics(t, func() { call(f, panics) }, "the trial slot is free again")
 			f.requireState(infuse.StateOpen)
 		})
 	}

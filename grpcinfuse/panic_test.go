@@ -121,14 +121,13 @@ func TestPanicAndGoexitEndATrial(t *testing.T) {
 			f := start(t, &service{unary: healthy})
 			f.halfOpen()
 			require.True(t, goexits(func() { calledBelow[name](f, runtime.Goexit) }))
-			require.Panics(t, func() { calledBelow[name](f, panics) }, "the trial's slot is free again")
+			require.Panics(t, func() { calledBelow[name](f, panics) }, "the trial slot is free again")
 			f.requireState(infuse.StateOpen)
 		})
 	}
 }
 
-// TestPanicAfterATrialCountsOnce: the trial has succeeded at its first message, and
-// the panic is a failure of one more call.
+// The trial succeeded at its first message, so the panic is a failure of one more call.
 func TestPanicAfterATrialCountsOnce(t *testing.T) {
 	f := start(t, &service{})
 	f.halfOpen()
@@ -147,8 +146,8 @@ func TestPanicAfterATrialCountsOnce(t *testing.T) {
 	f.requireCounts(1, 1, 0)
 }
 
-// TestPanicInTheBackgroundOfATrialIsAFailure: the headers of a trial are awaited in
-// a goroutine, where a panic would end the process.
+// A separate goroutine waits for the headers of a trial. A panic there would end the
+// process.
 func TestPanicInTheBackgroundOfATrialIsAFailure(t *testing.T) {
 	f := start(t, &service{})
 	f.halfOpen()

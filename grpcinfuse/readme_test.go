@@ -35,15 +35,14 @@ func readmeBackends(target string, credentials credentials.TransportCredentials,
 
 var _, _ = readmeServer, readmeBackends
 
-// TestReadmeCompiles compiles the README's program, and finds its other code in this
-// very file.
+// The program in the README compiles. The other code in the README is part of this file.
 func TestReadmeCompiles(t *testing.T) {
 	require.Equal(t, 1, snippets.Build(t, "README.md"))
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
 	source, err := os.ReadFile("readme_test.go")
 	require.NoError(t, err)
-	code := strings.ReplaceAll(string(source), "\n\t", "\n") // as it is outside of a func
+	code := strings.ReplaceAll(string(source), "\n\t", "\n") // without the indentation of a func
 	for _, block := range regexp.MustCompile("(?ms)^```go\n(.*?)^```").FindAllStringSubmatch(string(readme), -1) {
 		if !strings.HasPrefix(block[1], "package ") {
 			require.Contains(t, code, block[1])

@@ -20,7 +20,7 @@ import (
 	"github.com/infuse-go/infuse/grpcinfuse"
 )
 
-// statusOver is a status with an error of its own below.
+// statusOver is an error with a status that wraps another error.
 type statusOver struct {
 	code codes.Code
 	err  error
@@ -30,7 +30,7 @@ func (s *statusOver) Error() string              { return "over: " + s.err.Error
 func (s *statusOver) Unwrap() error              { return s.err }
 func (s *statusOver) GRPCStatus() *status.Status { return status.New(s.code, "over") }
 
-// rejections are the errors with which a handler may return a rejection.
+// rejections returns errors of handlers that contain a rejection.
 func rejections() map[string]error {
 	open := &infuse.OpenError{Circuit: "upstream.internal", State: infuse.StateOpen, Reason: "ticket 7", DueAt: time.Now().Add(time.Hour)}
 	return map[string]error{
@@ -51,7 +51,7 @@ func requireUnavailable(t *testing.T, s *status.Status) {
 	delay := s.Details()[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration()
 	require.InDelta(t, time.Hour, delay, float64(time.Minute))
 	for _, secret := range []string{"upstream.internal", "ticket 7"} {
-		require.False(t, strings.Contains(s.Message(), secret), "clients read %q", s.Message())
+		require.False(t, strings.Contains(s.Message(), secret), "clients receive %q", s.Message())
 	}
 }
 
@@ -63,7 +63,7 @@ func TestStatusOfARejectionIsUnavailableWithRetryInfo(t *testing.T) {
 	require.Equal(t, time.Second, s.Details()[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration())
 }
 
-func TestStatusOfAnotherErrorIsItsOwn(t *testing.T) {
+func TestStatusOfOtherErrors(t *testing.T) {
 	require.NoError(t, grpcinfuse.Status(nil).Err())
 	for err, code := range map[error]codes.Code{
 		codeError(codes.NotFound):                           codes.NotFound,
@@ -75,7 +75,7 @@ func TestStatusOfAnotherErrorIsItsOwn(t *testing.T) {
 	}
 }
 
-// TestServerAnswersARejectionWithUnavailable: it was Unknown.
+// The code was Unknown.
 func TestServerAnswersARejectionWithUnavailable(t *testing.T) {
 	var result, logged error
 	f := start(t, &service{
@@ -105,7 +105,7 @@ func TestServerAnswersARejectionWithUnavailable(t *testing.T) {
 			t.Run(kind+", "+name, func(t *testing.T) {
 				result = err
 				got := call(f)
-				require.NotErrorIs(t, got, infuse.ErrOpen, "that is for circuits of the client")
+				require.NotErrorIs(t, got, infuse.ErrOpen, "ErrOpen is for circuits of the client")
 				requireUnavailable(t, status.Convert(got))
 				require.ErrorIs(t, logged, infuse.ErrOpen)
 				require.Contains(t, logged.Error(), "upstream.internal")

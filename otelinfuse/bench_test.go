@@ -1,5 +1,7 @@
 package otelinfuse_test
 
+// This file contains the benchmarks.
+
 import (
 	"fmt"
 	"io"

@@ -1,5 +1,7 @@
 package otelinfuse_test
 
+// This file contains the helpers of the tests.
+
 import (
 	"context"
 	"errors"

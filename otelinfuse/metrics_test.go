@@ -1,5 +1,7 @@
 package otelinfuse_test
 
+// This file tests the metrics.
+
 import (
 	"errors"
 	"fmt"

@@ -1,5 +1,7 @@
 package otelinfuse_test
 
+// This file tests the code and the table in README.md.
+
 import (
 	"os"
 	"regexp"

@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file contains the benchmarks.
+
 import (
 	"fmt"
 	"io"

@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file tests the Collector.
+
 import (
 	"fmt"
 	"strings"

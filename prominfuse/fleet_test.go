@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file runs a fleet and scrapes it.
+
 import (
 	"fmt"
 	"maps"

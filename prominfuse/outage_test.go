@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file tests the alerts with the recording of an outage.
+
 import (
 	"context"
 	"fmt"

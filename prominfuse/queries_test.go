@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file tests the queries of the alerts and of the dashboard.
+
 import (
 	"encoding/json"
 	"fmt"

@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file tests the code and the table in README.md.
+
 import (
 	"os"
 	"regexp"

@@ -1,5 +1,7 @@
 package pybreakerstorage
 
+// This file tests invalid content of the keys.
+
 import (
 	"fmt"
 	"math/rand/v2"

@@ -14,8 +14,8 @@ import (
 
 // found is the content of Redis for a circuit.
 type found struct {
-	here time.Time // time of the read on the local clock
-	now  int64     // the same on the clock of Redis, in milliseconds
+	readAt time.Time // on the local clock
+	now    int64     // on the clock of Redis, in milliseconds
 
 	version string
 	record  string // the bytes of AppendRecord; empty: no Go process has written yet
@@ -26,7 +26,7 @@ type found struct {
 
 // local translates a time of Redis to the local clock.
 func (f *found) local(milliseconds int64) time.Time {
-	return f.here.Add(-time.Duration(f.now-milliseconds) * time.Millisecond)
+	return f.readAt.Add(-time.Duration(f.now-milliseconds) * time.Millisecond)
 }
 
 // circuit is the content of Redis with its merged result.
@@ -54,7 +54,7 @@ func (s *Storage) merged(f found) (*circuit, error) {
 	if c.python, err = parsePython(f.values, c.known); err != nil {
 		return nil, err
 	}
-	c.record = c.stored.At(f.here)
+	c.record = c.stored.At(f.readAt)
 	switch present := c.python; {
 	case present.movedSince(c.known):
 		c.moved(s.resetTimeout)
@@ -64,7 +64,7 @@ func (s *Storage) merged(f found) (*circuit, error) {
 		c.counted()
 	case present.state == infuse.StateHalfOpen && present.successes != c.known.successes:
 		c.record.Successes = present.successes
-		c.record.Generation = max(c.record.Generation+1, f.here.UnixMilli())
+		c.record.Generation = max(c.record.Generation+1, f.readAt.UnixMilli())
 	}
 	return c, nil
 }
@@ -82,7 +82,7 @@ func noLimits(resetTimeout time.Duration) infuse.Limits {
 func (c *circuit) moved(resetTimeout time.Duration) {
 	c.record, _ = c.record.Apply(infuse.Change{
 		Move: &infuse.Move{To: c.python.state}, Limits: noLimits(resetTimeout), By: byPython,
-	}, c.here)
+	}, c.readAt)
 	c.record.Failures = c.python.failures
 	switch c.record.State {
 	case infuse.StateHalfOpen:
@@ -99,7 +99,7 @@ func (c *circuit) openedAt() time.Time {
 	opened := c.python.openedAt * 1000
 	if c.found.record != "" {
 		if c.python.openedAt <= c.known.openedAt {
-			return c.here
+			return c.readAt
 		}
 		opened = max(opened, c.written)
 	}
@@ -125,7 +125,7 @@ func (c *circuit) dismiss() {
 	c.record, _ = c.record.Apply(infuse.Change{
 		Seen: c.record, Limits: noLimits(time.Hour), By: byPython,
 		Calls: infuse.Calls{Successes: c.record.Score + 1},
-	}, c.here)
+	}, c.readAt)
 }
 
 // mirror returns the copy of Python's values for the hash, in the order of the keys.

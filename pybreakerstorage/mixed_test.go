@@ -241,7 +241,7 @@ func TestConflictingWrite(t *testing.T) {
 		require.NoError(t, err)
 		c, err := s.merged(f)
 		require.NoError(t, err)
-		next, _ := c.record.Apply(infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateHalfOpen}}, c.here)
+		next, _ := c.record.Apply(infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateHalfOpen}}, c.readAt)
 		write()
 		saved, err := s.save(t.Context(), keys, c, next)
 		require.NoError(t, err)

@@ -1,5 +1,7 @@
 package pybreakerstorage
 
+// This file replays recordings of pybreaker.
+
 import (
 	"bufio"
 	"encoding/json"

@@ -183,7 +183,7 @@ func (s *Storage) change(ctx context.Context, name string, change *infuse.Change
 		}
 		next, verdict := c.record, infuse.VerdictRefused
 		if change != nil {
-			next, verdict = c.record.Apply(*change, c.here)
+			next, verdict = c.record.Apply(*change, c.readAt)
 		}
 		saved, err := s.save(ctx, keys, c, next)
 		if err != nil {
@@ -202,13 +202,13 @@ func (s *Storage) change(ctx context.Context, name string, change *infuse.Change
 func (s *Storage) save(ctx context.Context, keys []string, c *circuit, next infuse.Record) (bool, error) {
 	python := c.python.follow(&c.record, &next, c.now/1000)
 	values := python.values(s.layout)
-	text := infuse.AppendRecord(nil, next, c.here)
+	text := infuse.AppendRecord(nil, next, c.readAt)
 	for i, seen := range c.values {
 		if values[i] == seen {
 			values[i] = ""
 		}
 	}
-	changed := !bytes.Equal(text, infuse.AppendRecord(nil, c.stored, c.here))
+	changed := !bytes.Equal(text, infuse.AppendRecord(nil, c.stored, c.readAt))
 	if !changed && (c.found.record == "" || values == [pythonKeys]string{} && c.known == python) {
 		return true, nil
 	}
@@ -236,7 +236,7 @@ func (s *Storage) run(ctx context.Context, keys []string, args ...any) (f found,
 	seconds, _ := strconv.ParseInt(reply[1], 10, 64)
 	micros, _ := strconv.ParseInt(reply[2], 10, 64)
 	f = found{
-		here: time.Now().Add(s.ahead), now: seconds*1000 + micros/1000 + s.ahead.Milliseconds(),
+		readAt: time.Now().Add(s.ahead), now: seconds*1000 + micros/1000 + s.ahead.Milliseconds(),
 		version: reply[3], record: reply[4], mirror: reply[5], values: [pythonKeys]string(reply[7:]),
 	}
 	written, _ := strconv.ParseInt(reply[6], 10, 64)

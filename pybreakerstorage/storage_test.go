@@ -1,5 +1,7 @@
 package pybreakerstorage
 
+// This file runs the tests of all storages.
+
 import (
 	"testing"
 	"time"

@@ -126,7 +126,7 @@ func testOpening(t *testing.T, s infuse.Storage) {
 	equal(t, r.Generation, r.Opened)
 	equal(t, suspected.Since, r.Since, "calls in progress still count")
 	about(t, suspected.DueAt, r.DueAt)
-	equal(t, refused, c.ask("early"))
+	equal(t, refused, c.requestTrial("early"))
 
 	equal(t, applied, c.calls("s"))
 	equal(t, 3, c.load().Score, "the score continues")
@@ -156,7 +156,7 @@ func testConfirmedTrials(t *testing.T, s infuse.Storage) {
 	c.limits.Suspicion = long / 4
 	one, other := c.source, unique("source")
 	c.setState(infuse.StateHalfOpen)
-	equal(t, moved, c.ask("a"))
+	equal(t, moved, c.requestTrial("a"))
 	equal(t, moved, c.settle("a", infuse.OutcomeFailure))
 	r := c.load()
 	same(t, c.seen, r)
@@ -164,10 +164,10 @@ func testConfirmedTrials(t *testing.T, s infuse.Storage) {
 	equal(t, one, r.Witness)
 	equal(t, 3, r.Threshold, "the threshold is set from now on")
 	about(t, time.Now().Add(long), r.RetryAt)
-	equal(t, refused, c.ask("b"), "the same process waits")
+	equal(t, refused, c.requestTrial("b"), "the same process waits")
 
 	c.source, c.number = other, 0
-	equal(t, moved, c.ask("c"), "another process gets the next trial immediately")
+	equal(t, moved, c.requestTrial("c"), "another process gets the next trial immediately")
 	equal(t, moved, c.settle("c", infuse.OutcomeFailure))
 	r = c.load()
 	same(t, c.seen, r)

@@ -30,7 +30,7 @@ func testOverride(t *testing.T, s infuse.Storage) {
 	equal(t, moved, c.calls("f"))
 	equal(t, infuse.StateOpen, c.load().State, "outcomes are counted")
 	check(t, c.load().Override != nil, "a transition does not end an override")
-	equal(t, refused, c.ask("trial"))
+	equal(t, refused, c.requestTrial("trial"))
 	equal(t, moved, c.override(infuse.Override{Until: time.Unix(1, 0)}))
 	check(t, c.load().Override == nil, "an expired override removes it")
 

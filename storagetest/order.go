@@ -36,8 +36,8 @@ func testNumbers(t *testing.T, s infuse.Storage) {
 	equal(t, 4, c.load().Failures)
 
 	c.setState(infuse.StateHalfOpen)
-	equal(t, moved, c.ask("trial"))
-	equal(t, applied, c.ask("trial"), "the same request again")
+	equal(t, moved, c.requestTrial("trial"))
+	equal(t, applied, c.requestTrial("trial"), "the same request again")
 	equal(t, 1, len(c.load().Trials))
 }
 
@@ -93,7 +93,7 @@ func testNumberAfterTransitions(t *testing.T, s infuse.Storage) {
 
 	c.limits.SuccessThreshold = 1
 	c.setState(infuse.StateHalfOpen)
-	c.ask("trial")
+	c.requestTrial("trial")
 	open := func() { c.setState(infuse.StateOpen) }
 	c.twice(settle("trial", infuse.OutcomeSuccess), open, "the end of a trial")
 	equal(t, infuse.StateOpen, c.load().State)
@@ -121,16 +121,16 @@ func testStaleTrials(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.SuccessThreshold = 1
 	c.setState(infuse.StateHalfOpen)
-	c.ask("old")
+	c.requestTrial("old")
 	c.setState(infuse.StateOpen)
 	c.setState(infuse.StateHalfOpen)
 	equal(t, 1, len(c.load().Trials), "the old trial is in progress")
-	equal(t, refused, c.ask("new"), "the old trial uses the slot")
+	equal(t, refused, c.requestTrial("new"), "the old trial uses the slot")
 	since := c.load().Since
 	c.settle("old", infuse.OutcomeFailure)
 	equal(t, infuse.StateHalfOpen, c.load().State, "the old trial is not counted")
 	equal(t, since, c.load().Since)
-	equal(t, moved, c.ask("new"))
+	equal(t, moved, c.requestTrial("new"))
 	equal(t, refused, c.settle("old", infuse.OutcomeSuccess))
 	equal(t, moved, c.settle("new", infuse.OutcomeSuccess))
 	equal(t, infuse.StateClosed, c.load().State)
@@ -171,7 +171,7 @@ func testLostRecord(t *testing.T, s infuse.Storage) {
 		c.seen = known
 		equal(t, moved, c.apply(infuse.Change{}), name)
 		same(t, known, c.load(), name)
-		equal(t, refused, c.ask("new"), name)
+		equal(t, refused, c.requestTrial("new"), name)
 		c.seen = infuse.Record{}
 		equal(t, refused, c.calls("f"), name, " for a sender without the record")
 	}

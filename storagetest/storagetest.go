@@ -163,7 +163,7 @@ func (c *circuit) setState(to infuse.State) infuse.Verdict {
 	return c.apply(infuse.Change{Move: &infuse.Move{To: to}})
 }
 
-func (c *circuit) ask(trial string) infuse.Verdict {
+func (c *circuit) requestTrial(trial string) infuse.Verdict {
 	c.Helper()
 	return c.apply(infuse.Change{Ask: trial})
 }
@@ -359,7 +359,7 @@ func testCopies(t *testing.T, s infuse.Storage) {
 	}
 	c := newCircuit(t, s)
 	c.setState(infuse.StateHalfOpen)
-	c.ask("trial")
+	c.requestTrial("trial")
 	known := c.load()
 	want := withoutTimes(known)
 	check(t, strings.Contains(want, "trial stale"), "no trial in %s", want)
@@ -368,7 +368,7 @@ func testCopies(t *testing.T, s infuse.Storage) {
 	spoil(c.load())
 	equal(t, want, withoutTimes(c.load()), "after a load")
 	c.seen = c.load()
-	c.ask("refused")
+	c.requestTrial("refused")
 	spoil(c.seen)
 	c.seen = infuse.Record{}
 	c.apply(infuse.Change{})
@@ -474,5 +474,5 @@ func testAwkwardValues(t *testing.T, s infuse.Storage) {
 	c.seen.Generation++
 	equal(t, moved, c.apply(infuse.Change{}))
 	equal(t, 1024, len(c.load().Trials), "the maximum number of trials, with the longest IDs")
-	equal(t, refused, c.ask("another"))
+	equal(t, refused, c.requestTrial("another"))
 }

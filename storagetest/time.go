@@ -21,7 +21,7 @@ func testReady(t *testing.T, s infuse.Storage) {
 	c.limits.ResetTimeout = short
 	began := time.Now()
 	c.setState(infuse.StateOpen)
-	eventually(t, "the circuit is ready for a trial", func() bool { return c.ask("trial") != refused })
+	eventually(t, "the circuit is ready for a trial", func() bool { return c.requestTrial("trial") != refused })
 	check(t, time.Since(began) >= short-coarse, "ready after %v", time.Since(began))
 	equal(t, infuse.StateHalfOpen, c.load().State)
 	equal(t, 1, len(c.load().Trials))
@@ -35,7 +35,7 @@ func testReading(t *testing.T, s infuse.Storage) {
 		equal(t, applied, c.apply(infuse.Change{}))
 	}
 	equal(t, infuse.StateOpen, c.load().State, "although it is ready for a trial")
-	equal(t, moved, c.ask("trial"))
+	equal(t, moved, c.requestTrial("trial"))
 }
 
 func testLease(t *testing.T, s infuse.Storage) {
@@ -43,17 +43,17 @@ func testLease(t *testing.T, s infuse.Storage) {
 	c.setState(infuse.StateHalfOpen)
 	c.limits.TrialTimeout = short
 	began := time.Now()
-	equal(t, moved, c.ask("dead"))
+	equal(t, moved, c.requestTrial("late"))
 	c.limits.TrialTimeout = long
-	eventually(t, "the lease ends", func() bool { return c.ask("next") != refused })
+	eventually(t, "the lease ends", func() bool { return c.requestTrial("next") != refused })
 	check(t, time.Since(began) >= short-coarse, "the lease ends after %v", time.Since(began))
 
 	for outcome := range infuse.OutcomeIgnored + 1 {
-		equal(t, refused, c.settle("dead", outcome), "a late ", outcome)
+		equal(t, refused, c.settle("late", outcome), "a late ", outcome)
 	}
 	equal(t, infuse.StateHalfOpen, c.load().State)
 	equal(t, 0, c.load().Successes)
-	equal(t, refused, c.ask("third"), "the late end frees no slot")
+	equal(t, refused, c.requestTrial("third"), "the late end frees no slot")
 	equal(t, moved, c.settle("next", infuse.OutcomeSuccess))
 }
 
@@ -61,8 +61,8 @@ func testIgnored(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.setState(infuse.StateHalfOpen)
 	for range 3 {
-		equal(t, moved, c.ask("trial"))
-		equal(t, refused, c.ask("other"))
+		equal(t, moved, c.requestTrial("trial"))
+		equal(t, refused, c.requestTrial("other"))
 		equal(t, moved, c.settle("trial", infuse.OutcomeIgnored))
 		equal(t, refused, c.settle("trial", infuse.OutcomeIgnored), "twice")
 	}
@@ -76,10 +76,10 @@ func testWaits(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	c.limits.MaxTrials = 100
 	c.setState(infuse.StateHalfOpen)
-	c.ask("first")
+	c.requestTrial("first")
 	first := c.seen.Trials[0].Deadline
 	for range 20 {
-		c.ask(unique("trial"))
+		c.requestTrial(unique("trial"))
 		now := c.load().Trials[0].Deadline
 		check(t, now.Sub(first) < short, "the deadline was delayed by %v", now.Sub(first))
 	}
@@ -87,5 +87,5 @@ func testWaits(t *testing.T, s infuse.Storage) {
 	// The sender knows an earlier time, which then applies to others.
 	c.setState(infuse.StateOpen)
 	c.seen.DueAt = time.Now().Add(-time.Second)
-	equal(t, moved, c.ask("due"), "the same generation, and ready for a trial according to the sender")
+	equal(t, moved, c.requestTrial("due"), "the same generation, and ready for a trial according to the sender")
 }

@@ -106,8 +106,8 @@ func (s *server) requireRetriesEndAtTheCircuit(t *testing.T, breaker *infuse.Bre
 	s.requireOneAttempt(t, breaker, get)
 }
 
-// requireOneAttempt has the client ask an open circuit, after three calls and one
-// rejection, and then one that closes.
+// requireOneAttempt makes a call in an open circuit, after three calls and one rejection.
+// Then the circuit closes.
 func (s *server) requireOneAttempt(t *testing.T, breaker *infuse.Breaker, get func() (string, error)) {
 	t.Helper()
 	_, err := get()

@@ -325,7 +325,7 @@ func TestShutdown(t *testing.T) {
 	require.Equal(t, 1, record.Failures)
 }
 
-// What docs/operations.md says of a fleet in which one process rejects calls.
+// The rollout in docs/operations.md: one process of a fleet rejects calls.
 func TestRollout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := infuse.NewMemoryStorage()

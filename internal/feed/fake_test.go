@@ -117,7 +117,7 @@ type fakeSubscription struct {
 	closed   chan struct{}
 	once     sync.Once
 	pings    atomic.Int64
-	dead     atomic.Bool // does not reply to pings
+	hanging  atomic.Bool // does not reply to pings
 }
 
 type refusal struct{ error }
@@ -148,7 +148,7 @@ func (s *fakeSubscription) Unsubscribe(_ context.Context, channels ...string) er
 }
 
 func (s *fakeSubscription) Ping(context.Context, ...string) error {
-	if s.pings.Add(1) > 1 && !s.dead.Load() {
+	if s.pings.Add(1) > 1 && !s.hanging.Load() {
 		s.replies <- &redis.Pong{}
 	}
 	return nil

@@ -82,7 +82,7 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
 		f.Watch("a", func(int64) {})
 		synctest.Wait()
-		r.session().dead.Store(true)
+		r.session().hanging.Store(true)
 		time.Sleep(2*pingAfter + time.Second)
 		require.Len(t, r.allSessions(), 2)
 		time.Sleep(time.Minute)

@@ -1,5 +1,7 @@
 package prominfuse_test
 
+// This file tests the queries and the alerts in docs/operations.md.
+
 import (
 	"os"
 	"regexp"
@@ -9,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The queries of docs/operations.md ask for what a fleet shows.
-func TestRolloutAsksForWhatThereIs(t *testing.T) {
+// Each metric, label and value in the queries of docs/operations.md exists in a running fleet.
+func TestQueriesInDocsMatchTheMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/operations.md")
 	require.NoError(t, err)
 	found := regexp.MustCompile("\\| `([^`]*infuse_[^`]*)` \\|").FindAllStringSubmatch(string(text), -1)
@@ -27,12 +29,12 @@ func TestRolloutAsksForWhatThereIs(t *testing.T) {
 			}
 		}
 		for _, name := range labelsOf(query{expr: expr}) {
-			require.True(t, labels[name], "%s: the label %s", expr, name)
+			require.True(t, labels[name], "%s: label %s", expr, name)
 		}
 	}
 }
 
-// docs/operations.md has what to do about each alert, and no alert that does not exist.
+// docs/operations.md describes each alert, and no others.
 func TestOperationsHasEveryAlert(t *testing.T) {
 	page, err := os.ReadFile("../docs/operations.md")
 	require.NoError(t, err)

@@ -25,8 +25,12 @@ type footprint struct{ bytes, goroutines float64 }
 func measureFootprint(s subject, circuits int) (footprint, error) {
 	bytes, goroutines := inUse()
 	breakers := make([]breaker, circuits)
+	start := s.start
+	if s.many != nil {
+		start = s.many()
+	}
 	for i := range breakers {
-		b, err := s.start(fewFailures)
+		b, err := start(fewFailures)
 		if err != nil {
 			return footprint{}, fmt.Errorf("%s: %w", s.name, err)
 		}
@@ -34,6 +38,7 @@ func measureFootprint(s subject, circuits int) (footprint, error) {
 		breakers[i] = b
 	}
 	bytesAfter, goroutinesAfter := inUse()
+	runtime.KeepAlive(start) // a Group is part of its circuits
 	var all sync.WaitGroup
 	for chunk := range slices.Chunk(breakers, 100) {
 		all.Go(func() {

@@ -35,7 +35,8 @@ type subject struct {
 	module string // its path; empty for our own
 	set    string // how it is set, where that needs a word
 	start  func(failMax int) (breaker, error)
-	floor  bool // no breaker at all
+	many   func() func(failMax int) (breaker, error) // start for many circuits with the same settings; nil: start
+	floor  bool                                      // no breaker at all
 }
 
 // breaker is one circuit of a subject. call returns one call of it, which runs
@@ -92,9 +93,9 @@ const (
 func subjects(redis infuse.Storage) []subject {
 	all := []subject{
 		{name: "a bare call", start: startBare, floor: true},
-		{name: infuseName, set: "memory", start: startInfuse(nil)},
-		{name: infuseName + ", LogListener", set: "memory", start: startInfuse(nil, infuse.LogListener(quietLogger))},
-		{name: infuseName + ", Redis", set: "a real redis-server", start: startInfuse(redis)},
+		{name: infuseName, set: "memory", start: startInfuse(nil), many: manyInfuse(nil)},
+		{name: infuseName + ", LogListener", set: "memory", start: startInfuse(nil, infuse.LogListener(quietLogger)), many: manyInfuse(nil, infuse.LogListener(quietLogger))},
+		{name: infuseName + ", Redis", set: "a real redis-server", start: startInfuse(redis), many: manyInfuse(redis)},
 		{name: infuseName + ", Acquire and Done", set: "memory", start: startPermits},
 		{name: eapacheName, module: "github.com/eapache/go-resiliency", start: startEapache,
 			set: "counts errors within the open time, consecutive or not; when half the calls fail: a threshold that is never reached"},
@@ -136,6 +137,28 @@ func startInfuse(storage infuse.Storage, listeners ...*infuse.Listener) func(int
 			call: func(w work) func() error { return infuseCall(b, w) },
 			stop: b.Stop,
 		}, nil
+	}
+}
+
+// manyInfuse has the circuits made by a Group, as a client of many services does.
+func manyInfuse(storage infuse.Storage, listeners ...*infuse.Listener) func() func(int) (breaker, error) {
+	return func() func(int) (breaker, error) {
+		var group *infuse.Group
+		return func(failMax int) (_ breaker, err error) {
+			if group == nil {
+				group, err = infuse.NewGroup(infuse.Config{
+					FailMax: failMax, ResetTimeout: openTime, Storage: storage, Listeners: listeners, MaxCircuits: 1_000_000,
+				})
+				if err != nil {
+					return breaker{}, err
+				}
+			}
+			b, err := group.Breaker(newName())
+			if err != nil {
+				return breaker{}, err
+			}
+			return breaker{call: func(w work) func() error { return infuseCall(b, w) }, stop: b.Stop}, nil
+		}
 	}
 }
 

@@ -54,8 +54,23 @@ var mutantsOfTheExplorer = []mutant{
 	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
 }
 
-// Scripts notice these: the explorer has no rule for them.
+// Scripts notice these, in less time or because the explorer has no rule for them.
 var mutantsOfTheScripts = []mutant{
+	{"R6", "an open local circuit runs its own trials", "replica.countLocal", `a.trial != "" && r.local.trial(a.trial) >= 0`, `false`},
+	{"R16", "no suspicion begins for Suspicion after a dismissal", "Record.evaluate", `r.State != StateClosed || n.Before(a)`, `r.State != StateClosed`},
+	{"R18", "a local trial of a suspect circuit is a shared one", "replica.sharesTrial", `a || r.suspect() && b`, `a`},
+	{"R20", "a rate needs MinCalls calls", "Window.rate", `!r.under && a >= b`, `!r.under`},
+	{"R22", "a rate below FailureRate dismisses", "Record.evaluate", `r.Rated && a`, `false`},
+	{"R23", "a trial waits for the open duration", "Record.blockedUntil", `u = r.dueAt(l)`, ``},
+	{"R24", "SuccessThreshold trials must succeed", "Record.settle", `r.Successes >= t.limits.SuccessThreshold`, `true`},
+	{"R27", "a trial that is granted too late is returned", "replica.goesOn", `l.end(result{outcome: OutcomeIgnored}, n)`, ``},
+	{"R29", "a Retry-After prolongs the open duration", "terms.openTime", `cmp.Or(t.openFor, t.limits.ResetTimeout)`, `t.limits.ResetTimeout`},
+	{"R30", "the open duration doubles", "Record.grown", `2 * x`, `x`},
+	{"R33", "an override expires", "Override.holds", `o.Until.IsZero() || n.Before(o.Until)`, `true`},
+	{"R37", "a detached process goes on with the record that rejected its calls", "replica.detach", `r.adopt(n)`, ``},
+	{"R39", "a circuit that the storage lost is restored", "Record.restore", `s.Generation > r.Generation && a`, `false`},
+	{"R40", "a clock that is set back prolongs no wait", "Record.clampTo", `e(&r.DueAt, s.DueAt)`, ``},
+	{"R41", "a lease is no longer than the process's own would be", "Trial.deadline", `!t.Started.IsZero() && a.Before(t.Deadline)`, `false`},
 	{"R37", "a success drops an adopted record", "replica.countStandIn", `!r.failing && a`, `false`},
 	{"R22", "a failure rate is confirmed by another process", "Record.confirmed", `t.source != r.Witness`, `true`},
 	{"R17", "a low FailMax of one process does not decide for another", "Record.opensAt", `max(t, l.FailMax)`, `t`},

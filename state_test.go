@@ -365,30 +365,3 @@ func TestGrownWithoutAResetTimeout(t *testing.T) {
 		t.Fatal("an endless loop")
 	}
 }
-
-// An hour of calm is forgotten by a move to open.
-// R30.
-func TestAHealthyPeriodCountsAtAManualChange(t *testing.T) {
-	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, MaxResetTimeout: time.Hour}
-	now, n := noon, 0
-	r := Record{}
-	apply := func(c Change) { c.Limits = l; r, _ = r.Apply(c, now) }
-	trial := func(o Outcome) {
-		now = r.DueAt
-		n++
-		apply(Change{Ask: "a"})
-		apply(Change{Settled: []Settlement{{ID: "a", Outcome: o}}, Seen: r})
-	}
-	apply(Change{Calls: Calls{Failures: 1, Lead: 1, Streak: 1}})
-	for range 5 {
-		trial(OutcomeFailure)
-	}
-	trial(OutcomeSuccess)
-	require.Equal(t, StateClosed, r.State)
-	require.Equal(t, 32*time.Second, r.OpenTime)
-	now = now.Add(24 * time.Hour)
-	require.Equal(t, time.Second, r.grown(&l, now), "after a day of calm")
-	apply(Change{Move: &Move{StateOpen}})
-	trial(OutcomeFailure)
-	require.LessOrEqual(t, r.OpenTime, 2*time.Second, "after a day of calm and a move")
-}

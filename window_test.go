@@ -25,21 +25,6 @@ func counted(l Limits, calls, failures int) Change {
 	return Change{Limits: l, Counted: []Bucket{{Calls: calls, Failures: failures}}}
 }
 
-// R20.
-func TestARateOpensAtMinCallsAndNotBefore(t *testing.T) {
-	r := Record{}.then(counted(rating, 9, 9), noon)
-	require.Equal(t, StateClosed, r.State)
-	r = r.then(counted(rating, 1, 1), after(1))
-	require.Equal(t, StateOpen, r.State)
-	require.Equal(t, after(60_001), r.DueAt)
-	require.Empty(t, r.Window.Buckets, "what led to it is over")
-
-	r = Record{}.then(counted(rating, 100, 49), noon)
-	require.Equal(t, StateClosed, r.State)
-	r = r.then(counted(rating, 2, 2), after(1))
-	require.Equal(t, StateOpen, r.State, "exactly one in two")
-}
-
 // 55 failures of 100 are the rate that 0.55 stands for, though 0.55*100 is
 // above 55.
 // R20.
@@ -159,75 +144,6 @@ func TestAWindowOutlivesNoClockThatIsSetBack(t *testing.T) {
 	l := ratedBy(func(l *Limits) { l.MinCalls = 100 })
 	r := Record{}.then(counted(l, 90, 90), noon.Add(time.Hour)).then(counted(l, 1, 1), noon)
 	require.Equal(t, []Bucket{{noon, 1, 1}}, r.Window.Buckets)
-}
-
-// from returns the change as that source sends it.
-func from(source string, c Change) Change {
-	c.Source = source
-	return c
-}
-
-// R22.
-func TestAReachedRateIsConfirmedByAnotherProcessAfterFourTimesSuspicion(t *testing.T) {
-	l := ratedBy(func(l *Limits) {})
-	suspect := Record{}.then(from("a", counted(l, 5, 5)), noon).then(from("a", counted(l, 5, 5)), after(10))
-	require.True(t, suspect.Rated)
-	require.Equal(t, "a", suspect.Witness)
-	require.Equal(t, StateClosed, suspect.State)
-	require.Equal(t, StateClosed, suspect.At(after(60_000)).State, "time opens nothing")
-
-	require.Equal(t, StateClosed, suspect.then(from("a", counted(l, 9, 9)), after(210)).State, "one process opens nothing")
-	require.Equal(t, StateClosed, suspect.then(from("b", counted(l, 9, 9)), after(209)).State, "too early")
-	require.Equal(t, StateClosed, suspect.then(from("b", counted(l, 9, 0)), after(210)).State, "a report without a failure opens nothing")
-	opened := suspect.then(from("b", counted(l, 1, 1)), after(210))
-	require.Equal(t, StateOpen, opened.State)
-	require.Equal(t, after(60_010), opened.DueAt, "counted from the moment it became suspect")
-}
-
-// R22.
-func TestASuspicionOfTheRateIsDismissedBelowTheRate(t *testing.T) {
-	l := ratedBy(func(l *Limits) {})
-	suspect := Record{}.then(from("a", counted(l, 10, 10)), noon)
-	dismissed := suspect.then(from("b", counted(l, 11, 0)), after(20))
-	require.False(t, dismissed.suspect())
-	require.Equal(t, after(20), dismissed.DismissedAt)
-	require.Greater(t, dismissed.Generation, suspect.Generation)
-	require.Len(t, dismissed.Window.Buckets, 1, "the window goes on")
-	require.False(t, dismissed.then(counted(l, 9, 9), after(69)).Suspect())
-	require.True(t, dismissed.then(counted(l, 9, 9), after(70)).Rated)
-
-	open := suspect.then(from("b", counted(l, 10, 10)), after(200))
-	require.Equal(t, StateOpen, open.State)
-	closed := open.then(from("c", counted(l, 21, 0)), after(300))
-	require.Equal(t, StateClosed, closed.State, "the processes whose calls succeed dismiss an opening, too")
-	require.False(t, closed.hasEvidence())
-}
-
-// Consecutive failures that pass FailMax during a suspicion of the rate change
-// nothing: a record collects one kind of evidence at a time.
-func TestConsecutiveFailuresDuringASuspicionOfTheRateAreOnlyCounted(t *testing.T) {
-	l := ratedBy(func(l *Limits) { l.FailMax = 5 })
-	suspect := Record{}.then(from("a", counted(l, 10, 10)), noon)
-	require.True(t, suspect.Rated)
-	r := suspect.then(from("b", calls(l, "fffff")), after(10))
-	require.Equal(t, 5, r.Failures)
-	require.False(t, r.scored())
-	dismissed := r.then(from("c", counted(l, 11, 0)), after(20))
-	require.Equal(t, 5, dismissed.Failures, "the streak is another question")
-	suspect = dismissed.then(calls(l, "f"), after(70))
-	require.True(t, suspect.scored())
-}
-
-// Each process evaluates by its own settings. One that counts no rate dismisses no
-// suspicion of it.
-// R14.
-func TestASenderWithoutARateLeavesTheSuspicionOfOthers(t *testing.T) {
-	suspect := Record{}.then(counted(ratedBy(func(*Limits) {}), 10, 10), noon)
-	r := suspect.then(calls(asking, "s"), after(1))
-	require.True(t, r.Rated)
-	r = r.then(calls(asking, "f"), after(2))
-	require.Equal(t, 1, r.Failures)
-	require.True(t, r.Rated)
 }
 
 // The same in a fleet, after a rolling deployment that is over.

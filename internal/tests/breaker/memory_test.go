@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
@@ -38,7 +39,13 @@ func TestACircuitIsSmall(t *testing.T) {
 	}{
 		{"without a storage", func(*testing.T) infuse.Storage { return nil }, 1024},
 		{"memory", func(*testing.T) infuse.Storage { return infuse.NewMemoryStorage() }, 1088},
-		{"Redis", func(t *testing.T) infuse.Storage { return host(t, redistest.Start(t)) }, 1536},
+		{"Redis", func(t *testing.T) infuse.Storage {
+			// A connection has buffers of 64 KB, and is no circuit's.
+			client := redistest.Start(t).Client(func(o *redis.Options) { o.PoolSize = 2 })
+			storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
+			t.Cleanup(func() { _ = storage.Close() })
+			return storage
+		}, 1536},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := infuse.Config{Storage: c.storage(t), MaxCircuits: circuits, FailMax: 1, StorageTimeout: time.Minute}

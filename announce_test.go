@@ -55,7 +55,7 @@ func TestNoticesOfRecords(t *testing.T) {
 	dismissed := Record{Generation: 3}
 	open := suspect
 	open.State, open.Generation, open.Since = StateOpen, 3, 3
-	manual := Record{Generation: 3, Since: 3, Moved: 3}
+	manual := Record{Generation: 3, Since: 3, Manual: 3}
 	rated := Record{Generation: 2, Rated: true}
 	for _, c := range []struct {
 		before, after Record

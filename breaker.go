@@ -305,7 +305,7 @@ func (b *Breaker) SetState(ctx context.Context, to State) error {
 	if to > StateHalfOpen {
 		return fmt.Errorf("infuse: moving circuit %q: %v is not a state", b.Name(), to)
 	}
-	return b.handle(ctx, Change{Move: &Move{to}}, "moved to "+to.String())
+	return b.handle(ctx, Change{Manual: &ManualState{to}}, "moved to "+to.String())
 }
 
 // Override forces the circuit open or closed for all processes, whatever the
@@ -771,7 +771,7 @@ func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	if err != nil {
 		return err
 	}
-	change := Change{Source: newSource(), Number: 1, Limits: defaults.limits, By: defaults.Instance, Move: &Move{to}}
+	change := Change{Source: newSource(), Number: 1, Limits: defaults.limits, By: defaults.Instance, Manual: &ManualState{to}}
 	done := make(chan answer, 1)
 	go ask(s, circuit, &change, func(a answer) { done <- a })
 	select {

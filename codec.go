@@ -36,7 +36,7 @@ type encodedRecord struct {
 	Generation int64  `json:"gen"`
 	Since      int64  `json:"since,omitempty"`
 	Opened     int64  `json:"opened,omitempty"`
-	Moved      int64  `json:"moved,omitempty"`
+	Manual     int64  `json:"moved,omitempty"`
 	Failures   int    `json:"failures,omitempty"`
 	Successes  int    `json:"successes,omitempty"`
 	DueAt      *int64 `json:"due,omitempty"`
@@ -114,11 +114,11 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	}
 	e := encodedRecord{
 		Schema: recordSchema, Readable: recordReadable,
-		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Moved: r.Moved,
+		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Manual: r.Manual,
 		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
 		SuspectAt: ago(r.SuspectAt), Threshold: r.Threshold, Score: r.Score, Rated: r.Rated, Witness: r.Witness,
-		RetryAt: left(r.RetryAt), Asked: r.Asked, DismissedAt: ago(r.DismissedAt),
-		OpenTime: milliseconds(r.OpenTime), ClosedAt: ago(r.ClosedAt),
+		RetryAt: left(r.RetryAt), Asked: r.RetryAfter, DismissedAt: ago(r.DismissedAt),
+		OpenTime: milliseconds(r.OpenDuration), ClosedAt: ago(r.ClosedAt),
 		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
 	}
 	if o := r.Override; o != nil {
@@ -135,7 +135,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		}
 		e.Trials = append(e.Trials, trial)
 	}
-	for _, h := range r.heard {
+	for _, h := range r.lastNumbers {
 		e.Heard = append(e.Heard, encodedHeard{h.source, h.number})
 	}
 	text, err := json.Marshal(e)
@@ -176,11 +176,11 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		return written.Add(-boundedWait(*ms))
 	}
 	r := Record{
-		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Moved: e.Moved,
+		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Manual: e.Manual,
 		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
 		SuspectAt: before(e.SuspectAt), Threshold: e.Threshold, Score: e.Score, Rated: e.Rated, Witness: e.Witness,
-		RetryAt: after(e.RetryAt), Asked: e.Asked, DismissedAt: before(e.DismissedAt),
-		OpenTime: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
+		RetryAt: after(e.RetryAt), RetryAfter: e.Asked, DismissedAt: before(e.DismissedAt),
+		OpenDuration: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
 		By: e.By, Cause: e.Cause,
 	}
 	if e.Schema < evidenceSchema {
@@ -198,7 +198,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		r.Trials = append(r.Trials, Trial{t.ID, before(&t.Ago), after(&t.Left), t.Stale})
 	}
 	for _, h := range e.Heard {
-		r.heard = append(r.heard, heard{h.Source, h.Number})
+		r.lastNumbers = append(r.lastNumbers, lastNumber{h.Source, h.Number})
 	}
 	return r, nil
 }
@@ -208,7 +208,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 // apply only to the processes whose last call failed.
 func (r *Record) fromBeforeEvidence() {
 	r.SuspectAt, r.Rated = time.Time{}, false
-	if r.State != StateClosed && r.Moved < r.Since {
+	if r.State != StateClosed && r.Manual < r.Since {
 		r.addEvidence(&Limits{FailMax: max(1, r.Failures)})
 	}
 }
@@ -220,15 +220,15 @@ func (e *encodedRecord) check(now time.Time) error {
 		return fmt.Errorf("has schema %d", e.Schema)
 	case e.State > StateHalfOpen:
 		return fmt.Errorf("has no state of the number %d", e.State)
-	case min(e.Generation, e.Since, e.Opened, e.Moved) < 0:
+	case min(e.Generation, e.Since, e.Opened, e.Manual) < 0:
 		return errors.New("has a negative generation")
-	case max(e.Generation, e.Since, e.Opened, e.Moved) > min(maxGeneration, now.AddDate(100, 0, 0).UnixMilli()):
+	case max(e.Generation, e.Since, e.Opened, e.Manual) > min(maxGeneration, now.AddDate(100, 0, 0).UnixMilli()):
 		// Generations follow the storage's clock. One that somebody made up
 		// would stand above all to come.
-		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Moved))
+		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Manual))
 	case min(e.Failures, e.Successes, e.Threshold, e.Score) < 0 || max(e.Failures, e.Successes, e.Threshold, e.Score) > math.MaxInt32:
 		return errors.New("has counts beyond any limit")
-	case e.Override != nil && !e.Override.until(time.Time{}).canBe():
+	case e.Override != nil && !e.Override.until(time.Time{}).isValid():
 		return errors.New("has an override that cannot be")
 	case e.OpenTime < 0:
 		return errors.New("has an open time below zero")
@@ -236,7 +236,7 @@ func (e *encodedRecord) check(now time.Time) error {
 		return errors.New("has a window that cannot be")
 	case max(len(e.By), len(e.Cause)) > maxTextLength:
 		return errors.New("has a cause or an instance that is too long")
-	case len(e.Trials) > maxMaxTrials || len(e.Heard) > maxHeard:
+	case len(e.Trials) > maxMaxTrials || len(e.Heard) > maxSenders:
 		return errors.New("has more trials or sources than any limit")
 	}
 	for _, b := range e.Window {
@@ -319,7 +319,7 @@ func parseEvent(text string) (e Event, err error) {
 		if o.Left != nil {
 			until = time.UnixMilli(*o.Left)
 		}
-		if e.Override = o.until(until); !e.Override.canBe() || o.Left != nil && (*o.Left < 0 || *o.Left > forever) {
+		if e.Override = o.until(until); !e.Override.isValid() || o.Left != nil && (*o.Left < 0 || *o.Left > forever) {
 			return Event{}, errors.New("has an override that cannot be")
 		}
 	}

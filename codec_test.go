@@ -18,7 +18,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 	now := time.UnixMilli(1_790_000_000_000)
 	for name, r := range map[string]Record{
 		"zero":   {},
-		"streak": {Generation: 7, Since: 5, Opened: 3, Moved: 4, Failures: 2, By: "a", heard: []heard{{"s", 1<<64 - 1}}},
+		"streak": {Generation: 7, Since: 5, Opened: 3, Manual: 4, Failures: 2, By: "a", lastNumbers: []lastNumber{{"s", 1<<64 - 1}}},
 		"suspect": {
 			Generation: 7, Failures: 5, Threshold: 5, Score: 6, By: "a", Cause: "b",
 			SuspectAt: now.Add(-time.Second), DueAt: now.Add(time.Minute),
@@ -83,7 +83,7 @@ func TestHostileRecords(t *testing.T) {
 func requireBounds(t *testing.T, r Record, now time.Time) {
 	t.Helper()
 	require.LessOrEqual(t, r.State, StateHalfOpen)
-	require.GreaterOrEqual(t, min(r.Generation, r.Since, r.Opened, r.Moved), int64(0))
+	require.GreaterOrEqual(t, min(r.Generation, r.Since, r.Opened, r.Manual), int64(0))
 	require.GreaterOrEqual(t, min(r.Failures, r.Successes, r.Threshold, r.Score), 0)
 	require.LessOrEqual(t, len(r.Trials), maxMaxTrials)
 	for _, until := range append([]time.Time{r.DueAt, r.RetryAt, r.SuspectAt, r.DismissedAt, r.ClosedAt}, deadlines(r.Trials)...) {
@@ -95,7 +95,7 @@ func FuzzParseRecord(f *testing.F) {
 	now := time.UnixMilli(1_790_000_000_000)
 	for _, r := range []Record{
 		{}, {Failures: 1}, {State: StateOpen, DueAt: now.Add(time.Hour)},
-		{State: StateHalfOpen, Trials: []Trial{{"a", now, now, true}}, heard: []heard{{"s", 5}}},
+		{State: StateHalfOpen, Trials: []Trial{{"a", now, now, true}}, lastNumbers: []lastNumber{{"s", 5}}},
 		{Threshold: 5, SuspectAt: now, Score: 5, DismissedAt: now},
 	} {
 		f.Add(AppendRecord(nil, r, now))

@@ -45,7 +45,7 @@
 //
 // Users of a breaker need none of these names, and the doc of each says so:
 // [Storage], [Record] with its methods, [Change], [Calls], [Window], [Bucket],
-// [Settlement], [Move], [Limits], [Trial], [Verdict], [AppendRecord],
+// [Settlement], [ManualState], [Limits], [Trial], [Verdict], [AppendRecord],
 // [ParseRecord], [RecordError], [CheckName], [CheckSource]. Package storagetest has
 // the tests that a storage must pass.
 //

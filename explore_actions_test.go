@@ -198,7 +198,7 @@ func (w *world) next() (next time.Time) {
 			stored(r.SuspectAt.Add(time.Duration(evidence.rated) * l.Suspicion))
 		}
 	}
-	stored(r.calmUntil(l))
+	stored(r.noSuspicionUntil(l))
 	for _, t := range r.Trials {
 		stored(t.Deadline)
 	}
@@ -420,7 +420,7 @@ func (w *world) act(a action, p, i int) *violation {
 		w.lost, w.record, w.written, w.applied, w.supplied = true, Record{}, time.Time{}, nil, [3]int8{}
 	case actFailover:
 		spend(&w.left.failover)
-		w.lost, w.record, w.applied = true, w.replaced, w.replaced.heard
+		w.lost, w.record, w.applied = true, w.replaced, w.replaced.lastNumbers
 	case actClock:
 		spend(&w.left.clock)
 		w.lost = true

@@ -41,7 +41,7 @@ func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *viol
 		}
 	}
 	switch {
-	case next.State != StateOpen || base.State == StateOpen || c.Move != nil || w.lost || w.kind.lateCrash:
+	case next.State != StateOpen || base.State == StateOpen || c.Manual != nil || w.lost || w.kind.lateCrash:
 	case base.State == StateHalfOpen && (base.Witness == "" || base.Witness[0] == c.Source[0]):
 		return violates("I2", "%s confirms its own failed trial: %s", c.Source, w.show(base))
 	case base.State == StateHalfOpen:
@@ -67,13 +67,13 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 		return violates("I4", "the storage refuses outcomes of %s: %s at %s", c.Source, w.showChange(c), w.show(base))
 	case verdict == VerdictRefused:
 		return nil
-	case c.Ask != "" && next.trial(c.Ask) >= 0 && base.trial(c.Ask) < 0 && base.State == StateHalfOpen && base.Witness == c.Source && now.Before(base.RetryAt) && c.Move == nil && !w.lost:
+	case c.RequestTrial != "" && next.trial(c.RequestTrial) >= 0 && base.trial(c.RequestTrial) < 0 && base.State == StateHalfOpen && base.Witness == c.Source && now.Before(base.RetryAt) && c.Manual == nil && !w.lost:
 		return violates("I9", "the process whose trial has failed gets the next one: %s", w.show(base))
 	case next.Generation < base.Generation:
 		return violates("I5", "the storage goes back from generation %d to %d", base.Generation, next.Generation)
 	case next.Generation == base.Generation && (!sameRecord(next, base) || next.DueAt.After(base.DueAt) || next.SuspectAt.After(base.SuspectAt) || len(next.Trials) > len(before.Trials)):
 		return violates("I5", "the storage has another record of generation %d: %s, not %s", base.Generation, w.show(next), w.show(base))
-	case next.Generation != base.Generation && verdict != VerdictMoved:
+	case next.Generation != base.Generation && verdict != VerdictChanged:
 		return violates("I5", "the storage has a new generation, and nobody is notified")
 	case again && !restored && next.Generation == base.Generation && (next.Failures != base.Failures || next.Score != base.Score || next.Successes != base.Successes || sum(next.Window.Buckets) != sum(base.Window.Buckets)):
 		return violates("I4", "%s counts twice: %s, not %s", w.showChange(c), w.show(next), w.show(base))
@@ -142,7 +142,7 @@ func (w *world) check() *violation {
 // success is reported if the circuit is suspect.
 func isEnough(known, kept *Record) bool {
 	return known.State == StateClosed && kept.State == StateClosed && known.Generation < kept.Generation && !known.hasEvidence() && !kept.Rated &&
-		known.Since == kept.Since && known.Moved == kept.Moved && (known.Failures > 0 || !kept.scored())
+		known.Since == kept.Since && known.Manual == kept.Manual && (known.Failures > 0 || !kept.scored())
 }
 
 // rejectsRightly checks that a process rejects only if its own last call failed, or
@@ -196,7 +196,7 @@ func (w *world) show(r *Record) string {
 	}
 	rel := func(g int64) int64 { return g - explored.UnixMilli() }
 	add(r.Since > 0, "since %+d", rel(r.Since))
-	add(r.Moved > 0, "moved %+d", rel(r.Moved))
+	add(r.Manual > 0, "moved %+d", rel(r.Manual))
 	add(r.Failures > 0, "failures %d", r.Failures)
 	add(r.Successes > 0, "successes %d", r.Successes)
 	add(r.Threshold > 0, "score %d/%d", r.Score, r.Threshold)
@@ -230,14 +230,14 @@ func (w *world) showChange(c *Change) string {
 	for _, t := range c.Settled {
 		s += fmt.Sprintf(" %s %v", t.ID, t.Outcome)
 	}
-	if c.Move != nil {
-		s += " to " + c.Move.To.String()
+	if c.Manual != nil {
+		s += " to " + c.Manual.To.String()
 	}
 	if c.Override != nil {
 		s += " override " + c.Override.State.String()
 	}
-	if c.Ask != "" {
-		s += " asks for " + c.Ask
+	if c.RequestTrial != "" {
+		s += " asks for " + c.RequestTrial
 	}
 	return s
 }

@@ -108,9 +108,9 @@ func (e *encoder) window(w *Window, now time.Time) {
 
 func (e *encoder) record(r *Record, now time.Time) {
 	s := e.w.kind.settings
-	e.generations(r.Generation, r.Since, r.Opened, r.Moved)
+	e.generations(r.Generation, r.Since, r.Opened, r.Manual)
 	e.bytes = append(e.bytes, byte(r.State), byte(r.Failures), byte(r.Successes), byte(r.Threshold), byte(r.Score))
-	e.bool(r.Rated, r.Asked, r.Override != nil)
+	e.bool(r.Rated, r.RetryAfter, r.Override != nil)
 	e.time(r.DueAt, now, 1)
 	e.time(r.SuspectAt, now, e.past)
 	e.time(r.DismissedAt, now, s.Suspicion+1)
@@ -118,7 +118,7 @@ func (e *encoder) record(r *Record, now time.Time) {
 		e.time(r.RetryAt, now, 1)
 	}
 	if s.MaxResetTimeout > 0 || s.Ramp > 0 {
-		e.int(int64(r.OpenTime))
+		e.int(int64(r.OpenDuration))
 		e.time(r.ClosedAt, now, time.Hour)
 	}
 	for _, t := range r.Trials {
@@ -133,10 +133,10 @@ func (e *encoder) record(r *Record, now time.Time) {
 		e.time(o.Until, now, 1)
 	}
 	e.window(&r.Window, now)
-	e.heard(r.heard)
+	e.heard(r.lastNumbers)
 }
 
-func (e *encoder) heard(all []heard) {
+func (e *encoder) heard(all []lastNumber) {
 	for p := range e.w.procs {
 		for _, h := range all {
 			if int(h.source[0]-'a') == e.order[p] {
@@ -162,16 +162,16 @@ func (e *encoder) change(c *Change, now time.Time) {
 	e.bytes = append(e.bytes, 253, byte(c.Calls.Failures), byte(c.Calls.Successes), byte(c.Calls.Lead), byte(c.Calls.Streak))
 	e.window(&Window{Buckets: c.Counted}, now)
 	e.int(int64(c.OpenFor))
-	e.bool(c.Move != nil, c.Override != nil, c.Ask != "")
-	if c.Move != nil {
-		e.byte(byte(c.Move.To))
+	e.bool(c.Manual != nil, c.Override != nil, c.RequestTrial != "")
+	if c.Manual != nil {
+		e.byte(byte(c.Manual.To))
 	}
 	if c.Override != nil {
 		e.byte(byte(c.Override.State))
 		e.time(c.Override.Until, now, 1)
 	}
-	if c.Ask != "" {
-		e.id(c.Ask)
+	if c.RequestTrial != "" {
+		e.id(c.RequestTrial)
 	}
 }
 

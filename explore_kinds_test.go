@@ -35,7 +35,7 @@ func exploreConfig(failMax, trials, successes int) Config {
 
 func exploredMoves() (all []Change) {
 	for _, s := range [...]State{StateClosed, StateOpen, StateHalfOpen} {
-		all = append(all, Change{Move: &Move{s}})
+		all = append(all, Change{Manual: &ManualState{s}})
 	}
 	return all
 }

@@ -14,11 +14,11 @@ type world struct {
 	now  time.Time
 	skew time.Duration // of the storage's clock
 
-	record   Record    // as the storage keeps it, on its clock
-	written  time.Time // on its clock
-	replaced Record    // the record before the last write that watchers were notified of
-	applied  []heard   // the changes that the storage has applied
-	supplied [3]int8   // the failures on record that each process has supplied
+	record   Record       // as the storage keeps it, on its clock
+	written  time.Time    // on its clock
+	replaced Record       // the record before the last write that watchers were notified of
+	applied  []lastNumber // the changes that the storage has applied
+	supplied [3]int8      // the failures on record that each process has supplied
 
 	procs    []*process
 	messages []message
@@ -176,7 +176,7 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 	case len(r.leases) > w.kind.config.MaxTrials+2:
 		return violates("I7", "%c keeps %d leases", 'a'+p, len(r.leases))
 	}
-	if cleared := r.shared.Since > before.Since && r.shared.State == StateClosed || r.shared.Moved > before.Moved; cleared {
+	if cleared := r.shared.Since > before.Since && r.shared.State == StateClosed || r.shared.Manual > before.Manual; cleared {
 		pr.failed = false
 		pr.reference.reset(false)
 	}
@@ -184,7 +184,7 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 		pr.reference.reset(false)
 		pr.forgiven = true
 	}
-	if r.local.Override != nil || r.local.Moved > 0 {
+	if r.local.Override != nil || r.local.Manual > 0 {
 		pr.reference.reset(true)
 	}
 	return w.onTime(p)
@@ -193,7 +193,7 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 // sameRecord reports whether two records of one generation may be distinguished by
 // their counts, the ends of leases and shorter waits only.
 func sameRecord(a, b *Record) bool {
-	return a.State == b.State && a.Since == b.Since && a.Opened == b.Opened && a.Moved == b.Moved && a.hasEvidence() == b.hasEvidence() &&
+	return a.State == b.State && a.Since == b.Since && a.Opened == b.Opened && a.Manual == b.Manual && a.hasEvidence() == b.hasEvidence() &&
 		a.Witness == b.Witness && (a.Override == nil || b.Override == nil || a.Override.State == b.Override.State)
 }
 
@@ -292,7 +292,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 		c.Counted = translated(c.Counted, w.now, now)
 		c.Override = c.Override.translated(w.now, now)
 	}
-	again := slices.ContainsFunc(w.applied, func(h heard) bool { return h.source == c.Source && h.number >= c.Number })
+	again := slices.ContainsFunc(w.applied, func(h lastNumber) bool { return h.source == c.Source && h.number >= c.Number })
 	next, verdict := base.Apply(c, now)
 	if !again && verdict != VerdictRefused {
 		w.supplies(m.process, &base, &next, &c)
@@ -302,16 +302,16 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	}
 	says := next.notice(&w.record)
 	if verdict != VerdictRefused {
-		if verdict == VerdictMoved {
+		if verdict == VerdictChanged {
 			w.replaced = w.record
 		}
 		w.record, w.written = next, now
 		if !again {
-			w.applied = append(slices.DeleteFunc(slices.Clone(w.applied), func(h heard) bool { return h.source == c.Source }), heard{c.Source, c.Number})
+			w.applied = append(slices.DeleteFunc(slices.Clone(w.applied), func(h lastNumber) bool { return h.source == c.Source }), lastNumber{c.Source, c.Number})
 		}
 	}
 	rec := w.here(next)
-	if verdict == VerdictMoved {
+	if verdict == VerdictChanged {
 		for p, pr := range w.procs {
 			if !pr.dead && !pr.replica.stopped {
 				w.change(p).pushes = append(slices.Clone(pr.pushes), push{says, &rec})

@@ -200,7 +200,7 @@ func TestASuspectCircuitHasNoTrial(t *testing.T) {
 	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, Suspicion: 50 * time.Millisecond}
 	r, _ := Record{}.Apply(Change{Source: "a", Number: 1, Limits: l, Calls: Calls{Failures: 1, Lead: 1, Streak: 1}}, simStart)
 	assert.True(t, r.Suspect())
-	r, verdict := r.Apply(Change{Source: "b", Number: 1, Limits: l, Seen: r, Ask: "b.1"}, simStart.Add(time.Hour))
+	r, verdict := r.Apply(Change{Source: "b", Number: 1, Limits: l, Seen: r, RequestTrial: "b.1"}, simStart.Add(time.Hour))
 	assert.Equal(t, VerdictRefused, verdict)
 	assert.True(t, r.Suspect())
 }

@@ -246,7 +246,7 @@ func (s *simulation) make(c *Change) Record {
 	if verdict != VerdictRefused {
 		s.record = rec
 	}
-	if verdict == VerdictMoved {
+	if verdict == VerdictChanged {
 		s.notify(rec.notice(&before), rec)
 	}
 	if rec.suspect() && !before.suspect() {

@@ -194,7 +194,7 @@ func (l *link) send(c *Breaker, q *request) {
 	go l.request(c, q.Change, down, func() bool { return true }, failed, func(a answer) {
 		switch {
 		case a.err == nil:
-			if a.verdict == VerdictMoved || a.verdict == VerdictApplied && q.counts() {
+			if a.verdict == VerdictChanged || a.verdict == VerdictApplied && q.counts() {
 				if doubted != 0 && l.doubted.CompareAndSwap(doubted, 0) {
 					l.mu.Lock()
 					l.tellAvailable()

@@ -29,21 +29,21 @@ type outbox struct {
 
 // draft is what the next change is to report.
 type draft struct {
-	Settled  []Settlement
-	Calls    Calls
-	OpenFor  time.Duration // the longest that its failures ask for
-	Move     *Move
-	Override *Override
-	Ask      string
+	Settled      []Settlement
+	Calls        Calls
+	OpenFor      time.Duration // the longest that its failures ask for
+	Manual       *ManualState
+	Override     *Override
+	RequestTrial string
 }
 
 func (d *draft) change() Change {
-	return Change{Settled: d.Settled, Calls: d.Calls, OpenFor: d.OpenFor, Move: d.Move, Override: d.Override, Ask: d.Ask}
+	return Change{Settled: d.Settled, Calls: d.Calls, OpenFor: d.OpenFor, Manual: d.Manual, Override: d.Override, RequestTrial: d.RequestTrial}
 }
 
 // acts reports whether the draft has more than outcomes of calls.
 func (d *draft) acts() bool {
-	return len(d.Settled) > 0 || d.Move != nil || d.Override != nil || d.Ask != ""
+	return len(d.Settled) > 0 || d.Manual != nil || d.Override != nil || d.RequestTrial != ""
 }
 
 // empty reports whether there is nothing to report, and no answer to come.
@@ -187,7 +187,7 @@ func (r *replica) outgoing(now time.Time) *request {
 // fill makes what is to be reported the next change, if it may be sent yet. A process
 // that has received no record yet reads it first: see limitEvidence.
 func (r *replica) fill(now time.Time) bool {
-	if r.news == 0 && r.trouble != nil && r.out.next.Move == nil && r.out.next.Override == nil {
+	if r.news == 0 && r.trouble != nil && r.out.next.Manual == nil && r.out.next.Override == nil {
 		return false
 	}
 	next, held, rated := &r.out.next, now.Before(r.out.hold) && !r.reportsRate(), r.isRated()
@@ -244,8 +244,8 @@ func (r *replica) acknowledged() uint64 {
 // manual returns the manual changes that the storage has not acknowledged. One of
 // them replaces a record that cannot be read.
 func (o *outbox) manual() (c Change, some bool) {
-	if c.Move, c.Override = o.next.Move, o.next.Override; o.sent != nil {
-		c.Move, c.Override = cmp.Or(c.Move, o.sent.Move), cmp.Or(c.Override, o.sent.Override)
+	if c.Manual, c.Override = o.next.Manual, o.next.Override; o.sent != nil {
+		c.Manual, c.Override = cmp.Or(c.Manual, o.sent.Manual), cmp.Or(c.Override, o.sent.Override)
 	}
-	return c, c.Move != nil || c.Override != nil
+	return c, c.Manual != nil || c.Override != nil
 }

@@ -182,7 +182,7 @@ var closed Record
 
 // isNew reports whether the record has nothing that closed does not have.
 func (r *Record) isNew() bool {
-	return r.Generation == 0 && !r.matters() && r.level() == 0 && len(r.Window.Buckets) == 0 && len(r.Trials) == 0
+	return r.Generation == 0 && !r.affectsCalls() && r.level() == 0 && len(r.Window.Buckets) == 0 && len(r.Trials) == 0
 }
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
@@ -394,7 +394,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	a.trial = r.newID()
 	if b.local {
-		c := Change{By: r.settings.Instance, Ask: a.trial}
+		c := Change{By: r.settings.Instance, RequestTrial: a.trial}
 		if r.applyLocal(&c, now) == VerdictRefused {
 			return a, rejects
 		}
@@ -402,7 +402,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	switch {
 	case !r.attached():
-		if b.shared && !r.standIn.ask(a.trial, r.terms(), now) {
+		if b.shared && !r.standIn.requestTrial(a.trial, r.terms(), now) {
 			return a, rejects
 		}
 		return a, admits
@@ -410,7 +410,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
-	r.out.next.Ask = a.trial
+	r.out.next.RequestTrial = a.trial
 	r.noted++
 	return a, waits
 }
@@ -501,8 +501,8 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 			return r.admission(a.trial), admits
 		}
 		l.end(result{outcome: OutcomeIgnored}, now)
-		if r.out.next.Ask == a.trial {
-			r.out.next.Ask = ""
+		if r.out.next.RequestTrial == a.trial {
+			r.out.next.RequestTrial = ""
 		}
 		r.settleLeases(now)
 	}
@@ -585,7 +585,7 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 		r.changeLocally(c, now)
 		return 0
 	}
-	r.out.next.Move = cmp.Or(c.Move, r.out.next.Move)
+	r.out.next.Manual = cmp.Or(c.Manual, r.out.next.Manual)
 	r.out.next.Override = cmp.Or(c.Override, r.out.next.Override)
 	r.noted++
 	return r.noted
@@ -593,12 +593,12 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 
 func (r *replica) changeLocally(c Change, now time.Time) {
 	if c.Override != nil {
-		r.released = r.shared.Moved
+		r.released = r.shared.Manual
 	}
-	if c.Move != nil {
+	if c.Manual != nil {
 		r.standIn = nil
 	}
-	local := Change{By: r.settings.Instance, Move: c.Move, Override: c.Override}
+	local := Change{By: r.settings.Instance, Manual: c.Manual, Override: c.Override}
 	r.applyLocal(&local, now)
 }
 
@@ -606,9 +606,9 @@ func (r *replica) changeLocally(c Change, now time.Time) {
 // applies while the storage is unavailable, too.
 func (r *replica) override(now time.Time) *Override {
 	switch {
-	case r.local.Override.holds(now):
+	case r.local.Override.isActive(now):
 		return r.local.Override
-	case r.shared.Override.holds(now) && r.released != r.shared.Moved:
+	case r.shared.Override.isActive(now) && r.released != r.shared.Manual:
 		return r.shared.Override
 	}
 	return nil
@@ -707,7 +707,7 @@ func (r *replica) answered(q *request, rec Record, now time.Time) {
 	r.landed = r.through
 	for i := range r.leases {
 		switch l := &r.leases[i]; {
-		case l.phase != phaseAsked || r.out.next.Ask == l.id:
+		case l.phase != phaseAsked || r.out.next.RequestTrial == l.id:
 		case r.shared.trial(l.id) >= 0:
 			l.phase = phaseGranted
 		default:
@@ -741,7 +741,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 	}
 	r.out.checkAt = time.Time{}
 	// A manual change of before this process started is none for its own circuit, once it is over.
-	moved := rec.Moved > before.Moved && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
+	moved := rec.Manual > before.Manual && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
 	if moved || !first && rec.Since > before.Since && rec.State == StateClosed {
 		// A manual change, or a trial has closed it: that is for all.
 		if r.failing = false; moved {
@@ -802,9 +802,9 @@ func (r *replica) unanswered(number uint64, why error, now time.Time) {
 		return
 	}
 	r.out.inFlight = false
-	if sent := r.out.sent; sent != nil && sent.Ask != "" { // its caller does not wait any longer
+	if sent := r.out.sent; sent != nil && sent.RequestTrial != "" { // its caller does not wait any longer
 		again := *sent
-		again.Ask = ""
+		again.RequestTrial = ""
 		r.out.sent = &again
 	}
 	r.unread(why, now)
@@ -842,7 +842,7 @@ func (r *replica) detach(why error, now time.Time) {
 	}
 	r.trouble, r.since, r.failed = why, now, 0
 	if manual, some := r.out.manual(); some { // it applies to this process at least
-		r.out.next.Move, r.out.next.Override = nil, nil
+		r.out.next.Manual, r.out.next.Override = nil, nil
 		r.changeLocally(manual, now)
 		return
 	}
@@ -853,7 +853,7 @@ func (r *replica) detach(why error, now time.Time) {
 // storage has received everything, if it rejects calls.
 func (r *replica) adopt(now time.Time) {
 	if rec := *r.effective(now); r.rejectsBy(&rec) {
-		rec.Override, rec.heard = nil, nil
+		rec.Override, rec.lastNumbers = nil, nil
 		r.standIn = &rec
 	}
 }
@@ -926,7 +926,7 @@ func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 		r.clampTo(before)
 	}
 	r.DueAt = r.dueAt(l)
-	if latest := now.Add(l.longestOpen(r.Asked)); r.RetryAt.After(latest) {
+	if latest := now.Add(l.longestOpen(r.RetryAfter)); r.RetryAt.After(latest) {
 		r.RetryAt = latest
 	}
 	for i := range r.Trials {

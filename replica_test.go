@@ -131,7 +131,7 @@ func (s *replicaScript) run(t *testing.T, line string) (results []string) {
 	case "back":
 		p.take(p.step(s.now, func(r *replica) { r.back() }))
 	case "set":
-		p.take(p.step(s.now, func(r *replica) { r.manual(Change{By: name, Move: &Move{stateOf(t, what)}}, s.now) }))
+		p.take(p.step(s.now, func(r *replica) { r.manual(Change{By: name, Manual: &ManualState{stateOf(t, what)}}, s.now) }))
 	case "stop":
 		p.take(p.step(s.now, func(r *replica) { r.stopped = true }))
 	case "wake":
@@ -269,12 +269,12 @@ func textOfChange(c *Change) string {
 	calls := sum(c.Counted)
 	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)
 	add(c.OpenFor > 0, "open for %v", c.OpenFor)
-	add(c.Ask != "", "asks for trial %s", c.Ask)
+	add(c.RequestTrial != "", "asks for trial %s", c.RequestTrial)
 	for _, ended := range c.Settled {
 		add(true, "trial %s %v", ended.ID, ended.Outcome)
 	}
-	if c.Move != nil {
-		add(true, "sets %v", c.Move.To)
+	if c.Manual != nil {
+		add(true, "sets %v", c.Manual.To)
 	}
 	if len(parts) == 0 {
 		return "nothing"

@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// This file is the whole state machine of a circuit and nothing else: no I/O,
-// no clock, no lock, no goroutine. Every record changes in Record.Apply: the
-// shared one in a storage, and the local one of each process.
+// This file is the whole state machine of a circuit, in one place: that is why it is
+// long. It has no I/O, clock, lock or goroutine. Record.Apply makes every change of a
+// record: of the shared one in a storage, and of the local one in each process.
 
-// State is what a circuit does with a call.
+// State is the state of a circuit. The zero value is StateClosed.
 type State uint8
 
 const (
 	StateClosed   State = iota // calls run
-	StateOpen                  // calls are rejected until the reset timeout has passed
-	StateHalfOpen              // a few trial calls run, all others are rejected
+	StateOpen                  // calls are rejected until a trial may run
+	StateHalfOpen              // trial calls run, the others are rejected
 )
 
 // String returns "closed", "open" or "half-open".
@@ -34,7 +34,7 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", uint8(s))
 }
 
-// Outcome is the result of a call, as evidence of the service's health.
+// Outcome is the result of a call for its circuit. The zero value is OutcomeSuccess.
 type Outcome uint8
 
 const (
@@ -56,85 +56,83 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
 
-// Record is what a storage keeps of one circuit. Users meet it in
-// Breaker.Record; its methods are for authors of a Storage. The zero Record is
-// a closed circuit that never failed.
+// Record is the state of one circuit in a storage. Users receive it from
+// Breaker.Record; its methods are for authors of a Storage. The zero Record is a closed
+// circuit without failures.
 //
-// The times in a record are on the clock of the process that holds it. Records
-// are values: Apply never changes the slices of the record it is called on.
+// The times of a record are on the clock of the process that holds it. Apply does not
+// change the slices of the record it is called on.
 //
-// A record collects evidence while it is suspect, and goes on while it is open
-// or half-open because of that evidence: Threshold is set, or Rated. A closed
-// record with evidence is suspect, and rejects no call. An open or half-open
-// record with evidence applies to the processes whose own last call failed; one
-// without evidence was set manually (or is local), and applies to all.
+// A record has evidence if Threshold is set, or Rated. A closed record with evidence is
+// suspect, and rejects no call. An open or half-open record with evidence rejects the
+// calls of the processes whose own last call failed, and continues to collect evidence.
+// One without evidence was set manually (or is local), and rejects the calls of all.
 type Record struct {
 	State      State
-	Asked      bool      // the service asked for DueAt, or RetryAt (Retry-After)
+	RetryAfter bool      // DueAt, or RetryAt, follows from a Retry-After
 	Rated      bool      // the evidence is the failure rate, not consecutive failures
 	Generation int64     // raised by every write but counts, at least to the storage's time in milliseconds
-	Since      int64     // calls that were admitted in an older generation are not counted
+	Since      int64     // calls admitted in an older generation are not counted
 	Opened     int64     // the generation of the last opening
-	Moved      int64     // the generation of the last manual change or override
-	Failures   int       // consecutive failures; after an opening, as many as it took
+	Manual     int64     // the generation of the last manual change or override
+	Failures   int       // consecutive failures; while open, those that opened the circuit
 	Successes  int       // consecutive successful trials, while half-open
 	DueAt      time.Time // while open or suspect: when a trial may run
-	Trials     []Trial   // the trials that run now, in the order in which they started
+	Trials     []Trial   // running trials, in the order in which they started
 
-	SuspectAt   time.Time // while suspect, open or half-open: when it became suspect, or was opened without evidence
-	Threshold   int       // the FailMax of the process that made it suspect; 0: not because of consecutive failures
-	Score       int       // with a Threshold: a failure adds 1, a success takes 4; at 0 the suspicion is dismissed
-	Witness     string    // the source of the first failed trial of this period, or that made it suspect because of its rate: another source has to confirm
-	RetryAt     time.Time // half-open: when the Witness may run another trial
-	DismissedAt time.Time // when the last suspicion was dismissed: none begins for Limits.Suspicion
+	SuspectAt   time.Time // while suspect, open or half-open: when it became suspect, or opened without evidence
+	Threshold   int       // the FailMax of the process that made it suspect by consecutive failures; otherwise 0
+	Score       int       // with a Threshold: a failure adds 1, a success subtracts 4; at 0 the evidence is dismissed
+	Witness     string    // the source of the first failed trial of this period, or that made it suspect by its rate: another source must confirm
+	RetryAt     time.Time // while half-open: when the Witness may run another trial
+	DismissedAt time.Time // when evidence was last dismissed: no suspicion begins for Limits.Suspicion
 
-	Window   Window        // of the calls that FailureRate counts
-	OpenTime time.Duration // the last open duration, without a Retry-After; 0: no exponential backoff
-	ClosedAt time.Time     // when a trial or a manual change last closed it
+	Window       Window        // the calls for FailureRate
+	OpenDuration time.Duration // the last open duration, without a Retry-After; 0: no exponential backoff
+	ClosedAt     time.Time     // when a trial or a manual change last closed it
 
 	Override *Override // nil: none
 
 	By    string // the instance that reported the last failure of the streak, or changed the circuit
 	Cause string // of the last opening
 
-	heard []heard // to recognize what a sender repeats; see Change.Number
+	lastNumbers []lastNumber // of each sender, to recognize duplicates; see Change.Number
 }
 
-// Trial is a part of a Record, for authors of a Storage: the lease of one trial
-// call in a half-open circuit. It expires at its deadline, even if the call has
-// not ended.
+// Trial is a part of a Record, for authors of a Storage: the lease of a trial slot. It
+// expires at its deadline, even if the call has not ended.
 type Trial struct {
 	ID       string
 	Started  time.Time
 	Deadline time.Time
-	Stale    bool // the state has changed since it was granted: it occupies a slot, and its outcome is not counted
+	Stale    bool // the state has changed since it was granted: it still occupies a slot, but is not counted
 }
 
-// heard is the highest number that a source has sent.
-type heard struct {
+// lastNumber is the highest sequence number of a source.
+type lastNumber struct {
 	source string
 	number uint64
 }
 
-// Limits are a part of a Change, for authors of a Storage: the settings of the
-// sender, by which the record is evaluated. Durations are whole milliseconds.
-// A field for which 0 has no meaning beside it is at least 1.
+// Limits are a part of a Change, for authors of a Storage: the settings of the sender,
+// by which the record is evaluated. Durations are whole milliseconds. Fields without a
+// meaning for 0 are at least 1.
 type Limits struct {
 	FailMax          int
 	ResetTimeout     time.Duration
 	SuccessThreshold int
 	MaxTrials        int
 	TrialTimeout     time.Duration
-	Suspicion        time.Duration // 0: a local record, which opens at its threshold at once
-	FailureRate      float64       // 0: the rate does not count
-	Window           time.Duration // in which the rate counts
-	MinCalls         int           // in the window
+	Suspicion        time.Duration // 0 in a local record, which opens at its threshold
+	FailureRate      float64       // 0: off
+	Window           time.Duration // of the rate
+	MinCalls         int           // below which the rate is not evaluated
 	MaxResetTimeout  time.Duration // 0: no exponential backoff
-	MaxRetryAfter    time.Duration // the longest open duration that a service may ask for
+	MaxRetryAfter    time.Duration // the longest open duration by a Retry-After
 }
 
-// longestOpen bounds how long a record that calls opened may make the sender wait.
-// asked says that the service asked for it.
+// longestOpen is the longest that a record opened by calls may make the sender wait.
+// asked: the record's time follows from a Retry-After.
 func (l *Limits) longestOpen(asked bool) time.Duration {
 	if asked {
 		return max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)
@@ -142,60 +140,59 @@ func (l *Limits) longestOpen(asked bool) time.Duration {
 	return max(l.ResetTimeout, l.MaxResetTimeout)
 }
 
-// Calls are a part of a Change, for authors of a Storage: outcomes of calls
-// that were not trials.
+// Calls are a part of a Change, for authors of a Storage: the outcomes of calls other
+// than trials.
 type Calls struct {
-	Failures  int // all that count as evidence of this sender
-	Successes int // all while the record has failures or evidence
+	Failures  int // that count as evidence of this sender
+	Successes int // while the record has failures or evidence
 	Lead      int // the failures before the first success
 	Streak    int // the failures after the last success
 }
 
-// Settlement is a part of a Change, for authors of a Storage: the end of a trial.
+// Settlement is a part of a Change, for authors of a Storage: the result of a trial.
 type Settlement struct {
 	ID      string
 	Outcome Outcome
-	OpenFor time.Duration // if it opens the circuit: for at least so long
+	OpenFor time.Duration // the shortest open duration if it opens the circuit
 }
 
-// Change is for authors of a Storage, which pass it on to Record.Apply. It
-// carries everything that a process reports of a circuit, in the order in which
-// it is applied. A Change that reports nothing restores what the storage has
-// lost of Seen, and evaluates the record.
+// Change is for authors of a Storage, who pass it to Record.Apply. It has everything
+// that a process reports of a circuit, in the order in which it is applied. A Change
+// that reports nothing evaluates the record, and restores it from Seen if the storage
+// lost it.
 type Change struct {
-	Source string // names the sender; CheckSource defines what is allowed
-	Number uint64 // the sequence number, ascending for each source: a duplicate is not applied again. 0: counts each time
-	Seen   Record // the circuit as the sender knows it: Calls are of calls that were admitted in its generation
+	Source string // the sender, valid by CheckSource
+	Number uint64 // the sequence number, which rises for each source: a duplicate is not applied again. 0: always applied
+	Seen   Record // the last record that the sender received; its Calls were admitted in that generation
 	Limits Limits
 	By     string // the sender's instance
 	Cause  string // of the failures in Calls and Settled
 
-	Settled  []Settlement
-	Calls    Calls         // for the consecutive failures and the score
-	Counted  []Bucket      // for the failure rate: all calls since the sender's last
-	OpenFor  time.Duration // if Calls or Counted open the circuit: for so long, in place of Limits.ResetTimeout
-	Move     *Move
-	Override *Override // replaces the one on record; one that is over removes it
-	Ask      string    // the ID of a trial that is asked for. It is granted if the record then has it among its trials
+	Settled      []Settlement
+	Calls        Calls         // for the consecutive failures and the score
+	Counted      []Bucket      // for the failure rate: all calls since the sender's last report
+	OpenFor      time.Duration // the open duration if Calls or Counted open the circuit; 0: Limits.ResetTimeout
+	Manual       *ManualState
+	Override     *Override // replaces the one on record; an expired one removes it
+	RequestTrial string    // the ID of a requested trial. It is granted if the new record has a trial of this ID
 }
 
-// Move is a part of a Change, for authors of a Storage: a manual change of the
-// state. A user calls Breaker.SetState.
-type Move struct{ To State }
+// ManualState is a part of a Change, for authors of a Storage: a manual change of the
+// state, by Breaker.SetState or Announce.
+type ManualState struct{ To State }
 
-// Override forces the circuit open or closed for all processes, whatever the
-// outcomes of its calls are. While it is forced closed, every call runs and
-// outcomes are still counted; while it is forced open, none runs. Breaker.Override
-// rejects an override without a Reason, and so the zero Override.
+// Override forces a circuit open or closed for all processes, whatever the outcomes of
+// its calls are. While it is forced open, no call runs; while it is forced closed, every
+// call runs and is counted. The zero Override is invalid, because it has no Reason.
 type Override struct {
 	State  State     // open or closed
-	By     string    // who forces it: usually a person. At most 200 bytes; Config.Instance if empty
-	Reason string    // shown with each rejection; not empty, at most 200 bytes
-	Until  time.Time // zero: until it is removed
+	By     string    // who forces it, at most 200 bytes; default Config.Instance
+	Reason string    // shown in rejections and in the history; not empty, at most 200 bytes
+	Until  time.Time // when it expires; zero: never
 }
 
-// holds reports whether the override is there, and not over.
-func (o *Override) holds(now time.Time) bool {
+// isActive reports whether there is an override that has not expired.
+func (o *Override) isActive(now time.Time) bool {
 	return o != nil && (o.Until.IsZero() || now.Before(o.Until))
 }
 
@@ -203,30 +200,30 @@ func (o *Override) holds(now time.Time) bool {
 type Verdict uint8
 
 const (
-	VerdictRefused Verdict = iota // the record is unchanged: no trial was granted, or the change is of an older generation
+	VerdictRefused Verdict = iota // the record is unchanged, for example because no trial was granted
 	VerdictApplied                // the record is to be saved
-	VerdictMoved                  // the record is to be saved, and watchers are to be notified
+	VerdictChanged                // the record is to be saved, and watchers are to be notified
 )
 
-// maxHeard bounds the sources that a record remembers.
-const maxHeard = 512
+// maxSenders bounds the sources in a record.
+const maxSenders = 512
 
 // evidence holds the constants of the rule. A variable, so that simulated fleets
 // can try other values.
 var evidence = struct {
-	success int // what a success takes from the score; a failure adds 1
-	opens   int // it opens at so many times Threshold, of which one process supplies one
-	rated   int // a suspicion of the rate is confirmed after so many times Limits.Suspicion at the earliest
+	success int // a success subtracts this from the score; a failure adds 1
+	opens   int // the score that opens the circuit, in thresholds: one process supplies at most one
+	rated   int // the shortest time until a rate is confirmed, in Limits.Suspicion
 }{4, 2, 4}
 
-// Apply returns the record after the change, and the result of the change.
-// It is pure: now is the storage's present time, on the clock that the
-// record's times are on. docs/concepts.md has the rules.
+// Apply returns the record after the change, and the verdict. It is pure: now is the
+// present time of the storage, on the clock of the record's times. docs/concepts.md has
+// the rules.
 func (r Record) Apply(c Change, now time.Time) (Record, Verdict) {
-	return r.applied(&c, r.hasHeard(&c), now)
+	return r.applied(&c, r.isDuplicate(&c), now)
 }
 
-// applied is Apply. What a change reports that was made before is on record.
+// applied is Apply. before: the change is a duplicate, whose reports are on record.
 func (r Record) applied(c *Change, before bool, now time.Time) (Record, Verdict) {
 	next := r
 	verdict := next.apply(c, before, now)
@@ -242,8 +239,8 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 	generation := r.Generation
 	r.expire(now)
 	r.restore(&c.Seen, now)
-	// A manual change does not evaluate: an operator's program has other settings.
-	evaluates := c.counts() || c.Move == nil && c.Override == nil
+	// A manual change does not evaluate, because its sender may have other settings.
+	evaluates := c.counts() || c.Manual == nil && c.Override == nil
 	if evaluates { // the process that reached a threshold may have crashed before it evaluated the record
 		past := t
 		past.failed, past.succeeded = false, false
@@ -264,16 +261,16 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 			r.Window.Buckets = slices.Clone(r.Window.Buckets)
 			step(r.count(&c.Calls, c.Counted, &t, now))
 		}
-		if c.Move != nil {
-			r.move(c.Move.To, &t, now)
+		if c.Manual != nil {
+			r.setState(c.Manual.To, &t, now)
 			step(true)
 		}
 		if c.Override != nil {
 			r.override(*c.Override, &t, now)
 			step(true)
 		}
-		if c.Ask != "" {
-			step(r.ask(c.Ask, &t, now))
+		if c.RequestTrial != "" {
+			step(r.requestTrial(c.RequestTrial, &t, now))
 		}
 	}
 	if !reported {
@@ -282,7 +279,7 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 	verdict := VerdictApplied
 	switch {
 	case r.Generation != generation:
-		verdict = VerdictMoved
+		verdict = VerdictChanged
 	case !applied:
 		return VerdictRefused
 	}
@@ -292,8 +289,8 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 	return verdict
 }
 
-// tally is apply for a change that has nothing but one sender's calls. The
-// record's window is its own, and is written to in place.
+// tally is apply for calls of one sender, and a record whose window it may change in
+// place.
 func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	r.expire(now)
 	r.count(c, counted, t, now)
@@ -307,18 +304,18 @@ func (c *Change) counts() bool { return c.Calls != (Calls{}) || len(c.Counted) >
 
 // acts reports whether the change has more than outcomes of calls.
 func (c *Change) acts() bool {
-	return len(c.Settled) > 0 || c.Move != nil || c.Override != nil || c.Ask != ""
+	return len(c.Settled) > 0 || c.Manual != nil || c.Override != nil || c.RequestTrial != ""
 }
 
-// terms are what the steps of a change are evaluated by.
+// terms are the parts of a change that its steps need for evaluation.
 type terms struct {
 	limits     *Limits
 	source     string
 	by, cause  string
 	openFor    time.Duration
-	generation int64 // that the sender has seen
-	failed     bool  // at least one of the reported calls
-	succeeded  bool  // at least one
+	generation int64 // of Seen
+	failed     bool  // a reported call failed
+	succeeded  bool  // a reported call succeeded
 }
 
 func termsOf(c *Change) terms {
@@ -329,20 +326,20 @@ func termsOf(c *Change) terms {
 	return t
 }
 
-// openTime is how long the circuit stays open if calls open it, and whether the
-// service asked for that.
-func (t *terms) openTime(grown time.Duration) (d time.Duration, asked bool) {
+// openDuration is the open duration if calls open the circuit, and whether it follows
+// from a Retry-After.
+func (t *terms) openDuration(grown time.Duration) (d time.Duration, asked bool) {
 	return max(cmp.Or(t.openFor, t.limits.ResetTimeout), grown), t.openFor > max(t.limits.ResetTimeout, grown)
 }
 
-// At returns the record as it is at the given time: without the leases and the
-// override that have ended. A storage that loads a record returns it so.
+// At returns the record at the given time, without expired leases and without an expired
+// override. Storage.Load returns it in this form.
 func (r Record) At(now time.Time) Record {
 	r.expire(now)
 	return r
 }
 
-// at is At without a copy where time has changed nothing.
+// at is At without a copy if nothing can expire.
 func (r *Record) at(now time.Time) *Record {
 	if len(r.Trials) == 0 && r.Override == nil {
 		return r
@@ -356,7 +353,7 @@ func (r *Record) expire(now time.Time) {
 	if len(r.Trials) > 0 {
 		r.Trials = liveTrials(r.Trials, now)
 	}
-	if !r.Override.holds(now) {
+	if !r.Override.isActive(now) {
 		r.Override = nil
 	}
 }
@@ -367,43 +364,44 @@ func (r *Record) scored() bool { return r.Threshold > 0 }
 // hasEvidence reports whether the record collects evidence.
 func (r *Record) hasEvidence() bool { return r.scored() || r.Rated }
 
-// Suspect reports whether the circuit has reached a threshold, and the evidence
-// of the fleet is being collected. Calls run.
+// Suspect reports whether the circuit is suspect: a threshold was reached, all processes
+// report their results, and calls run.
 func (r Record) Suspect() bool { return r.suspect() }
 
 func (r *Record) suspect() bool { return r.State == StateClosed && r.hasEvidence() }
 
-// Healthy reports that the record has nothing that the zero Record does not have:
-// it is closed, without failures.
+// Healthy reports whether the circuit is closed, not suspect, and without failures.
 func (r Record) Healthy() bool {
 	return r.State == StateClosed && r.Failures == 0 && !r.suspect()
 }
 
-// matters reports whether calls may meet something else than a closed circuit.
-func (r *Record) matters() bool { return r.State != StateClosed || r.suspect() || r.Override != nil }
-
-// stillBlocks reports whether something of the record is yet to pass. A record that
-// is due is not worth restoring: from a lost one it differs by one trial.
-func (r *Record) stillBlocks(now time.Time) bool {
-	return r.Override != nil || r.matters() && (now.Before(r.DueAt) || now.Before(r.RetryAt) || len(r.Trials) > 0)
+// affectsCalls reports whether the circuit is not closed, is suspect, or overridden.
+func (r *Record) affectsCalls() bool {
+	return r.State != StateClosed || r.suspect() || r.Override != nil
 }
 
-// restore makes the record what the sender knows, if that is of a higher
-// generation: then the storage has lost something.
+// stillBlocks reports whether the record is worth restoring. One that is ready for a
+// trial is not: it differs from a lost one by that trial only.
+func (r *Record) stillBlocks(now time.Time) bool {
+	return r.Override != nil || r.affectsCalls() && (now.Before(r.DueAt) || now.Before(r.RetryAt) || len(r.Trials) > 0)
+}
+
+// restore replaces the record by that of the sender if its generation is higher: the
+// storage has lost data.
 func (r *Record) restore(seen *Record, now time.Time) {
 	switch {
 	case seen.Generation == r.Generation:
 		r.clampTo(seen)
 		r.expire(now)
-	case seen.Generation > r.Generation && (seen.at(now).stillBlocks(now) || r.matters()):
-		heard := r.heard
+	case seen.Generation > r.Generation && (seen.at(now).stillBlocks(now) || r.affectsCalls()):
+		heard := r.lastNumbers
 		*r = seen.At(now)
-		r.heard = heard
+		r.lastNumbers = heard
 	}
 }
 
-// clampTo bounds the waits of the record by those that were known of the same
-// generation: a clock that steps back prolongs nothing.
+// clampTo bounds the times of the record by those that the sender received for the same
+// generation: a clock that is set back prolongs no wait.
 func (r *Record) clampTo(seen *Record) {
 	if r.Generation == 0 {
 		return
@@ -426,7 +424,7 @@ func (r *Record) clampTo(seen *Record) {
 	}
 }
 
-// count adds the outcomes of calls; evaluate draws the conclusions.
+// count adds the outcomes of calls. It does not evaluate them.
 func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
 	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
 		return false
@@ -436,21 +434,21 @@ func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool
 	}
 	r.setLevel(r.step(c, t.limits, now).to(r.level()))
 	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
-		r.DueAt, r.Asked, r.Generation = due, t.openFor > t.limits.ResetTimeout, r.nextGeneration(t, now)
+		r.DueAt, r.RetryAfter, r.Generation = due, t.openFor > t.limits.ResetTimeout, r.nextGeneration(t, now)
 	}
 	return true
 }
 
-// A step is what a change does to the one count of a record: the consecutive
-// failures or, with evidence, the score. It and Window.add are the only parts of
-// the state machine that also run in a storage that can count by itself.
+// step is the change of a record's count: of the consecutive failures or, with evidence,
+// of the score. count.lua carries out a step and Window.add too: no other part of the
+// state machine exists twice.
 type step struct {
-	add      int  // first
-	restarts bool // then, if nothing was added or the count is below the upper limit, it becomes after
+	add      int  // is added first
+	restarts bool // then the count becomes after, if nothing was added or it is below upper
 	after    int
-	lower    int // at or below it, or at or above the upper limit, the record is to be evaluated before it counts on
+	lower    int // at or below lower, and at or above upper, the record must be evaluated before it counts again
 	upper    int
-	until    time.Time // from then on the upper limit is another; zero: never
+	until    time.Time // when upper changes; zero: never
 }
 
 func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
@@ -463,12 +461,12 @@ func (r *Record) step(c *Calls, l *Limits, now time.Time) step {
 	}
 	s := step{add: c.Lead, restarts: c.Successes > 0, after: c.Streak, lower: -1, upper: unlimited}
 	if !r.Rated {
-		s.atLimit(l.FailMax, r.calmUntil(l), now)
+		s.atLimit(l.FailMax, r.noSuspicionUntil(l), now)
 	}
 	return s
 }
 
-// atLimit sets an upper limit that holds from a time on.
+// atLimit sets an upper limit that applies from a time on.
 func (s *step) atLimit(upper int, from, now time.Time) {
 	if now.Before(from) {
 		s.until = from
@@ -477,9 +475,9 @@ func (s *step) atLimit(upper int, from, now time.Time) {
 	}
 }
 
-// opensAt is the score that opens the circuit for a process with these limits. A
-// process with a lower FailMax that made the circuit suspect does not decide for one
-// with a higher.
+// opensAt is the score at which a report with these limits opens the circuit. A process
+// with a low FailMax that made the circuit suspect does not decide for one with a higher
+// FailMax (R17).
 func (r *Record) opensAt(l *Limits) int {
 	threshold := r.Threshold
 	if l.FailMax < unlimited {
@@ -514,36 +512,36 @@ func (r *Record) setLevel(n int) {
 	}
 }
 
-// calmUntil is until when no suspicion begins, by the settings of the process
-// that evaluates.
-func (r *Record) calmUntil(l *Limits) time.Time { return r.DismissedAt.Add(l.Suspicion) }
+// noSuspicionUntil is the time before which no suspicion begins, by the settings of the
+// sender.
+func (r *Record) noSuspicionUntil(l *Limits) time.Time { return r.DismissedAt.Add(l.Suspicion) }
 
-// evaluate draws the conclusions from the evidence: a closed record becomes
-// suspect, a suspect one opens, and what is refuted is dismissed.
+// evaluate changes the state by the evidence: a closed record becomes suspect, a suspect
+// one opens or is dismissed, and an open one may be dismissed.
 func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 	switch {
 	case r.scored() && r.Score <= 0, r.Rated && (rate.under || rate.empty && t.succeeded):
 		r.dismiss(t, now)
 	case r.suspect():
 		if r.confirmed(&rate, t, now) {
-			grown := r.grown(t.limits, r.SuspectAt)
+			grown := r.nextOpenDuration(t.limits, r.SuspectAt)
 			r.State, r.Generation = StateOpen, r.nextGeneration(t, now)
-			if !now.Before(r.DueAt) { // nobody called for so long
-				open, asked := t.openTime(grown)
-				r.SuspectAt, r.DueAt, r.Asked = now, now.Add(open), asked
+			if !now.Before(r.DueAt) { // without calls for that long
+				open, asked := t.openDuration(grown)
+				r.SuspectAt, r.DueAt, r.RetryAfter = now, now.Add(open), asked
 			}
-			r.Opened, r.OpenTime = r.Generation, cmp.Or(grown, r.OpenTime)
+			r.Opened, r.OpenDuration = r.Generation, cmp.Or(grown, r.OpenDuration)
 		}
-	case r.State != StateClosed || now.Before(r.calmUntil(t.limits)):
+	case r.State != StateClosed || now.Before(r.noSuspicionUntil(t.limits)):
 	case r.Failures >= t.limits.FailMax:
-		r.suspected(false, t, now)
+		r.becomeSuspect(false, t, now)
 	case rate.over:
-		r.suspected(true, t, now)
+		r.becomeSuspect(true, t, now)
 	}
 }
 
-// confirmed reports whether the evidence of more than one process opens a suspect
-// record: only a report of failures finds that, and never the passing of time.
+// confirmed reports whether a report opens a suspect record. Only a report of failures
+// does, with evidence of more than one process (R17, R22). Time alone does not.
 func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	switch {
 	case !t.failed:
@@ -554,11 +552,11 @@ func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	return r.Score >= r.opensAt(t.limits) && !now.Before(r.SuspectAt.Add(t.limits.Suspicion))
 }
 
-// suspected begins to collect evidence. The state does not begin anew: calls that
-// run now are counted. A local record opens at once.
-func (r *Record) suspected(rated bool, t *terms, now time.Time) {
-	grown := r.grown(t.limits, now)
-	open, asked := t.openTime(grown)
+// becomeSuspect begins to collect evidence (R15, R20). Calls that run now will be counted,
+// because Since does not change. A local record opens at once (R5).
+func (r *Record) becomeSuspect(rated bool, t *terms, now time.Time) {
+	grown := r.nextOpenDuration(t.limits, now)
+	open, asked := t.openDuration(grown)
 	due := now.Add(open)
 	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
@@ -566,7 +564,7 @@ func (r *Record) suspected(rated bool, t *terms, now time.Time) {
 		return
 	}
 	r.Generation = r.nextGeneration(t, now)
-	r.SuspectAt, r.DueAt, r.Asked = now, due, asked
+	r.SuspectAt, r.DueAt, r.RetryAfter = now, due, asked
 	if r.Rated = rated; rated {
 		r.Witness = t.source
 	} else {
@@ -574,8 +572,8 @@ func (r *Record) suspected(rated bool, t *terms, now time.Time) {
 	}
 }
 
-// addEvidence makes a record one that applies only to the processes whose last
-// call failed.
+// addEvidence makes the record reject only the calls of processes whose last call
+// failed.
 func (r *Record) addEvidence(l *Limits) {
 	switch {
 	case r.hasEvidence():
@@ -586,10 +584,10 @@ func (r *Record) addEvidence(l *Limits) {
 	}
 }
 
-// dismiss closes the record because its evidence was refuted. No state begins
-// anew: all calls that run go on counting.
+// dismiss closes the record and drops its evidence (R16). Calls that run now will be
+// counted.
 func (r *Record) dismiss(t *terms, now time.Time) {
-	if r.scored() { // otherwise the streak goes on
+	if r.scored() { // with a rate, the streak continues
 		r.Failures = 0
 	}
 	r.State, r.Generation, r.DismissedAt = StateClosed, r.nextGeneration(t, now), now
@@ -610,7 +608,7 @@ const (
 // before.
 func (r *Record) notice(before *Record) notice {
 	switch {
-	case r.State != StateClosed || before.State != StateClosed || r.Since != before.Since || r.Moved != before.Moved || r.Rated || before.Rated:
+	case r.State != StateClosed || before.State != StateClosed || r.Since != before.Since || r.Manual != before.Manual || r.Rated || before.Rated:
 	case r.scored() && !before.scored():
 		return noticeSuspect
 	case before.scored() && !r.scored():
@@ -620,10 +618,10 @@ func (r *Record) notice(before *Record) notice {
 }
 
 func (r *Record) dropEvidence() {
-	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.Asked = time.Time{}, 0, 0, false, "", time.Time{}, false
+	r.SuspectAt, r.Threshold, r.Score, r.Rated, r.Witness, r.RetryAt, r.RetryAfter = time.Time{}, 0, 0, false, "", time.Time{}, false
 }
 
-// settle ends a trial. A stale one frees its slot, and no more.
+// settle ends a trial. A stale trial only frees its slot (R26).
 func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 	i := r.trial(s.ID)
 	if i < 0 {
@@ -646,24 +644,24 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 	return true
 }
 
-// trialFailed has another process confirm a failed trial: the one that ran it
-// waits for another open duration, and the next trial goes to any other. If that
-// fails, too, the circuit is open for all. A local circuit opens at once.
+// trialFailed lets another process confirm a failed trial (R25): the process that ran it
+// waits for another open duration, and the next trial goes to any other. If that fails
+// too, the circuit is open for all. A local circuit opens at once (R6).
 func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
-		grown := r.grown(t.limits, now)
+		grown := r.nextOpenDuration(t.limits, now)
 		usual := max(t.limits.ResetTimeout, grown)
 		r.open(t, now.Add(max(usual, openFor)), openFor > usual, grown, now)
 		return
 	}
 	second := r.State == StateHalfOpen && r.Witness != "" && r.Witness != t.source && now.Before(r.RetryAt)
 	if !second {
-		r.OpenTime = cmp.Or(r.grown(t.limits, now), r.OpenTime)
+		r.OpenDuration = cmp.Or(r.nextOpenDuration(t.limits, now), r.OpenDuration)
 	}
-	usual := max(t.limits.ResetTimeout, min(r.OpenTime, t.limits.MaxResetTimeout))
+	usual := max(t.limits.ResetTimeout, min(r.OpenDuration, t.limits.MaxResetTimeout))
 	due := now.Add(max(usual, openFor))
-	r.Successes, r.Asked = 0, openFor > usual
+	r.Successes, r.RetryAfter = 0, openFor > usual
 	r.addEvidence(t.limits)
 	if !second {
 		r.Witness, r.RetryAt = t.source, due
@@ -673,36 +671,36 @@ func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.Trials, r.Witness, r.RetryAt = staleTrials(r.Trials), "", time.Time{}
 }
 
-func (r *Record) move(to State, t *terms, now time.Time) {
+func (r *Record) setState(to State, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, ""
 	again := r.State == StateHalfOpen && to == StateHalfOpen
 	switch {
-	case again: // its trials go on, and as in pybreaker the successes count anew
+	case again: // its trials continue; as in pybreaker, successes are counted from 0
 		r.dropEvidence()
 		r.Generation, r.Successes = r.nextGeneration(t, now), 0
 	case to == StateOpen:
 		if t.limits.MaxResetTimeout > 0 {
-			r.OpenTime = r.remembered(t.limits, now)
+			r.OpenDuration = r.lastOpenDuration(t.limits, now)
 		}
 		r.open(t, now.Add(t.limits.ResetTimeout), false, 0, now)
 	default:
 		r.transition(to, t, now)
 	}
-	r.Moved = r.Generation
+	r.Manual = r.Generation
 }
 
 func (r *Record) override(o Override, t *terms, now time.Time) {
-	if r.Override == nil && !o.holds(now) {
-		return // there is none to remove
+	if r.Override == nil && !o.isActive(now) {
+		return // nothing to remove
 	}
 	r.Generation = r.nextGeneration(t, now)
-	r.Moved, r.Override = r.Generation, nil
-	if o.holds(now) {
+	r.Manual, r.Override = r.Generation, nil
+	if o.isActive(now) {
 		r.Override = &o
 	}
 }
 
-func (r *Record) ask(id string, t *terms, now time.Time) (granted bool) {
+func (r *Record) requestTrial(id string, t *terms, now time.Time) (granted bool) {
 	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt(t.limits)
 	switch {
 	case r.trial(id) >= 0:
@@ -718,23 +716,23 @@ func (r *Record) ask(id string, t *terms, now time.Time) (granted bool) {
 	return true
 }
 
-// dueAt is when a trial may run, for a process with these limits: a record that
-// calls opened never makes it wait longer than its own settings would.
+// dueAt is when a trial may run by these limits: a record opened by calls makes no
+// process wait longer than its own settings would (R41).
 func (r *Record) dueAt(l *Limits) time.Time {
-	if latest := r.SuspectAt.Add(l.longestOpen(r.Asked)); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) && !r.openedManually() {
+	if latest := r.SuspectAt.Add(l.longestOpen(r.RetryAfter)); !r.SuspectAt.IsZero() && latest.Before(r.DueAt) && !r.openedManually() {
 		return latest
 	}
 	return r.DueAt
 }
 
-// openedManually reports whether the record is open by a manual change, which lasts
-// as long as its sender set.
+// openedManually reports whether the record is open by a manual change, whose duration
+// its sender set.
 func (r *Record) openedManually() bool {
-	return r.State == StateOpen && !r.hasEvidence() && r.Moved > 0 && r.Moved >= r.Since
+	return r.State == StateOpen && !r.hasEvidence() && r.Manual > 0 && r.Manual >= r.Since
 }
 
-// blockedUntil is when a process with these limits may run another trial; zero if
-// it may now.
+// blockedUntil is when a process with these limits may run a trial; zero if it may
+// now.
 func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
 	var until time.Time
 	if r.State != StateHalfOpen {
@@ -760,8 +758,8 @@ func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time
 	return until
 }
 
-// deadline is when the trial's slot is free for a process with these limits: no
-// lease is longer than its own would be.
+// deadline is when the slot is free for a process with these limits: no lease is longer
+// than its own would be (R41).
 func (t *Trial) deadline(l *Limits) time.Time {
 	if latest := t.Started.Add(l.TrialTimeout); !t.Started.IsZero() && latest.Before(t.Deadline) {
 		return latest
@@ -769,18 +767,18 @@ func (t *Trial) deadline(l *Limits) time.Time {
 	return t.Deadline
 }
 
-// excludes reports whether the next trial goes to another source.
+// excludes reports whether the next trial goes to another source (R25).
 func (r *Record) excludes(source string, now time.Time) bool {
 	return r.State == StateHalfOpen && source != "" && r.Witness == source && now.Before(r.RetryAt)
 }
 
-// transition begins another state, or the same one anew. It has the one list of
-// what outlives a state; the trials that run keep their slots.
+// transition begins a state. It is the only place that lists the fields preserved across
+// states. Running trials keep their slots (R26).
 func (r *Record) transition(to State, t *terms, now time.Time) {
 	before, generation := *r, r.nextGeneration(t, now)
 	*r = Record{
-		State: to, Generation: generation, Since: generation, Opened: r.Opened, Moved: r.Moved,
-		Trials: staleTrials(r.Trials), OpenTime: r.OpenTime, Override: r.Override, By: r.By, Cause: r.Cause, heard: r.heard,
+		State: to, Generation: generation, Since: generation, Opened: r.Opened, Manual: r.Manual,
+		Trials: staleTrials(r.Trials), OpenDuration: r.OpenDuration, Override: r.Override, By: r.By, Cause: r.Cause, lastNumbers: r.lastNumbers,
 	}
 	if to != StateClosed {
 		r.Failures, r.SuspectAt = before.Failures, now
@@ -793,12 +791,12 @@ func (r *Record) transition(to State, t *terms, now time.Time) {
 // leaves that as it is.
 func (r *Record) open(t *terms, due time.Time, asked bool, grown time.Duration, now time.Time) {
 	r.transition(StateOpen, t, now)
-	r.Opened, r.DueAt, r.Asked, r.OpenTime = r.Generation, due, asked, cmp.Or(grown, r.OpenTime)
+	r.Opened, r.DueAt, r.RetryAfter, r.OpenDuration = r.Generation, due, asked, cmp.Or(grown, r.OpenDuration)
 }
 
-// nextGeneration returns the generation of the next write. It follows the
-// storage's time, because a storage forgets circuits: the first generation after
-// that must still be newer than all before.
+// nextGeneration returns the generation of the next write. It follows the storage's
+// clock, because storages lose circuits: the first generation after that must be higher
+// than all before.
 func (r *Record) nextGeneration(t *terms, now time.Time) int64 {
 	return max(r.Generation+1, t.generation+1, now.UnixMilli())
 }
@@ -827,51 +825,50 @@ func staleTrials(trials []Trial) []Trial {
 	return trials
 }
 
-// hasHeard reports whether the change was applied before.
-func (r *Record) hasHeard(c *Change) bool {
-	return c.Number > 0 && slices.ContainsFunc(r.heard, func(h heard) bool { return h.source == c.Source && h.number >= c.Number })
+// isDuplicate reports whether the change was applied before (R13).
+func (r *Record) isDuplicate(c *Change) bool {
+	return c.Number > 0 && slices.ContainsFunc(r.lastNumbers, func(h lastNumber) bool { return h.source == c.Source && h.number >= c.Number })
 }
 
-// remember notes that the change was applied. The sources that have sent nothing
-// for longest are forgotten.
+// remember records the sequence number of the change. Above maxSenders it drops the
+// source that has been silent for longest.
 func (r *Record) remember(c *Change) {
 	if c.Number == 0 {
 		return
 	}
-	all := make([]heard, 0, len(r.heard)+1)
-	for _, h := range r.heard {
+	all := make([]lastNumber, 0, len(r.lastNumbers)+1)
+	for _, h := range r.lastNumbers {
 		if h.source != c.Source {
 			all = append(all, h)
 		}
 	}
-	all = append(all, heard{c.Source, c.Number})
-	r.heard = all[max(0, len(all)-maxHeard):]
+	all = append(all, lastNumber{c.Source, c.Number})
+	r.lastNumbers = all[max(0, len(all)-maxSenders):]
 }
 
-// grown is how long the circuit stays open if it opens now: twice as long as the
-// last time that it remembers, up to MaxResetTimeout. 0 where the open time does
-// not grow.
-func (r *Record) grown(l *Limits, now time.Time) time.Duration {
+// nextOpenDuration is the open duration with exponential backoff, if the circuit opens
+// now (R30); 0 without backoff.
+func (r *Record) nextOpenDuration(l *Limits, now time.Time) time.Duration {
 	if l.MaxResetTimeout == 0 {
 		return 0
 	}
-	last := r.remembered(l, now)
+	last := r.lastOpenDuration(l, now)
 	if last == 0 {
 		return l.ResetTimeout
 	}
 	return min(2*last, l.MaxResetTimeout)
 }
 
-// remembered is the last open time, halved for every such time that the circuit
-// has been closed since, as Envoy's outlier detection does; 0 once it is below
+// lastOpenDuration is the last open duration, halved for each such duration that the
+// circuit has been closed since, as in Envoy's outlier detection; 0 below
 // ResetTimeout.
-func (r *Record) remembered(l *Limits, now time.Time) time.Duration {
-	last, calm := r.OpenTime, time.Duration(0)
+func (r *Record) lastOpenDuration(l *Limits, now time.Time) time.Duration {
+	last, healthy := r.OpenDuration, time.Duration(0)
 	if r.State == StateClosed {
-		calm = now.Sub(r.ClosedAt)
+		healthy = now.Sub(r.ClosedAt)
 	}
-	for ; last > 0 && last >= l.ResetTimeout && calm >= last; last /= 2 {
-		calm -= last
+	for ; last > 0 && last >= l.ResetTimeout && healthy >= last; last /= 2 {
+		healthy -= last
 	}
 	if last < l.ResetTimeout {
 		return 0
@@ -879,15 +876,15 @@ func (r *Record) remembered(l *Limits, now time.Time) time.Duration {
 	return last
 }
 
-// remembersUntil is when the last open time plays no part any more.
-func (r *Record) remembersUntil() time.Time { return r.ClosedAt.Add(2 * r.OpenTime) }
+// backoffUntil is when the last open duration ceases to matter.
+func (r *Record) backoffUntil() time.Time { return r.ClosedAt.Add(2 * r.OpenDuration) }
 
-// canBe reports whether it is an override that this package would make.
-func (o *Override) canBe() bool {
+// isValid reports whether this package could have made the override.
+func (o *Override) isValid() bool {
 	return o.State <= StateOpen && max(len(o.By), len(o.Reason)) <= maxTextLength
 }
 
-// milliseconds rounds up, so that a storage never waits for less.
+// milliseconds rounds up, so that no wait becomes shorter.
 func milliseconds(d time.Duration) int64 {
 	if d <= 0 {
 		return int64(d / time.Millisecond)
@@ -895,7 +892,7 @@ func milliseconds(d time.Duration) int64 {
 	return int64((min(d, math.MaxInt64-time.Millisecond) + time.Millisecond - 1) / time.Millisecond)
 }
 
-// width is that of a bucket of the sender's window.
+// width is the width of a bucket of the window.
 func (l *Limits) width() time.Duration {
 	return (l.Window / windowBuckets).Truncate(time.Millisecond)
 }

@@ -171,11 +171,11 @@ func (s *script) run(t *testing.T, line string) []string {
 	case "count":
 		c.Counted = []Bucket{{Start: s.now, Calls: numberOf(t, what), Failures: numberOf(t, how)}}
 	case "ask":
-		c.Ask = what
+		c.RequestTrial = what
 	case "settle":
 		c.Settled = []Settlement{{what, outcomeOf(t, how), option(t, words[4], "open")}}
 	case "move":
-		c.Move = &Move{stateOf(t, what)}
+		c.Manual = &ManualState{stateOf(t, what)}
 	case "override":
 		c.Override = &Override{State: stateOf(t, what), By: who, Reason: "maintenance"}
 		if d := option(t, how, "for"); d > 0 {
@@ -238,7 +238,7 @@ func textOfRecord(r *Record) string {
 		add(true, "trial %s until %s", trial.ID, clockOf(trial.Deadline))
 		add(trial.Stale, "stale")
 	}
-	add(r.OpenTime > 0, "open duration %v", r.OpenTime)
+	add(r.OpenDuration > 0, "open duration %v", r.OpenDuration)
 	add(!r.DismissedAt.IsZero(), "dismissed %s", clockOf(r.DismissedAt))
 	add(!r.ClosedAt.IsZero(), "closed %s", clockOf(r.ClosedAt))
 	if o := r.Override; o != nil {

@@ -15,7 +15,7 @@ import (
 //
 // A storage for a database works as follows: begin a transaction; load the record;
 // call Record.Apply; save the bytes of AppendRecord, unless the verdict is
-// VerdictRefused; commit; and notify the watchers if the verdict is VerdictMoved.
+// VerdictRefused; commit; and notify the watchers if the verdict is VerdictChanged.
 // Package storagetest has the tests that every storage must pass.
 //
 // All methods are safe for concurrent use. The type is comparable, usually a pointer:
@@ -34,7 +34,7 @@ type Storage interface {
 	// in other processes, and returns what Record.Apply returned.
 	Apply(ctx context.Context, circuit string, c Change) (Record, Verdict, error)
 
-	// Watch calls fn with each record that any process saved with VerdictMoved, soon
+	// Watch calls fn with each record that any process saved with VerdictChanged, soon
 	// after that, in the order of generations unless the storage lost data. A record
 	// that was replaced soon may be left out, and so may changes before Watch. fn
 	// receives only records read from the storage, because a Breaker restores what it
@@ -87,11 +87,11 @@ func (c *Change) check() error {
 			return fmt.Errorf("infuse: the change has invalid counts %.200v", c.Counted)
 		}
 	}
-	if o := c.Override; o != nil && !o.canBe() {
+	if o := c.Override; o != nil && !o.isValid() {
 		return fmt.Errorf("infuse: the change has an invalid override: state %v, by %.40q, reason %.40q", o.State, o.By, o.Reason)
 	}
-	if c.Ask != "" {
-		return CheckSource(c.Ask)
+	if c.RequestTrial != "" {
+		return CheckSource(c.RequestTrial)
 	}
 	return nil
 }
@@ -109,7 +109,7 @@ func (r Record) keepUntil(now time.Time) time.Time {
 			last = now.Add(maxTimeout)
 		}
 	}
-	for _, t := range append([]time.Time{r.DueAt, r.RetryAt, r.remembersUntil()}, deadlines(r.Trials)...) {
+	for _, t := range append([]time.Time{r.DueAt, r.RetryAt, r.backoffUntil()}, deadlines(r.Trials)...) {
 		if t.After(last) {
 			last = t
 		}
@@ -174,10 +174,10 @@ type Event struct {
 func (r *Record) events(next *Record, c *Change, now time.Time) []Event {
 	before := r.At(now)
 	overridden := !sameOverride(before.Override, next.Override)
-	if before.State == next.State && before.Moved == next.Moved && before.Opened == next.Opened && !overridden {
+	if before.State == next.State && before.Manual == next.Manual && before.Opened == next.Opened && !overridden {
 		return nil
 	}
-	e := Event{At: now, From: before.State, To: next.State, By: next.By, Override: next.Override, Manual: next.Moved > before.Moved}
+	e := Event{At: now, From: before.State, To: next.State, By: next.By, Override: next.Override, Manual: next.Manual > before.Manual}
 	if next.State == StateOpen {
 		e.Cause = next.Cause
 	}

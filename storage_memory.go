@@ -89,7 +89,7 @@ func (s *MemoryStorage) apply(circuit string, change Change) (Record, Verdict, *
 		c.record = record.clone() // its slices may be the sender's
 		c.until = record.keepUntil(now)
 	}
-	if verdict == VerdictMoved {
+	if verdict == VerdictChanged {
 		c.news.Add(c.record)
 	}
 	s.tidy(circuit, c, now)

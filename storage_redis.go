@@ -144,7 +144,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	a.known = s.known.get(a.key)
 	for ; a.round < maxRounds; a.round++ {
 		done, err := a.try(ctx)
-		if err == nil && a.known.problem != nil && c.Move == nil && c.Override == nil {
+		if err == nil && a.known.problem != nil && c.Manual == nil && c.Override == nil {
 			err = a.known.err(circuit)
 		}
 		if err != nil {
@@ -274,7 +274,7 @@ func (a *redisChange) generation() string { return strconv.FormatInt(a.known.rec
 // nothingToWrite reports that the change leaves the record as it is, and says
 // nothing that would have to be remembered. Successes without failures on record do not.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.level() > 0) || a.Move != nil || a.Override != nil
+	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.level() > 0) || a.Manual != nil || a.Override != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutHeard(), a.now))
 }
@@ -292,7 +292,7 @@ func (r Record) waitsLess(than Record) bool {
 }
 
 func (r Record) withoutHeard() Record {
-	r.heard = nil
+	r.lastNumbers = nil
 	return r
 }
 
@@ -310,14 +310,14 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
 	}
 	args := []any{a.next.Generation, a.next.level(), formatWindow(a.next.Window), text, ""}
-	if a.verdict == VerdictMoved {
+	if a.verdict == VerdictChanged {
 		args[4] = formatNotice(a.next.notice(&a.known.record), a.next.Generation)
 	}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
 		// What is done by hand is not to wait until failures pause.
 		switch base := a.known.record.At(a.now); {
-		case a.Move != nil: // it forgets what was counted
+		case a.Manual != nil: // it forgets what was counted
 			field, seen = "g", a.generation()
 		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.suspect() == base.suspect():
 			field, seen = "g", a.generation()

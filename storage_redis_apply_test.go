@@ -242,12 +242,12 @@ func (w *twin) keep(want Record, verdict Verdict, c Change, got Record) {
 	if verdict == VerdictRefused {
 		return
 	}
-	if says := len(c.Settled) > 0 || c.counts() || c.Move != nil; !says && !w.remembers(c) {
-		want.heard = w.model.heard // which is as good: it says nothing the second time, too
+	if says := len(c.Settled) > 0 || c.counts() || c.Manual != nil; !says && !w.remembers(c) {
+		want.lastNumbers = w.model.lastNumbers // which is as good: it says nothing the second time, too
 	}
 	if want.Generation > w.model.Generation && got.Generation > w.model.Generation {
-		theirs := []int64{got.Since, got.Opened, got.Moved, got.Generation}
-		for i, g := range []*int64{&want.Since, &want.Opened, &want.Moved, &want.Generation} {
+		theirs := []int64{got.Since, got.Opened, got.Manual, got.Generation}
+		for i, g := range []*int64{&want.Since, &want.Opened, &want.Manual, &want.Generation} {
 			if *g > w.model.Generation && theirs[i] > w.model.Generation {
 				*g = theirs[i]
 			}
@@ -266,7 +266,7 @@ func (w *twin) remembers(c Change) bool {
 func (w *twin) agrees(got Record, here, now time.Time) error {
 	got, want := got.At(here), w.model.At(now).translated(now, here)
 	text := func(r Record) string {
-		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Successes, r.Threshold, r.Score, r.Rated, r.Witness, r.OpenTime, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
+		return fmt.Sprint(r.State, r.Generation, r.Since, r.Opened, r.Manual, r.Failures, r.Successes, r.Threshold, r.Score, r.Rated, r.Witness, r.OpenDuration, r.By, r.Cause, r.Window.Width, len(r.Window.Buckets), len(r.Trials))
 	}
 	if text(got) != text(want) {
 		return fmt.Errorf("%s is\n%s, not\n%s", w.circuit, text(got), text(want))
@@ -316,7 +316,7 @@ func (w *twin) passTime(c Change) error {
 		return nil
 	}
 	kept, err := w.client.Exists(context.Background(), w.storages[0].key(w.circuit)).Result()
-	if err != nil || kept == 1 || w.model.Generation == 0 && w.model.Failures == 0 && w.model.heard == nil {
+	if err != nil || kept == 1 || w.model.Generation == 0 && w.model.Failures == 0 && w.model.lastNumbers == nil {
 		return err
 	}
 	if w.clock.now().Before(w.model.keepUntil(time.Time{})) {
@@ -359,15 +359,15 @@ func (w *twin) nearDeadline(c Change) bool {
 
 func (w *twin) near(r *Record, c *Change, now time.Time) bool {
 	l := &c.Limits
-	all := append([]time.Time{r.DueAt, r.dueAt(l), r.RetryAt, r.calmUntil(l), r.DueAt.Add(l.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
+	all := append([]time.Time{r.DueAt, r.dueAt(l), r.RetryAt, r.noSuspicionUntil(l), r.DueAt.Add(l.Suspicion - c.OpenFor)}, deadlines(r.Trials)...)
 	all = append(all, r.SuspectAt.Add(l.Suspicion), r.SuspectAt.Add(time.Duration(evidence.rated)*l.Suspicion))
 	for i := range r.Trials {
 		all = append(all, r.Trials[i].deadline(l))
 	}
 	edge := now.Truncate(w.clock.width()) // of buckets
 	all = append(all, edge, edge.Add(w.clock.width()))
-	for last := r.OpenTime; last > time.Second; last /= 2 { // each step of what it forgets
-		all = append(all, r.ClosedAt.Add(2*(r.OpenTime-last)), r.ClosedAt.Add(2*r.OpenTime-last))
+	for last := r.OpenDuration; last > time.Second; last /= 2 { // each step of what it forgets
+		all = append(all, r.ClosedAt.Add(2*(r.OpenDuration-last)), r.ClosedAt.Add(2*r.OpenDuration-last))
 	}
 	return slices.ContainsFunc(all, func(t time.Time) bool { return t.Sub(now).Abs() <= w.clock.unit() })
 }
@@ -400,7 +400,7 @@ func (w *twin) change(storage int) Change {
 		c.OpenFor = w.duration()
 	}
 	if w.roll.OneIn(4) {
-		c.Ask = fmt.Sprint("trial", w.roll(6))
+		c.RequestTrial = fmt.Sprint("trial", w.roll(6))
 	}
 	for range w.roll(3) {
 		if !w.roll.OneIn(3) {
@@ -408,7 +408,7 @@ func (w *twin) change(storage int) Change {
 		}
 	}
 	if w.roll.OneIn(8) {
-		c.Move = &Move{State(w.roll(3))}
+		c.Manual = &ManualState{State(w.roll(3))}
 	}
 	w.sent = append(w.sent, c)
 	return c

@@ -130,7 +130,7 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 		k.record = Record{}
 		return k
 	}
-	k.record.heard, k.record.Window = nil, window
+	k.record.lastNumbers, k.record.Window = nil, window
 	k.record.setLevel(int(count))
 	return k
 }
@@ -207,7 +207,7 @@ func (k knownRecord) order() int64 {
 
 // quiet reports whether the record is not expected to change soon.
 func (k knownRecord) quiet() bool {
-	return !k.record.matters()
+	return !k.record.affectsCalls()
 }
 
 // urgent reports whether the record is restored if Redis loses it: that has to be

@@ -6,26 +6,24 @@ import (
 	"time"
 )
 
-// This file is what a record knows of the calls of late, and what that says of
-// the failure rate. Like state.go it is pure. Adding calls is mirrored by
-// count.lua.
+// This file is the window of recent calls, and the failure rate in it. Like state.go it
+// is pure. count.lua carries out Window.add too.
 
-// Window is a part of a Record, for authors of a Storage: what the calls of
-// late came to, in at most ten buckets of time. It begins with a failure, and
-// is empty where there was none for its length.
+// Window is a part of a Record, for authors of a Storage: the outcomes of recent calls, in
+// at most ten buckets of time. It begins with a failure, and is empty without a failure
+// in its length (R19).
 type Window struct {
-	Width   time.Duration // a tenth of the longest Limits.Window among its senders: so much is kept ten times
+	Width   time.Duration // of a bucket: a tenth of the longest Limits.Window of its senders
 	Buckets []Bucket      // oldest first
 }
 
-// Bucket is a part of a Change and of a Window, for authors of a Storage: the
-// calls that ended from Start on, for a tenth of the sender's window. Where
-// senders have windows of several lengths, the oldest has all that is older
-// than the others.
+// Bucket is a part of a Change and of a Window, for authors of a Storage: the calls that
+// ended in a tenth of the sender's window, from Start on. If windows of senders differ in
+// length, the oldest bucket has all older calls.
 type Bucket struct {
-	Start    time.Time // a multiple of a tenth of a window, on the clock of the process or storage that counts
-	Calls    int       // all
-	Failures int       // of them
+	Start    time.Time // a multiple of the width, on the clock of the process or storage that counts
+	Calls    int       // including failures
+	Failures int
 }
 
 const windowBuckets = 10
@@ -33,7 +31,7 @@ const windowBuckets = 10
 // unlimited bounds every count of a record.
 const unlimited = math.MaxInt32
 
-// add adds calls by when they ended. It writes to the buckets in place.
+// add adds calls by the times when they ended. It changes the buckets in place.
 func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
 	if len(counted) == 0 || width < time.Millisecond {
 		return
@@ -52,8 +50,8 @@ func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
 	w.forget(now)
 }
 
-// put adds the calls of one bucket to that of their time, or to a new one. What is
-// no number of calls is left out.
+// put adds the calls of one bucket to the bucket of their time, or to a new one. It skips
+// invalid numbers.
 func (w *Window) put(c Bucket, width time.Duration) {
 	if c.Calls < 1 || c.Failures < 0 || c.Failures > c.Calls {
 		return
@@ -75,7 +73,7 @@ func (w *Window) put(c Bucket, width time.Duration) {
 		}
 	}
 	w.Buckets = slices.Insert(w.Buckets, i, Bucket{start, c.Calls, c.Failures})
-	if len(w.Buckets) > windowBuckets { // some senders have narrower ones
+	if len(w.Buckets) > windowBuckets { // some senders have narrower buckets
 		w.Buckets[0].add(w.Buckets[1])
 		w.Buckets = slices.Delete(w.Buckets, 1, 2)
 	}
@@ -94,7 +92,7 @@ func sum(buckets []Bucket) (all Bucket) {
 	return all
 }
 
-// failed returns how many of the calls have failed.
+// failed returns the number of failures.
 func failed(counted []Bucket) (n int) {
 	for _, c := range counted {
 		n += c.Failures
@@ -102,7 +100,7 @@ func failed(counted []Bucket) (n int) {
 	return n
 }
 
-// dropFailures leaves only the calls that succeeded.
+// dropFailures keeps only the calls that succeeded.
 func (w *Window) dropFailures() {
 	for i := range w.Buckets {
 		w.Buckets[i].Calls -= w.Buckets[i].Failures
@@ -111,7 +109,7 @@ func (w *Window) dropFailures() {
 	w.Buckets = slices.DeleteFunc(w.Buckets, func(b Bucket) bool { return b.Calls == 0 })
 }
 
-// one is a single outcome, or several like it, for add.
+// one is a bucket of n calls with the same outcome.
 func one(failed bool, n int, now time.Time) Bucket {
 	b := Bucket{Start: now, Calls: n}
 	if failed {
@@ -120,7 +118,7 @@ func one(failed bool, n int, now time.Time) Bucket {
 	return b
 }
 
-// forget drops what is too old. Without a failure nothing is left.
+// forget drops the calls that left the window; all calls if no failure is left.
 func (w *Window) forget(now time.Time) {
 	w.prune(now)
 	if failed(w.Buckets) == 0 {
@@ -128,8 +126,8 @@ func (w *Window) forget(now time.Time) {
 	}
 }
 
-// middles returns the buckets for somebody with other buckets: each at the middle
-// of its time, or now where that is earlier.
+// middles returns the buckets for a window with another width: each starts at the middle
+// of its time, or now if that is earlier.
 func (w *Window) middles(now time.Time) []Bucket {
 	for i := range w.Buckets {
 		b := &w.Buckets[i]
@@ -140,7 +138,7 @@ func (w *Window) middles(now time.Time) []Bucket {
 	return w.Buckets
 }
 
-// prune drops the buckets that began a window ago, and those of a clock that was
+// prune drops the buckets that began a window ago, and those that a clock made that was
 // set back since.
 func (w *Window) prune(now time.Time) {
 	oldest, newest := now.Add(-windowBuckets*w.Width), now.Add(w.Width)
@@ -151,10 +149,10 @@ func (w *Window) prune(now time.Time) {
 	for end > first && w.Buckets[end-1].Start.After(newest) {
 		end--
 	}
-	w.Buckets = slices.Delete(w.Buckets[:end], 0, first) // and keeps their room
+	w.Buckets = slices.Delete(w.Buckets[:end], 0, first) // keeps the capacity
 }
 
-// last returns the buckets that began in the last so long.
+// last returns the buckets that began within the given length.
 func (w *Window) last(length time.Duration, now time.Time) []Bucket {
 	from := now.Add(-length)
 	for i := range w.Buckets {
@@ -165,7 +163,7 @@ func (w *Window) last(length time.Duration, now time.Time) []Bucket {
 	return nil
 }
 
-// nextBucket is when the calls of now on belong to another bucket of that width.
+// nextBucket is when calls begin to belong to another bucket of that width.
 func (w *Window) nextBucket(width time.Duration, now time.Time) time.Time {
 	if len(w.Buckets) == 0 {
 		return time.Time{}
@@ -174,11 +172,11 @@ func (w *Window) nextBucket(width time.Duration, now time.Time) time.Time {
 	return start.Add((max(0, now.Sub(start))/width + 1) * width)
 }
 
-// rate is what a window amounts to under certain limits.
+// rate is the evaluation of a window by certain limits.
 type rate struct {
 	over  bool // at least MinCalls, and at least FailureRate of them failed
-	sure  bool // and as far above FailureRate as MinCalls failures in a row
-	under bool // fewer than FailureRate of the calls failed, however many they are
+	sure  bool // over, by as much as MinCalls consecutive failures
+	under bool // fewer than FailureRate of the calls failed, however few calls there are
 	empty bool // there are no calls
 }
 
@@ -193,8 +191,8 @@ func (w *Window) rate(length time.Duration, minCalls int, failureRate float64, n
 	if calls == 0 {
 		return rate{empty: true}
 	}
-	// A quotient, because that of whole numbers is exactly the one that a
-	// literal such as 0.55 stands for.
+	// The quotient of whole numbers equals a literal such as 0.55 exactly; a product
+	// does not.
 	r.under = float64(failures)/float64(calls) < failureRate
 	r.over = !r.under && calls >= int64(minCalls)
 	r.sure = r.over && float64(failures)-failureRate*float64(calls) >= (1-failureRate)*float64(minCalls)

@@ -121,7 +121,7 @@ func moveAll(storage infuse.Storage, circuits int, to infuse.State, number uint6
 		all.Go(func() {
 			for i := w; i < circuits && errs[w] == nil; i += workers {
 				_, _, errs[w] = storage.Apply(ctx, fmt.Sprintf("service-%d.example", i), infuse.Change{
-					Source: "bench", Number: number, By: "bench", Move: &infuse.Move{To: to}, Limits: limits,
+					Source: "bench", Number: number, By: "bench", Manual: &infuse.ManualState{To: to}, Limits: limits,
 				})
 			}
 		})

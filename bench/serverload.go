@@ -56,8 +56,8 @@ func failsInWindow(c *infuse.Change, i int) {
 
 func moves(c *infuse.Change, i int) {
 	c.Cause = ""
-	if c.Move = (&infuse.Move{To: infuse.StateOpen}); i%2 == 1 {
-		c.Move.To = infuse.StateClosed
+	if c.Manual = (&infuse.ManualState{To: infuse.StateOpen}); i%2 == 1 {
+		c.Manual.To = infuse.StateClosed
 	}
 }
 

@@ -61,11 +61,11 @@ func (h *history) log(t *testing.T) {
 		input, output := o.Input.(operation), o.Output.(result)
 		if c := input.change; input.do == apply {
 			move := ""
-			if c.Move != nil {
-				move = c.Move.To.String()
+			if c.Manual != nil {
+				move = c.Manual.To.String()
 			}
 			t.Logf("%8d–%8d client %d: number %d, seen %d, calls %+v, settled %v, move %q, ask %q → %d %s", o.Call/1000, o.Return/1000,
-				o.ClientId, c.Number, c.Seen.Generation, c.Calls, c.Settled, move, c.Ask, output.verdict, essence(output.record))
+				o.ClientId, c.Number, c.Seen.Generation, c.Calls, c.Settled, move, c.RequestTrial, output.verdict, essence(output.record))
 		} else if input.do == load {
 			t.Logf("%8d–%8d client %d: load → %s", o.Call/1000, o.Return/1000, o.ClientId, essence(output.record))
 		}
@@ -103,7 +103,7 @@ func (c *client) run() {
 		called := c.now()
 		record, verdict, err := c.storage.Apply(context.Background(), c.circuit, o.change)
 		c.returned(o, called, result{record, verdict}, err)
-		if move := o.change.Move; move != nil && move.To == infuse.StateOpen {
+		if move := o.change.Manual; move != nil && move.To == infuse.StateOpen {
 			time.Sleep(2 * time.Millisecond) // now it is ready for a trial
 		}
 		time.Sleep(time.Duration(c.random.IntN(30)) * time.Microsecond)
@@ -116,7 +116,7 @@ func (c *client) returned(o operation, called int64, r result, err error) {
 	}
 	c.add(o, called, r)
 	c.seen = r.record
-	ask := o.change.Ask
+	ask := o.change.RequestTrial
 	granted := slices.ContainsFunc(r.record.Trials, func(t infuse.Trial) bool { return t.ID == ask })
 	if granted && !slices.Contains(c.trials, ask) {
 		c.trials = append(c.trials, ask)
@@ -132,13 +132,13 @@ func (c *client) change() infuse.Change {
 		outcomes := []string{"f", "f", "ff", "fff", "s", "fs", "sf", "fsff", "fffs"}
 		change.Calls = calls(outcomes[c.random.IntN(len(outcomes))])
 	case n == 5:
-		change.Move = &infuse.Move{To: infuse.State(c.random.IntN(3))}
+		change.Manual = &infuse.ManualState{To: infuse.State(c.random.IntN(3))}
 	case n < 9 && len(c.trials) > 0:
 		i := c.random.IntN(len(c.trials))
 		change.Settled = []infuse.Settlement{{ID: c.trials[i], Outcome: infuse.Outcome(c.random.IntN(3))}}
 		c.trials = slices.Delete(c.trials, i, i+1)
 	default: // refused if the circuit is healthy
-		change.Ask = fmt.Sprintf("trial-%d-%d", c.index, c.number)
+		change.RequestTrial = fmt.Sprintf("trial-%d-%d", c.index, c.number)
 	}
 	return change
 }

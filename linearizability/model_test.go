@@ -89,7 +89,7 @@ func (m model) applies(c circuit, o operation, got result) bool {
 		return false // the storages lose nothing
 	}
 	if change.Number <= c.applied[o.client] { // a duplicate: the record is only evaluated
-		if change.Move != nil { // then it is not evaluated
+		if change.Manual != nil { // then it is not evaluated
 			return got.verdict == infuse.VerdictApplied && essence(c.record) == essence(got.record)
 		}
 		change = infuse.Change{Source: change.Source, Seen: change.Seen, Limits: change.Limits}
@@ -111,7 +111,7 @@ func (c circuit) sameChange(want, got infuse.Record) bool {
 		if got.Generation <= c.record.Generation {
 			return false
 		}
-		for _, g := range []*int64{&want.Since, &want.Opened, &want.Moved} {
+		for _, g := range []*int64{&want.Since, &want.Opened, &want.Manual} {
 			if *g == want.Generation {
 				*g = got.Generation
 			}
@@ -171,5 +171,5 @@ func essence(r infuse.Record) string {
 		trials[i] = fmt.Sprint(t.ID, t.Stale)
 	}
 	return fmt.Sprintf("%v, generation %d since %d opened %d moved %d, failures %d, threshold %d, score %d, witness %q, successes %d, trials %v",
-		r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Threshold, r.Score, r.Witness, r.Successes, trials)
+		r.State, r.Generation, r.Since, r.Opened, r.Manual, r.Failures, r.Threshold, r.Score, r.Witness, r.Successes, trials)
 }

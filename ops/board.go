@@ -89,7 +89,7 @@ type stamp struct {
 }
 
 func stampOf(r *infuse.Record) stamp {
-	return stamp{r.State, r.Opened, r.Moved, overrideOf(r.Override)}
+	return stamp{r.State, r.Opened, r.Manual, overrideOf(r.Override)}
 }
 
 // update reads the records for a page, unless the stream keeps them up to date.

@@ -109,7 +109,7 @@ func TestQueriesShareTheCost(t *testing.T) {
 				if i/circuits%2 == 1 {
 					to = infuse.StateOpen
 				}
-				_, _, err := storage.Apply(t.Context(), names[i*37%circuits], infuse.Change{Limits: infuse.Limits{FailMax: 5, ResetTimeout: time.Hour}, By: "shop-1", Move: &infuse.Move{To: to}})
+				_, _, err := storage.Apply(t.Context(), names[i*37%circuits], infuse.Change{Limits: infuse.Limits{FailMax: 5, ResetTimeout: time.Hour}, By: "shop-1", Manual: &infuse.ManualState{To: to}})
 				require.NoError(t, err)
 				continue
 			case <-end:

@@ -44,7 +44,7 @@ func TestInvalidContentAffectsOnlyItsCircuit(t *testing.T) {
 	for range 500 {
 		require.NoError(t, client.Del(ctx, keys...).Err())
 		for range rand.IntN(3) {
-			_, _, err := s.Apply(ctx, "orders", []infuse.Change{oneFailure, {Limits: manyLimits, Move: &infuse.Move{To: infuse.State(rand.IntN(3))}}}[rand.IntN(2)])
+			_, _, err := s.Apply(ctx, "orders", []infuse.Change{oneFailure, {Limits: manyLimits, Manual: &infuse.ManualState{To: infuse.State(rand.IntN(3))}}}[rand.IntN(2)])
 			require.NoError(t, err)
 		}
 		what, wrongType := "", false
@@ -73,7 +73,7 @@ func TestInvalidContentAffectsOnlyItsCircuit(t *testing.T) {
 			_, _, err = s.Apply(ctx, "orders", oneFailure)
 			own(err, what)
 		}
-		_, _, err = s.Apply(ctx, "orders", infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateClosed}})
+		_, _, err = s.Apply(ctx, "orders", infuse.Change{Limits: manyLimits, Manual: &infuse.ManualState{To: infuse.StateClosed}})
 		if wrongType { // until the key is deleted
 			own(err, what)
 			continue

@@ -81,7 +81,7 @@ func noLimits(resetTimeout time.Duration) infuse.Limits {
 // before it are not counted.
 func (c *circuit) moved(resetTimeout time.Duration) {
 	c.record, _ = c.record.Apply(infuse.Change{
-		Move: &infuse.Move{To: c.python.state}, Limits: noLimits(resetTimeout), By: byPython,
+		Manual: &infuse.ManualState{To: c.python.state}, Limits: noLimits(resetTimeout), By: byPython,
 	}, c.readAt)
 	c.record.Failures = c.python.failures
 	switch c.record.State {

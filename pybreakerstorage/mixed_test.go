@@ -37,7 +37,7 @@ func (m mixed) apply(c infuse.Change) (infuse.Record, infuse.Verdict) {
 	return record, verdict
 }
 
-func (m mixed) move(to infuse.State) { m.apply(infuse.Change{Move: &infuse.Move{To: to}}) }
+func (m mixed) move(to infuse.State) { m.apply(infuse.Change{Manual: &infuse.ManualState{To: to}}) }
 
 // opens opens the circuit like Python with a clock that is off by that many seconds.
 func (m mixed) opens(off int64) {
@@ -123,8 +123,8 @@ func TestPythonDecidesASuspicion(t *testing.T) {
 func TestPythonStateCountsAsSetManually(t *testing.T) {
 	m := newMixed(t)
 	m.move(infuse.StateHalfOpen)
-	running, verdict := m.apply(infuse.Change{Ask: "trial"})
-	require.Equal(t, infuse.VerdictMoved, verdict)
+	running, verdict := m.apply(infuse.Change{RequestTrial: "trial"})
+	require.Equal(t, infuse.VerdictChanged, verdict)
 
 	m.set("success_counter", 0)
 	m.set("fail_counter", 0)
@@ -150,9 +150,9 @@ func TestTrialsOfGoAreLimitedDespitePython(t *testing.T) {
 	require.Equal(t, infuse.StateOpen, m.load(0).State)
 	m.set("success_counter", 0)
 	m.set("state", "half-open") // a trial of Python
-	_, verdict := m.apply(infuse.Change{Ask: "one"})
-	require.Equal(t, infuse.VerdictMoved, verdict)
-	_, verdict = m.apply(infuse.Change{Ask: "two"})
+	_, verdict := m.apply(infuse.Change{RequestTrial: "one"})
+	require.Equal(t, infuse.VerdictChanged, verdict)
+	_, verdict = m.apply(infuse.Change{RequestTrial: "two"})
 	require.Equal(t, infuse.VerdictRefused, verdict)
 }
 
@@ -241,7 +241,7 @@ func TestConflictingWrite(t *testing.T) {
 		require.NoError(t, err)
 		c, err := s.merged(f)
 		require.NoError(t, err)
-		next, _ := c.record.Apply(infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateHalfOpen}}, c.readAt)
+		next, _ := c.record.Apply(infuse.Change{Limits: manyLimits, Manual: &infuse.ManualState{To: infuse.StateHalfOpen}}, c.readAt)
 		write()
 		saved, err := s.save(t.Context(), keys, c, next)
 		require.NoError(t, err)
@@ -326,7 +326,7 @@ func TestInfusesKeys(t *testing.T) {
 	client := redistest.Start(t).Client()
 	s, err := New(client, Options{Layout: Infuse, Namespace: func(circuit string) string { return "development:" + circuit }})
 	require.NoError(t, err)
-	_, _, err = s.Apply(t.Context(), "inventory", infuse.Change{Limits: manyLimits, Move: &infuse.Move{To: infuse.StateOpen}})
+	_, _, err = s.Apply(t.Context(), "inventory", infuse.Change{Limits: manyLimits, Manual: &infuse.ManualState{To: infuse.StateOpen}})
 	require.NoError(t, err)
 	keys, err := client.Keys(t.Context(), "*").Result()
 	require.NoError(t, err)

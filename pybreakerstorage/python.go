@@ -142,7 +142,7 @@ func (p python) follow(before, after *infuse.Record, second int64) python {
 		switch {
 		case before.State == infuse.StateClosed:
 			p.failures = after.Failures
-		case before.State == infuse.StateHalfOpen && after.Moved != after.Opened: // by a failed trial
+		case before.State == infuse.StateHalfOpen && after.Manual != after.Opened: // by a failed trial
 			p.failures = min(p.failures+1, math.MaxInt32)
 		}
 		p.successes, p.openedAt = 0, max(p.openedAt, second)

@@ -228,7 +228,7 @@ func (r *replay) do(o op, limits infuse.Limits) (rejected bool) {
 	}
 	move := map[string]infuse.State{"open": infuse.StateOpen, "half_open": infuse.StateHalfOpen, "close": infuse.StateClosed}
 	if to, ok := move[o.Op]; ok {
-		apply(infuse.Change{Move: &infuse.Move{To: to}})
+		apply(infuse.Change{Manual: &infuse.ManualState{To: to}})
 		return false
 	}
 	outcome, calls := infuse.OutcomeSuccess, infuse.Calls{Successes: 1}
@@ -239,7 +239,7 @@ func (r *replay) do(o op, limits infuse.Limits) (rejected bool) {
 		apply(infuse.Change{Calls: calls, Source: "source", Number: uint64(time.Now().UnixNano())})
 		return false
 	}
-	if len(apply(infuse.Change{Ask: "trial"}).Trials) == 0 {
+	if len(apply(infuse.Change{RequestTrial: "trial"}).Trials) == 0 {
 		return true
 	}
 	apply(infuse.Change{Settled: []infuse.Settlement{{ID: "trial", Outcome: outcome}}})

@@ -146,8 +146,8 @@ func check(c *infuse.Change) error {
 	if c.Number > 0 {
 		source = infuse.CheckSource(c.Source)
 	}
-	if c.Ask != "" {
-		trial = infuse.CheckSource(c.Ask)
+	if c.RequestTrial != "" {
+		trial = infuse.CheckSource(c.RequestTrial)
 	}
 	return errors.Join(source, trial)
 }
@@ -175,7 +175,7 @@ func (s *Storage) change(ctx context.Context, name string, change *infuse.Change
 		}
 		c, err := s.merged(f)
 		if err != nil {
-			if change == nil || change.Move == nil && change.Override == nil {
+			if change == nil || change.Manual == nil && change.Override == nil {
 				return fail(&infuse.RecordError{Circuit: name, Reason: err.Error()})
 			}
 			c = &circuit{found: f} // the values are invalid; replace opened_at as well

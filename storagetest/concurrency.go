@@ -76,7 +76,7 @@ func testConcurrentTrials(t *testing.T, s infuse.Storage) {
 		c := newCircuit(t, s)
 		c.limits.MaxTrials = most
 		c.makeReady()
-		verdicts := c.concurrently(20, 1, func() infuse.Change { return infuse.Change{Ask: unique("trial")} })
+		verdicts := c.concurrently(20, 1, func() infuse.Change { return infuse.Change{RequestTrial: unique("trial")} })
 		equal(t, [3]int{moved: most, refused: 20 - most}, verdicts)
 		equal(t, most, len(c.load().Trials))
 	}
@@ -84,7 +84,7 @@ func testConcurrentTrials(t *testing.T, s infuse.Storage) {
 
 func testConcurrentSetState(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
-	verdicts := c.concurrently(8, 10, func() infuse.Change { return infuse.Change{Move: &infuse.Move{To: infuse.StateOpen}} })
+	verdicts := c.concurrently(8, 10, func() infuse.Change { return infuse.Change{Manual: &infuse.ManualState{To: infuse.StateOpen}} })
 	equal(t, 80, verdicts[moved])
 }
 

@@ -86,13 +86,13 @@ func check(c infuse.Change) (err error) {
 	if c.Number > 0 {
 		err = infuse.CheckSource(c.Source)
 	}
-	if c.Ask != "" {
-		err = errors.Join(err, infuse.CheckSource(c.Ask))
+	if c.RequestTrial != "" {
+		err = errors.Join(err, infuse.CheckSource(c.RequestTrial))
 	}
 	return err
 }
 
-// Watch polls. A database with notifications would send one after each VerdictMoved, and
+// Watch polls. A database with notifications would send one after each VerdictChanged, and
 // read the record whenever a notification may have been lost. Superfluous calls of fn are
 // harmless.
 func (s fileStorage) Watch(circuit string, fn func(infuse.Record)) (stop func()) {

@@ -75,7 +75,7 @@ func testNumberAfterTransitions(t *testing.T, s infuse.Storage) {
 	for _, from := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
 		for _, to := range []infuse.State{infuse.StateClosed, infuse.StateOpen, infuse.StateHalfOpen} {
 			c := newCircuit(t, s)
-			c.twice(infuse.Change{Move: &infuse.Move{To: from}}, func() { c.setState(to) }, "a state that was set")
+			c.twice(infuse.Change{Manual: &infuse.ManualState{To: from}}, func() { c.setState(to) }, "a state that was set")
 			equal(t, to, c.load().State)
 		}
 	}
@@ -148,7 +148,7 @@ func testSetState(t *testing.T, s infuse.Storage) {
 			r := c.load()
 			equal(t, to, r.State)
 			check(t, r.Generation > generation, "from %v to %v", from, to)
-			equal(t, r.Generation, r.Moved)
+			equal(t, r.Generation, r.Manual)
 			equal(t, "test", r.By)
 			if to == infuse.StateOpen {
 				about(t, time.Now().Add(long), r.DueAt)
@@ -204,7 +204,7 @@ func testLostAndReady(t *testing.T, s infuse.Storage) {
 	c.setState(infuse.StateOpen)
 	closed := c.seen
 	closed.State, closed.Generation, closed.DueAt = infuse.StateClosed, closed.Generation+10, time.Time{}
-	closed.Since, closed.Moved = closed.Generation, closed.Generation
+	closed.Since, closed.Manual = closed.Generation, closed.Generation
 	c.seen = closed
 	equal(t, moved, c.apply(infuse.Change{}))
 	equal(t, infuse.StateClosed, c.load().State)

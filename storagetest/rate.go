@@ -115,11 +115,11 @@ func testGrowth(t *testing.T, s infuse.Storage) {
 	equal(t, moved, c.calls("f"))
 	for i, want := range []time.Duration{unit, 2 * unit, 4 * unit, 4 * unit} {
 		r := c.load()
-		equal(t, want, r.OpenTime)
+		equal(t, want, r.OpenDuration)
 		left := time.Until(r.DueAt)
 		check(t, left <= want+10*time.Millisecond, "open duration %d ends in %v, not in %v", i+1, left, want)
 		time.Sleep(left + time.Millisecond)
-		equal(t, moved, c.apply(infuse.Change{Ask: "trial"}))
+		equal(t, moved, c.apply(infuse.Change{RequestTrial: "trial"}))
 		equal(t, moved, c.apply(infuse.Change{Settled: []infuse.Settlement{{ID: "trial", Outcome: infuse.OutcomeFailure}}}))
 	}
 }

@@ -86,7 +86,7 @@ const (
 
 	refused = infuse.VerdictRefused
 	applied = infuse.VerdictApplied
-	moved   = infuse.VerdictMoved
+	moved   = infuse.VerdictChanged
 )
 
 // limits have timeouts that do not end during a test, and no suspicion.
@@ -160,12 +160,12 @@ func (c *circuit) calls(outcomes string) infuse.Verdict {
 
 func (c *circuit) setState(to infuse.State) infuse.Verdict {
 	c.Helper()
-	return c.apply(infuse.Change{Move: &infuse.Move{To: to}})
+	return c.apply(infuse.Change{Manual: &infuse.ManualState{To: to}})
 }
 
 func (c *circuit) requestTrial(trial string) infuse.Verdict {
 	c.Helper()
-	return c.apply(infuse.Change{Ask: trial})
+	return c.apply(infuse.Change{RequestTrial: trial})
 }
 
 func settle(trial string, outcome infuse.Outcome) infuse.Change {
@@ -232,7 +232,7 @@ func withoutTimes(r infuse.Record) string {
 		trials[i] = fmt.Sprintf("%s stale %v", trial.ID, trial.Stale)
 	}
 	return fmt.Sprintf("%v generation %d, since %d, opened %d, moved %d, %d failures, threshold %d, score %d, rated %v, witness %q, %d successes, trials %q, by %q, cause %q",
-		r.State, r.Generation, r.Since, r.Opened, r.Moved, r.Failures, r.Threshold, r.Score, r.Rated, r.Witness, r.Successes, trials, r.By, r.Cause)
+		r.State, r.Generation, r.Since, r.Opened, r.Manual, r.Failures, r.Threshold, r.Score, r.Rated, r.Witness, r.Successes, trials, r.By, r.Cause)
 }
 
 func testZeroRecord(t *testing.T, s infuse.Storage) {
@@ -251,8 +251,8 @@ func testChanges(t *testing.T, s infuse.Storage) {
 }
 
 func testChangesOf(t *testing.T, s infuse.Storage, suspicion time.Duration) {
-	ask := func(trial string) infuse.Change { return infuse.Change{Ask: trial} }
-	move := func(to infuse.State) infuse.Change { return infuse.Change{Move: &infuse.Move{To: to}} }
+	ask := func(trial string) infuse.Change { return infuse.Change{RequestTrial: trial} }
+	move := func(to infuse.State) infuse.Change { return infuse.Change{Manual: &infuse.ManualState{To: to}} }
 	const success, failure, ignored = infuse.OutcomeSuccess, infuse.OutcomeFailure, infuse.OutcomeIgnored
 	c := newCircuit(t, s)
 	c.limits.MaxTrials, c.limits.Suspicion = 2, suspicion
@@ -294,7 +294,7 @@ func testChangesOf(t *testing.T, s infuse.Storage, suspicion time.Duration) {
 		move(infuse.StateHalfOpen),
 		ask("f"),
 		ask("g"),
-		{Settled: []infuse.Settlement{{ID: "f", Outcome: success}, {ID: "g", Outcome: success}}, Calls: calls("f").Calls, Ask: "h"},
+		{Settled: []infuse.Settlement{{ID: "f", Outcome: success}, {ID: "g", Outcome: success}}, Calls: calls("f").Calls, RequestTrial: "h"},
 		{Calls: calls("fff").Calls, OpenFor: 2 * long, Cause: "with a Retry-After"},
 		move(infuse.StateClosed),
 		calls("fff"), // suspect
@@ -340,7 +340,7 @@ func from(source string, c infuse.Change) infuse.Change {
 
 // renumbered replaces the current generation of the record, which depends on the storage's clock.
 func renumbered(r infuse.Record, generation int64) infuse.Record {
-	for _, g := range []*int64{&r.Since, &r.Opened, &r.Moved} {
+	for _, g := range []*int64{&r.Since, &r.Opened, &r.Manual} {
 		if *g == r.Generation {
 			*g = generation
 		}
@@ -427,7 +427,7 @@ func testBadSources(t *testing.T, s infuse.Storage) {
 	for _, bad := range []string{"", "a b", "a:b", "é", "a\x00", strings.Repeat("s", 65)} {
 		for what, change := range map[string]infuse.Change{
 			"source":     {Source: bad, Number: 1, Calls: calls("f").Calls},
-			"trial's ID": {Ask: bad, Move: &infuse.Move{To: infuse.StateHalfOpen}},
+			"trial's ID": {RequestTrial: bad, Manual: &infuse.ManualState{To: infuse.StateHalfOpen}},
 		} {
 			if what != "source" && bad == "" {
 				continue // no trial is requested

@@ -137,7 +137,7 @@ func testStop(t *testing.T, s infuse.Storage) {
 func testWatchOrder(t *testing.T, s infuse.Storage) {
 	c := newCircuit(t, s)
 	ears := []*watcher{watch(t, s, c.name), watch(t, s, c.name)}
-	moves := func() infuse.Change { return infuse.Change{Move: &infuse.Move{To: infuse.StateOpen}} }
+	moves := func() infuse.Change { return infuse.Change{Manual: &infuse.ManualState{To: infuse.StateOpen}} }
 	verdicts := c.concurrently(4, 10, moves)
 	equal(t, 40, verdicts[moved])
 	last := c.load()

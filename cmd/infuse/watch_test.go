@@ -267,7 +267,7 @@ func TestManyCircuits(t *testing.T) {
 	d := cliAt(t, "redis://"+server.Addr())
 	storage := infuse.NewRedisStorage(server.Client(func(o *redis.Options) { o.PoolSize = 32 }), infuse.RedisOptions{})
 	require.NoError(t, each(1000, func(i int) error {
-		_, _, err := storage.Apply(t.Context(), fmt.Sprint("circuit", i), infuse.Change{By: "web-1", Limits: infuse.Limits{ResetTimeout: time.Hour}, Move: &infuse.Move{To: infuse.StateOpen}})
+		_, _, err := storage.Apply(t.Context(), fmt.Sprint("circuit", i), infuse.Change{By: "web-1", Limits: infuse.Limits{ResetTimeout: time.Hour}, Manual: &infuse.ManualState{To: infuse.StateOpen}})
 		return err
 	}))
 	began := time.Now()

@@ -101,7 +101,7 @@ func TestTheOpenDurationGrowsThroughARestart(t *testing.T) {
 		t.Helper()
 		record := recordOf(t, fleet[0])
 		require.Equal(t, infuse.StateOpen, record.State)
-		return record.OpenTime
+		return record.OpenDuration
 	}
 	// fail has one process after the other ask for the trial, until it was one
 	// of the fleet that has failed.
@@ -122,7 +122,7 @@ func TestTheOpenDurationGrowsThroughARestart(t *testing.T) {
 			require.NoError(t, server.Restart())
 			require.Eventually(t, func() bool {
 				record, err := fleet[0].Record(t.Context())
-				return err == nil && record.State == infuse.StateOpen && record.OpenTime == 8*unit
+				return err == nil && record.State == infuse.StateOpen && record.OpenDuration == 8*unit
 			}, patience, pace, "the processes put it back")
 		}
 	}
@@ -140,11 +140,11 @@ func TestTheOpenDurationGrowsThroughARestart(t *testing.T) {
 	}, patience, 100*time.Millisecond) // rounds of failures, so that Suspicion passes between them
 	record := recordOf(t, fleet[0])
 	want := 4 * unit
-	switch calm := record.DueAt.Add(-record.OpenTime).Sub(closed.ClosedAt); { // longer, where the machine stalls
+	switch calm := record.DueAt.Add(-record.OpenDuration).Sub(closed.ClosedAt); { // longer, where the machine stalls
 	case calm >= 15*unit:
 		want = unit
 	case calm >= 14*unit:
 		want = 2 * unit
 	}
-	require.Equal(t, want, record.OpenTime)
+	require.Equal(t, want, record.OpenDuration)
 }

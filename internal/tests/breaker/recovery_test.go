@@ -104,7 +104,7 @@ func TestARetryAfterDoesNotGrow(t *testing.T) {
 	r, _ = r.Apply(failure, now)
 	require.Equal(t, now.Add(30*time.Second), r.DueAt)
 	now = r.DueAt
-	r, _ = r.Apply(infuse.Change{Limits: limits, Ask: "a"}, now)
+	r, _ = r.Apply(infuse.Change{Limits: limits, RequestTrial: "a"}, now)
 	r, _ = r.Apply(infuse.Change{Limits: limits, Settled: []infuse.Settlement{{ID: "a", Outcome: infuse.OutcomeFailure}}}, now)
 	require.Equal(t, now.Add(2*time.Second), r.DueAt)
 }
@@ -282,7 +282,7 @@ type slowTrials struct {
 }
 
 func (s *slowTrials) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
-	if c.Ask != "" {
+	if c.RequestTrial != "" {
 		time.Sleep(time.Duration(s.asks.Load()))
 	}
 	if len(c.Settled) > 0 {

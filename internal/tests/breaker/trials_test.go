@@ -363,7 +363,7 @@ type lateStorage struct {
 
 func (s *lateStorage) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
 	switch {
-	case c.Ask != "":
+	case c.RequestTrial != "":
 		time.Sleep(time.Duration(s.asks.Load()))
 	case len(c.Settled) > 0:
 		time.Sleep(time.Duration(s.settles.Load()))

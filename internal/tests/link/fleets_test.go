@@ -363,7 +363,7 @@ func (s *stale) Apply(_ context.Context, _ string, c infuse.Change) (infuse.Reco
 			s.kept = rec
 		}
 	}
-	if verdict == infuse.VerdictMoved {
+	if verdict == infuse.VerdictChanged {
 		s.notify(rec)
 	}
 	return rec, verdict, nil

@@ -89,7 +89,7 @@ func (s *slowStorage) apply(c infuse.Change) (infuse.Record, infuse.Verdict) {
 		s.record, s.written = next, now
 	}
 	answer := moved(next, now, time.Now())
-	if verdict == infuse.VerdictMoved {
+	if verdict == infuse.VerdictChanged {
 		for _, watcher := range s.watchers {
 			go watcher(moved(answer, now, now))
 		}

@@ -354,7 +354,7 @@ func (s garbled) Load(ctx context.Context, circuit string) (infuse.Record, error
 }
 
 func (s garbled) Apply(ctx context.Context, circuit string, c infuse.Change) (infuse.Record, infuse.Verdict, error) {
-	if err := s.fails(circuit); err != nil && (s.down.Load() || c.Move == nil) {
+	if err := s.fails(circuit); err != nil && (s.down.Load() || c.Manual == nil) {
 		return infuse.Record{}, infuse.VerdictRefused, err
 	}
 	return s.Storage.Apply(ctx, circuit, c)

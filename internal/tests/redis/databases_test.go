@@ -120,7 +120,7 @@ func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
 	to := infuse.StateOpen
 	for range 10 {
 		began := time.Now()
-		_, _, err := other.Apply(t.Context(), "inventory.internal", infuse.Change{Limits: hourLimits, Move: &infuse.Move{To: to}})
+		_, _, err := other.Apply(t.Context(), "inventory.internal", infuse.Change{Limits: hourLimits, Manual: &infuse.ManualState{To: to}})
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return production.State() == to }, 10*time.Second, time.Millisecond)
 		require.Less(t, time.Since(began), 450*time.Millisecond, "the poll found it")
@@ -138,8 +138,8 @@ func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 	ctx := t.Context()
 	now := time.Now()
 	far := now.AddDate(50, 0, 0)
-	open := infuse.Record{State: infuse.StateOpen, Generation: far.UnixMilli(), Since: far.UnixMilli(), Opened: far.UnixMilli(), Moved: far.UnixMilli(), DueAt: far}
-	forced := infuse.Record{Generation: far.UnixMilli(), Moved: far.UnixMilli(), Override: &infuse.Override{State: infuse.StateOpen, Reason: "forged"}}
+	open := infuse.Record{State: infuse.StateOpen, Generation: far.UnixMilli(), Since: far.UnixMilli(), Opened: far.UnixMilli(), Manual: far.UnixMilli(), DueAt: far}
+	forced := infuse.Record{Generation: far.UnixMilli(), Manual: far.UnixMilli(), Override: &infuse.Override{State: infuse.StateOpen, Reason: "forged"}}
 	message := func(version int64, at time.Time, r infuse.Record) string {
 		return fmt.Sprintf("%d %d %d 0 0  %s", version, at.UnixMilli(), at.UnixMilli(), infuse.AppendRecord(nil, r, now))
 	}

@@ -68,7 +68,7 @@ func TestMinimalACL(t *testing.T) {
 		s := newSender(t, limitedTo(t, server, command), "one")
 		heard := make(chan infuse.Record, 100)
 		defer s.Watch("circuit", func(r infuse.Record) { heard <- r })()
-		for _, c := range []infuse.Change{failures(1), success(), failures(5), move(infuse.StateHalfOpen), {Ask: "a"}, {Settled: []infuse.Settlement{{ID: "a"}}}} {
+		for _, c := range []infuse.Change{failures(1), success(), failures(5), move(infuse.StateHalfOpen), {RequestTrial: "a"}, {Settled: []infuse.Settlement{{ID: "a"}}}} {
 			if _, err := s.send(c); err != nil {
 				return err
 			}
@@ -92,7 +92,7 @@ func TestMinimalACL(t *testing.T) {
 func TestFurtherRights(t *testing.T) {
 	document := redisDocument(t)
 	server := redistest.Start(t)
-	opens := func(s *sender) { require.Equal(t, infuse.VerdictMoved, s.must(move(infuse.StateOpen))) }
+	opens := func(s *sender) { require.Equal(t, infuse.VerdictChanged, s.must(move(infuse.StateOpen))) }
 	for _, right := range []struct {
 		rules string
 		uses  func(s *sender) error

@@ -71,7 +71,7 @@ func TestUnreadableRecords(t *testing.T) {
 			require.ErrorAs(t, err, &bad, name)
 			_, err = s.send(failures(1))
 			require.ErrorAs(t, err, &bad, name)
-			require.Equal(t, infuse.VerdictMoved, s.must(move(infuse.StateHalfOpen)), name)
+			require.Equal(t, infuse.VerdictChanged, s.must(move(infuse.StateHalfOpen)), name)
 			require.Equal(t, infuse.StateHalfOpen, s.load().State, name)
 			require.Equal(t, infuse.StateHalfOpen, newSender(t, client, "other").load().State, name)
 		}
@@ -146,12 +146,12 @@ func TestOneForbiddenChannel(t *testing.T) {
 	other := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
 	for range 5 {
 		before := time.Now()
-		r, _, err := other.Apply(t.Context(), "a1", infuse.Change{Limits: hourLimits, Move: &infuse.Move{To: infuse.StateOpen}})
+		r, _, err := other.Apply(t.Context(), "a1", infuse.Change{Limits: hourLimits, Manual: &infuse.ManualState{To: infuse.StateOpen}})
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return allowed.Load() >= r.Generation }, 10*time.Second, time.Millisecond)
 		require.Less(t, time.Since(before), time.Second, "it was polled, not pushed")
 	}
-	r, _, err := other.Apply(t.Context(), "forbidden", infuse.Change{Limits: hourLimits, Move: &infuse.Move{To: infuse.StateOpen}})
+	r, _, err := other.Apply(t.Context(), "forbidden", infuse.Change{Limits: hourLimits, Manual: &infuse.ManualState{To: infuse.StateOpen}})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return forbidden.Load() == r.Generation }, 20*time.Second, 5*time.Millisecond)
 }

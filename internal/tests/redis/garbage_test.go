@@ -126,14 +126,14 @@ func TestAnyContentOfAKeyIsTheTroubleOfItsCircuitAlone(t *testing.T) {
 			one.limits.FailMax = 3
 			one.limits.Suspicion = time.Duration(roll(2)) * time.Hour / 4
 			for range 1 + roll(4) {
-				one.must([]infuse.Change{failures(1), failures(3), move(infuse.StateOpen), move(infuse.StateHalfOpen), {Ask: "a"}, {Override: &infuse.Override{State: infuse.StateOpen, Reason: "x"}}}[roll(6)])
+				one.must([]infuse.Change{failures(1), failures(3), move(infuse.StateOpen), move(infuse.StateHalfOpen), {RequestTrial: "a"}, {Override: &infuse.Override{State: infuse.StateOpen, Reason: "x"}}}[roll(6)])
 			}
 			what, err := spoil(ctx, client, roll, key)
 			require.NoError(t, err, what)
 			newcomer := newSender(t, client, "newcomer")
 			newcomer.limits = one.limits
 			for _, s := range []*sender{one, newcomer} {
-				for _, c := range []infuse.Change{failures(1), success(), {}, {Ask: "b"}, {Settled: []infuse.Settlement{{ID: "b"}}}, failures(5)} {
+				for _, c := range []infuse.Change{failures(1), success(), {}, {RequestTrial: "b"}, {Settled: []infuse.Settlement{{ID: "b"}}}, failures(5)} {
 					began := time.Now()
 					_, err := s.send(c)
 					require.Less(t, time.Since(began), 5*time.Second, "round %d: %s", round, what)

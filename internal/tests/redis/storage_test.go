@@ -63,7 +63,7 @@ func failures(n int) infuse.Change {
 	return infuse.Change{Calls: infuse.Calls{Failures: n, Lead: n, Streak: n}}
 }
 func success() infuse.Change             { return infuse.Change{Calls: infuse.Calls{Successes: 1}} }
-func move(to infuse.State) infuse.Change { return infuse.Change{Move: &infuse.Move{To: to}} }
+func move(to infuse.State) infuse.Change { return infuse.Change{Manual: &infuse.ManualState{To: to}} }
 
 // scripts is a hook that counts runs of scripts, and makes of each what around does.
 type scripts struct {
@@ -131,9 +131,9 @@ func TestRoundTrips(t *testing.T) {
 		takes(2, "the failure that opens, of one who missed three", one, failures(1))
 		require.Equal(t, infuse.StateOpen, one.seen.State)
 		takes(1, "a move", one, move(infuse.StateHalfOpen))
-		takes(2, "a trial, of one who missed two transitions", other, infuse.Change{Ask: "a"})
+		takes(2, "a trial, of one who missed two transitions", other, infuse.Change{RequestTrial: "a"})
 		require.Len(t, other.seen.Trials, 1)
-		takes(1, "a refused trial", one, infuse.Change{Ask: "b"})
+		takes(1, "a refused trial", one, infuse.Change{RequestTrial: "b"})
 		takes(1, "the end of a trial", other, infuse.Change{Settled: []infuse.Settlement{{ID: "a", Outcome: infuse.OutcomeFailure}}})
 		takes(1, "a failure that comes too late", other, failures(1))
 		takes(1, "a change that says nothing", other, infuse.Change{})
@@ -202,12 +202,12 @@ func TestAClockThatStepsBack(t *testing.T) {
 	mini.SetTime(now.Add(-time.Hour))
 	require.WithinDuration(t, time.Now(), newcomer.load().DueAt, 1100*time.Millisecond, "for a newcomer")
 	one.seen.DueAt = time.Now()
-	require.Equal(t, infuse.VerdictMoved, one.must(infuse.Change{Ask: "a"}), "for one who knew when it is due")
+	require.Equal(t, infuse.VerdictChanged, one.must(infuse.Change{RequestTrial: "a"}), "for one who knew when it is due")
 
 	mini.SetTime(now.Add(-2 * time.Hour))
 	require.WithinDuration(t, time.Now(), newcomer.load().Trials[0].Deadline, 1100*time.Millisecond, "a lease")
 	one.seen.Trials[0].Deadline = time.Now()
-	one.must(infuse.Change{Ask: "b"})
+	one.must(infuse.Change{RequestTrial: "b"})
 	require.Equal(t, "b", one.load().Trials[0].ID)
 
 	one.limits.ResetTimeout = time.Hour

@@ -396,10 +396,10 @@ func (e *encoder) ranks() {
 // in it alone would count as one.
 func TestTheExplorerEncodesEveryField(t *testing.T) {
 	for of, known := range map[reflect.Type]string{
-		reflect.TypeFor[Record](): "State Asked Rated Generation Since Opened Moved Failures Successes DueAt Trials SuspectAt Threshold Score Witness RetryAt DismissedAt " +
-			"Window OpenTime ClosedAt Override By Cause heard",
+		reflect.TypeFor[Record](): "State RetryAfter Rated Generation Since Opened Manual Failures Successes DueAt Trials SuspectAt Threshold Score Witness RetryAt DismissedAt " +
+			"Window OpenDuration ClosedAt Override By Cause lastNumbers",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
-		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Move Override Ask",
+		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Manual Override RequestTrial",
 		reflect.TypeFor[replica](): "settings source local shared episode linked linkUp stopped failing joined share " +
 			"credit random ids news changes noted through landed",
 		reflect.TypeFor[episode](): "out leases former cause trouble since retryAt failed released standIn",

@@ -787,8 +787,8 @@ func (r *Record) transition(to State, t *terms, now time.Time) {
 	}
 }
 
-// open opens the record for all, without evidence. grown is its new OpenTime; 0
-// leaves that as it is.
+// open opens the record for all processes, without evidence. grown is its new
+// OpenDuration; 0 keeps the current one.
 func (r *Record) open(t *terms, due time.Time, asked bool, grown time.Duration, now time.Time) {
 	r.transition(StateOpen, t, now)
 	r.Opened, r.DueAt, r.RetryAfter, r.OpenDuration = r.Generation, due, asked, cmp.Or(grown, r.OpenDuration)

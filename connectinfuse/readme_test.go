@@ -1,5 +1,7 @@
 package connectinfuse_test
 
+// This file tests the code in README.md.
+
 import (
 	"net/http"
 	"os"

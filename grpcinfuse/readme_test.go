@@ -1,5 +1,7 @@
 package grpcinfuse_test
 
+// This file tests the code in README.md.
+
 import (
 	"os"
 	"regexp"

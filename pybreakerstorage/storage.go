@@ -101,8 +101,8 @@ func New(client redis.Scripter, opts Options) (*Storage, error) {
 
 const maxDuration = 366 * 24 * time.Hour
 
-// Load implements infuse.Storage. It takes one round trip, and a second one if Python has
-// changed the circuit since the last write of Go.
+// Load implements infuse.Storage. It takes one round trip, and a second one to write
+// changes by Python or by time.
 func (s *Storage) Load(ctx context.Context, circuit string) (infuse.Record, error) {
 	record, _, err := s.change(ctx, circuit, nil)
 	return record, err

@@ -1,5 +1,7 @@
 package main
 
+// This file contains the command version.
+
 import (
 	"cmp"
 	"context"

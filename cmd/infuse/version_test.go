@@ -1,5 +1,7 @@
 package main
 
+// This file tests the command version.
+
 import (
 	"runtime"
 	"runtime/debug"

@@ -1,5 +1,7 @@
 package main
 
+// This file contains a process of the fleet.
+
 import (
 	"context"
 	"fmt"

@@ -1,5 +1,7 @@
 package recipes
 
+// This file tests readiness endpoints with and without a circuit.
+
 import (
 	"context"
 	"net/http"

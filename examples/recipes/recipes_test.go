@@ -1,5 +1,7 @@
 package recipes
 
+// This file runs the code of docs/recipes.md.
+
 import (
 	"context"
 	"database/sql"

@@ -1,5 +1,7 @@
 package main
 
+// This file contains the settings of the service, and their reload.
+
 import (
 	"bytes"
 	"encoding/json"

@@ -1,5 +1,5 @@
-// Api writes the exported API of each published package to the folder api, one
-// line for each name, field and method, so that a diff shows every change of it.
+// Api writes the exported API of each published package to the folder api, with one line
+// for each name, field and method. A diff then shows every change of the API.
 //
 //	go run ./internal/api          # in the root of the repository
 //	go run ./internal/api -check   # fails if a file differs
@@ -26,7 +26,7 @@ import (
 
 const root = "github.com/infuse-go/infuse"
 
-// packages are the published ones, each with the folder of its module.
+// packages are the published packages, with the folders of their modules.
 var packages = []struct{ path, module string }{
 	{root, "."},
 	{root + "/ops", "."},
@@ -40,7 +40,7 @@ var packages = []struct{ path, module string }{
 
 func main() {
 	log.SetFlags(0)
-	check := flag.Bool("check", false, "compare the files, and write none")
+	check := flag.Bool("check", false, "compare the files, do not write them")
 	flag.Parse()
 	different := false
 	for _, p := range packages {
@@ -70,7 +70,7 @@ func main() {
 	}
 }
 
-// difference returns the lines that only one of two lists has.
+// difference returns the lines that are in only one of the lists.
 func difference(old, current []string) (lines []string) {
 	for _, line := range old {
 		if !slices.Contains(current, line) {
@@ -85,7 +85,7 @@ func difference(old, current []string) (lines []string) {
 	return lines
 }
 
-// load reads a package as the compiler has exported it.
+// load reads the export data of a package.
 func load(importPath, module string) (*types.Package, error) {
 	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Export", importPath)
 	cmd.Dir, cmd.Stderr = module, os.Stderr
@@ -180,8 +180,8 @@ func addType(name *types.TypeName, add func(string, ...any), text func(types.Typ
 	}
 }
 
-// addMethods adds all methods of a type that is no interface, also those of what
-// it embeds.
+// addMethods adds all methods of a type that is not an interface, including promoted
+// methods.
 func addMethods(name *types.TypeName, add func(string, ...any), text func(types.Type) string) {
 	if types.IsInterface(name.Type()) {
 		return
@@ -200,8 +200,8 @@ func addMethods(name *types.TypeName, add func(string, ...any), text func(types.
 	}
 }
 
-// unnamed returns a signature without the names of parameters and results, which
-// may change. A generic one keeps them.
+// unnamed returns a signature without the names of parameters and results, which are not
+// part of the API. Generic signatures keep them.
 func unnamed(s *types.Signature) *types.Signature {
 	if s.TypeParams() != nil {
 		return s

@@ -5,6 +5,6 @@ import "time"
 
 var began = time.Now()
 
-// Now returns how long the process has been running. It takes half the time of
+// Now returns the time since the start of the process. It takes half the time of
 // time.Now, which also reads the wall clock. With a fake clock it may be negative.
 func Now() time.Duration { return time.Since(began) }

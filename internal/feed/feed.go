@@ -70,7 +70,7 @@ type watched[T any] struct {
 	subscribed bool        // Redis has confirmed it
 	alone      bool        // needs a separate SUBSCRIBE: Redis refused one with several channels
 	stale      bool        // must be loaded
-	following  *following  // nil without a follow
+	following  *following  // nil: no follow is running
 	pollAt     time.Time
 	sooner     time.Duration // how much earlier to poll while not subscribed
 
@@ -82,13 +82,13 @@ type watched[T any] struct {
 
 type watcher[T any] struct {
 	fn    func(T)
-	loads func(message string) bool // nil: at each message
+	loads func(message string) bool // nil: after each message
 	next  *watcher[T]
 }
 
-// following is the work of a follow. Feed.mu guards it.
+// following is the state of a follow. Feed.mu guards it.
 type following struct {
-	messages []string // received since it started the last time, a few at most
+	messages []string // received since its last load started; at most maxMessages + 1
 	pause    time.Duration
 }
 
@@ -103,7 +103,7 @@ const (
 	loadBatch        = 512             // loads between two checks for other work
 	loadTimeout      = 2 * time.Second // the longest wait of keep for a load
 	maxFollows       = 32              // with more of them, keep loads the values
-	maxMessages      = 4               // more messages at a time load the value
+	maxMessages      = 4               // more pending messages always load the value
 	hintPause        = 10 * time.Millisecond
 	maxHintPause     = 100 * time.Millisecond // while messages bring no change: of another database, or forged
 	pollsPerInterval = 8                      // the most polls in an interval, for any number of values
@@ -128,8 +128,8 @@ func (f *Feed[T]) Watch(channel string, fn func(T)) (stop func()) {
 	return f.WatchMessages(channel, fn, nil)
 }
 
-// WatchMessages is Watch for a watcher that does not need the value at each message:
-// loads is called with the text of a message, and returns whether it does.
+// WatchMessages is Watch for a watcher that does not need the value after each message.
+// loads receives the text of a message, and returns whether the watcher needs the value.
 func (f *Feed[T]) WatchMessages(channel string, fn func(T), loads func(message string) bool) (stop func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -276,7 +276,7 @@ func (f *Feed[T]) confirmed(channel string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if delete(f.unconfirmed, channel); len(f.unconfirmed) == 0 {
-		f.unconfirmed = nil // a map keeps its room
+		f.unconfirmed = nil // free the map
 	}
 	if w := f.watched[channel]; w != nil {
 		w.subscribed, w.stale = true, true
@@ -367,7 +367,7 @@ func (f *Feed[T]) needs(w *watched[T], messages []string) (loads bool) {
 	}
 	for _, message := range messages {
 		for _, me := range f.watchersOf(w) {
-			needed := true // also if it panics
+			needed := true // even if it panics
 			guarded(func() { needed = me.loads == nil || me.loads(message) })
 			loads = loads || needed
 		}

@@ -1,5 +1,7 @@
 package feed
 
+// This file tests WatchMessages.
+
 import (
 	"testing"
 	"testing/synctest"
@@ -8,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A message loads the value only for a watcher that needs it.
-func TestAMessageThatNobodyNeedsLoadsNothing(t *testing.T) {
+// A message causes a load only if a watcher needs it.
+func TestUnneededMessageCausesNoLoad(t *testing.T) {
 	bubble(t, func(t *testing.T, r *fakeRedis, f *Feed[int64]) {
 		var all []string
 		needs := false

@@ -1,5 +1,4 @@
-// Package ordered delivers events in order, without a lock held and without a
-// goroutine of its own.
+// Package ordered delivers events in order, without a held lock and without a goroutine.
 package ordered
 
 import (
@@ -7,12 +6,12 @@ import (
 	"sync/atomic"
 )
 
-// Queue delivers its items in the order in which they were added. A caller of Drain
-// delivers for all, unless another is doing so already. The zero value is ready to
+// Queue delivers its items in the order of Add. A caller of Drain delivers for all
+// callers, unless another caller is already delivering. The zero value is ready to
 // use, and all methods are safe for concurrent use.
 type Queue[T any] struct {
-	waiting atomic.Int32 // the number of items: an empty queue costs no lock
-	held    bool         // guarded by mu, as is all below
+	waiting atomic.Int32 // number of items: an empty queue needs no lock
+	held    bool         // mu guards this field and those below
 	running bool
 
 	mu    sync.Mutex
@@ -77,16 +76,16 @@ func (q *Queue[T]) next() (item T, some bool) {
 func (q *Queue[T]) take() T {
 	item := q.items[0]
 	if q.items = q.items[1:]; len(q.items) == 0 {
-		q.items = nil // its room, and the last item, are garbage
+		q.items = nil // free the array, and the last item
 	}
 	q.waiting.Add(-1)
 	return item
 }
 
-// Hold keeps all items back until Release.
+// Hold delays all items until Release.
 func (q *Queue[T]) Hold() { q.hold(true) }
 
-// Release ends a Hold. The next Drain delivers.
+// Release ends Hold. The next Drain delivers the items.
 func (q *Queue[T]) Release() { q.hold(false) }
 
 func (q *Queue[T]) hold(held bool) {
@@ -95,6 +94,6 @@ func (q *Queue[T]) hold(held bool) {
 	q.held = held
 }
 
-// Empty reports whether no item waits. An item that is being delivered does not
-// wait.
+// Empty reports whether no item waits for delivery. An item that is being delivered does
+// not count.
 func (q *Queue[T]) Empty() bool { return q.waiting.Load() == 0 }

@@ -1,5 +1,7 @@
 package redistest
 
+// This file contains random numbers for tests, with a seed.
+
 import (
 	"math/rand/v2"
 	"os"
@@ -9,16 +11,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Dice returns a number from 0 to n-1.
+// Dice returns a random number from 0 to n-1.
 type Dice func(n int) int
 
-// NewDice returns the dice of a seed.
+// NewDice returns Dice with a seed.
 func NewDice(seed, stream uint64) Dice { return rand.New(rand.NewPCG(seed, stream)).IntN }
 
-// OneIn is true in one of n throws.
+// OneIn returns true with probability 1/n.
 func (roll Dice) OneIn(n int) bool { return roll(n) == 0 }
 
-// Seed is new in every run; MODEL_SEED repeats one.
+// Seed returns a new seed in each run, or MODEL_SEED if that is set.
 func Seed(t testing.TB) uint64 {
 	seed := rand.Uint64()
 	if given := os.Getenv("MODEL_SEED"); given != "" {

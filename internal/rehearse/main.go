@@ -1,8 +1,7 @@
-// Rehearse makes a throwaway release of the checkout and uses it as a stranger
-// would: it tags a copy of its files in a local repository, and modules
-// outside of it get each published module from there, compile the Go of its
-// README, and install the CLI. Third-party modules come from the module cache, or
-// from GOPROXY.
+// Rehearse rehearses a release of the checkout: it tags a copy of the files in a local
+// repository. Modules outside of it get each published module from there, compile the Go
+// code of its README, and install the CLI. Third-party modules come from the module cache,
+// or from GOPROXY.
 //
 //	go run ./internal/rehearse   # in the root of the repository
 package main
@@ -23,11 +22,11 @@ import (
 
 const root = "github.com/infuse-go/infuse"
 
-// published are the modules that a release tags, after the root.
+// published are the modules that a release tags, in addition to the root.
 var published = []string{"connectinfuse", "grpcinfuse", "otelinfuse", "prominfuse", "pybreakerstorage"}
 
-// mostRedis bounds the symbols of go-redis in a program that has no Redis: what
-// the initialization of its packages needs.
+// mostRedis is the limit of the symbols of go-redis, in bytes, in a program without Redis:
+// initialization needs some.
 const mostRedis = 16 << 10
 
 func main() {
@@ -87,8 +86,8 @@ func nextVersion() (string, error) {
 
 var requirement = regexp.MustCompile(`(?m)^\s*(?:require )?(` + root + `\S*) (v\S+)`)
 
-// checkRequirements: each module requires the version to be released of the
-// others, and the root has no replace, with which it could not be installed.
+// checkRequirements checks that each module requires the new version of the others, and
+// that the root has no replace directive, with which it could not be installed.
 func checkRequirements(version string) error {
 	return filepath.WalkDir(".", func(file string, _ fs.DirEntry, err error) error {
 		if err != nil || filepath.Base(file) != "go.mod" {
@@ -110,8 +109,8 @@ func checkRequirements(version string) error {
 	})
 }
 
-// tagCopy makes a repository that has the files of the checkout, as they are, in
-// one commit with all tags.
+// tagCopy makes a repository with the current files of the checkout in one commit, with
+// all tags.
 func tagCopy(mirror, version string) error {
 	steps := [][]string{
 		{"init", "--quiet", "--bare", mirror},
@@ -133,8 +132,8 @@ func tagCopy(mirror, version string) error {
 	return nil
 }
 
-// environment has the go command fetch the modules of this repository from the
-// mirror, into a module cache that ends with this program.
+// environment makes the go command fetch the modules of this repository from the mirror,
+// into a temporary module cache.
 func environment(dir, mirror string) ([]string, error) {
 	values, err := output(exec.Command("go", "env", "GOMODCACHE", "GOPROXY"))
 	if err != nil {
@@ -146,20 +145,20 @@ func environment(dir, mirror string) ([]string, error) {
 		"GOPROXY="+url(filepath.Join(cache, "cache", "download"))+","+proxy,
 		"GOPRIVATE=", "GONOPROXY="+root, "GONOSUMDB="+root,
 		"GOMODCACHE="+filepath.Join(dir, "modules"),
-		"GOFLAGS=-trimpath -modcacherw", // trimmed, what has been compiled once is found again
+		"GOFLAGS=-trimpath -modcacherw", // with trimmed paths, the build cache is reused
 		"GOBIN="+filepath.Join(dir, "bin"), "GOWORK=off",
 		"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=url."+url(mirror)+".insteadOf", "GIT_CONFIG_VALUE_0=https://"+root,
 	), nil
 }
 
-// stranger has the modules of somebody who uses the release.
+// stranger has modules that use the release.
 type stranger struct {
 	dir     string
 	env     []string
 	version string
 }
 
-// module makes a module that requires the release of one of ours.
+// module makes a module that requires the release of one module.
 func (s *stranger) module(name, requires string, files map[string]string) error {
 	for file, text := range files {
 		path := filepath.Join(s.dir, name, file)
@@ -228,8 +227,7 @@ func (s *stranger) installCLI() error {
 	return nil
 }
 
-// buildLocalOnly checks that the linker drops go-redis from a program that
-// imports Infuse and has no Redis.
+// buildLocalOnly checks that the linker drops go-redis from a program without Redis.
 func (s *stranger) buildLocalOnly() error {
 	const name = "local-only"
 	if err := s.module(name, root, map[string]string{"main.go": localOnly}); err != nil {
@@ -261,7 +259,7 @@ func (s *stranger) buildLocalOnly() error {
 		return err
 	}
 	fmt.Printf("a program without Redis: %d bytes of go-redis in %d symbols; its go.sum has %d lines\n", size, count, strings.Count(string(sums), "\n"))
-	if count == 0 || size > mostRedis { // none at all would mean that nm was misread
+	if count == 0 || size > mostRedis { // 0 would mean that the output of nm was misread
 		return fmt.Errorf("a program without Redis links %d bytes of go-redis: want some for the initialization of its packages, and at most %d", size, mostRedis)
 	}
 	return nil

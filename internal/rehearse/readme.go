@@ -1,5 +1,7 @@
 package main
 
+// This file makes Go files of the code in a README.
+
 import (
 	"errors"
 	"fmt"
@@ -13,7 +15,7 @@ import (
 	"strings"
 )
 
-// packages are what a block of a README may import, by the name that it uses.
+// packages are the imports of README blocks, by name.
 var packages = map[string]string{
 	"balancer":         "google.golang.org/grpc/balancer",
 	"connect":          "connectrpc.com/connect",
@@ -37,7 +39,7 @@ var packages = map[string]string{
 	"time":             "time",
 }
 
-// given are the variables that a README's blocks take for granted.
+// given are the variables that README blocks use without a declaration.
 var given = map[string]string{
 	"connectinfuse": `package readme
 
@@ -54,7 +56,7 @@ var (
 	service any
 )
 
-// What the generated code of a service looks like.
+// Stands for the generated code of a service.
 var pingv1connect struct {
 	NewPingServiceClient  func(connect.HTTPClient, string, ...connect.ClientOption) any
 	NewPingServiceHandler func(any, ...connect.HandlerOption) (string, http.Handler)
@@ -84,7 +86,7 @@ var redisClient *redis.Client
 
 var block = regexp.MustCompile("(?ms)^```go\n(.*?)^```")
 
-// readmeFiles returns Go files that have the blocks of a module's README.
+// readmeFiles returns Go files with the blocks of a module's README.
 func readmeFiles(module string) (files map[string]string, blocks int, err error) {
 	text, err := os.ReadFile(filepath.Join(module, "README.md"))
 	if err != nil {
@@ -113,8 +115,8 @@ func readmeFiles(module string) (files map[string]string, blocks int, err error)
 	return files, blocks, nil
 }
 
-// fragment makes a file of statements, with the imports that they need. What they
-// declare counts as used.
+// fragment makes a file of statements, with the imports that they need, and a use of each
+// variable.
 func fragment(name, statements string) (string, error) {
 	source := func(imports, uses string) string {
 		return fmt.Sprintf("package readme\n\n%s\nfunc %s() error {\n%s%s\treturn nil\n}\n\nvar _ = %[2]s\n", imports, name, statements, uses)

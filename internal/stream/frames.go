@@ -1,5 +1,7 @@
 package stream
 
+// This file contains the bodies whose last frame has the status.
+
 import (
 	"bytes"
 	"compress/gzip"

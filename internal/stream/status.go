@@ -1,5 +1,7 @@
 package stream
 
+// This file contains the gRPC status of a response.
+
 import (
 	"net/http"
 	"strconv"

@@ -218,3 +218,13 @@ func CallOf(b *infuse.Breaker, fail bool) error {
 	}
 	return b.Call(context.Background(), Succeeds)
 }
+
+// DetachedOf returns the breakers whose shared circuit does not apply.
+func DetachedOf(breakers []*infuse.Breaker) (detached []*infuse.Breaker) {
+	for _, b := range breakers {
+		if b.Stats().StorageErr != nil {
+			detached = append(detached, b)
+		}
+	}
+	return detached
+}

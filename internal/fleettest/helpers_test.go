@@ -10,9 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
-	"github.com/stretchr/testify/require"
 
-	"github.com/infuse-go/infuse"
 	"github.com/infuse-go/infuse/internal/breakertest"
 	"github.com/infuse-go/infuse/internal/redistest"
 )
@@ -42,6 +40,8 @@ var (
 	waitOf          = breakertest.WaitOf
 	goroutines      = breakertest.Goroutines
 	leftSince       = breakertest.LeftSince
+	startGroup      = breakertest.Many
+	detachedOf      = breakertest.DetachedOf
 )
 
 type (
@@ -74,31 +74,6 @@ func takesLong(t *testing.T) {
 	if os.Getenv("CI") != "true" {
 		t.Skip("takes long: CI=true runs it")
 	}
-}
-
-// startGroup returns the breakers of a group, which share the link to their storage.
-func startGroup(t testing.TB, n int, cfg infuse.Config) []*infuse.Breaker {
-	t.Helper()
-	cfg.MaxCircuits = n
-	group, err := infuse.NewGroup(cfg)
-	require.NoError(t, err)
-	t.Cleanup(group.Stop)
-	breakers := make([]*infuse.Breaker, n)
-	for i := range breakers {
-		breakers[i], err = group.Breaker(fmt.Sprint("circuit ", i))
-		require.NoError(t, err)
-	}
-	return breakers
-}
-
-// detachedOf returns the breakers whose shared circuit does not apply.
-func detachedOf(breakers []*infuse.Breaker) (detached []*infuse.Breaker) {
-	for _, b := range breakers {
-		if b.Stats().StorageErr != nil {
-			detached = append(detached, b)
-		}
-	}
-	return detached
 }
 
 // through has a client go through a proxy.

@@ -15,7 +15,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// Losses and delays of the network, on real servers: see outages_test.go for
+// Losses and delays of the network, on real servers. internal/tests/link has
 // the rest.
 
 // A circuit fell due just as Redis hung, and the lease that was granted in that

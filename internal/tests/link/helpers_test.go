@@ -36,6 +36,7 @@ var (
 	failuresOf      = breakertest.FailuresOf
 	outcomes        = breakertest.Outcomes
 	callOf          = breakertest.CallOf
+	detachedOf      = breakertest.DetachedOf
 	errTroubled     = breakertest.ErrTroubled
 )
 
@@ -201,3 +202,82 @@ func takes(d time.Duration) func() error {
 		return nil
 	}
 }
+
+// A storage that several processes share, each on a way of its own.
+
+var errLost = errors.New("a packet was lost")
+
+// way is one process's way to a storage. What befalls a request on it is up to
+// before and after, which may be nil. They are asked for each request.
+type way struct {
+	infuse.Storage
+
+	mu            sync.Mutex
+	before, after func(circuit string, c *infuse.Change) error
+	changes       []infuse.Change // that were asked for
+	loads         int
+}
+
+// between sets what happens on the way there, and on the way back.
+func (w *way) between(before, after func(circuit string, c *infuse.Change) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.before, w.after = before, after
+}
+
+func (w *way) meet(circuit string, c *infuse.Change, there bool) error {
+	w.mu.Lock()
+	met := w.before
+	if !there {
+		met = w.after
+	}
+	w.mu.Unlock()
+	if met == nil {
+		return nil
+	}
+	return met(circuit, c)
+}
+
+func (w *way) Load(ctx context.Context, circuit string) (r infuse.Record, err error) {
+	w.mu.Lock()
+	w.loads++
+	w.mu.Unlock()
+	if err = w.meet(circuit, nil, true); err != nil {
+		return r, err
+	}
+	if r, err = w.Storage.Load(ctx, circuit); err != nil {
+		return r, err
+	}
+	return r, w.meet(circuit, nil, false)
+}
+
+func (w *way) Apply(ctx context.Context, circuit string, c infuse.Change) (r infuse.Record, v infuse.Verdict, err error) {
+	w.mu.Lock()
+	w.changes = append(w.changes, c)
+	w.mu.Unlock()
+	if err = w.meet(circuit, &c, true); err != nil {
+		return r, v, err
+	}
+	if r, v, err = w.Storage.Apply(ctx, circuit, c); err != nil {
+		return r, v, err
+	}
+	return r, v, w.meet(circuit, &c, false)
+}
+
+// slow has each request take so long.
+func slow(d time.Duration) func(string, *infuse.Change) error {
+	return func(string, *infuse.Change) error {
+		time.Sleep(d)
+		return nil
+	}
+}
+
+// until has each request wait until the channel is closed.
+func until(over <-chan struct{}) func(string, *infuse.Change) error {
+	return func(string, *infuse.Change) error {
+		<-over
+		return nil
+	}
+}
+
+func isLost(string, *infuse.Change) error { return errLost }

@@ -26,9 +26,9 @@ import (
 // protocols. Create it with New. It does nothing in a handler. It is safe for concurrent
 // use, and may serve several clients.
 //
-// A rejected call is not sent. Its error is a *connect.Error with the code Unavailable,
-// and a google.rpc.RetryInfo with the time until the circuit is ready for a trial, or 1 s
-// if that is unknown. errors.Is(err, infuse.ErrOpen) distinguishes it from an Unavailable
+// A rejected call is not sent. Its error is a *connect.Error with the code Unavailable.
+// The error has a google.rpc.RetryInfo with the time until the circuit is ready for a
+// trial, or 1 s if that is unknown. errors.Is(err, infuse.ErrOpen) distinguishes it from an Unavailable
 // of the service, and errors.As finds the *infuse.OpenError. Send and Receive of a
 // rejected stream return the error.
 //

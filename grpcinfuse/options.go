@@ -24,8 +24,8 @@ type Option func(*settings)
 // clients choose them. name must be safe for concurrent use.
 //
 // By default there is one circuit per target. If the target is a DNS name or an address,
-// the circuit's name is the host in lower case, without a trailing dot, and the port
-// unless it is 443, gRPC's default. The name of any other target (unix, xds) is the
+// the circuit's name is the host in lower case, without a trailing dot. The port is added
+// unless it is 443, gRPC's default. For any other target (unix, xds), the name is the
 // target itself.
 func WithCircuit(name func(ctx context.Context, target, method string) string) Option {
 	return func(s *settings) { s.circuit = name }

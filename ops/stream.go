@@ -59,8 +59,8 @@ func (s *stream) running() bool {
 }
 
 // join adds a viewer. The first viewer starts the loop. If all streams are in use, the
-// viewer replaces the newest viewer of the client that has the most, unless that client
-// would then have fewer than the client of the viewer.
+// viewer replaces the newest viewer of the client that has the most. It does not, and join
+// returns false, if that client would then have fewer than the client of the viewer.
 func (s *stream) join(v *viewer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -39,9 +39,9 @@
 //
 // # Clocks
 //
-// Go uses only the clock of Redis. Python uses the clock of each process. If that clock
-// is some seconds ahead of Redis, the Python process sends its trial that much too early
-// after an opening by Go, and if it is behind, that much too late. Go measures the open
+// Go uses only the clock of Redis. Python uses the clock of each process. After an opening
+// by Go, a Python process whose clock is ahead of Redis sends its trial too early, by the
+// difference of the clocks; if its clock is behind, it sends its trial too late. Go measures the open
 // duration of a Python opening from opened_at, but not from a time in the future, and not
 // from before the last write by Go. opened_at has whole seconds, so the open duration may
 // be up to one second too short.

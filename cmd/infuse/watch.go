@@ -54,14 +54,14 @@ func (w *watcher) run(ctx context.Context) error {
 		return err
 	}
 	if len(w.args) > 0 {
-		w.notice(fmt.Sprintf("watching %d circuits; press Ctrl-C to stop", len(w.circuits)))
+		w.notice("watching the named circuits; press Ctrl-C to stop")
 	} else {
 		if len(w.circuits) == 0 {
 			if err := w.nothingFound(ctx); err != nil {
 				w.notice(textOf(err))
 			}
 		}
-		w.notice(fmt.Sprintf("watching all circuits (%d have a record); press Ctrl-C to stop", len(w.circuits)))
+		w.notice(fmt.Sprintf("watching all circuits (%d with a record); press Ctrl-C to stop", len(w.circuits)))
 	}
 	search := time.NewTimer(w.interval)
 	for {

@@ -433,6 +433,7 @@ func (b *Breaker) enter(ctx context.Context, a *admission) (rejected *OpenError)
 func isLate(ctx context.Context) bool { return ctx.Err() == context.DeadlineExceeded }
 
 // admit decides on a call that the view cannot admit by itself.
+// R9.
 func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	a, rejected := b.decide(ctx)
 	told := false
@@ -495,6 +496,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 
 // refreshed returns the view after a read of the shared record. A caller whose
 // context has ended does not wait, and gets the view as it is.
+// R45.
 func (b *Breaker) refreshed(ctx context.Context) *view {
 	if b.attached() && ctx.Err() == nil {
 		b.read(ctx)
@@ -507,6 +509,7 @@ func (b *Breaker) refreshed(ctx context.Context) *view {
 const maxTries = 3
 
 // rejection is what a call is told that was not admitted.
+// R8.
 func (b *Breaker) rejection() *OpenError {
 	v := b.view.Load()
 	if v.admits == admitsAll { // it was open or half-open a moment ago
@@ -531,6 +534,7 @@ func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
 }
 
 // isSlow reports whether the call takes longer than Config.SlowCall allows.
+// R2.
 func (a *admission) isSlow() bool {
 	return a.began != 0 && clock.Now()-a.began > a.view.settings.SlowCall
 }
@@ -563,6 +567,7 @@ func (b *Breaker) classify(ctx context.Context, a *admission, err error) Outcome
 }
 
 // settle counts the result of an admitted call.
+// R3.
 func (b *Breaker) settle(ctx context.Context, a *admission, r *result) {
 	if a.dry {
 		return
@@ -724,6 +729,7 @@ func (p Permit) settle(of func(context.Context) result) {
 var errSettled = errors.New("infuse: settled as a failure")
 
 // take returns the ticket, once.
+// R3.
 func (p Permit) take() *ticket {
 	if t := p.ticket; t != nil && t.number.CompareAndSwap(p.number, p.number+1) {
 		return t

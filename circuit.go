@@ -275,6 +275,7 @@ func (r *replica) states(now time.Time) states {
 }
 
 // notify adds an event for each circuit whose state has changed. b.mu is held.
+// R43.
 func (b *Breaker) notify(now time.Time) {
 	r := &b.replica
 	before, after := b.states, r.states(now)
@@ -452,6 +453,7 @@ func (b *Breaker) countWaiting(a *admission, res *result) {
 }
 
 // await waits until done is closed, for so long at most.
+// R35.
 func (b *Breaker) await(done <-chan struct{}, most time.Duration) {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
@@ -528,6 +530,7 @@ func (b *Breaker) configured(s *settings) {
 
 // stop ends the watching. It waits until the storage has received everything, for
 // StorageTimeout at most.
+// R46.
 func (b *Breaker) stop() {
 	var done <-chan struct{}
 	var aside *sync.WaitGroup

@@ -348,6 +348,7 @@ func (s *settings) hooked() bool {
 func (s *settings) streakCounts() bool { return s.FailMax < unlimited }
 
 // classify returns the outcome of a call of the named circuit.
+// R1.
 func (s *settings) classify(ctx context.Context, circuit string, err error) Outcome {
 	if s.Classify != nil {
 		return s.Classify(ctx, err)

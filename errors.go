@@ -191,6 +191,7 @@ func textOf(err error) string {
 
 // presentable returns the text on one line, bounded, and without the credentials,
 // queries and fragments of URLs.
+// R42.
 func presentable(text string, most int) string { return oneLine(redact.Text(text), most) }
 
 func oneLine(text string, most int) string {

@@ -136,6 +136,7 @@ func notifyOutcome(ctx context.Context, to []*Listener, b *Breaker, o Outcome, e
 }
 
 // protected runs a func of a listener. Its panic must not affect the call.
+// R43.
 func protected(notify func()) {
 	defer func() {
 		if r := recover(); r != nil {

@@ -86,6 +86,7 @@ func (r *replica) keep(b Bucket) {
 
 // note adds an outcome to what is reported, if it is evidence. It returns the
 // sequence number to wait for, or 0 if nothing is sent at once.
+// R10.
 func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 	if res.outcome == OutcomeIgnored || !r.reports() {
 		return 0
@@ -136,12 +137,14 @@ func (r *replica) successReported(now time.Time) {
 // unless the failure rate is evaluated. Then every process reports at times that do
 // not depend on the outcomes, so that the storage receives successes as soon as
 // failures.
+// R21.
 func (r *replica) reportsRate() bool {
 	return failed(r.out.counted.Buckets) > 0 && (r.settings.Strict || !r.shared.Rated)
 }
 
 // awaitsSuccess reports whether a success is evidence: there is a score, or there
 // are consecutive failures on record or about to be.
+// R10.
 func (r *replica) awaitsSuccess() bool {
 	return r.shared.scored() || r.shared.State == StateClosed && r.settings.streakCounts() &&
 		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sentCalls().Failures > 0)
@@ -186,6 +189,7 @@ func (r *replica) outgoing(now time.Time) *request {
 
 // fill makes what is to be reported the next change, if it may be sent yet. A process
 // that has received no record yet reads it first: see limitEvidence.
+// R12.
 func (r *replica) fill(now time.Time) bool {
 	if r.news == 0 && r.trouble != nil && r.out.next.Manual == nil && r.out.next.Override == nil {
 		return false

@@ -149,6 +149,7 @@ func (r *replica) lastShared() *Record {
 }
 
 // terms are those of this process for the shared record.
+// R14.
 func (r *replica) terms() *terms {
 	return &terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: r.cause.short}
 }
@@ -187,6 +188,7 @@ func (r *Record) isNew() bool {
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
 // With evidence, it does so only if the last call of this process failed.
+// R7.
 func (r *replica) rejectsBy(rec *Record) bool {
 	return rec.State != StateClosed && (r.failing || !rec.hasEvidence())
 }
@@ -194,6 +196,7 @@ func (r *replica) rejectsBy(rec *Record) bool {
 // hasSuppliedAll reports whether this process reports no more failures to the
 // record: one process supplies FailMax at most, and a failure rate is confirmed by
 // another than the one that made the circuit suspect.
+// R11.
 func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
@@ -284,6 +287,7 @@ func (r *replica) tallied(n int, now time.Time) {
 }
 
 // tallyLocal counts calls of a generation in the closed local circuit.
+// R5.
 func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Duration, now time.Time) {
 	c := Calls{Successes: n}
 	if o == OutcomeFailure {
@@ -315,6 +319,7 @@ func (r *replica) isRated() bool { return r.settings.FailureRate > 0 && r.shared
 
 // decides reports whether the local record counts outcomes: not under a StorageDown
 // that counts nothing.
+// R37.
 func (r *replica) decides() bool {
 	return r.trouble == nil || r.settings.StorageDown == StorageDownLocal
 }
@@ -322,12 +327,14 @@ func (r *replica) decides() bool {
 // countsLocally reports whether the outcome of a call is one of those by which the
 // local circuit may open. A failure that is not is no evidence for the fleet: a
 // process whose circuit is open has said all that it has to say.
+// R4.
 func (r *replica) countsLocally(a *admission) bool {
 	return r.local.State == StateClosed && a.local >= r.local.Since
 }
 
 // countLocal counts an outcome in the local circuit: as the end of its trial or,
 // if it is closed, as any other call's.
+// R6.
 func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	switch {
 	case a.trial != "" && r.local.trial(a.trial) >= 0:
@@ -377,6 +384,7 @@ const (
 
 // asked is an input: a call wants to run. If it must wait, it may go on when the
 // sequence number that is now the last one is acknowledged.
+// R23.
 func (r *replica) asked(now time.Time) (admission, decision) {
 	a := r.admission("")
 	if o := r.override(now); o != nil {
@@ -420,6 +428,7 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 // there would outlive its failure here. And it is while that is suspect and due, if
 // the storage finds enough evidence: the local circuits of all may have opened before
 // Suspicion was over, and then nobody reports any more.
+// R18.
 func (r *replica) sharesTrial(fleet *Record, now time.Time) bool {
 	return fleet.State == StateHalfOpen || fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))
 }
@@ -495,6 +504,7 @@ func (r *replica) asking() bool {
 
 // goesOn is an input: a call that waited for a trial goes on, because it is
 // decided or because it has waited for long enough.
+// R27.
 func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
 		if l.phase == phaseGranted {
@@ -591,6 +601,7 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 	return r.noted
 }
 
+// R34.
 func (r *replica) changeLocally(c Change, now time.Time) {
 	if c.Override != nil {
 		r.released = r.shared.Manual
@@ -604,6 +615,7 @@ func (r *replica) changeLocally(c Change, now time.Time) {
 
 // override returns the override that applies; nil if none does. The shared one
 // applies while the storage is unavailable, too.
+// R33.
 func (r *replica) override(now time.Time) *Override {
 	switch {
 	case r.local.Override.isActive(now):
@@ -731,6 +743,7 @@ func (r *replica) attach(now time.Time) {
 }
 
 // receive makes a record the shared one.
+// R28.
 func (r *replica) receive(rec Record, now time.Time) {
 	before, first := r.shared, r.news == 0
 	r.news++
@@ -771,6 +784,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 // and reports no failures of before it received the record: it may have reported
 // these failures before it restarted. Once the others have dismissed them, they are
 // not held against it.
+// R12.
 func (r *replica) limitEvidence(first bool) {
 	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
 	if first && joined { // of which its own failures may be a repetition
@@ -815,6 +829,7 @@ func (r *replica) unanswered(number uint64, why error, now time.Time) {
 func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sentNumber() == number }
 
 // unread is an input: a read failed.
+// R38.
 func (r *replica) unread(why error, now time.Time) {
 	r.detach(why, now)
 	r.failed++
@@ -833,6 +848,7 @@ func (r *replica) back() {
 }
 
 // detach has the local circuit decide alone.
+// R36.
 func (r *replica) detach(why error, now time.Time) {
 	if r.trouble != nil {
 		if !isTrouble(why) { // the storage is available, and the record cannot be read: a manual change replaces it
@@ -851,6 +867,7 @@ func (r *replica) detach(why error, now time.Time) {
 
 // adopt has the shared record go on in this process alone, as it will be when the
 // storage has received everything, if it rejects calls.
+// R37.
 func (r *replica) adopt(now time.Time) {
 	if rec := *r.effective(now); r.rejectsBy(&rec) {
 		rec.Override, rec.lastNumbers = nil, nil
@@ -903,6 +920,7 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 
 // bounded bounds what a record from outside can make calls wait for by this
 // process's own settings and clock.
+// R41.
 func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 	past := func(t *time.Time) {
 		if t.After(now) {
@@ -956,6 +974,7 @@ const firstShare = 0.1
 
 // share is the share of calls that runs in a closed circuit: less than 1 while
 // it is on its ramp.
+// R31.
 func (r *Record) share(ramp time.Duration, now time.Time) float64 {
 	if !now.Before(r.rampEnds(ramp)) {
 		return 1
@@ -978,6 +997,7 @@ const (
 
 // backoff is the pause before the n-th attempt, ± 50 %, so that processes that lost a
 // storage together do not try again together.
+// R38.
 func backoff(n int, roll float64) time.Duration {
 	pause := min(firstPause<<min(max(n-1, 0), 10), longestPause)
 	return pause/2 + time.Duration(roll*float64(pause))

@@ -133,6 +133,7 @@ type Limits struct {
 
 // longestOpen is the longest that a record opened by calls may make the sender wait.
 // asked: the record's time follows from a Retry-After.
+// R41.
 func (l *Limits) longestOpen(asked bool) time.Duration {
 	if asked {
 		return max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)
@@ -192,6 +193,7 @@ type Override struct {
 }
 
 // isActive reports whether there is an override that has not expired.
+// R33.
 func (o *Override) isActive(now time.Time) bool {
 	return o != nil && (o.Until.IsZero() || now.Before(o.Until))
 }
@@ -328,6 +330,7 @@ func termsOf(c *Change) terms {
 
 // openDuration is the open duration if calls open the circuit, and whether it follows
 // from a Retry-After.
+// R29.
 func (t *terms) openDuration(grown time.Duration) (d time.Duration, asked bool) {
 	return max(cmp.Or(t.openFor, t.limits.ResetTimeout), grown), t.openFor > max(t.limits.ResetTimeout, grown)
 }
@@ -382,12 +385,14 @@ func (r *Record) affectsCalls() bool {
 
 // stillBlocks reports whether the record is worth restoring. One that is ready for a
 // trial is not: it differs from a lost one by that trial only.
+// R39.
 func (r *Record) stillBlocks(now time.Time) bool {
 	return r.Override != nil || r.affectsCalls() && (now.Before(r.DueAt) || now.Before(r.RetryAt) || len(r.Trials) > 0)
 }
 
 // restore replaces the record by that of the sender if its generation is higher: the
 // storage has lost data.
+// R39.
 func (r *Record) restore(seen *Record, now time.Time) {
 	switch {
 	case seen.Generation == r.Generation:
@@ -425,6 +430,7 @@ func (r *Record) clampTo(seen *Record) {
 }
 
 // count adds the outcomes of calls. It does not evaluate them.
+// R4.
 func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
 	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
 		return false
@@ -478,6 +484,7 @@ func (s *step) atLimit(upper int, from, now time.Time) {
 // opensAt is the score at which a report with these limits opens the circuit. A process
 // with a low FailMax that made the circuit suspect does not decide for one with a higher
 // FailMax (R17).
+// R17.
 func (r *Record) opensAt(l *Limits) int {
 	threshold := r.Threshold
 	if l.FailMax < unlimited {
@@ -542,6 +549,7 @@ func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 
 // confirmed reports whether a report opens a suspect record. Only a report of failures
 // does, with evidence of more than one process (R17, R22). Time alone does not.
+// R17, R22.
 func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	switch {
 	case !t.failed:
@@ -554,6 +562,7 @@ func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 
 // becomeSuspect begins to collect evidence (R15, R20). Calls that run now will be counted,
 // because Since does not change. A local record opens at once (R5).
+// R15.
 func (r *Record) becomeSuspect(rated bool, t *terms, now time.Time) {
 	grown := r.nextOpenDuration(t.limits, now)
 	open, asked := t.openDuration(grown)
@@ -574,6 +583,7 @@ func (r *Record) becomeSuspect(rated bool, t *terms, now time.Time) {
 
 // addEvidence makes the record reject only the calls of processes whose last call
 // failed.
+// R16.
 func (r *Record) addEvidence(l *Limits) {
 	switch {
 	case r.hasEvidence():
@@ -586,6 +596,7 @@ func (r *Record) addEvidence(l *Limits) {
 
 // dismiss closes the record and drops its evidence (R16). Calls that run now will be
 // counted.
+// R16.
 func (r *Record) dismiss(t *terms, now time.Time) {
 	if r.scored() { // with a rate, the streak continues
 		r.Failures = 0
@@ -622,6 +633,7 @@ func (r *Record) dropEvidence() {
 }
 
 // settle ends a trial. A stale trial only frees its slot (R26).
+// R26.
 func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 	i := r.trial(s.ID)
 	if i < 0 {
@@ -647,6 +659,7 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 // trialFailed lets another process confirm a failed trial (R25): the process that ran it
 // waits for another open duration, and the next trial goes to any other. If that fails
 // too, the circuit is open for all. A local circuit opens at once (R6).
+// R25.
 func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
@@ -671,6 +684,7 @@ func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.Trials, r.Witness, r.RetryAt = staleTrials(r.Trials), "", time.Time{}
 }
 
+// R32.
 func (r *Record) setState(to State, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, ""
 	again := r.State == StateHalfOpen && to == StateHalfOpen
@@ -700,6 +714,7 @@ func (r *Record) override(o Override, t *terms, now time.Time) {
 	}
 }
 
+// R26.
 func (r *Record) requestTrial(id string, t *terms, now time.Time) (granted bool) {
 	due := r.State == StateOpen || r.suspect() && r.scored() && r.Score >= r.opensAt(t.limits)
 	switch {
@@ -733,6 +748,7 @@ func (r *Record) openedManually() bool {
 
 // blockedUntil is when a process with these limits may run a trial; zero if it may
 // now.
+// R24.
 func (r *Record) blockedUntil(l *Limits, source string, now time.Time) time.Time {
 	var until time.Time
 	if r.State != StateHalfOpen {
@@ -768,6 +784,7 @@ func (t *Trial) deadline(l *Limits) time.Time {
 }
 
 // excludes reports whether the next trial goes to another source (R25).
+// R25.
 func (r *Record) excludes(source string, now time.Time) bool {
 	return r.State == StateHalfOpen && source != "" && r.Witness == source && now.Before(r.RetryAt)
 }
@@ -826,6 +843,7 @@ func staleTrials(trials []Trial) []Trial {
 }
 
 // isDuplicate reports whether the change was applied before (R13).
+// R13.
 func (r *Record) isDuplicate(c *Change) bool {
 	return c.Number > 0 && slices.ContainsFunc(r.lastNumbers, func(h lastNumber) bool { return h.source == c.Source && h.number >= c.Number })
 }
@@ -848,6 +866,7 @@ func (r *Record) remember(c *Change) {
 
 // nextOpenDuration is the open duration with exponential backoff, if the circuit opens
 // now (R30); 0 without backoff.
+// R30.
 func (r *Record) nextOpenDuration(l *Limits, now time.Time) time.Duration {
 	if l.MaxResetTimeout == 0 {
 		return 0

@@ -43,6 +43,7 @@ func (k knownRecord) local() Record {
 
 // translated returns a copy of the record for another clock, which says there
 // while the record's own says here.
+// R40.
 func (r Record) translated(here, there time.Time) Record {
 	r = r.clone()
 	times := []*time.Time{&r.DueAt, &r.SuspectAt, &r.RetryAt, &r.DismissedAt, &r.ClosedAt}

@@ -48,6 +48,7 @@ const (
 )
 
 // derive makes v what calls meet. It is a func of the replica alone.
+// R44.
 func (v *view) derive(r *replica, circuit string, now time.Time) {
 	v.settings, v.localSince, v.sharedSince = r.settings, r.local.Since, r.shared.Since
 	o, b := r.override(now), r.blocking(now)

@@ -32,6 +32,7 @@ const windowBuckets = 10
 const unlimited = math.MaxInt32
 
 // add adds calls by the times when they ended. It changes the buckets in place.
+// R19.
 func (w *Window) add(counted []Bucket, width time.Duration, now time.Time) {
 	if len(counted) == 0 || width < time.Millisecond {
 		return
@@ -180,6 +181,7 @@ type rate struct {
 	empty bool // there are no calls
 }
 
+// R20.
 func (w *Window) rate(length time.Duration, minCalls int, failureRate float64, now time.Time) (r rate) {
 	if failureRate == 0 {
 		return r

@@ -484,7 +484,6 @@ func (s *step) atLimit(upper int, from, now time.Time) {
 // opensAt is the score at which a report with these limits opens the circuit. A process
 // with a low FailMax that made the circuit suspect does not decide for one with a higher
 // FailMax (R17).
-// R17.
 func (r *Record) opensAt(l *Limits) int {
 	threshold := r.Threshold
 	if l.FailMax < unlimited {
@@ -549,7 +548,6 @@ func (r *Record) evaluate(t *terms, rate rate, now time.Time) {
 
 // confirmed reports whether a report opens a suspect record. Only a report of failures
 // does, with evidence of more than one process (R17, R22). Time alone does not.
-// R17, R22.
 func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 	switch {
 	case !t.failed:
@@ -562,7 +560,6 @@ func (r *Record) confirmed(rate *rate, t *terms, now time.Time) bool {
 
 // becomeSuspect begins to collect evidence (R15, R20). Calls that run now will be counted,
 // because Since does not change. A local record opens at once (R5).
-// R15.
 func (r *Record) becomeSuspect(rated bool, t *terms, now time.Time) {
 	grown := r.nextOpenDuration(t.limits, now)
 	open, asked := t.openDuration(grown)
@@ -596,7 +593,6 @@ func (r *Record) addEvidence(l *Limits) {
 
 // dismiss closes the record and drops its evidence (R16). Calls that run now will be
 // counted.
-// R16.
 func (r *Record) dismiss(t *terms, now time.Time) {
 	if r.scored() { // with a rate, the streak continues
 		r.Failures = 0
@@ -633,7 +629,6 @@ func (r *Record) dropEvidence() {
 }
 
 // settle ends a trial. A stale trial only frees its slot (R26).
-// R26.
 func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 	i := r.trial(s.ID)
 	if i < 0 {
@@ -659,7 +654,6 @@ func (r *Record) settle(s Settlement, t *terms, now time.Time) bool {
 // trialFailed lets another process confirm a failed trial (R25): the process that ran it
 // waits for another open duration, and the next trial goes to any other. If that fails
 // too, the circuit is open for all. A local circuit opens at once (R6).
-// R25.
 func (r *Record) trialFailed(openFor time.Duration, t *terms, now time.Time) {
 	r.By, r.Cause = t.by, t.cause
 	if t.limits.Suspicion == 0 {
@@ -784,7 +778,6 @@ func (t *Trial) deadline(l *Limits) time.Time {
 }
 
 // excludes reports whether the next trial goes to another source (R25).
-// R25.
 func (r *Record) excludes(source string, now time.Time) bool {
 	return r.State == StateHalfOpen && source != "" && r.Witness == source && now.Before(r.RetryAt)
 }
@@ -843,7 +836,6 @@ func staleTrials(trials []Trial) []Trial {
 }
 
 // isDuplicate reports whether the change was applied before (R13).
-// R13.
 func (r *Record) isDuplicate(c *Change) bool {
 	return c.Number > 0 && slices.ContainsFunc(r.lastNumbers, func(h lastNumber) bool { return h.source == c.Source && h.number >= c.Number })
 }
@@ -866,7 +858,6 @@ func (r *Record) remember(c *Change) {
 
 // nextOpenDuration is the open duration with exponential backoff, if the circuit opens
 // now (R30); 0 without backoff.
-// R30.
 func (r *Record) nextOpenDuration(l *Limits, now time.Time) time.Duration {
 	if l.MaxResetTimeout == 0 {
 		return 0

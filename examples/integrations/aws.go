@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows aws-sdk-go-v2.
+
 import (
 	"net/http"
 

@@ -1,5 +1,7 @@
 package integrations_test
 
+// This file tests connect-go.
+
 import (
 	"context"
 	"net/http"

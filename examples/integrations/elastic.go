@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows go-elasticsearch.
+
 import (
 	"errors"
 	"net/http"

@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows the clients of google.golang.org/api.
+
 import (
 	"net/http"
 

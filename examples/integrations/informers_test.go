@@ -1,5 +1,7 @@
 package integrations_test
 
+// This file tests informers of Kubernetes.
+
 import (
 	"context"
 	"fmt"

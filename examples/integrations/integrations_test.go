@@ -1,5 +1,7 @@
 package integrations_test
 
+// This file contains the helpers of the tests, and the tests of small clients.
+
 import (
 	"context"
 	"io"

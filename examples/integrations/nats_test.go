@@ -1,5 +1,7 @@
 package integrations_test
 
+// This file tests a consumer of NATS.
+
 import (
 	"context"
 	"errors"

@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows golang.org/x/oauth2.
+
 import (
 	"context"
 	"net/http"

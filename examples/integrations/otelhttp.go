@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows otelhttp.
+
 import (
 	"net/http"
 

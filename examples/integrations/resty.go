@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows resty, version 2.
+
 import (
 	"errors"
 	"net/http"

@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows httputil.ReverseProxy.
+
 import (
 	"net/http"
 	"net/http/httputil"

@@ -1,5 +1,7 @@
 package integrations_test
 
+// This file tests how SDKs classify a rejection.
+
 import (
 	"context"
 	"net/http"

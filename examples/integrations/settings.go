@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows settings in YAML.
+
 import (
 	"sync/atomic"
 

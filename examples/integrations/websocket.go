@@ -1,5 +1,7 @@
 package integrations
 
+// This file shows coder/websocket.
+
 import (
 	"net/http"
 

@@ -22,31 +22,31 @@ func TestANoticeOfASuspicionHasTheNextSuccessReported(t *testing.T) {
 	}
 	r := attached(Config{})
 	assert.False(t, r.awaitsSuccess())
-	assert.True(t, r.announced(noticeChanged, 7), "everything else is read")
-	assert.False(t, r.announced(noticeSuspect, 7))
+	assert.True(t, r.noticed(noticeChanged, 7), "everything else is read")
+	assert.False(t, r.noticed(noticeSuspect, 7))
 	assert.True(t, r.awaitsSuccess())
-	assert.False(t, r.announced(noticeDismissed, 8))
+	assert.False(t, r.noticed(noticeDismissed, 8))
 	assert.False(t, r.awaitsSuccess())
 	assert.Same(t, &closed, r.shared, "nothing is kept of it")
 
 	r.failing = true
-	assert.True(t, r.announced(noticeSuspect, 7), "a process that fails reads: the shared circuit may reject its calls")
+	assert.True(t, r.noticed(noticeSuspect, 7), "a process that fails reads: the shared circuit may reject its calls")
 	r.failing = false
 	r.out.inFlight = true
-	assert.True(t, r.announced(noticeDismissed, 8), "the answer may have the suspicion")
+	assert.True(t, r.noticed(noticeDismissed, 8), "the answer may have the suspicion")
 	r.out.inFlight = false
 
 	r.receive(Record{Generation: 9, Failures: 5, Threshold: 5, Score: 5, SuspectAt: start}, start)
-	assert.False(t, r.announced(noticeSuspect, 9), "it is known")
-	assert.True(t, r.announced(noticeSuspect, 8), "older than what is known: the storage may have lost something")
-	assert.True(t, r.announced(noticeDismissed, 10), "who knows the suspicion reads that it is over")
+	assert.False(t, r.noticed(noticeSuspect, 9), "it is known")
+	assert.True(t, r.noticed(noticeSuspect, 8), "older than what is known: the storage may have lost something")
+	assert.True(t, r.noticed(noticeDismissed, 10), "who knows the suspicion reads that it is over")
 
 	r = attached(Config{FailureRate: 0.5})
-	assert.True(t, r.announced(noticeSuspect, 7), "successes are no evidence of its own")
+	assert.True(t, r.noticed(noticeSuspect, 7), "successes are no evidence of its own")
 
 	r = attached(Config{})
 	r.detach(errStorageTimeout, start)
-	assert.True(t, r.announced(noticeSuspect, 7), "a detached process reads")
+	assert.True(t, r.noticed(noticeSuspect, 7), "a detached process reads")
 }
 
 func TestNoticesOfRecords(t *testing.T) {

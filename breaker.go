@@ -242,7 +242,7 @@ func (b *Breaker) Stats() Stats {
 	v, now := b.view.Load(), time.Now()
 	b.takeTally(now)
 	r := &b.replica
-	s := Stats{State: v.state, DryRun: v.settings.DryRun, StorageErr: b.link.reason(r.trouble)}
+	s := Stats{State: v.state, DryRun: v.settings.DryRun, StorageErr: b.link.reason(r.storageErr)}
 	if b.counts != nil {
 		n := b.counts.sum()
 		s.Calls = CallCounts{n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls], n[wouldRejectCalls]}
@@ -252,7 +252,7 @@ func (b *Breaker) Stats() Stats {
 		s.Shared = r.lastShared().stats(b.states.shared, time.Unix(0, b.since.shared), &r.settings.limits, now)
 	}
 	if v.state == StateOpen {
-		s.DueAt = r.opensUntil(now)
+		s.DueAt = r.nextTrialAt(now)
 	}
 	if o := r.override(now); o != nil {
 		held := *o
@@ -464,19 +464,19 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	v := b.view.Load()
 	var began time.Time
-	if v.settings.Strict || v.admits == admitsAsker {
+	if v.settings.Strict || v.admits == admitsSome {
 		began = time.Now()
 		var cancel context.CancelFunc
 		ctx, cancel = b.patience(ctx, began)
 		defer cancel()
 	}
-	reads := v.settings.Strict && (v.admits != admitsAsker || v.state == StateClosed) // what asks for a trial is answered with what there is
+	reads := v.settings.Strict && (v.admits != admitsSome || v.state == StateClosed) // what asks for a trial is answered with what there is
 	for tries := 1; ; tries++ {
 		if reads {
 			v = b.refreshed(ctx)
 		}
 		a, admitted := v.admission(), v.admits == admitsAll
-		if v.admits == admitsAsker {
+		if v.admits == admitsSome {
 			a, admitted = b.asks(ctx)
 		}
 		switch {

@@ -109,7 +109,7 @@ func (b *Breaker) init(name string, s *settings, l *link) {
 	var down error
 	b.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
 		if b.link, down = l.join(weakly); down != nil {
-			r.lost(down, now)
+			r.unavailable(down, now)
 		}
 	})
 	b.unwatch = b.link.watch(weakly, name)
@@ -142,11 +142,11 @@ func newSource() string { return strconv.FormatUint(rand.Uint64(), 36) }
 func (b *Breaker) step(input func(r *replica, now time.Time)) {
 	b.mu.Lock()
 	now := time.Now()
-	b.replica.begin()
+	b.replica.acquireEpisode()
 	b.takeTally(now)
 	input(&b.replica, now)
 	change := b.follow(now)
-	b.replica.rest()
+	b.replica.releaseEpisode()
 	b.mu.Unlock()
 	if change != nil {
 		b.link.send(b, change)
@@ -160,7 +160,7 @@ func (b *Breaker) takeTally(now time.Time) {
 		return
 	}
 	if n := b.tally.take(); n > 0 {
-		b.replica.begin() // also for Stats
+		b.replica.acquireEpisode() // also for Stats
 		b.replica.tallied(int(min(n, unlimited)), now)
 	}
 }
@@ -173,10 +173,10 @@ func (b *Breaker) follow(now time.Time) *request {
 	change := r.outgoing(now)
 	b.publish(now)
 	b.arm(now)
-	b.waiting = b.waiting.release(r.acknowledged())
-	if invalid := r.trouble != nil && !isTrouble(r.trouble); invalid != b.invalid { // the storage is available
+	b.waiting = b.waiting.release(r.doneUpTo())
+	if invalid := r.storageErr != nil && !isStorageError(r.storageErr); invalid != b.invalid { // the storage is available
 		if b.invalid = invalid; invalid {
-			b.events.Add(warning(r.trouble))
+			b.events.Add(warning(r.storageErr))
 		}
 	}
 	return change
@@ -349,29 +349,29 @@ func (b *Breaker) unanswered(q *request, why error) {
 
 // unread is for a caller whose read failed: of all callers of one read, the first
 // detaches the circuit.
-func (b *Breaker) unread(err error) {
+func (b *Breaker) readFailed(err error) {
 	b.step(func(r *replica, now time.Time) {
 		if r.attached() {
-			r.unread(err, now)
+			r.readFailed(err, now)
 		}
 	})
 	b.tellAside()
 }
 
-func (b *Breaker) lost(why error) {
-	b.step(func(r *replica, now time.Time) { r.lost(why, now) })
+func (b *Breaker) unavailable(why error) {
+	b.step(func(r *replica, now time.Time) { r.unavailable(why, now) })
 	b.tellAside()
 }
 
-func (b *Breaker) back() {
-	b.step(func(r *replica, _ time.Time) { r.back() })
+func (b *Breaker) availableAgain() {
+	b.step(func(r *replica, _ time.Time) { r.availableAgain() })
 }
 
 // observed is what Storage.Watch calls.
 func (b *Breaker) observed(rec Record) {
 	b.step(func(r *replica, now time.Time) {
 		if !b.replica.stopped {
-			r.observed(rec, now)
+			r.notified(rec, now)
 		}
 	})
 	b.tellAside()
@@ -380,7 +380,7 @@ func (b *Breaker) observed(rec Record) {
 // announced is called with a notice of the storage. It returns whether the record is
 // to be read.
 func (b *Breaker) announced(n notice, generation int64) (reads bool) {
-	b.step(func(r *replica, _ time.Time) { reads = r.announced(n, generation) })
+	b.step(func(r *replica, _ time.Time) { reads = r.noticed(n, generation) })
 	return reads
 }
 
@@ -393,11 +393,11 @@ func (b *Breaker) asks(ctx context.Context) (a admission, admitted bool) {
 	var answered <-chan struct{}
 	gone := ctx.Err() != nil // such a caller takes no trial from another
 	b.step(func(r *replica, now time.Time) {
-		switch a, d = r.asked(now); {
+		switch a, d = r.arrived(now); {
 		case d == waits && gone:
-			a, d = r.goesOn(a, now)
+			a, d = r.resumed(a, now)
 		case d == waits:
-			answered = b.wait(r.noted)
+			answered = b.wait(r.enqueued)
 		}
 	})
 	if d == waits {
@@ -405,7 +405,7 @@ func (b *Breaker) asks(ctx context.Context) (a admission, admitted bool) {
 		case <-answered:
 		case <-ctx.Done():
 		}
-		b.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
+		b.step(func(r *replica, now time.Time) { a, d = r.resumed(a, now) })
 	}
 	a.view = b.view.Load()
 	return a, d == admits
@@ -432,7 +432,7 @@ func (b *Breaker) ended(a *admission, res *result) {
 func (b *Breaker) countAlone(a *admission, o Outcome) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.replica.countsAlone(a, o) {
+	if !b.replica.onlyCounts(a, o) {
 		return false
 	}
 	b.setQuiet(b.view.Load(), b.replica.local.Failures == 0)
@@ -470,7 +470,7 @@ func (b *Breaker) manual(ctx context.Context, change Change, what string) error 
 	var done <-chan struct{}
 	var why error
 	b.step(func(r *replica, now time.Time) {
-		why = r.trouble
+		why = r.storageErr
 		if number = r.manual(change, now); number > 0 {
 			done = b.wait(number)
 		}
@@ -488,8 +488,8 @@ func (b *Breaker) manual(ctx context.Context, change Change, what string) error 
 	}
 	confirmed := false
 	b.look(func(r *replica) {
-		confirmed = number <= r.landed
-		why = cmp.Or(r.trouble, why)
+		confirmed = number <= r.acknowledged
+		why = cmp.Or(r.storageErr, why)
 	})
 	if confirmed {
 		return nil
@@ -513,13 +513,13 @@ func (b *Breaker) attached() (yes bool) {
 // time, the circuit is detached. A caller whose own context ends leaves it as it is.
 func (b *Breaker) read(ctx context.Context) {
 	var news uint64
-	b.look(func(r *replica) { news = r.news })
+	b.look(func(r *replica) { news = r.received })
 	rec, err := b.link.read(ctx, b)
 	switch {
 	case err == nil:
 		b.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
 	case err == errStorageTimeout: // the caller may have waited for a place
-		b.unread(err)
+		b.readFailed(err)
 	}
 }
 
@@ -537,7 +537,7 @@ func (b *Breaker) stop() {
 	b.step(func(r *replica, _ time.Time) {
 		if !r.stopped {
 			r.stopped, aside = true, b.aside
-			done = b.wait(r.noted)
+			done = b.wait(r.enqueued)
 		}
 	})
 	if done == nil {

@@ -47,20 +47,20 @@ type encodedRecord struct {
 	Rated       bool   `json:"rated,omitempty"`
 	Witness     string `json:"witness,omitempty"`
 	RetryAt     *int64 `json:"retry,omitempty"`
-	Asked       bool   `json:"asked,omitempty"`
+	RetryAfter  bool   `json:"asked,omitempty"`
 	DismissedAt *int64 `json:"dismissed,omitempty"` // ago
 
-	Width    int64      `json:"width,omitempty"`  // of the buckets
-	Window   [][3]int64 `json:"window,omitempty"` // of each bucket: ago, calls, failures
-	OpenTime int64      `json:"opentime,omitempty"`
-	ClosedAt *int64     `json:"closed,omitempty"` // ago
+	Width        int64      `json:"width,omitempty"`  // of the buckets
+	Window       [][3]int64 `json:"window,omitempty"` // of each bucket: ago, calls, failures
+	OpenDuration int64      `json:"opentime,omitempty"`
+	ClosedAt     *int64     `json:"closed,omitempty"` // ago
 
 	Override *encodedOverride `json:"override,omitempty"`
 
-	By     string         `json:"by,omitempty"`
-	Cause  string         `json:"cause,omitempty"`
-	Trials []encodedTrial `json:"trials,omitempty"`
-	Heard  []encodedHeard `json:"heard,omitempty"`
+	By          string          `json:"by,omitempty"`
+	Cause       string          `json:"cause,omitempty"`
+	Trials      []encodedTrial  `json:"trials,omitempty"`
+	LastNumbers []encodedNumber `json:"heard,omitempty"`
 }
 
 type encodedOverride struct {
@@ -87,7 +87,7 @@ type encodedTrial struct {
 	Stale bool   `json:"stale,omitempty"`
 }
 
-type encodedHeard struct {
+type encodedNumber struct {
 	Source string `json:"s"`
 	Number uint64 `json:"n"`
 }
@@ -117,8 +117,8 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		State: r.State, Generation: r.Generation, Since: r.Since, Opened: r.Opened, Manual: r.Manual,
 		Failures: r.Failures, Successes: r.Successes, DueAt: left(r.DueAt),
 		SuspectAt: ago(r.SuspectAt), Threshold: r.Threshold, Score: r.Score, Rated: r.Rated, Witness: r.Witness,
-		RetryAt: left(r.RetryAt), Asked: r.RetryAfter, DismissedAt: ago(r.DismissedAt),
-		OpenTime: milliseconds(r.OpenDuration), ClosedAt: ago(r.ClosedAt),
+		RetryAt: left(r.RetryAt), RetryAfter: r.RetryAfter, DismissedAt: ago(r.DismissedAt),
+		OpenDuration: milliseconds(r.OpenDuration), ClosedAt: ago(r.ClosedAt),
 		By: clip(r.By, maxTextLength), Cause: clip(r.Cause, maxTextLength),
 	}
 	if o := r.Override; o != nil {
@@ -136,7 +136,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		e.Trials = append(e.Trials, trial)
 	}
 	for _, h := range r.lastNumbers {
-		e.Heard = append(e.Heard, encodedHeard{h.source, h.number})
+		e.LastNumbers = append(e.LastNumbers, encodedNumber{h.source, h.number})
 	}
 	text, err := json.Marshal(e)
 	if err != nil { // numbers, strings and a slice of these can always be written
@@ -179,12 +179,12 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 		State: e.State, Generation: e.Generation, Since: e.Since, Opened: e.Opened, Manual: e.Manual,
 		Failures: e.Failures, Successes: e.Successes, DueAt: after(e.DueAt),
 		SuspectAt: before(e.SuspectAt), Threshold: e.Threshold, Score: e.Score, Rated: e.Rated, Witness: e.Witness,
-		RetryAt: after(e.RetryAt), RetryAfter: e.Asked, DismissedAt: before(e.DismissedAt),
-		OpenDuration: boundedWait(e.OpenTime), ClosedAt: before(e.ClosedAt),
+		RetryAt: after(e.RetryAt), RetryAfter: e.RetryAfter, DismissedAt: before(e.DismissedAt),
+		OpenDuration: boundedWait(e.OpenDuration), ClosedAt: before(e.ClosedAt),
 		By: e.By, Cause: e.Cause,
 	}
 	if e.Schema < evidenceSchema {
-		r.fromBeforeEvidence()
+		r.upgrade()
 	}
 	if o := e.Override; o != nil {
 		r.Override = o.until(after(o.Left))
@@ -197,7 +197,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 	for _, t := range e.Trials {
 		r.Trials = append(r.Trials, Trial{t.ID, before(&t.Ago), after(&t.Left), t.Stale})
 	}
-	for _, h := range e.Heard {
+	for _, h := range e.LastNumbers {
 		r.lastNumbers = append(r.lastNumbers, lastNumber{h.Source, h.Number})
 	}
 	return r, nil
@@ -206,7 +206,7 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 // fromBeforeEvidence completes a record of an older version, which had suspicions
 // that opened by time, and openings that applied to everybody: those of calls
 // apply only to the processes whose last call failed.
-func (r *Record) fromBeforeEvidence() {
+func (r *Record) upgrade() {
 	r.SuspectAt, r.Rated = time.Time{}, false
 	if r.State != StateClosed && r.Manual < r.Since {
 		r.addEvidence(&Limits{FailMax: max(1, r.Failures)})
@@ -230,13 +230,13 @@ func (e *encodedRecord) check(now time.Time) error {
 		return errors.New("has counts beyond any limit")
 	case e.Override != nil && !e.Override.until(time.Time{}).isValid():
 		return errors.New("has an override that cannot be")
-	case e.OpenTime < 0:
+	case e.OpenDuration < 0:
 		return errors.New("has an open time below zero")
 	case len(e.Window) > windowBuckets || e.Window != nil && e.Width < 1:
 		return errors.New("has a window that cannot be")
 	case max(len(e.By), len(e.Cause)) > maxTextLength:
 		return errors.New("has a cause or an instance that is too long")
-	case len(e.Trials) > maxMaxTrials || len(e.Heard) > maxSenders:
+	case len(e.Trials) > maxMaxTrials || len(e.LastNumbers) > maxSenders:
 		return errors.New("has more trials or sources than any limit")
 	}
 	for _, b := range e.Window {
@@ -254,7 +254,7 @@ func (e *encodedRecord) check(now time.Time) error {
 			return fmt.Errorf("has a trial that cannot be: %w", err)
 		}
 	}
-	for _, h := range e.Heard {
+	for _, h := range e.LastNumbers {
 		if err := CheckSource(h.Source); err != nil {
 			return fmt.Errorf("has a source that cannot be: %w", err)
 		}

@@ -318,8 +318,8 @@ func (w *world) act(a action, p, i int) *violation {
 			return nil
 		}
 		return w.step(p, func(r *replica) {
-			if r.announced(push.notice, push.record.Generation) {
-				r.observed(*push.record, w.now)
+			if r.noticed(push.notice, push.record.Generation) {
+				r.notified(*push.record, w.now)
 			}
 		})
 	case actTimeout:
@@ -337,7 +337,7 @@ func (w *world) act(a action, p, i int) *violation {
 		pr.unanswered = append(pr.unanswered, m.change.Number)
 	case actLost:
 		w.change(p).lost = false
-		return w.step(p, func(r *replica) { r.lost(shellTrouble, w.now) })
+		return w.step(p, func(r *replica) { r.unavailable(shellTrouble, w.now) })
 	case actUnanswered:
 		pr := w.change(p)
 		number := pr.unanswered[0]
@@ -345,7 +345,7 @@ func (w *world) act(a action, p, i int) *violation {
 		return w.step(p, func(r *replica) { r.unanswered(number, shellTrouble, w.now) })
 	case actProbe:
 		w.change(p).down = false
-		return w.step(p, func(r *replica) { r.back() })
+		return w.step(p, func(r *replica) { r.availableAgain() })
 	case actProbeFails:
 		w.left.outages--
 		w.change(p).probeAt = w.now.Add(300 * time.Millisecond)
@@ -427,7 +427,7 @@ func (w *world) act(a action, p, i int) *violation {
 		w.skew += w.kind.clock
 	case actPoll:
 		rec := w.load()
-		return w.step(p, func(r *replica) { r.observed(rec, w.now) })
+		return w.step(p, func(r *replica) { r.notified(rec, w.now) })
 	}
 	return nil
 }

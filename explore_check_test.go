@@ -117,7 +117,7 @@ func (w *world) check() *violation {
 		}
 	}
 	for p, pr := range w.procs {
-		if r := &pr.replica; r.attached() && r.standIn != nil {
+		if r := &pr.replica; r.attached() && r.adopted != nil {
 			return violates("I7", "%c is attached, and a record stands in", 'a'+p)
 		}
 	}
@@ -153,7 +153,7 @@ func (w *world) rejectsRightly(p int) *violation {
 	if pr.view.admits == admitsAll || due(pr.armed, w.now) || r.override(w.now) != nil || pr.failed {
 		return nil
 	}
-	local, shared := r.local.at(w.now), r.fleet(w.now)
+	local, shared := r.local.at(w.now), r.effective(w.now)
 	switch {
 	case w.manually && (local.State != StateClosed || shared.State != StateClosed && !shared.hasEvidence()):
 	case local.State != StateClosed && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker

@@ -183,33 +183,33 @@ func (e *encoder) process(pr *process) {
 	}
 	e.record(&r.local, now)
 	e.record(r.shared, now)
-	if e.bool(r.standIn != nil); r.standIn != nil {
-		e.record(r.standIn, now)
+	if e.bool(r.adopted != nil); r.adopted != nil {
+		e.record(r.adopted, now)
 	}
 	o := &r.out
 	e.change(cmp.Or(o.sent, new(Change)), now)
 	next := o.next.change()
 	e.change(&next, now)
-	e.bool(o.inFlight, r.failing, r.joined, r.linkUp, r.stopped, r.trouble != nil, r.news > 0)
-	e.byte(byte(r.share))
-	e.source(r.former)
+	e.bool(o.inFlight, r.failing, r.joined, r.linkUp, r.stopped, r.storageErr != nil, r.received > 0)
+	e.byte(byte(r.supplied))
+	e.source(r.formerSource)
 	e.window(&o.counted, now)
-	e.time(o.hold, now, 1)
+	e.time(o.delayUntil, now, 1)
 	e.time(o.checkAt, now, 1)
-	e.uint(r.noted - r.through)
-	e.uint(r.noted - r.landed)
+	e.uint(r.enqueued - r.sentUpTo)
+	e.uint(r.enqueued - r.acknowledged)
 	for _, l := range r.leases {
 		e.id(l.id)
 		e.bytes = append(e.bytes, byte(l.phase), byte(l.outcome.outcome))
 		e.time(l.endedAt, now, e.past)
 	}
 	e.byte(254)
-	if r.trouble != nil {
-		e.time(r.since, now, aloneAfter+1)
+	if r.storageErr != nil {
+		e.time(r.detachedAt, now, detachedPause+1)
 		e.time(r.retryAt, now, 1)
-		e.byte(byte(min(r.failed, 6)))
+		e.byte(byte(min(r.attempts, 6)))
 	}
-	e.generations(r.released)
+	e.generations(r.removedOverride)
 	e.time(pr.armed, now, 1)
 	if pr.down {
 		e.time(pr.probeAt, now, 1)
@@ -229,13 +229,13 @@ func (e *encoder) process(pr *process) {
 		}
 		e.time(c.until, now, 1)
 		if c.waits && !c.decided {
-			e.uint(r.noted - c.number)
+			e.uint(r.enqueued - c.number)
 		}
 		e.bool(c.spell == pr.reference.spell)
 	}
 	e.byte(254)
 	for _, x := range pr.waits {
-		e.uint(r.noted - x.number)
+		e.uint(r.enqueued - x.number)
 		e.time(x.until, now, 1)
 	}
 	e.byte(254)
@@ -301,9 +301,9 @@ func (w *world) key(e *encoder) uint64 {
 // mark is a number that does not depend on how processes are called.
 func (pr *process) mark(now time.Time) uint64 {
 	r := &pr.replica
-	m := uint64(r.local.State)<<8 | uint64(r.shared.State)<<12 | uint64(r.share)<<16 | uint64(len(pr.calls))<<20 | uint64(len(pr.pushes))<<24 | uint64(len(pr.waits))<<28 |
+	m := uint64(r.local.State)<<8 | uint64(r.shared.State)<<12 | uint64(r.supplied)<<16 | uint64(len(pr.calls))<<20 | uint64(len(pr.pushes))<<24 | uint64(len(pr.waits))<<28 |
 		uint64(r.local.Failures)<<32 | uint64(r.shared.Score&15)<<36 | uint64(r.shared.Failures&15)<<40 | uint64(r.out.next.Calls.Failures&15)<<44 | uint64(r.out.next.Calls.Successes&15)<<48
-	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.lost, r.out.inFlight, r.failing, r.joined, r.trouble != nil} {
+	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.lost, r.out.inFlight, r.failing, r.joined, r.storageErr != nil} {
 		if b {
 			m |= 1 << i
 		}
@@ -349,7 +349,7 @@ func (e *encoder) key(order []int) uint64 {
 		pr := w.procs[m.process]
 		here := m.incarnation == pr.incarnation
 		e.bytes = append(e.bytes, 20+byte(m.kind), byte(e.rank[m.process]))
-		e.bool(here, m.timedOut, here && pr.replica.news == m.change.news)
+		e.bool(here, m.timedOut, here && pr.replica.received == m.change.received)
 		if !m.timedOut {
 			e.time(m.late, w.now, 1)
 		}

@@ -178,7 +178,7 @@ func (s *search) violated(problem *violation, at int32, last *action, then []str
 		line := fmt.Sprintf("%-8s %-22s storage %s", w.at(w.now), name, w.show(&w.record))
 		for p, pr := range w.procs {
 			if !pr.dead {
-				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d joined %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.share, pr.replica.joined, pr.replica.trouble != nil, pr.view.state)
+				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d joined %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.supplied, pr.replica.joined, pr.replica.storageErr != nil, pr.view.state)
 			}
 		}
 		lines = append(lines, line)
@@ -244,7 +244,7 @@ func (w *world) isHealthy() bool {
 	for _, pr := range w.procs {
 		r := &pr.replica
 		if !r.attached() || r.out.sentNumber() > 0 || r.out.next.Calls != (Calls{}) || r.out.next.acts() || len(r.leases) > 0 || len(pr.calls)+len(pr.waits) > 0 || r.local.State != StateClosed || r.local.Failures > 0 ||
-			r.shared.hasEvidence() || r.shared.State != StateClosed || pr.view.admits != admitsAll || !pr.view.quiet || r.acknowledged() != r.noted ||
+			r.shared.hasEvidence() || r.shared.State != StateClosed || pr.view.admits != admitsAll || !pr.view.quiet || r.doneUpTo() != r.enqueued ||
 			r.shared.Generation != w.record.Generation && !w.lost {
 			return false
 		}

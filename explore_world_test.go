@@ -108,7 +108,7 @@ func (w *world) start(p int) *violation {
 		return nil
 	}
 	if w.kind.readsLate && pr.incarnation > 0 {
-		return w.step(p, func(r *replica) { r.unread(shellTrouble, w.now) })
+		return w.step(p, func(r *replica) { r.readFailed(shellTrouble, w.now) })
 	}
 	rec := w.load()
 	return w.step(p, func(r *replica) { r.hasRead(rec, 0, w.now) })
@@ -134,7 +134,7 @@ func (w *world) change(p int) *process {
 // must keep.
 func (w *world) step(p int, input func(r *replica)) *violation {
 	pr := w.change(p)
-	first := pr.replica.news == 0
+	first := pr.replica.received == 0
 	problem := w.follow(p, *pr.replica.shared, func() *request {
 		return pr.step(w.now, func(r *replica) {
 			pending := r.out.next.Calls.Failures
@@ -145,7 +145,7 @@ func (w *world) step(p int, input func(r *replica)) *violation {
 			}
 		})
 	})
-	if r := &pr.replica; first && r.news > 0 && r.local.State == StateClosed {
+	if r := &pr.replica; first && r.received > 0 && r.local.State == StateClosed {
 		// It goes on from what it may have reported before it crashed.
 		pr.reference.failures = min(r.local.Failures, w.kind.settings.FailMax-1)
 	}
@@ -207,7 +207,7 @@ func (w *world) onTime(p int) *violation {
 	r := &pr.replica
 	try := func(at time.Time) *violation {
 		copied := r.clone()
-		copied.begin()
+		copied.acquireEpisode()
 		if change := copied.outgoing(at); change != nil {
 			return violates("I7", "%c would send %s at %s, and wakes at %s", 'a'+p, w.showChange(change.Change), w.at(at), w.at(pr.armed))
 		}
@@ -224,8 +224,8 @@ func (w *world) onTime(p int) *violation {
 	if problem := try(w.now); problem != nil {
 		return problem
 	}
-	times := [...]time.Time{r.out.hold, r.out.checkAt, r.retryAt}
-	turns := append(make([]time.Time, 0, 16), r.local.DueAt, r.shared.DueAt, r.shared.RetryAt, r.local.RetryAt, r.since.Add(aloneAfter),
+	times := [...]time.Time{r.out.delayUntil, r.out.checkAt, r.retryAt}
+	turns := append(make([]time.Time, 0, 16), r.local.DueAt, r.shared.DueAt, r.shared.RetryAt, r.local.RetryAt, r.detachedAt.Add(detachedPause),
 		r.shared.SuspectAt.Add(w.kind.settings.limits.longestOpen(true)), w.now.Add(time.Hour))
 	for _, trials := range [...][]Trial{r.local.Trials, r.shared.Trials} {
 		for _, t := range trials {
@@ -234,7 +234,7 @@ func (w *world) onTime(p int) *violation {
 	}
 	for _, all := range [...][]time.Time{times[:], turns} {
 		for _, t := range all {
-			for _, early := range [...]time.Duration{0, armedEarly} {
+			for _, early := range [...]time.Duration{0, readyEarly} {
 				at := t.Add(-early)
 				if !at.After(w.now) || !pr.armed.IsZero() && !at.Before(pr.armed) || r.out.inFlight && at.After(w.now.Add(shellLinkTimeout)) {
 					continue
@@ -271,7 +271,7 @@ func (w *world) kept() Record {
 }
 
 func (w *world) here(r Record) Record {
-	r = r.withoutHeard()
+	r = r.withoutNumbers()
 	if w.skew != 0 {
 		r = r.translated(w.storageNow(), w.now)
 	}

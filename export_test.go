@@ -38,5 +38,5 @@ func FailuresOf(b *Breaker) int {
 
 // SharedIsUntouched reports whether nobody has written to what healthy circuits share.
 func SharedIsUntouched() bool {
-	return reflect.DeepEqual(*calm, episode{}) && reflect.DeepEqual(closed, Record{})
+	return reflect.DeepEqual(*noEpisode, episode{}) && reflect.DeepEqual(closed, Record{})
 }

@@ -153,7 +153,7 @@ func lone(seeds int, restarts float64) loneResult {
 				life, inLife = p.life, 0
 			}
 			l.calls++
-			switch should := !open || began >= due-armedEarly; {
+			switch should := !open || began >= due-readyEarly; {
 			case should == admitted:
 			case admitted:
 				l.admitted++

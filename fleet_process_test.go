@@ -80,7 +80,7 @@ func (p *simProcess) start() {
 		}
 	}, func() {
 		p.linkDown()
-		p.step(func(r *replica, now time.Time) { r.unread(simTrouble, now) })
+		p.step(func(r *replica, now time.Time) { r.readFailed(simTrouble, now) })
 		if !ready {
 			ready = true
 			p.draw()
@@ -143,7 +143,7 @@ func (p *simProcess) linkDown() {
 		return
 	}
 	p.down, p.probes = true, 0
-	p.step(func(r *replica, now time.Time) { r.lost(simTrouble, now) })
+	p.step(func(r *replica, now time.Time) { r.unavailable(simTrouble, now) })
 	p.probe()
 }
 
@@ -158,7 +158,7 @@ func (p *simProcess) probe() {
 		p.request(&Change{}, func(Record) {
 			if p.down && !returned {
 				returned, p.down = true, false
-				p.step(func(r *replica, _ time.Time) { r.back() })
+				p.step(func(r *replica, _ time.Time) { r.availableAgain() })
 			}
 		}, func() {
 			if p.down && !returned {
@@ -172,7 +172,7 @@ func (p *simProcess) probe() {
 // step is the shell's: an input, then the view, the timer and what is to be sent.
 func (p *simProcess) step(input func(r *replica, now time.Time)) {
 	now := p.time()
-	p.replica.begin()
+	p.replica.acquireEpisode()
 	if p.tally > 0 {
 		p.replica.tallied(p.tally, now)
 		p.tally = 0
@@ -205,12 +205,12 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 			}
 		})
 	}
-	if p.waiting != nil && p.awaited <= p.replica.acknowledged() {
+	if p.waiting != nil && p.awaited <= p.replica.doneUpTo() {
 		next := p.waiting
 		p.waiting = nil
 		p.after(0, next)
 	}
-	p.replica.rest()
+	p.replica.releaseEpisode()
 }
 
 // noteRejecting keeps the longest time for which the shared circuit rejected a
@@ -306,8 +306,8 @@ func (p *simProcess) call(fails bool) {
 	switch p.view.admits {
 	case admitsAll:
 		d = admits
-	case admitsAsker:
-		p.step(func(r *replica, now time.Time) { a, d = r.asked(now) })
+	case admitsSome:
+		p.step(func(r *replica, now time.Time) { a, d = r.arrived(now) })
 	}
 	if d != waits {
 		p.run(a, d, fails)
@@ -319,10 +319,10 @@ func (p *simProcess) call(fails bool) {
 			return
 		}
 		gone = true
-		p.step(func(r *replica, now time.Time) { a, d = r.goesOn(a, now) })
+		p.step(func(r *replica, now time.Time) { a, d = r.resumed(a, now) })
 		p.run(a, d, fails)
 	}
-	p.waiting, p.awaited = goesOn, p.replica.noted
+	p.waiting, p.awaited = goesOn, p.replica.enqueued
 	if p.storage.pausesAt > 0 {
 		p.after(0.1, goesOn)
 	}

@@ -278,8 +278,8 @@ func (s *simulation) notify(n notice, rec Record) {
 		for _, p := range s.all {
 			if p.up && (s.storage.lost == 0 || s.roll.Float64() >= s.storage.lost) {
 				p.step(func(r *replica, now time.Time) {
-					if r.announced(n, rec.Generation) {
-						r.observed(rec, now)
+					if r.noticed(n, rec.Generation) {
+						r.notified(rec, now)
 					}
 				})
 			}

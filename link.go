@@ -202,7 +202,7 @@ func (l *link) send(c *Breaker, q *request) {
 				}
 			}
 			c.answered(q, a.record)
-		case l.doubted.Load() != 0 && isTrouble(a.err) && !isTrouble(l.tryRead(c, func(answer) {})):
+		case l.doubted.Load() != 0 && isStorageError(a.err) && !isStorageError(l.tryRead(c, func(answer) {})):
 			l.mu.Lock()
 			l.refused = true
 			l.mu.Unlock()
@@ -259,7 +259,7 @@ func (l *link) read(ctx context.Context, c *Breaker) (Record, error) {
 	l.mu.Lock()
 	if why := l.why; why != nil {
 		l.mu.Unlock()
-		c.unread(why)
+		c.readFailed(why)
 		return Record{}, why
 	}
 	r := l.reads[c]
@@ -285,7 +285,7 @@ func (l *link) read(ctx context.Context, c *Breaker) (Record, error) {
 		return Record{}, context.Cause(ctx)
 	}
 	if a.err != nil {
-		c.unread(a.err)
+		c.readFailed(a.err)
 	}
 	return a.record, a.err
 }
@@ -365,7 +365,7 @@ func (l *link) failed(c *Breaker, err error, matters func(*replica) bool) {
 	switch {
 	case l.why != nil:
 		l.explain(err)
-	case counts && isTrouble(err) && len(l.circuits) > 0:
+	case counts && isStorageError(err) && len(l.circuits) > 0:
 		l.lose(err)
 	}
 }
@@ -399,7 +399,7 @@ func (l *link) lose(err error) {
 	clear(l.reads) // their callers wait for down, too
 	l.failures++
 	l.probeIn(l.pause())
-	l.tell(func(c *Breaker) { c.lost(err) })
+	l.tell(func(c *Breaker) { c.unavailable(err) })
 }
 
 // explain takes an error for the reason of an outage if it is a better one: a
@@ -506,7 +506,7 @@ func (l *link) listeners() *audience {
 // reason returns why the storage is unavailable, as far as is known by now, for a
 // circuit that is detached because of trouble. A nil link has no better reason.
 func (l *link) reason(trouble error) error {
-	if l == nil || !isTrouble(trouble) {
+	if l == nil || !isStorageError(trouble) {
 		return trouble
 	}
 	l.mu.Lock()
@@ -577,7 +577,7 @@ func (l *link) probeReturned(a answer) {
 	l.explain(a.err)
 	switch {
 	case l.why == nil || l.probing:
-	case isTrouble(a.err):
+	case isStorageError(a.err):
 		l.probeIn(l.pause())
 	default:
 		l.probeIn(0)
@@ -591,7 +591,7 @@ func (l *link) probed(err error) {
 	l.probing = false
 	switch {
 	case l.why == nil: // no circuit is left
-	case isTrouble(err):
+	case isStorageError(err):
 		l.failures++
 		l.probeIn(l.pause())
 	default:
@@ -600,7 +600,7 @@ func (l *link) probed(err error) {
 		}
 		l.why, l.down, l.upSince = nil, make(chan struct{}), time.Now()
 		l.tellAvailableIn(provenAfter) // it may refuse changes, and then the outage goes on
-		l.tell((*Breaker).back)
+		l.tell((*Breaker).availableAgain)
 	}
 }
 

@@ -25,8 +25,8 @@ type mutant struct{ number, rule, in, from, to string }
 // The explorer notices these.
 var mutantsOfTheExplorer = []mutant{
 	{"R7", "a process that does not fail is not rejected", "replica.rejectsBy", `a && (r.failing || !x.hasEvidence())`, `a`},
-	{"R11", "one process supplies FailMax at most", "replica.hasSuppliedAll", `r.share >= r.settings.FailMax`, `false`},
-	{"R12", "a process that starts takes the evidence for its own", "replica.limitEvidence", `f || r.share > v`, `r.share > v`},
+	{"R11", "one process supplies FailMax at most", "replica.hasSuppliedAll", `r.supplied >= r.settings.FailMax`, `false`},
+	{"R12", "a process that starts takes the evidence for its own", "replica.limitEvidence", `f || r.supplied > v`, `r.supplied > v`},
 	{"R25", "a trial that fails is to be confirmed by another process", "Record.trialFailed", `r.State == StateHalfOpen && a && b && n.Before(r.RetryAt)`, `true`},
 	{"R25", "the next trial goes to another process", "Record.excludes", `a && b && r.Witness == s && n.Before(r.RetryAt)`, `false`},
 	{"R17", "a suspicion lasts for Suspicion at least", "Record.confirmed", `r.Score >= x && !n.Before(y)`, `r.Score >= x`},
@@ -35,7 +35,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"R28", "a trial that succeeds closes the local circuits of all", "replica.receive", `m || !f && r.Since > b.Since && r.State == StateClosed`, `m`},
 	{"R13", "a number counts once", "Record.Apply", `r.applied(c, r.isDuplicate(c), n)`, `r.applied(c, false, n)`},
 	{"R13", "an older change of a source is a duplicate, too", "Record.isDuplicate", `h.number >= c.Number`, `h.number == c.Number`},
-	{"R4", "outcomes of an older state are not counted", "Record.count", `a || t.generation < r.Since`, `a`},
+	{"R4", "outcomes of an older state are not counted", "Record.addCalls", `a || t.generation < r.Since`, `a`},
 	{"R24", "MaxTrials trials run at a time", "Record.blockedUntil", `len(a) - l.MaxTrials`, `len(a) - l.MaxTrials - 1`},
 	{"R26", "trials keep their slots across states", "Record.transition", `staleTrials(t)`, `nil`},
 	{"R26", "a trial frees its slot when it ends", "Record.settle", `slices.Concat(r.Trials[:i], r.Trials[i+1:])`, `slices.Clone(r.Trials)`},
@@ -43,14 +43,14 @@ var mutantsOfTheExplorer = []mutant{
 	{"R13", "a change that is timed out is sent again under its number", "replica.outgoing", `r.out.sent != nil`, `false`},
 	{"R38", "one request is in flight", "replica.outgoing", `a || r.out.inFlight`, `a`},
 	{"R27", "a lease that nobody uses is returned", "replica.settleLeases", `!a.settles(x) && b`, `false`},
-	{"R43", "an older record is late", "replica.observed", `x.Generation < r.shared.Generation`, `false`},
+	{"R43", "an older record is late", "replica.notified", `x.Generation < r.shared.Generation`, `false`},
 	{"R32", "a manual change clears the local circuit", "replica.receive", `r.clearLocal()`, ``},
-	{"R37", "an adopted record is dropped when the storage answers again", "replica.attach", `r.standIn = nil`, ``},
-	{"R10", "an attached process wakes up to send", "replica.wakeAt", `f(r.out.hold)`, ``},
+	{"R37", "an adopted record is dropped when the storage answers again", "replica.attach", `r.adopted = nil`, ``},
+	{"R10", "an attached process wakes up to send", "replica.wakeAt", `f(r.out.delayUntil)`, ``},
 	{"R38", "a detached process wakes up to try again", "replica.wakeAt", `f(r.retryAt)`, ``},
-	{"R12", "a process that restarts reads the record before it reports", "replica.fill", `r.news == 0 && a && b && c`, `false`},
+	{"R12", "a process that restarts reads the record before it reports", "replica.fill", `r.received == 0 && a && b && c`, `false`},
 	{"R12", "and does not report once more what may be on record", "replica.limitEvidence", `r.out.next.Calls, r.out.next.OpenFor = a, b`, ``},
-	{"R15", "a notice of a suspicion has the next success reported", "replica.announced", `max(1, x.Failures)`, `x.Failures`},
+	{"R15", "a notice of a suspicion has the next success reported", "replica.noticed", `max(1, x.Failures)`, `x.Failures`},
 	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
 }
 
@@ -63,7 +63,7 @@ var mutantsOfTheScripts = []mutant{
 	{"R22", "a rate below FailureRate dismisses", "Record.evaluate", `r.Rated && a`, `false`},
 	{"R23", "a trial waits for the open duration", "Record.blockedUntil", `u = r.dueAt(l)`, ``},
 	{"R24", "SuccessThreshold trials must succeed", "Record.settle", `r.Successes >= t.limits.SuccessThreshold`, `true`},
-	{"R27", "a trial that is granted too late is returned", "replica.goesOn", `l.end(result{outcome: OutcomeIgnored}, n)`, ``},
+	{"R27", "a trial that is granted too late is returned", "replica.resumed", `l.end(result{outcome: OutcomeIgnored}, n)`, ``},
 	{"R29", "a Retry-After prolongs the open duration", "terms.openDuration", `cmp.Or(t.openFor, t.limits.ResetTimeout)`, `t.limits.ResetTimeout`},
 	{"R30", "the open duration doubles", "Record.nextOpenDuration", `2 * x`, `x`},
 	{"R33", "an override expires", "Override.isActive", `o.Until.IsZero() || n.Before(o.Until)`, `true`},
@@ -71,7 +71,7 @@ var mutantsOfTheScripts = []mutant{
 	{"R39", "a circuit that the storage lost is restored", "Record.restore", `s.Generation > r.Generation && a`, `false`},
 	{"R40", "a clock that is set back prolongs no wait", "Record.clampTo", `e(&r.DueAt, s.DueAt)`, ``},
 	{"R41", "a lease is no longer than the process's own would be", "Trial.deadline", `!t.Started.IsZero() && a.Before(t.Deadline)`, `false`},
-	{"R37", "a success drops an adopted record", "replica.countStandIn", `!r.failing && a`, `false`},
+	{"R37", "a success drops an adopted record", "replica.countAdopted", `!r.failing && a`, `false`},
 	{"R22", "a failure rate is confirmed by another process", "Record.confirmed", `t.source != r.Witness`, `true`},
 	{"R17", "a low FailMax of one process does not decide for another", "Record.opensAt", `max(t, l.FailMax)`, `t`},
 	{"R41", "only a Retry-After makes a process wait beyond its own open duration", "Limits.longestOpen", `max(l.ResetTimeout, l.MaxResetTimeout)`, `max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)`},
@@ -102,7 +102,7 @@ func TestMutantsHaveAPlace(t *testing.T) {
 		_, err := parser.ParseFile(token.NewFileSet(), file, text, 0)
 		require.NoError(t, err, m.rule)
 	}
-	for _, from := range []string{`r.share >= r.settings.MinCalls`, `a.b.c`} { // none, and two
+	for _, from := range []string{`r.supplied >= r.settings.MinCalls`, `a.b.c`} { // none, and two
 		found := code.find(t, mutant{in: "replica.hasSuppliedAll", from: from})
 		require.NotEqual(t, 1, len(found), from)
 	}

@@ -13,7 +13,7 @@ import (
 // changes.
 type request struct {
 	*Change
-	news uint64 // records that were received before
+	received uint64 // records that were received before
 }
 
 // outbox is what the storage has yet to receive.
@@ -21,10 +21,10 @@ type outbox struct {
 	sent     *Change // in flight, or timed out: it is sent again under its number until it is answered. nil: none
 	inFlight bool    // a request is in flight: sent, or a read if that is nil
 
-	next    draft
-	counted Window    // for the failure rate: goes with next, but not before hold while that is evaluated
-	hold    time.Time // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
-	checkAt time.Time // when the storage is to be asked whether it has lost the shared record; zero if not
+	next       draft
+	counted    Window    // for the failure rate: goes with next, but not before hold while that is evaluated
+	delayUntil time.Time // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
+	checkAt    time.Time // when the storage is to be asked whether it has lost the shared record; zero if not
 }
 
 // draft is what the next change is to report.
@@ -49,7 +49,7 @@ func (d *draft) acts() bool {
 // empty reports whether there is nothing to report, and no answer to come.
 func (o *outbox) empty() bool {
 	next := &o.next
-	return o.sent == nil && !o.inFlight && len(o.counted.Buckets) == 0 && o.hold.IsZero() && o.checkAt.IsZero() &&
+	return o.sent == nil && !o.inFlight && len(o.counted.Buckets) == 0 && o.delayUntil.IsZero() && o.checkAt.IsZero() &&
 		next.Calls == (Calls{}) && next.OpenFor == 0 && !next.acts()
 }
 
@@ -71,11 +71,11 @@ func (o *outbox) sentCalls() Calls {
 
 // reports reports whether outcomes are evidence for the fleet.
 func (r *replica) reports() bool {
-	return r.linked && r.decides() && (r.shared.State == StateClosed || r.shared.hasEvidence())
+	return r.linked && r.countsOutcomes() && (r.shared.State == StateClosed || r.shared.hasEvidence())
 }
 
 // keep counts outcomes for the fleet's failure rate.
-func (r *replica) keep(b Bucket) {
+func (r *replica) countForRate(b Bucket) {
 	if r.settings.FailureRate > 0 {
 		w := &r.out.counted
 		w.Width = r.settings.limits.width()
@@ -87,7 +87,7 @@ func (r *replica) keep(b Bucket) {
 // note adds an outcome to what is reported, if it is evidence. It returns the
 // sequence number to wait for, or 0 if nothing is sent at once.
 // R10.
-func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
+func (r *replica) enqueue(a *admission, res *result, now time.Time) uint64 {
 	if res.outcome == OutcomeIgnored || !r.reports() {
 		return 0
 	}
@@ -96,14 +96,14 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 		if !r.countsLocally(a) || r.hasSuppliedAll(r.shared) {
 			return 0
 		}
-		r.keep(one(res.outcome == OutcomeFailure, 1, now))
+		r.countForRate(one(res.outcome == OutcomeFailure, 1, now))
 		r.out.next.OpenFor = max(r.out.next.OpenFor, res.openFor)
 		if sent = r.shared.scored() || r.settings.streakCounts(); sent {
-			r.share++
+			r.supplied++
 		}
 	} else {
 		if r.counting(now) || r.evaluatesRate() {
-			r.keep(one(res.outcome == OutcomeFailure, 1, now))
+			r.countForRate(one(res.outcome == OutcomeFailure, 1, now))
 		}
 		if sent = r.awaitsSuccess(); sent {
 			r.successReported(now)
@@ -112,11 +112,11 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 	if sent {
 		r.out.next.Calls.add(res.outcome)
 	}
-	if !sent && !r.reportsRate() {
+	if !sent && !r.sendsRate() {
 		return 0
 	}
-	r.noted++
-	return r.noted
+	r.enqueued++
+	return r.enqueued
 }
 
 // successReported takes a success from the evidence of this process. In a large
@@ -124,12 +124,12 @@ func (r *replica) note(a *admission, res *result, now time.Time) uint64 {
 // wait for a quarter of Suspicion.
 func (r *replica) successReported(now time.Time) {
 	if !r.shared.scored() {
-		r.share = 0
+		r.supplied = 0
 		return
 	}
-	r.share = max(0, r.share-evidence.success)
-	if r.out.hold.IsZero() {
-		r.out.hold = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 4))
+	r.supplied = max(0, r.supplied-evidence.success)
+	if r.out.delayUntil.IsZero() {
+		r.out.delayUntil = now.Add(time.Duration(r.roll() * float64(r.settings.Suspicion) / 4))
 	}
 }
 
@@ -138,7 +138,7 @@ func (r *replica) successReported(now time.Time) {
 // not depend on the outcomes, so that the storage receives successes as soon as
 // failures.
 // R21.
-func (r *replica) reportsRate() bool {
+func (r *replica) sendsRate() bool {
 	return failed(r.out.counted.Buckets) > 0 && (r.settings.Strict || !r.shared.Rated)
 }
 
@@ -174,41 +174,41 @@ func (r *replica) outgoing(now time.Time) *request {
 	switch {
 	case !r.linked || r.out.inFlight:
 		return nil
-	case r.trouble != nil && (r.stopped || !r.linkUp || now.Before(r.retryAt)):
+	case r.storageErr != nil && (r.stopped || !r.linkUp || now.Before(r.retryAt)):
 		return nil
 	case r.out.sent != nil:
-	case !r.fill(now) && r.trouble == nil:
+	case !r.fill(now) && r.storageErr == nil:
 		return nil
 	}
 	r.out.inFlight = true
 	if r.out.sent == nil {
-		return &request{new(Change), r.news}
+		return &request{new(Change), r.received}
 	}
-	return &request{r.out.sent, r.news}
+	return &request{r.out.sent, r.received}
 }
 
 // fill makes what is to be reported the next change, if it may be sent yet. A process
 // that has received no record yet reads it first: see limitEvidence.
 // R12.
 func (r *replica) fill(now time.Time) bool {
-	if r.news == 0 && r.trouble != nil && r.out.next.Manual == nil && r.out.next.Override == nil {
+	if r.received == 0 && r.storageErr != nil && r.out.next.Manual == nil && r.out.next.Override == nil {
 		return false
 	}
-	next, held, rated := &r.out.next, now.Before(r.out.hold) && !r.reportsRate(), r.isRated()
-	urgent := next.Calls.Failures > 0 || next.acts() || r.reportsRate() || r.checks(now)
+	next, held, rated := &r.out.next, now.Before(r.out.delayUntil) && !r.sendsRate(), r.isRated()
+	urgent := next.Calls.Failures > 0 || next.acts() || r.sendsRate() || r.checkDue(now)
 	if !urgent && (held || next.Calls.Successes == 0 && !(rated && r.out.counted.Buckets != nil)) {
 		return false
 	}
-	c, through := next.change(), r.noted
+	c, through := next.change(), r.enqueued
 	switch {
 	case next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil):
 		// So that it need not wait until failures pause: the rest follows.
-		c, through = Change{Override: next.Override}, r.through
+		c, through = Change{Override: next.Override}, r.sentUpTo
 		next.Override = nil
 	case rated && held:
 		*next = draft{}
 	default:
-		c.Counted, r.out.counted, r.out.hold = r.out.counted.middles(now), Window{}, r.nextHold(now)
+		c.Counted, r.out.counted, r.out.delayUntil = r.out.counted.middles(now), Window{}, r.nextDelay(now)
 		*next = draft{}
 	}
 	r.changes++
@@ -218,14 +218,14 @@ func (r *replica) fill(now time.Time) bool {
 	if c.OpenFor > 0 {
 		c.OpenFor = max(r.settings.ResetTimeout, c.OpenFor)
 	}
-	r.out.sent, r.through = &c, through
+	r.out.sent, r.sentUpTo = &c, through
 	return true
 }
 
 // nextHold is until when what was counted is held back while the failure rate is
 // evaluated: shortly at first, and later for a bucket. Zero while it is not. In a
 // large fleet a few reports are enough, and the others receive the result first.
-func (r *replica) nextHold(now time.Time) time.Time {
+func (r *replica) nextDelay(now time.Time) time.Time {
 	if !r.isRated() {
 		return time.Time{}
 	}
@@ -235,14 +235,14 @@ func (r *replica) nextHold(now time.Time) time.Time {
 
 // acknowledged is the sequence number up to which nobody has to wait any more:
 // the storage has received it, or will not for now.
-func (r *replica) acknowledged() uint64 {
+func (r *replica) doneUpTo() uint64 {
 	next := &r.out.next
-	idle := r.out.sent == nil && next.Calls == (Calls{}) && !next.acts() && !r.reportsRate()
+	idle := r.out.sent == nil && next.Calls == (Calls{}) && !next.acts() && !r.sendsRate()
 	_, manual := r.out.manual()
-	if replaces := manual && !isTrouble(r.trouble); r.trouble != nil && !replaces || idle {
-		return r.noted
+	if replaces := manual && !isStorageError(r.storageErr); r.storageErr != nil && !replaces || idle {
+		return r.enqueued
 	}
-	return r.landed
+	return r.acknowledged
 }
 
 // manual returns the manual changes that the storage has not acknowledged. One of

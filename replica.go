@@ -25,58 +25,58 @@ type replica struct {
 	shared   *Record // as the storage last answered or notified. It never changes
 	*episode         // calm between two inputs, unless it is needed
 
-	linked  bool // there is a storage
-	linkUp  bool // and its link has not failed
-	stopped bool // it requests nothing more by itself
-	failing bool // the last call of this process failed: what an open shared circuit rejects by
-	joined  bool // it started with failures on record, and no call has succeeded since
-	share   int  // how much of the evidence on record this process may have supplied
+	linked   bool // there is a storage
+	linkUp   bool // and its link has not failed
+	stopped  bool // it requests nothing more by itself
+	failing  bool // the last call of this process failed: what an open shared circuit rejects by
+	joined   bool // it started with failures on record, and no call has succeeded since
+	supplied int  // how much of the evidence on record this process may have supplied
 
-	credit  float64 // of a call that a ramp lets run: it runs at 1
-	random  uint64  // the state of a generator of random numbers
-	ids     uint64  // so many were made
-	news    uint64  // so many records were received
-	changes uint64  // so many were made for the storage
-	noted   uint64  // the sequence number of the last outcome, manual change or request for a trial that is to be reported
-	through uint64  // and of the last one that is in a change
-	landed  uint64  // and of the last one that the storage has acknowledged
+	credit       float64 // of a call that a ramp lets run: it runs at 1
+	random       uint64  // the state of a generator of random numbers
+	ids          uint64  // so many were made
+	received     uint64  // so many records were received
+	changes      uint64  // so many were made for the storage
+	enqueued     uint64  // the sequence number of the last outcome, manual change or request for a trial that is to be reported
+	sentUpTo     uint64  // and of the last one that is in a change
+	acknowledged uint64  // and of the last one that the storage has acknowledged
 }
 
 // episode is the part of a replica that only a circuit needs with which something is
 // wrong, or whose process has something to report: most circuits have none.
 type episode struct {
-	out    outbox
-	leases []lease   // of the shared circuit, that this process has asked for
-	former string    // the witness on record when it started: that may have been this process, before it crashed
-	cause  keptCause // of the last failure of this process that opened a circuit, or may yet
+	out          outbox
+	leases       []lease   // of the shared circuit, that this process has asked for
+	formerSource string    // the witness on record when it started: that may have been this process, before it crashed
+	cause        keptCause // of the last failure of this process that opened a circuit, or may yet
 
-	trouble  error     // why the shared record does not apply; nil if it does
-	since    time.Time // of the trouble
-	retryAt  time.Time // when this circuit tries again by itself; zero: with the link
-	failed   int       // attempts since the trouble began
-	released int64     // the generation of an override that was removed for this process alone
-	standIn  *Record   // applies in place of the shared record while that cannot be read; nil if nothing does
+	storageErr      error     // why the shared record does not apply; nil if it does
+	detachedAt      time.Time // of the trouble
+	retryAt         time.Time // when this circuit tries again by itself; zero: with the link
+	attempts        int       // attempts since the trouble began
+	removedOverride int64     // the generation of an override that was removed for this process alone
+	adopted         *Record   // applies in place of the shared record while that cannot be read; nil if nothing does
 }
 
 // calm is the episode of a circuit that needs none. It never changes.
-var calm = new(episode)
+var noEpisode = new(episode)
 
 var episodes = sync.Pool{New: func() any { return new(episode) }}
 
 // begin is called before an input: it may need an episode.
-func (r *replica) begin() {
-	if r.episode == calm {
+func (r *replica) acquireEpisode() {
+	if r.episode == noEpisode {
 		r.episode = episodes.Get().(*episode)
 	}
 }
 
 // rest is called after the outputs: it lets go of an episode that is over.
-func (r *replica) rest() {
-	quiet := r.trouble == nil && r.standIn == nil && r.released == 0 && r.former == "" && len(r.leases) == 0 && r.out.empty()
+func (r *replica) releaseEpisode() {
+	quiet := r.storageErr == nil && r.adopted == nil && r.removedOverride == 0 && r.formerSource == "" && len(r.leases) == 0 && r.out.empty()
 	if quiet && (!r.cause.known() || r.local.State == StateClosed && (!r.linked || !r.failing && r.shared.State == StateClosed && !r.shared.hasEvidence())) {
 		*r.episode = episode{}
 		episodes.Put(r.episode)
-		r.episode = calm
+		r.episode = noEpisode
 	}
 }
 
@@ -94,9 +94,9 @@ func (l *lease) end(res result, now time.Time) { l.phase, l.outcome, l.endedAt =
 type phase uint8
 
 const (
-	phaseAsked   phase = iota // no answer yet
-	phaseGranted              // the storage has granted it: the call runs
-	phaseEnded                // the call has ended, or will not run
+	phaseRequested phase = iota // no answer yet
+	phaseGranted                // the storage has granted it: the call runs
+	phaseEnded                  // the call has ended, or will not run
 )
 
 // result is how an admitted call ended.
@@ -126,24 +126,24 @@ func newReplica(s *settings, source string, linked bool, seed uint64) replica {
 }
 
 // attached reports whether the shared record applies.
-func (r *replica) attached() bool { return r.linked && r.trouble == nil }
+func (r *replica) attached() bool { return r.linked && r.storageErr == nil }
 
 // fleet returns the shared record that applies now. While the circuit is detached,
 // that is the one by which it rejected calls before.
-func (r *replica) fleet(now time.Time) *Record {
+func (r *replica) effective(now time.Time) *Record {
 	switch {
 	case r.attached():
-		return r.effective(now)
-	case r.standIn != nil:
-		return r.standIn.at(now)
+		return r.predicted(now)
+	case r.adopted != nil:
+		return r.adopted.at(now)
 	}
 	return &closed
 }
 
 // lastShared is the shared record as this process last knew it to apply.
 func (r *replica) lastShared() *Record {
-	if r.standIn != nil {
-		return r.standIn
+	if r.adopted != nil {
+		return r.adopted
 	}
 	return r.shared
 }
@@ -161,7 +161,7 @@ func (r *replica) localTerms() *terms {
 
 // effective returns the shared record as it will be when the storage has received
 // the ends of this process's trials: the caller of a trial meets its result.
-func (r *replica) effective(now time.Time) *Record {
+func (r *replica) predicted(now time.Time) *Record {
 	ended := func(l lease) bool { return l.phase == phaseEnded }
 	if !slices.ContainsFunc(r.leases, ended) {
 		return r.shared.at(now)
@@ -183,7 +183,7 @@ var closed Record
 
 // isNew reports whether the record has nothing that closed does not have.
 func (r *Record) isNew() bool {
-	return r.Generation == 0 && !r.affectsCalls() && r.level() == 0 && len(r.Window.Buckets) == 0 && len(r.Trials) == 0
+	return r.Generation == 0 && !r.affectsCalls() && r.count() == 0 && len(r.Window.Buckets) == 0 && len(r.Trials) == 0
 }
 
 // rejectsBy reports whether a shared record rejects the calls of this process.
@@ -202,15 +202,15 @@ func (r *replica) hasSuppliedAll(rec *Record) bool {
 	case rec.Rated:
 		return rec.Witness == r.sourceIn(rec)
 	case rec.scored() && !r.settings.streakCounts():
-		return r.share >= rec.Threshold
+		return r.supplied >= rec.Threshold
 	}
-	return r.share >= r.settings.FailMax
+	return r.supplied >= r.settings.FailMax
 }
 
 // sourceIn is the source by which the record knows this process.
 func (r *replica) sourceIn(rec *Record) string {
-	if rec.Witness != "" && rec.Witness == r.former {
-		return r.former
+	if rec.Witness != "" && rec.Witness == r.formerSource {
+		return r.formerSource
 	}
 	return r.source
 }
@@ -219,7 +219,7 @@ func (r *replica) sourceIn(rec *Record) string {
 
 // countsAlone is ended for an outcome from which nothing follows but the count,
 // in a circuit without a storage. Otherwise it does nothing, and reports so.
-func (r *replica) countsAlone(a *admission, o Outcome) bool {
+func (r *replica) onlyCounts(a *admission, o Outcome) bool {
 	l, s := &r.local, r.settings
 	if !r.countsLocally(a) || l.Override != nil || s.FailureRate > 0 || s.Ramp > 0 {
 		return false
@@ -259,12 +259,12 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.failing = res.outcome == OutcomeFailure
 		r.joined = r.joined && r.failing
 	}
-	r.countStandIn(a, &res, now) // also an ignored trial frees its slot
+	r.countAdopted(a, &res, now) // also an ignored trial frees its slot
 	if l == nil {
-		number = r.note(a, &res, now)
+		number = r.enqueue(a, &res, now)
 	} else {
 		r.settleLeases(now)
-		number = r.noted
+		number = r.enqueued
 	}
 	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
 		// The half-open circuit was for all; now it applies to the processes whose
@@ -277,11 +277,11 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 // tallied is an input: so many calls have succeeded since the last input, and
 // were only counted.
 func (r *replica) tallied(n int, now time.Time) {
-	if !r.decides() {
+	if !r.countsOutcomes() {
 		return
 	}
 	if r.reports() {
-		r.keep(one(false, n, now))
+		r.countForRate(one(false, n, now))
 	}
 	r.tallyLocal(OutcomeSuccess, n, r.local.Generation, 0, now)
 }
@@ -306,7 +306,7 @@ func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Du
 // the local window.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
-	return l.FailureRate > 0 && r.decides() && failed(r.local.Window.last(l.Window, now)) > 0
+	return l.FailureRate > 0 && r.countsOutcomes() && failed(r.local.Window.last(l.Window, now)) > 0
 }
 
 // evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
@@ -320,8 +320,8 @@ func (r *replica) isRated() bool { return r.settings.FailureRate > 0 && r.shared
 // decides reports whether the local record counts outcomes: not under a StorageDown
 // that counts nothing.
 // R37.
-func (r *replica) decides() bool {
-	return r.trouble == nil || r.settings.StorageDown == StorageDownLocal
+func (r *replica) countsOutcomes() bool {
+	return r.storageErr == nil || r.settings.StorageDown == StorageDownLocal
 }
 
 // countsLocally reports whether the outcome of a call is one of those by which the
@@ -340,7 +340,7 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	case a.trial != "" && r.local.trial(a.trial) >= 0:
 		c := Change{By: r.settings.Instance, Cause: r.cause.short, Settled: []Settlement{{a.trial, res.outcome, res.openFor}}}
 		r.applyLocal(&c, now)
-	case res.outcome == OutcomeIgnored || !r.decides():
+	case res.outcome == OutcomeIgnored || !r.countsOutcomes():
 	case res.outcome == OutcomeSuccess && r.local.Failures == 0 && r.local.Window.Buckets == nil:
 	default:
 		r.tallyLocal(res.outcome, 1, a.local, res.openFor, now)
@@ -361,13 +361,13 @@ func (r *replica) clearLocal() {
 
 // countStandIn counts an outcome in the record that stands in: as the end of its
 // trial, or as a success after which nothing rejects calls.
-func (r *replica) countStandIn(a *admission, res *result, now time.Time) {
+func (r *replica) countAdopted(a *admission, res *result, now time.Time) {
 	switch {
-	case r.standIn == nil:
-	case a.trial != "" && r.standIn.trial(a.trial) >= 0:
-		r.standIn.settle(Settlement{a.trial, res.outcome, res.openFor}, r.terms(), now)
-	case !r.failing && r.standIn.hasEvidence():
-		r.standIn = nil
+	case r.adopted == nil:
+	case a.trial != "" && r.adopted.trial(a.trial) >= 0:
+		r.adopted.settle(Settlement{a.trial, res.outcome, res.openFor}, r.terms(), now)
+	case !r.failing && r.adopted.hasEvidence():
+		r.adopted = nil
 	}
 }
 
@@ -385,7 +385,7 @@ const (
 // asked is an input: a call wants to run. If it must wait, it may go on when the
 // sequence number that is now the last one is acknowledged.
 // R23.
-func (r *replica) asked(now time.Time) (admission, decision) {
+func (r *replica) arrived(now time.Time) (admission, decision) {
 	a := r.admission("")
 	if o := r.override(now); o != nil {
 		if o.State == StateClosed {
@@ -396,8 +396,8 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	b := r.blocking(now)
 	switch {
 	case !b.local && !b.shared:
-		return a, r.rampLets(now)
-	case b.until.After(now.Add(armedEarly)) || r.asking():
+		return a, r.rampAdmits(now)
+	case b.until.After(now.Add(readyEarly)) || r.requestsTrial():
 		return a, rejects
 	}
 	a.trial = r.newID()
@@ -410,16 +410,16 @@ func (r *replica) asked(now time.Time) (admission, decision) {
 	}
 	switch {
 	case !r.attached():
-		if b.shared && !r.standIn.requestTrial(a.trial, r.terms(), now) {
+		if b.shared && !r.adopted.requestTrial(a.trial, r.terms(), now) {
 			return a, rejects
 		}
 		return a, admits
-	case !b.shared && !r.sharesTrial(r.fleet(now), now):
+	case !b.shared && !r.sharesTrial(r.effective(now), now):
 		return a, admits
 	}
 	r.leases = append(r.leases, lease{id: a.trial})
 	r.out.next.RequestTrial = a.trial
-	r.noted++
+	r.enqueued++
 	return a, waits
 }
 
@@ -444,7 +444,7 @@ type blocking struct {
 // blocking returns which circuits reject calls now, and the record that does so
 // for longest.
 func (r *replica) blocking(now time.Time) blocking {
-	local, fleet := r.local.at(now), r.fleet(now)
+	local, fleet := r.local.at(now), r.effective(now)
 	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
 	if b.shared {
 		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.sourceIn(fleet), now)
@@ -455,7 +455,7 @@ func (r *replica) blocking(now time.Time) blocking {
 			b.record, b.until = local, until
 		}
 	}
-	if alone := r.since.Add(aloneAfter); b.shared && !r.attached() && alone.After(now) && alone.After(b.until) {
+	if alone := r.detachedAt.Add(detachedPause); b.shared && !r.attached() && alone.After(now) && alone.After(b.until) {
 		b.until = alone
 	}
 	return b
@@ -463,7 +463,7 @@ func (r *replica) blocking(now time.Time) blocking {
 
 // opensUntil is until when no trial may run in an open circuit, which may be in the
 // past; zero if that is unknown.
-func (r *replica) opensUntil(now time.Time) time.Time {
+func (r *replica) nextTrialAt(now time.Time) time.Time {
 	if o := r.override(now); o != nil {
 		return o.Until
 	}
@@ -480,13 +480,13 @@ func (r *replica) opensUntil(now time.Time) time.Time {
 // aloneAfter is for how long a detached process leaves the trial to the fleet. If
 // one answer was late, and no more, it is attached again by then, and two trials
 // do not run at once.
-const aloneAfter = 250 * time.Millisecond
+const detachedPause = 250 * time.Millisecond
 
 // rampLets decides on a call in a closed circuit: of those that come during a
 // ramp, it admits as many as their shares add up to.
-func (r *replica) rampLets(now time.Time) decision {
+func (r *replica) rampAdmits(now time.Time) decision {
 	ramp := r.settings.Ramp
-	share := min(r.local.share(ramp, now), r.shared.share(ramp, now))
+	share := min(r.local.rampShare(ramp, now), r.shared.rampShare(ramp, now))
 	if share < 1 {
 		if r.credit += share; r.credit < 1 {
 			return rejects
@@ -498,14 +498,14 @@ func (r *replica) rampLets(now time.Time) decision {
 
 // asking reports whether the storage has been asked for a trial and has not
 // answered yet.
-func (r *replica) asking() bool {
-	return slices.ContainsFunc(r.leases, func(l lease) bool { return l.phase == phaseAsked })
+func (r *replica) requestsTrial() bool {
+	return slices.ContainsFunc(r.leases, func(l lease) bool { return l.phase == phaseRequested })
 }
 
 // goesOn is an input: a call that waited for a trial goes on, because it is
 // decided or because it has waited for long enough.
 // R27.
-func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
+func (r *replica) resumed(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
 		if l.phase == phaseGranted {
 			return r.admission(a.trial), admits
@@ -518,7 +518,7 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 	}
 	// Not a trial of the shared circuit. That may have closed meanwhile, and then
 	// the local circuit decides alone.
-	if r.attached() && !r.rejectsBy(r.fleet(now)) {
+	if r.attached() && !r.rejectsBy(r.effective(now)) {
 		switch {
 		case r.local.trial(a.trial) >= 0:
 			return r.admission(a.trial), admits
@@ -526,9 +526,9 @@ func (r *replica) goesOn(a admission, now time.Time) (admission, decision) {
 			return r.admission(""), admits
 		}
 	}
-	r.countStandIn(&a, &result{outcome: OutcomeIgnored}, now)
+	r.countAdopted(&a, &result{outcome: OutcomeIgnored}, now)
 	r.countLocal(&a, &result{outcome: OutcomeIgnored}, now)
-	if r.trouble != nil && r.settings.StorageDown == StorageDownAllow {
+	if r.storageErr != nil && r.settings.StorageDown == StorageDownAllow {
 		return r.admission(""), admits
 	}
 	return admission{}, rejects
@@ -558,7 +558,7 @@ func (r *replica) settleLeases(now time.Time) {
 			continue
 		case !r.out.sent.settles(l.id) && !settles(r.out.next.Settled, l.id):
 			r.out.next.Settled = append(r.out.next.Settled, Settlement{l.id, l.outcome.outcome, l.outcome.openFor})
-			r.noted++
+			r.enqueued++
 		}
 		kept = append(kept, l)
 	}
@@ -587,7 +587,7 @@ func (r *replica) lease(id string) *lease {
 func (r *replica) manual(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
-	case r.linked && r.linkUp && !isTrouble(r.trouble):
+	case r.linked && r.linkUp && !isStorageError(r.storageErr):
 		// The record cannot be read: this replaces it, and all that was yet to be
 		// reported of it.
 		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = nil, false, draft{}, time.Time{}
@@ -597,17 +597,17 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 	}
 	r.out.next.Manual = cmp.Or(c.Manual, r.out.next.Manual)
 	r.out.next.Override = cmp.Or(c.Override, r.out.next.Override)
-	r.noted++
-	return r.noted
+	r.enqueued++
+	return r.enqueued
 }
 
 // R34.
 func (r *replica) changeLocally(c Change, now time.Time) {
 	if c.Override != nil {
-		r.released = r.shared.Manual
+		r.removedOverride = r.shared.Manual
 	}
 	if c.Manual != nil {
-		r.standIn = nil
+		r.adopted = nil
 	}
 	local := Change{By: r.settings.Instance, Manual: c.Manual, Override: c.Override}
 	r.applyLocal(&local, now)
@@ -620,7 +620,7 @@ func (r *replica) override(now time.Time) *Override {
 	switch {
 	case r.local.Override.isActive(now):
 		return r.local.Override
-	case r.shared.Override.isActive(now) && r.released != r.shared.Manual:
+	case r.shared.Override.isActive(now) && r.removedOverride != r.shared.Manual:
 		return r.shared.Override
 	}
 	return nil
@@ -636,7 +636,7 @@ func (r *replica) configured(s *settings) { r.settings = s }
 // than an answer. An older one is late, as answers overtake notifications, or the
 // storage has lost something. If nothing newer comes soon, the answer to a change
 // that carries what is known decides which.
-func (r *replica) observed(rec Record, now time.Time) {
+func (r *replica) notified(rec Record, now time.Time) {
 	switch {
 	case rec.Generation < r.shared.Generation:
 		if at := now.Add(lateAfter); r.out.checkAt.IsZero() || at.Before(r.out.checkAt) {
@@ -654,14 +654,14 @@ func (r *replica) observed(rec Record, now time.Time) {
 // does not know the suspicion, need not read it: it knows that failures are on record,
 // so its next success is reported, and the answer has the record. announced returns
 // whether the record is to be read.
-func (r *replica) announced(n notice, generation int64) (reads bool) {
+func (r *replica) noticed(n notice, generation int64) (reads bool) {
 	rec := *r.shared
 	switch {
 	case n == noticeChanged:
 		return true
 	case generation == rec.Generation:
 		return false
-	case generation < rec.Generation || r.news == 0 || !r.attached() || r.stopped || r.failing || r.local.State != StateClosed ||
+	case generation < rec.Generation || r.received == 0 || !r.attached() || r.stopped || r.failing || r.local.State != StateClosed ||
 		rec.State != StateClosed || rec.hasEvidence() || !r.settings.streakCounts():
 		return true
 	case n == noticeSuspect:
@@ -681,7 +681,7 @@ func (r *replica) announced(n notice, generation int64) (reads bool) {
 const lateAfter = 100 * time.Millisecond
 
 // checks reports whether the storage is to be asked now.
-func (r *replica) checks(now time.Time) bool {
+func (r *replica) checkDue(now time.Time) bool {
 	return !r.stopped && !r.out.checkAt.IsZero() && !now.Before(r.out.checkAt)
 }
 
@@ -689,8 +689,8 @@ func (r *replica) checks(now time.Time) bool {
 // records had been received. If more came meanwhile, its counts may be old.
 func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 	switch {
-	case news != r.news || rec.Generation > r.shared.Generation:
-		r.observed(rec, now)
+	case news != r.received || rec.Generation > r.shared.Generation:
+		r.notified(rec, now)
 	case rec.Generation == r.shared.Generation:
 		r.receive(rec, now)
 	default:
@@ -706,20 +706,20 @@ func (r *replica) answered(q *request, rec Record, now time.Time) {
 	mine := q.Number == r.out.sentNumber()
 	switch {
 	case q.Number == 0:
-		r.hasRead(rec, q.news, now)
+		r.hasRead(rec, q.received, now)
 	case rec.Generation > r.shared.Generation, mine && rec.Generation == r.shared.Generation,
 		// The storage has lost what the change carried, and for that it was too old.
-		mine && q.news == r.news:
+		mine && q.received == r.received:
 		r.receive(rec, now)
 	}
 	if !mine {
 		return
 	}
 	r.out.sent, r.out.inFlight = nil, false
-	r.landed = r.through
+	r.acknowledged = r.sentUpTo
 	for i := range r.leases {
 		switch l := &r.leases[i]; {
-		case l.phase != phaseAsked || r.out.next.RequestTrial == l.id:
+		case l.phase != phaseRequested || r.out.next.RequestTrial == l.id:
 		case r.shared.trial(l.id) >= 0:
 			l.phase = phaseGranted
 		default:
@@ -735,18 +735,18 @@ func (r *replica) answered(q *request, rec Record, now time.Time) {
 // attach ends the trouble: the shared record applies again. What the storage has
 // lost is restored first.
 func (r *replica) attach(now time.Time) {
-	if r.trouble != nil && r.checks(now) {
+	if r.storageErr != nil && r.checkDue(now) {
 		return
 	}
-	r.trouble, r.failed, r.retryAt, r.released = nil, 0, time.Time{}, 0
-	r.standIn = nil
+	r.storageErr, r.attempts, r.retryAt, r.removedOverride = nil, 0, time.Time{}, 0
+	r.adopted = nil
 }
 
 // receive makes a record the shared one.
 // R28.
 func (r *replica) receive(rec Record, now time.Time) {
-	before, first := r.shared, r.news == 0
-	r.news++
+	before, first := r.shared, r.received == 0
+	r.received++
 	if rec = rec.bounded(before, &r.settings.limits, now); rec.isNew() {
 		r.shared = &closed
 	} else {
@@ -761,7 +761,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 			r.local.Override = nil
 		}
 		r.clearLocal()
-		if r.standIn = nil; r.trouble != nil {
+		if r.adopted = nil; r.storageErr != nil {
 			r.adopt(now)
 		}
 	}
@@ -774,7 +774,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 	}
 	r.limitEvidence(first)
 	if !rec.hasEvidence() || rec.Rated && !before.Rated {
-		r.out.hold = r.nextHold(now)
+		r.out.delayUntil = r.nextDelay(now)
 	}
 	r.settleLeases(now)
 }
@@ -791,14 +791,14 @@ func (r *replica) limitEvidence(first bool) {
 		r.out.next.Calls, r.out.next.OpenFor = Calls{Successes: r.out.next.Calls.Successes}, 0
 	}
 	pending := r.out.sentCalls().Failures + r.out.next.Calls.Failures
-	if level := r.shared.level() + pending; first || r.share > level {
-		r.share = level
+	if level := r.shared.count() + pending; first || r.supplied > level {
+		r.supplied = level
 	}
 	switch {
 	case first:
-		r.former = r.shared.Witness
+		r.formerSource = r.shared.Witness
 		if joined && r.local.State == StateClosed && r.settings.streakCounts() {
-			r.local.Failures = max(r.local.Failures, min(r.share, r.settings.FailMax-1))
+			r.local.Failures = max(r.local.Failures, min(r.supplied, r.settings.FailMax-1))
 		}
 	case r.joined && !joined:
 		r.clearLocal()
@@ -821,7 +821,7 @@ func (r *replica) unanswered(number uint64, why error, now time.Time) {
 		again.RequestTrial = ""
 		r.out.sent = &again
 	}
-	r.unread(why, now)
+	r.readFailed(why, now)
 }
 
 // awaits reports whether the request of that number is in flight, as far as
@@ -830,33 +830,33 @@ func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.se
 
 // unread is an input: a read failed.
 // R38.
-func (r *replica) unread(why error, now time.Time) {
+func (r *replica) readFailed(why error, now time.Time) {
 	r.detach(why, now)
-	r.failed++
-	r.retryAt = now.Add(backoff(r.failed, r.roll()))
+	r.attempts++
+	r.retryAt = now.Add(backoff(r.attempts, r.roll()))
 }
 
 // lost is an input: the link to the storage is down.
-func (r *replica) lost(why error, now time.Time) {
+func (r *replica) unavailable(why error, now time.Time) {
 	r.linkUp = false
 	r.detach(why, now)
 }
 
 // back is an input: the link is up. The circuit is attached by its next answer.
-func (r *replica) back() {
+func (r *replica) availableAgain() {
 	r.linkUp, r.retryAt = true, time.Time{}
 }
 
 // detach has the local circuit decide alone.
 // R36.
 func (r *replica) detach(why error, now time.Time) {
-	if r.trouble != nil {
-		if !isTrouble(why) { // the storage is available, and the record cannot be read: a manual change replaces it
-			r.trouble = why
+	if r.storageErr != nil {
+		if !isStorageError(why) { // the storage is available, and the record cannot be read: a manual change replaces it
+			r.storageErr = why
 		}
 		return
 	}
-	r.trouble, r.since, r.failed = why, now, 0
+	r.storageErr, r.detachedAt, r.attempts = why, now, 0
 	if manual, some := r.out.manual(); some { // it applies to this process at least
 		r.out.next.Manual, r.out.next.Override = nil, nil
 		r.changeLocally(manual, now)
@@ -869,9 +869,9 @@ func (r *replica) detach(why error, now time.Time) {
 // storage has received everything, if it rejects calls.
 // R37.
 func (r *replica) adopt(now time.Time) {
-	if rec := *r.effective(now); r.rejectsBy(&rec) {
+	if rec := *r.predicted(now); r.rejectsBy(&rec) {
 		rec.Override, rec.lastNumbers = nil, nil
-		r.standIn = &rec
+		r.adopted = &rec
 	}
 }
 
@@ -890,10 +890,10 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		}
 	}
 	if b := r.blocking(now); !b.until.IsZero() {
-		earliest(b.until.Add(-armedEarly))
+		earliest(b.until.Add(-readyEarly))
 	}
-	if fleet := r.fleet(now); fleet.excludes(r.sourceIn(fleet), now.Add(armedEarly)) { // the state that calls meet
-		earliest(fleet.RetryAt.Add(-armedEarly))
+	if fleet := r.effective(now); fleet.excludes(r.sourceIn(fleet), now.Add(readyEarly)) { // the state that calls meet
+		earliest(fleet.RetryAt.Add(-readyEarly))
 	}
 	if o := r.override(now); o != nil {
 		earliest(o.Until)
@@ -903,12 +903,12 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		earliest(r.shared.rampEnds(r.settings.Ramp))
 	}
 	if r.counting(now) { // for what was tallied meanwhile
-		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(armedEarly)).Add(-armedEarly)) // while they still belong to this one
+		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(readyEarly)).Add(-readyEarly)) // while they still belong to this one
 	}
 	switch {
 	case r.out.inFlight:
 	case r.attached():
-		earliest(r.out.hold)
+		earliest(r.out.delayUntil)
 		if !r.stopped {
 			earliest(r.out.checkAt)
 		}
@@ -975,7 +975,7 @@ const firstShare = 0.1
 // share is the share of calls that runs in a closed circuit: less than 1 while
 // it is on its ramp.
 // R31.
-func (r *Record) share(ramp time.Duration, now time.Time) float64 {
+func (r *Record) rampShare(ramp time.Duration, now time.Time) float64 {
 	if !now.Before(r.rampEnds(ramp)) {
 		return 1
 	}
@@ -1006,4 +1006,4 @@ func backoff(n int, roll float64) time.Duration {
 // armedEarly is how much before its time a circuit counts as due in a view:
 // the record decides, so a call at the very instant is not rejected because a
 // timer is about to fire.
-const armedEarly = time.Millisecond
+const readyEarly = time.Millisecond

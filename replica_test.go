@@ -92,7 +92,7 @@ func (s *replicaScript) run(t *testing.T, line string) (results []string) {
 	says := func(what string) { results = append(results, what) }
 	switch words[0] {
 	case "read":
-		news := p.replica.news
+		news := p.replica.received
 		p.step(s.now, func(r *replica) { r.hasRead(s.record.At(s.now), news, s.now) })
 	case "call", "begin":
 		runs := p.begin(s.now, cmpName(words[0] == "begin", what))
@@ -125,11 +125,11 @@ func (s *replicaScript) run(t *testing.T, line string) (results []string) {
 		p.sent = nil
 		p.take(p.step(s.now, func(r *replica) { r.unanswered(q.Number, errShellStorage, s.now) }))
 	case "notify":
-		p.take(p.step(s.now, func(r *replica) { r.observed(s.record.At(s.now), s.now) }))
+		p.take(p.step(s.now, func(r *replica) { r.notified(s.record.At(s.now), s.now) }))
 	case "lost":
-		p.take(p.step(s.now, func(r *replica) { r.lost(errShellStorage, s.now) }))
+		p.take(p.step(s.now, func(r *replica) { r.unavailable(errShellStorage, s.now) }))
 	case "back":
-		p.take(p.step(s.now, func(r *replica) { r.back() }))
+		p.take(p.step(s.now, func(r *replica) { r.availableAgain() }))
 	case "set":
 		p.take(p.step(s.now, func(r *replica) { r.manual(Change{By: name, Manual: &ManualState{stateOf(t, what)}}, s.now) }))
 	case "stop":
@@ -193,7 +193,7 @@ func (s *replicaScript) store(t *testing.T, p *scriptProcess) string {
 		s.record, v = s.record.Apply(*p.sent.Change, s.now)
 		verdict = []string{"refused", "applied", "moved"}[v]
 	}
-	answer := s.record.At(s.now).withoutHeard()
+	answer := s.record.At(s.now).withoutNumbers()
 	p.answer = &answer
 	return "storage: " + verdict + ": " + s.text()
 }
@@ -221,8 +221,8 @@ func (p *scriptProcess) changes() (changed []string) {
 func (p *scriptProcess) lines() []string {
 	r := &p.replica
 	standIn := "none"
-	if r.standIn != nil {
-		standIn = textOfRecord(r.standIn)
+	if r.adopted != nil {
+		standIn = textOfRecord(r.adopted)
 	}
 	process := []string{}
 	add := func(is bool, format string, args ...any) {
@@ -231,10 +231,10 @@ func (p *scriptProcess) lines() []string {
 		}
 	}
 	add(!r.linked, "has no storage")
-	add(r.linked && r.trouble == nil, "attached")
-	add(r.trouble != nil, "detached")
+	add(r.linked && r.storageErr == nil, "attached")
+	add(r.storageErr != nil, "detached")
 	add(r.failing, "its last call failed")
-	add(r.share > 0, "supplied %d failures", r.share)
+	add(r.supplied > 0, "supplied %d failures", r.supplied)
 	add(r.joined, "started with failures on record")
 	for _, l := range r.leases {
 		add(true, "trial %s %s", l.id, []string{"requested", "granted", "ended"}[l.phase])

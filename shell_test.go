@@ -67,16 +67,16 @@ func (h *shell) clone() *shell {
 // clone returns a replica that shares nothing with r that either writes to.
 func (r *replica) clone() replica {
 	c := *r
-	if r.episode == calm {
+	if r.episode == noEpisode {
 		c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
 		return c
 	}
 	episode := *r.episode
 	c.episode = &episode
 	c.leases = slices.Clone(r.leases)
-	if r.standIn != nil {
-		standIn := *r.standIn
-		c.standIn = &standIn
+	if r.adopted != nil {
+		standIn := *r.adopted
+		c.adopted = &standIn
 	}
 	c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
 	c.out.counted.Buckets = slices.Clone(r.out.counted.Buckets)
@@ -90,7 +90,7 @@ func (h *shell) step(now time.Time, input func(r *replica)) *request {
 	if h.random != 0 {
 		r.random = h.random
 	}
-	r.begin()
+	r.acquireEpisode()
 	if h.tally > 0 {
 		r.tallied(h.tally, now)
 		h.tally = 0
@@ -101,10 +101,10 @@ func (h *shell) step(now time.Time, input func(r *replica)) *request {
 	h.armed = r.wakeAt(now)
 	for i := range h.calls {
 		c := &h.calls[i]
-		c.decided = c.decided || c.waits && c.number <= r.acknowledged()
+		c.decided = c.decided || c.waits && c.number <= r.doneUpTo()
 	}
-	h.waits = slices.DeleteFunc(h.waits, func(w shellWait) bool { return w.number <= r.acknowledged() })
-	r.rest()
+	h.waits = slices.DeleteFunc(h.waits, func(w shellWait) bool { return w.number <= r.doneUpTo() })
+	r.releaseEpisode()
 	return change
 }
 
@@ -146,8 +146,8 @@ func (h *shell) call(now time.Time) (runs bool, change *request) {
 	var c shellCall
 	var d decision
 	asks := func(r *replica) {
-		if c.admission, d = r.asked(now); d == waits {
-			c.waits, c.number, c.until = true, r.noted, now.Add(shellStorageTimeout)
+		if c.admission, d = r.arrived(now); d == waits {
+			c.waits, c.number, c.until = true, r.enqueued, now.Add(shellStorageTimeout)
 		}
 		if d != rejects {
 			h.calls = append(h.calls, c)
@@ -165,7 +165,7 @@ func (h *shell) goesOn(i int, now time.Time) (runs bool, change *request) {
 	c := h.calls[i]
 	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
 	var d decision
-	change = h.step(now, func(r *replica) { c.admission, d = r.goesOn(c.admission, now) })
+	change = h.step(now, func(r *replica) { c.admission, d = r.resumed(c.admission, now) })
 	if d == admits {
 		c.admission.view = h.view
 		h.calls = append(h.calls, shellCall{admission: c.admission})
@@ -187,7 +187,7 @@ func (h *shell) endFor(i int, o Outcome, openFor time.Duration, now time.Time) (
 		}
 		return nil
 	}
-	if !h.replica.linked && h.replica.countsAlone(a, o) {
+	if !h.replica.linked && h.replica.onlyCounts(a, o) {
 		h.setQuiet(h.replica.local.Failures == 0)
 		return nil
 	}
@@ -197,7 +197,7 @@ func (h *shell) endFor(i int, o Outcome, openFor time.Duration, now time.Time) (
 	}
 	var number uint64
 	change = h.step(now, func(r *replica) { number = r.ended(a, res, now) })
-	if number > h.replica.acknowledged() && (o != OutcomeSuccess || a.trial != "") {
+	if number > h.replica.doneUpTo() && (o != OutcomeSuccess || a.trial != "") {
 		h.waits = append(h.waits, shellWait{number, now.Add(shellStorageTimeout)})
 	}
 	return change

@@ -261,7 +261,7 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 		}
 		if c.counts() {
 			r.Window.Buckets = slices.Clone(r.Window.Buckets)
-			step(r.count(&c.Calls, c.Counted, &t, now))
+			step(r.addCalls(&c.Calls, c.Counted, &t, now))
 		}
 		if c.Manual != nil {
 			r.setState(c.Manual.To, &t, now)
@@ -295,7 +295,7 @@ func (r *Record) apply(c *Change, before bool, now time.Time) Verdict {
 // place.
 func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 	r.expire(now)
-	r.count(c, counted, t, now)
+	r.addCalls(c, counted, t, now)
 	if c.Failures > 0 {
 		r.evaluate(t, r.Window.rate(t.limits.Window, t.limits.MinCalls, t.limits.FailureRate, now), now)
 	}
@@ -399,9 +399,9 @@ func (r *Record) restore(seen *Record, now time.Time) {
 		r.clampTo(seen)
 		r.expire(now)
 	case seen.Generation > r.Generation && (seen.at(now).stillBlocks(now) || r.affectsCalls()):
-		heard := r.lastNumbers
+		numbers := r.lastNumbers
 		*r = seen.At(now)
-		r.lastNumbers = heard
+		r.lastNumbers = numbers
 	}
 }
 
@@ -431,14 +431,14 @@ func (r *Record) clampTo(seen *Record) {
 
 // count adds the outcomes of calls. It does not evaluate them.
 // R4.
-func (r *Record) count(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
+func (r *Record) addCalls(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
 	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
 		return false
 	}
 	if len(counted) > 0 {
 		r.Window.add(counted, t.limits.width(), now)
 	}
-	r.setLevel(r.step(c, t.limits, now).to(r.level()))
+	r.setCount(r.step(c, t.limits, now).to(r.count()))
 	if due := now.Add(t.openFor); t.openFor > 0 && r.suspect() && due.Sub(r.DueAt) > t.limits.Suspicion {
 		r.DueAt, r.RetryAfter, r.Generation = due, t.openFor > t.limits.ResetTimeout, r.nextGeneration(t, now)
 	}
@@ -503,14 +503,14 @@ func (s step) to(level int) int {
 
 func (s step) reached(level int) bool { return level <= s.lower || level >= s.upper }
 
-func (r *Record) level() int {
+func (r *Record) count() int {
 	if r.scored() {
 		return r.Score
 	}
 	return r.Failures
 }
 
-func (r *Record) setLevel(n int) {
+func (r *Record) setCount(n int) {
 	if r.scored() {
 		r.Score = n
 	} else {

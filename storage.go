@@ -222,7 +222,7 @@ func (e *storageError) As(target any) bool   { return errors.As(e.err, target) }
 
 // isTrouble reports whether the storage failed, and not only the record of one circuit.
 // It calls no method of the error.
-func isTrouble(err error) bool {
+func isStorageError(err error) bool {
 	switch e := err.(type) {
 	case nil, *RecordError:
 		return false

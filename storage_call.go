@@ -74,5 +74,5 @@ func newStorageError(err error, late bool) error {
 // explains reports whether the storage failed with more than a timeout.
 func explains(err error) bool {
 	e, ok := err.(*storageError)
-	return isTrouble(err) && err != errStorageTimeout && !(ok && e.ofTime)
+	return isStorageError(err) && err != errStorageTimeout && !(ok && e.ofTime)
 }

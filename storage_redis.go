@@ -151,7 +151,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 			return Record{}, VerdictRefused, err
 		}
 		if done {
-			return a.next.withoutHeard().translated(a.now, a.here), a.verdict, nil
+			return a.next.withoutNumbers().translated(a.now, a.here), a.verdict, nil
 		}
 		if a.refused >= maxRefused {
 			return Record{}, VerdictRefused, &RecordError{circuit, "takes no change, though nobody changes it"}
@@ -259,7 +259,7 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 		return false, a.read(ctx)
 	case a.known.at.IsZero() && len(a.Counted) > 0: // when they were is not known on Redis's clock yet
 		return false, a.read(ctx)
-	case a.onlyCounts(base) && !step.reached(base.level()):
+	case a.onlyCounts(base) && !step.reached(base.count()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
 			step.add, flag(step.restarts), step.after, step.lower, step.upper,
 			a.Limits.width().Milliseconds(), formatBuckets(nil, c.Counted))
@@ -274,9 +274,9 @@ func (a *redisChange) generation() string { return strconv.FormatInt(a.known.rec
 // nothingToWrite reports that the change leaves the record as it is, and says
 // nothing that would have to be remembered. Successes without failures on record do not.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.level() > 0) || a.Manual != nil || a.Override != nil
+	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.count() > 0) || a.Manual != nil || a.Override != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
-		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutHeard(), a.now))
+		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutNumbers(), a.now))
 }
 
 // waitsLess reports that the sender knows of shorter waits than the record has,
@@ -291,7 +291,7 @@ func (r Record) waitsLess(than Record) bool {
 	return less(r.DueAt, than.DueAt) || less(r.RetryAt, than.RetryAt) || less(r.SuspectAt, than.SuspectAt) || less(r.DismissedAt, than.DismissedAt)
 }
 
-func (r Record) withoutHeard() Record {
+func (r Record) withoutNumbers() Record {
 	r.lastNumbers = nil
 	return r
 }
@@ -303,13 +303,13 @@ func (a *redisChange) onlyCounts(base Record) bool {
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	// Redis dates it by whole milliseconds, and nothing is to be due early.
-	kept := a.next.withoutHeard()
+	kept := a.next.withoutNumbers()
 	kept.Window = Window{}
 	text := AppendRecord(nil, kept, a.now.Add(-time.Millisecond))
 	if _, err := ParseRecord(text, a.now); err != nil {
 		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
 	}
-	args := []any{a.next.Generation, a.next.level(), formatWindow(a.next.Window), text, ""}
+	args := []any{a.next.Generation, a.next.count(), formatWindow(a.next.Window), text, ""}
 	if a.verdict == VerdictChanged {
 		args[4] = formatNotice(a.next.notice(&a.known.record), a.next.Generation)
 	}

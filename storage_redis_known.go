@@ -132,7 +132,7 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 		return k
 	}
 	k.record.lastNumbers, k.record.Window = nil, window
-	k.record.setLevel(int(count))
+	k.record.setCount(int(count))
 	return k
 }
 

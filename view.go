@@ -5,30 +5,30 @@ import "time"
 // view is what calls meet: a pure function of the replica, in the form in
 // which the hot path needs it. It never changes.
 type view struct {
-	rejects     error // the rejection of every call, if no listener and no counter needs to know; nil otherwise
-	onlyCounts  bool  // every call is rejected and counted, and no listener needs to know
-	plain       bool  // every call runs, and nothing else is to be done for it before
-	quiet       bool  // a success that finds the same view is not reported: at most it is tallied
-	fast        bool  // both
-	tallies     bool  // it is tallied
-	free        bool  // fast, and nothing is tallied or counted: such a success costs nothing more
-	forced      bool  // by an override
-	tally       *striped
-	counts      *callCounts // of all calls; nil without CountCalls
-	admits      gate
-	asking      bool      // a call has asked for the trial already
-	readyAt     time.Time // when a trial may run, if that is in less than armedEarly
-	localSince  int64     // the generations of the calls that it admits
-	sharedSince int64
-	settings    *settings
-	state       State
-	rejection   *OpenError // nil if every call runs
-	cause       string     // of the rejection
-	twin        *view      // the same, but for setQuiet; nil until it is needed. Guarded by circuit.mu, unless it is shared
+	rejects        error // the rejection of every call, if no listener and no counter needs to know; nil otherwise
+	onlyCounts     bool  // every call is rejected and counted, and no listener needs to know
+	plain          bool  // every call runs, and nothing else is to be done for it before
+	quiet          bool  // a success that finds the same view is not reported: at most it is tallied
+	fast           bool  // both
+	tallies        bool  // it is tallied
+	free           bool  // fast, and nothing is tallied or counted: such a success costs nothing more
+	forced         bool  // by an override
+	tally          *striped
+	counts         *callCounts // of all calls; nil without CountCalls
+	admits         gate
+	trialRequested bool      // a call has asked for the trial already
+	readyAt        time.Time // when a trial may run, if that is in less than armedEarly
+	localSince     int64     // the generations of the calls that it admits
+	sharedSince    int64
+	settings       *settings
+	state          State
+	rejection      *OpenError // nil if every call runs
+	cause          string     // of the rejection
+	twin           *view      // the same, but for setQuiet; nil until it is needed. Guarded by circuit.mu, unless it is shared
 }
 
 // ready reports whether a call would run, or could become a trial, in readyIn.
-func (v *view) ready() bool { return v.admits != admitsNone && !v.asking || v.settings.DryRun }
+func (v *view) ready() bool { return v.admits != admitsNone && !v.trialRequested || v.settings.DryRun }
 
 // readyIn is what is left of armedEarly.
 func (v *view) readyIn() time.Duration {
@@ -42,9 +42,9 @@ func (v *view) readyIn() time.Duration {
 type gate uint8
 
 const (
-	admitsAll   gate = iota
-	admitsNone       // rejects from the view
-	admitsAsker      // each call asks the replica: for a trial, or on a ramp
+	admitsAll  gate = iota
+	admitsNone      // rejects from the view
+	admitsSome      // each call asks the replica: for a trial, or on a ramp
 )
 
 // derive makes v what calls meet. It is a func of the replica alone.
@@ -57,9 +57,9 @@ func (v *view) derive(r *replica, circuit string, now time.Time) {
 	switch {
 	case o != nil && o.State == StateOpen:
 		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: r.linked && o == r.local.Override, By: o.By, Reason: o.Reason, DueAt: o.Until}, keptCause{})
-	case o == nil && r.trouble != nil && r.settings.StorageDown == StorageDownReject:
-		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, keptCause{r.trouble, r.trouble.Error()})
-	case o == nil && r.trouble != nil && r.settings.StorageDown == StorageDownAllow, o != nil && blocked:
+	case o == nil && r.storageErr != nil && r.settings.StorageDown == StorageDownReject:
+		v.reject(&OpenError{Circuit: circuit, State: StateOpen, Local: true}, keptCause{r.storageErr, r.storageErr.Error()})
+	case o == nil && r.storageErr != nil && r.settings.StorageDown == StorageDownAllow, o != nil && blocked:
 		v.quiet = !r.failing // nothing is counted
 	case !blocked:
 		v.tallies = r.counting(now)
@@ -95,16 +95,16 @@ func (v *view) reject(e *OpenError, c keptCause) {
 // block is derive in a circuit that rejects all calls but trials.
 func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
-	fleet := r.fleet(now)
-	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.sourceIn(fleet), now.Add(armedEarly))) {
+	fleet := r.effective(now)
+	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.sourceIn(fleet), now.Add(readyEarly))) {
 		e.State = StateOpen
 	}
-	due := b.until.Sub(now) <= armedEarly
+	due := b.until.Sub(now) <= readyEarly
 	if due || e.State == StateHalfOpen {
 		e.DueAt = time.Time{}
 	}
 	if v.reject(e, r.causeOf(b.record)); due {
-		v.admits, v.readyAt, v.asking = admitsAsker, b.until, r.asking()
+		v.admits, v.readyAt, v.trialRequested = admitsSome, b.until, r.requestsTrial()
 	}
 }
 
@@ -116,7 +116,7 @@ func (v *view) onRamp(r *replica, circuit string, now time.Time) {
 		until = shared
 	}
 	if now.Before(until) {
-		v.admits = admitsAsker
+		v.admits = admitsSome
 		v.rejection = &OpenError{Circuit: circuit, State: StateClosed, Local: r.linked && !now.Before(shared), DueAt: until}
 	}
 }
@@ -165,7 +165,7 @@ func (s *settings) shareView() {
 
 // same reports whether calls meet the same in both: all but what setQuiet sets, and readyAt.
 func (v *view) same(w *view) bool {
-	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits && v.asking == w.asking &&
+	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits && v.trialRequested == w.trialRequested &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&
 		v.settings == w.settings && v.state == w.state && v.cause == w.cause &&
 		v.rejection.same(w.rejection)

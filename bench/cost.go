@@ -242,7 +242,7 @@ func costs(size sizes, r *report) error {
 		"The kinds take turns: each in %d phases for each share, of %s; half as long for gobreaker, whose cost does not depend on errors. The calls of a phase have the same times and outcomes for Infuse and the second version (the commit cf206a2, before the rule of evidence). Figures are medians of the phases. "+
 		"A command is one that a process sends, as Redis reads it. Both versions of Infuse send a PING after 2 s of silence: %.0f for 1,000 calls of this rate. The processor time is that of Redis's main thread (INFO cpu); Redis's own housekeeping is in it, which weighs most where there are few calls.",
 		size.rate, size.costRounds, strings.Join(times, ", "), 500/size.rate)
-	head := func(what string, unit string) []string {
+	head := func(unit string) []string {
 		all := []string{"processes", "errors"}
 		for _, k := range kinds {
 			all = append(all, k.name+": "+unit)
@@ -250,10 +250,18 @@ func costs(size sizes, r *report) error {
 				all = append(all, "Infuse beside it")
 			}
 		}
-		return append(all, what)
+		return all
 	}
-	commands := table{title: "Commands for 1,000 calls", head: head("calls that Infuse rejects", "commands")}
-	micros := table{title: "Processor time for 1,000 calls", head: head("calls measured, of Infuse", "µs")}
+	commands := table{title: "Commands for 1,000 calls", head: head("commands")}
+	micros := table{title: "Processor time for 1,000 calls", head: head("µs")}
+	rejections := table{
+		title: "Calls of these fleets that are rejected",
+		text:  "Rejected calls cost Redis nothing: with many of them the figures above are too low. The number of calls is that of Infuse.",
+		head:  []string{"processes", "errors", "calls"},
+	}
+	for _, k := range kinds {
+		rejections.head = append(rejections.head, k.name)
+	}
 	for _, n := range size.costProcesses {
 		for _, share := range size.costErrors {
 			start := []string{whole(int64(n)), fmt.Sprintf("%g %%", 100*share)}
@@ -272,14 +280,22 @@ func costs(size sizes, r *report) error {
 				}
 				return cells
 			}
-			var calls, rejected float64
-			for _, s := range found[costKey{0, n, share}] {
-				calls, rejected = calls+s.calls, rejected+s.rejected
+			commands.rows = append(commands.rows, row(func(s spending) float64 { return s.requests }))
+			micros.rows = append(micros.rows, row(func(s spending) float64 { return s.micros }))
+			cells := slices.Clone(start)
+			for k := range kinds {
+				var all spending
+				for _, s := range found[costKey{k, n, share}] {
+					all = all.plus(s, 1)
+				}
+				if k == 0 {
+					cells = append(cells, whole(int64(all.calls)))
+				}
+				cells = append(cells, shareOf(int64(all.rejected), int64(all.calls)))
 			}
-			commands.rows = append(commands.rows, append(row(func(s spending) float64 { return s.requests }), shareOf(int64(rejected), int64(calls))))
-			micros.rows = append(micros.rows, append(row(func(s spending) float64 { return s.micros }), whole(int64(calls))))
+			rejections.rows = append(rejections.rows, cells)
 		}
 	}
-	r.tables = []table{commands, micros}
+	r.tables = []table{commands, micros, rejections}
 	return nil
 }

@@ -4,7 +4,7 @@
 //
 //	cd bench && go run ./failover
 //
-// It prints the table of bench/REDIS.md, takes two minutes, and needs a redis-server
+// It prints the table of bench/RESULTS.md, takes two minutes, and needs a redis-server
 // in the PATH.
 package main
 

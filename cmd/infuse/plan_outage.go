@@ -101,10 +101,9 @@ func (p *planInput) load(e *estimate, suspicions float64) {
 	if p.failMax > 0 {        // and the successes that follow them
 		reports += all * p.errors * (1 - p.errors)
 	}
-	// A suspicion sends two messages; each process reads the record after each. Further
-	// reports dismiss it.
-	dismissal := max(math.Ceil(float64(p.failMax)/4), min(n, all*p.suspicion.Seconds()/8))
-	e.Baseline = e.Healthy + circuits*(reports+suspicions*(2*n+dismissal))
+	// Measured: a suspicion costs about one command for each process. Those that fail
+	// read the record twice, and others report successes until it is dismissed.
+	e.Baseline = e.Healthy + circuits*(reports+suspicions*n)
 
 	// Two trials per open duration: each is requested and reported, with a message each.
 	e.Outage = n*ping + circuits*(n/poll+2*(2+2*n)/p.resetTimeout.Seconds())

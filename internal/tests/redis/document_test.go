@@ -24,7 +24,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// docs/redis.md and bench/REDIS.md held against a server: the ACL, and what a circuit costs.
+// docs/redis.md and bench/RESULTS.md held against a server: the ACL, and what a circuit costs.
 
 func redisDocument(t *testing.T) string {
 	t.Helper()
@@ -35,7 +35,7 @@ func redisDocument(t *testing.T) string {
 
 func figures(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("bench/REDIS.md")
+	text, err := os.ReadFile("bench/RESULTS.md")
 	require.NoError(t, err)
 	return string(text)
 }
@@ -214,7 +214,7 @@ func TestWhatACircuitSends(t *testing.T) {
 		table += fmt.Sprintf("| %s | %d | %d |\n", step.what, after["evalsha"]-before["evalsha"], after["publish"]-before["publish"])
 		require.Equal(t, before["eval"], after["eval"])
 	}
-	require.True(t, strings.Contains(figures(t), table), "bench/REDIS.md must have:\n%s", table)
+	require.True(t, strings.Contains(figures(t), table), "bench/RESULTS.md must have:\n%s", table)
 }
 
 // breakerOn returns the breaker of one more process.
@@ -291,6 +291,6 @@ func TestWhatACircuitKeeps(t *testing.T) {
 	} {
 		assert.LessOrEqual(t, bound.is, bound.most, bound.what)
 		row := fmt.Sprintf("| %s | %d |\n", bound.what, bound.most)
-		assert.True(t, strings.Contains(figures(t), row), "bench/REDIS.md must have %s", row)
+		assert.True(t, strings.Contains(figures(t), row), "bench/RESULTS.md must have %s", row)
 	}
 }

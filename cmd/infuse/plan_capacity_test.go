@@ -77,7 +77,7 @@ func TestCapacityAgreesWithRedis(t *testing.T) {
 		t.Skip("takes 40 s: set CI=true")
 	}
 	t.Parallel()
-	require.Contains(t, redisDocument(t), "within a factor of 1.6")
+	require.Contains(t, redisDocument(t), "within a factor of 2")
 	server := redistest.Start(t)
 	c := planInput{
 		calls: 10, processes: 60, circuits: 2, failMax: 5, minCalls: 20, window: 10 * time.Second,
@@ -129,7 +129,7 @@ func TestCapacityAgreesWithRedis(t *testing.T) {
 		require.NoError(t, err)
 		connections := regexp.MustCompile(`connected_clients:\d+`).FindString(clients)
 		t.Logf("%3.0f %% errors, %.1f calls/s: %.0f commands/s, by the formula %.0f; %s", 100*c.errors, c.calls, is, expected, connections)
-		require.InDelta(t, 0, math.Log(is/expected), math.Log(1.6), "%v errors: %.0f commands/s, by the formula %.0f", c.errors, is, expected)
+		require.InDelta(t, 0, math.Log(is/expected), math.Log(2), "%v errors: %.0f commands/s, by the formula %.0f", c.errors, is, expected)
 	}
 }
 

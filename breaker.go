@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse/internal/clock"
+	"github.com/infuse-go/infuse/internal/striped"
 )
 
 // Breaker is a circuit breaker for one circuit: the calls to one service. A call
@@ -130,7 +131,7 @@ func (b *Breaker) panicked(ctx context.Context, v *view, value any) {
 // view cannot admit by itself.
 func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Context) error) error {
 	if v.onlyCounts {
-		v.counts.add(rejectedCalls)
+		v.counts.Add(rejectedCalls)
 		return v.rejection
 	}
 	a := v.admission()
@@ -235,6 +236,12 @@ type CallCounts struct {
 	WouldReject                         uint64 // ran only because of Config.DryRun; in no other count
 }
 
+// These kinds of calls are counted beside those that have an Outcome.
+const (
+	rejectedCalls    = striped.Kinds - 2
+	wouldRejectCalls = striped.Kinds - 1
+)
+
 // Stats returns the last known state of the breaker. It does no I/O.
 func (b *Breaker) Stats() Stats {
 	b.mu.Lock()
@@ -244,7 +251,7 @@ func (b *Breaker) Stats() Stats {
 	r := &b.replica
 	s := Stats{State: v.state, DryRun: v.settings.DryRun, StorageErr: b.link.reason(r.storageErr)}
 	if b.counts != nil {
-		n := b.counts.sum()
+		n := b.counts.Sum()
 		s.Calls = CallCounts{n[OutcomeSuccess], n[OutcomeFailure], n[OutcomeIgnored], n[rejectedCalls], n[wouldRejectCalls]}
 	}
 	s.Local = r.local.stats(b.states.local, time.Unix(0, b.since.local), &r.settings.local, now)
@@ -593,7 +600,7 @@ func (b *Breaker) count(a *admission, r *result) {
 		b.ended(a, r)
 		b.tell()
 	case a.view.tallies:
-		a.view.tally.add()
+		a.view.tally.Add()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/infuse-go/infuse/internal/hostname"
 	"github.com/infuse-go/infuse/internal/ordered"
+	"github.com/infuse-go/infuse/internal/striped"
 )
 
 // circuit is the part of a Breaker that is the shell around a replica: the only lock
@@ -30,9 +31,9 @@ type circuit struct {
 
 	mu      sync.Mutex
 	replica replica
-	aside   *sync.WaitGroup // listeners that are called in the background; nil: none were
-	tally   *striped        // successes that the replica does not know of yet; nil until some are counted
-	counts  *callCounts
+	aside   *sync.WaitGroup  // listeners that are called in the background; nil: none were
+	tally   *striped.Counter // successes that the replica does not know of yet; nil until some are counted
+	counts  *striped.Counts
 	alarm   *alarm        // nil: time alone changes nothing
 	waiting *waiters      // nil: nobody waits
 	readied chan struct{} // closed when the breaker becomes ready; nil if nobody waits for that
@@ -159,7 +160,7 @@ func (b *Breaker) takeTally(now time.Time) {
 	if b.tally == nil {
 		return
 	}
-	if n := b.tally.take(); n > 0 {
+	if n := b.tally.Take(); n > 0 {
 		b.replica.acquireEpisode() // also for Stats
 		b.replica.tallied(int(min(n, unlimited)), now)
 	}
@@ -196,10 +197,10 @@ func (b *Breaker) publish(now time.Time) {
 	} else {
 		v := fresh
 		if v.tallies && b.tally == nil {
-			b.tally = new(striped)
+			b.tally = new(striped.Counter)
 		}
 		if v.settings.CountCalls && b.counts == nil {
-			b.counts = new(callCounts)
+			b.counts = new(striped.Counts)
 		}
 		if v.tally = b.tally; v.settings.CountCalls {
 			v.counts = b.counts

@@ -1,6 +1,10 @@
 package infuse
 
-import "time"
+import (
+	"time"
+
+	"github.com/infuse-go/infuse/internal/striped"
+)
 
 // view is what calls meet: a pure function of the replica, in the form in
 // which the hot path needs it. It never changes.
@@ -13,8 +17,8 @@ type view struct {
 	tallies        bool  // it is tallied
 	free           bool  // fast, and nothing is tallied or counted: such a success costs nothing more
 	forced         bool  // by an override
-	tally          *striped
-	counts         *callCounts // of all calls; nil without CountCalls
+	tally          *striped.Counter
+	counts         *striped.Counts // of all calls; nil without CountCalls
 	admits         gate
 	trialRequested bool      // a call has asked for the trial already
 	readyAt        time.Time // when a trial may run, if that is in less than armedEarly
@@ -136,7 +140,7 @@ func (r *replica) causeOf(rec *Record) keptCause {
 // succeeded counts a success that is not reported.
 func (v *view) succeeded() {
 	if v.tallies {
-		v.tally.add()
+		v.tally.Add()
 	}
 	v.countCall(int(OutcomeSuccess))
 }
@@ -144,7 +148,7 @@ func (v *view) succeeded() {
 // countCall counts a call for Stats.Calls.
 func (v *view) countCall(what int) {
 	if v.counts != nil {
-		v.counts.add(what)
+		v.counts.Add(what)
 	}
 }
 

@@ -25,7 +25,7 @@ var layers = []string{
 	"group.go", "breaker.go", "circuit.go", "link.go",
 	"storage_redis_history.go", "storage_redis.go", "storage_redis_known.go", "storage_memory.go", "storage_call.go",
 	"view.go", "outbox.go", "replica.go", "codec.go",
-	"config.go", "storage.go", "listener.go", "errors.go", "state.go", "window.go", "striped.go",
+	"config.go", "storage.go", "listener.go", "errors.go", "state.go", "window.go",
 }
 
 // upwards are the references that run upwards, with the reason.

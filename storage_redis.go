@@ -6,8 +6,8 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
-	"net/url"
 	"strconv"
 	"time"
 
@@ -87,6 +87,8 @@ var (
 return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[5], record())`)
 	countScript = redis.NewScript(readSource + writeSource + countSource)
 	swapScript  = redis.NewScript(readSource + writeSource + swapSource)
+
+	historyScript = redis.NewScript("return redis.pcall('LRANGE', KEYS[1], 0, 49)")
 )
 
 // NewRedisStorage returns a storage on the client. It does no I/O. What is
@@ -185,6 +187,48 @@ func (s *RedisStorage) watch(circuit string, fn func(Record), loads func(message
 	}, loads)
 }
 
+// History implements Historian, in two round trips. Redis keeps the last MaxHistory
+// events of a circuit, for a week after the last one. Unreadable events are left out.
+func (s *RedisStorage) History(ctx context.Context, circuit string) ([]Event, error) {
+	if err := s.check(circuit); err != nil {
+		return nil, err
+	}
+	key := s.key(circuit)
+	k, err := s.read(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	texts, err := historyScript.Run(ctx, s.client, []string{key + historySuffix}).StringSlice()
+	switch {
+	case redis.HasErrorPrefix(err, wrongType):
+		return nil, &RecordError{circuit, "has a history that is a key of another type"}
+	case err != nil:
+		return nil, fmt.Errorf("infuse: redis: %w", err)
+	}
+	return k.events(texts), nil
+}
+
+// Circuits implements Lister. It scans all keys of the server, or of every master of a
+// Cluster: use it in operators' commands, not in a service that calls it repeatedly.
+func (s *RedisStorage) Circuits(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if s.invalid != nil {
+			yield("", s.invalid)
+			return
+		}
+		servers, err := scanners(ctx, s.client)
+		if err != nil {
+			yield("", err)
+			return
+		}
+		for _, server := range servers {
+			if !scanCircuits(ctx, server, s.prefix, yield) {
+				return
+			}
+		}
+	}
+}
+
 // Close stops watching. It waits for what is under way, for a second at most;
 // a server that hangs may hold a goroutine of go-redis's for longer, and that is
 // the error. Load and Apply go on to work. Stop the breakers first.
@@ -204,11 +248,7 @@ func (s *RedisStorage) check(circuit string) error {
 	return CheckName(circuit)
 }
 
-// key is the circuit's hash and channel. url.QueryEscape leaves nothing in a
-// name that could end the hash tag, and no two names alike.
-func (s *RedisStorage) key(circuit string) string {
-	return s.prefix + "{" + url.QueryEscape(circuit) + "}"
-}
+func (s *RedisStorage) key(circuit string) string { return redisKey(s.prefix, circuit) }
 
 // redisChange is a change on its way. It is tried on the record that is known
 // until Redis agrees that this was the present one.
@@ -277,23 +317,6 @@ func (a *redisChange) nothingToWrite(base Record) bool {
 	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.count() > 0) || a.Manual != nil || a.Override != nil
 	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutNumbers(), a.now))
-}
-
-// waitsLess reports that the sender knows of shorter waits than the record has,
-// by more than what a message is on its way: Redis's clock was set back.
-func (r Record) waitsLess(than Record) bool {
-	less := func(a, b time.Time) bool { return b.Sub(a) > time.Second }
-	for _, t := range than.Trials {
-		if i := r.trial(t.ID); i < 0 || less(r.Trials[i].Deadline, t.Deadline) {
-			return true
-		}
-	}
-	return less(r.DueAt, than.DueAt) || less(r.RetryAt, than.RetryAt) || less(r.SuspectAt, than.SuspectAt) || less(r.DismissedAt, than.DismissedAt)
-}
-
-func (r Record) withoutNumbers() Record {
-	r.lastNumbers = nil
-	return r
 }
 
 // onlyCounts reports that the change does no more than to add to the count.

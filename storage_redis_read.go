@@ -1,15 +1,22 @@
 package infuse
 
+// This file has what RedisStorage reads: known records, the history of a circuit, and
+// the names of all circuits.
+
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/infuse-go/infuse/internal/clock"
 )
@@ -294,4 +301,104 @@ func (s *knownRecords) put(key string, k knownRecord) {
 		}
 	}
 	s.all[key] = k.kept()
+}
+
+// waitsLess reports that the sender knows of shorter waits than the record has,
+// by more than what a message is on its way: Redis's clock was set back.
+func (r Record) waitsLess(than Record) bool {
+	less := func(a, b time.Time) bool { return b.Sub(a) > time.Second }
+	for _, t := range than.Trials {
+		if i := r.trial(t.ID); i < 0 || less(r.Trials[i].Deadline, t.Deadline) {
+			return true
+		}
+	}
+	return less(r.DueAt, than.DueAt) || less(r.RetryAt, than.RetryAt) || less(r.SuspectAt, than.SuspectAt) || less(r.DismissedAt, than.DismissedAt)
+}
+
+func (r Record) withoutNumbers() Record {
+	r.lastNumbers = nil
+	return r
+}
+
+// events returns the events that can be read of a history, with times on the clock of
+// this process.
+func (k knownRecord) events(texts []string) (all []Event) {
+	here := time.Now()
+	now := k.now(here)
+	for _, text := range texts {
+		e, err := parseEvent(text)
+		if err != nil || len(all) == MaxHistory {
+			continue
+		}
+		e.At = here.Add(e.At.Sub(now))
+		e.Override = e.Override.translated(now, here)
+		all = append(all, e)
+	}
+	return all
+}
+
+// redisKey returns the key of the hash of a circuit, which is the name of its channel,
+// too. url.QueryEscape leaves nothing in a name that could end the hash tag, and gives
+// no two names the same key.
+func redisKey(prefix, circuit string) string {
+	return prefix + "{" + url.QueryEscape(circuit) + "}"
+}
+
+// redisCircuit returns the circuit of a key; false if it is no key of redisKey.
+func redisCircuit(prefix, key string) (circuit string, ok bool) {
+	circuit, err := url.QueryUnescape(strings.TrimSuffix(strings.TrimPrefix(key, prefix+"{"), "}"))
+	return circuit, err == nil && redisKey(prefix, circuit) == key && CheckName(circuit) == nil
+}
+
+// scanner is a client of one server, as listing needs it.
+type scanner interface {
+	Scan(ctx context.Context, cursor uint64, match string, count int64) *redis.ScanCmd
+}
+
+// scanners returns the clients that together reach all keys: those of all masters of a
+// Cluster, or else the client itself.
+func scanners(ctx context.Context, client redis.UniversalClient) (all []scanner, err error) {
+	switch client := client.(type) {
+	case interface {
+		ForEachMaster(ctx context.Context, fn func(context.Context, *redis.Client) error) error
+	}:
+		var mu sync.Mutex
+		err = client.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, c)
+			return nil
+		})
+	case scanner:
+		all = append(all, client)
+	default:
+		err = fmt.Errorf("infuse: redis: a %T cannot list keys", client)
+	}
+	return all, err
+}
+
+// scanCircuits yields the circuits that have a record on one server, or one error. It
+// returns false when there is nothing more to yield.
+func scanCircuits(ctx context.Context, client scanner, prefix string, yield func(string, error) bool) (more bool) {
+	match := globEscape(prefix+"{") + "*}"
+	for cursor := uint64(0); ; {
+		keys, next, err := client.Scan(ctx, cursor, match, 1000).Result()
+		if err != nil {
+			yield("", fmt.Errorf("infuse: redis: %w", err))
+			return false
+		}
+		for _, key := range keys {
+			if circuit, ok := redisCircuit(prefix, key); ok && !yield(circuit, nil) {
+				return false
+			}
+		}
+		if cursor = next; cursor == 0 {
+			return true
+		}
+	}
+}
+
+// globEscape returns a pattern of Redis that matches s only.
+func globEscape(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `^`, `\^`).Replace(s)
 }

@@ -190,7 +190,7 @@ func (e *encoder) process(pr *process) {
 	e.change(cmp.Or(o.sent, new(Change)), now)
 	next := o.next.change()
 	e.change(&next, now)
-	e.bool(o.inFlight, r.failing, r.joined, r.linkUp, r.stopped, r.storageErr != nil, r.received > 0)
+	e.bool(o.inFlight, r.failing, r.inherited, r.linkUp, r.stopped, r.storageErr != nil, r.received > 0)
 	e.byte(byte(r.supplied))
 	e.source(r.formerSource)
 	e.window(&o.counted, now)
@@ -303,7 +303,7 @@ func (pr *process) mark(now time.Time) uint64 {
 	r := &pr.replica
 	m := uint64(r.local.State)<<8 | uint64(r.shared.State)<<12 | uint64(r.supplied)<<16 | uint64(len(pr.calls))<<20 | uint64(len(pr.pushes))<<24 | uint64(len(pr.waits))<<28 |
 		uint64(r.local.Failures)<<32 | uint64(r.shared.Score&15)<<36 | uint64(r.shared.Failures&15)<<40 | uint64(r.out.next.Calls.Failures&15)<<44 | uint64(r.out.next.Calls.Successes&15)<<48
-	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.lost, r.out.inFlight, r.failing, r.joined, r.storageErr != nil} {
+	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.lost, r.out.inFlight, r.failing, r.inherited, r.storageErr != nil} {
 		if b {
 			m |= 1 << i
 		}

@@ -178,7 +178,7 @@ func (s *search) violated(problem *violation, at int32, last *action, then []str
 		line := fmt.Sprintf("%-8s %-22s storage %s", w.at(w.now), name, w.show(&w.record))
 		for p, pr := range w.procs {
 			if !pr.dead {
-				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d joined %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.supplied, pr.replica.joined, pr.replica.storageErr != nil, pr.view.state)
+				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d inherited %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.supplied, pr.replica.inherited, pr.replica.storageErr != nil, pr.view.state)
 			}
 		}
 		lines = append(lines, line)

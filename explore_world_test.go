@@ -161,7 +161,7 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 	}()
 	pr := w.procs[p]
 	sent := pr.replica.out.sentNumber()
-	joined, since := pr.replica.joined, pr.replica.local.Since
+	joined, since := pr.replica.inherited, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
@@ -180,7 +180,7 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 		pr.failed = false
 		pr.reference.reset(false)
 	}
-	if joined && !r.joined && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
+	if joined && !r.inherited && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
 		pr.forgiven = true
 	}

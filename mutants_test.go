@@ -48,7 +48,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"R37", "an adopted record is dropped when the storage answers again", "replica.attach", `r.adopted = nil`, ``},
 	{"R10", "an attached process wakes up to send", "replica.wakeAt", `f(r.out.delayUntil)`, ``},
 	{"R38", "a detached process wakes up to try again", "replica.wakeAt", `f(r.retryAt)`, ``},
-	{"R12", "a process that restarts reads the record before it reports", "replica.fill", `r.received == 0 && a && b && c`, `false`},
+	{"R12", "a process that restarts reads the record before it reports", "replica.prepare", `r.received == 0 && a && b && c`, `false`},
 	{"R12", "and does not report once more what may be on record", "replica.limitEvidence", `r.out.next.Calls, r.out.next.OpenFor = a, b`, ``},
 	{"R15", "a notice of a suspicion has the next success reported", "replica.noticed", `max(1, x.Failures)`, `x.Failures`},
 	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},

@@ -177,7 +177,7 @@ func (r *replica) outgoing(now time.Time) *request {
 	case r.storageErr != nil && (r.stopped || !r.linkUp || now.Before(r.retryAt)):
 		return nil
 	case r.out.sent != nil:
-	case !r.fill(now) && r.storageErr == nil:
+	case !r.prepare(now) && r.storageErr == nil:
 		return nil
 	}
 	r.out.inFlight = true
@@ -190,7 +190,7 @@ func (r *replica) outgoing(now time.Time) *request {
 // fill makes what is to be reported the next change, if it may be sent yet. A process
 // that has received no record yet reads it first: see limitEvidence.
 // R12.
-func (r *replica) fill(now time.Time) bool {
+func (r *replica) prepare(now time.Time) bool {
 	if r.received == 0 && r.storageErr != nil && r.out.next.Manual == nil && r.out.next.Override == nil {
 		return false
 	}

@@ -25,12 +25,12 @@ type replica struct {
 	shared   *Record // as the storage last answered or notified. It never changes
 	*episode         // calm between two inputs, unless it is needed
 
-	linked   bool // there is a storage
-	linkUp   bool // and its link has not failed
-	stopped  bool // it requests nothing more by itself
-	failing  bool // the last call of this process failed: what an open shared circuit rejects by
-	joined   bool // it started with failures on record, and no call has succeeded since
-	supplied int  // how much of the evidence on record this process may have supplied
+	linked    bool // there is a storage
+	linkUp    bool // and its link has not failed
+	stopped   bool // it requests nothing more by itself
+	failing   bool // the last call of this process failed: what an open shared circuit rejects by
+	inherited bool // it started with failures on record, and no call has succeeded since
+	supplied  int  // how much of the evidence on record this process may have supplied
 
 	credit       float64 // of a call that a ramp lets run: it runs at 1
 	random       uint64  // the state of a generator of random numbers
@@ -257,7 +257,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	}
 	if res.outcome != OutcomeIgnored {
 		r.failing = res.outcome == OutcomeFailure
-		r.joined = r.joined && r.failing
+		r.inherited = r.inherited && r.failing
 	}
 	r.countAdopted(a, &res, now) // also an ignored trial frees its slot
 	if l == nil {
@@ -786,7 +786,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 // not held against it.
 // R12.
 func (r *replica) limitEvidence(first bool) {
-	joined := (first || r.joined) && (r.shared.hasEvidence() || r.shared.Failures > 0)
+	joined := (first || r.inherited) && (r.shared.hasEvidence() || r.shared.Failures > 0)
 	if first && joined { // of which its own failures may be a repetition
 		r.out.next.Calls, r.out.next.OpenFor = Calls{Successes: r.out.next.Calls.Successes}, 0
 	}
@@ -800,10 +800,10 @@ func (r *replica) limitEvidence(first bool) {
 		if joined && r.local.State == StateClosed && r.settings.streakCounts() {
 			r.local.Failures = max(r.local.Failures, min(r.supplied, r.settings.FailMax-1))
 		}
-	case r.joined && !joined:
+	case r.inherited && !joined:
 		r.clearLocal()
 	}
-	r.joined = joined
+	r.inherited = joined
 	if r.shared.Rated && r.hasSuppliedAll(r.shared) {
 		r.out.counted.dropFailures()
 	}

@@ -235,7 +235,7 @@ func (p *scriptProcess) lines() []string {
 	add(r.storageErr != nil, "detached")
 	add(r.failing, "its last call failed")
 	add(r.supplied > 0, "supplied %d failures", r.supplied)
-	add(r.joined, "started with failures on record")
+	add(r.inherited, "started with failures on record")
 	for _, l := range r.leases {
 		add(true, "trial %s %s", l.id, []string{"requested", "granted", "ended"}[l.phase])
 	}

@@ -86,7 +86,7 @@ func (v *view) setQuiet(quiet bool) {
 
 // isQuiet reports whether a success changes nothing in a closed circuit.
 func (r *replica) isQuiet() bool {
-	return !(r.linked && r.failing) && !r.joined && (r.local.Failures == 0 || !r.settings.streakCounts()) &&
+	return !(r.linked && r.failing) && !r.inherited && (r.local.Failures == 0 || !r.settings.streakCounts()) &&
 		r.out.next.Calls == (Calls{}) && !r.awaitsSuccess() && !r.evaluatesRate()
 }
 

@@ -9,68 +9,71 @@ import (
 	"time"
 )
 
-// replica is this process's copy of one circuit: its local and its shared
-// record, and what is yet to be reported to the storage. It makes every decision
-// of a circuit. It is pure: it does no I/O, takes no lock, reads no clock and
-// calls no user code, and the same inputs in the same order always have the same
-// result.
+// This file is every decision of a process, in one place: that is why it is long. Its
+// inputs change the replica; outbox.go has its reports, and view.go its view.
+
+// replica is one process's copy of one circuit: its local record, its shared record,
+// and the reports that the storage has not acknowledged. It is pure: it has no I/O,
+// clock, lock or user code, and the same inputs in the same order have the same
+// results.
 //
-// The local record counts the outcomes of this process, as any local breaker
-// does. The shared record is the storage's. A call must pass both. Without a
-// storage, and while it is unavailable, the local one decides alone.
+// The local record counts the results of this process. The shared record is the one
+// in the storage. A call runs if both allow it. Without a storage, and while the
+// storage is unavailable, the local record decides alone.
 type replica struct {
 	settings *settings
-	source   string // of this replica's changes, and the start of its trials' IDs
+	source   string // of its changes; its trials' IDs begin with it
 	local    Record
-	shared   *Record // as the storage last answered or notified. It never changes
-	*episode         // calm between two inputs, unless it is needed
+	shared   *Record // the last record received. It never changes
+	*episode         // noEpisode between two inputs, if it is not needed
 
 	linked    bool // there is a storage
-	linkUp    bool // and its link has not failed
-	stopped   bool // it requests nothing more by itself
-	failing   bool // the last call of this process failed: what an open shared circuit rejects by
-	inherited bool // it started with failures on record, and no call has succeeded since
-	supplied  int  // how much of the evidence on record this process may have supplied
+	linkUp    bool // and it is available
+	stopped   bool // it sends no requests but reports (R46)
+	failing   bool // the last counted call of this process failed (R7)
+	inherited bool // it started with failures on record, and no call has succeeded since (R12)
+	supplied  int  // the failures on record that this process may have supplied (R11)
 
-	credit       float64 // of a call that a ramp lets run: it runs at 1
-	random       uint64  // the state of a generator of random numbers
-	ids          uint64  // so many were made
-	received     uint64  // so many records were received
-	changes      uint64  // so many were made for the storage
-	enqueued     uint64  // the sequence number of the last outcome, manual change or request for a trial that is to be reported
-	sentUpTo     uint64  // and of the last one that is in a change
-	acknowledged uint64  // and of the last one that the storage has acknowledged
+	credit       float64 // of a ramp: the next call runs at 1
+	random       uint64  // the state of the random number generator
+	ids          uint64  // the number of trial IDs made
+	received     uint64  // the number of records received
+	changes      uint64  // the sequence number of the last change
+	enqueued     uint64  // the number of the last outcome, manual change or trial request to report
+	sentUpTo     uint64  // the last of these in a change that was sent
+	acknowledged uint64  // the last of these that the storage has acknowledged
 }
 
-// episode is the part of a replica that only a circuit needs with which something is
-// wrong, or whose process has something to report: most circuits have none.
+// episode is the part of a replica that a healthy circuit with nothing to report does
+// not need: most circuits have none.
 type episode struct {
 	out          outbox
-	leases       []lease   // of the shared circuit, that this process has asked for
-	formerSource string    // the witness on record when it started: that may have been this process, before it crashed
-	cause        keptCause // of the last failure of this process that opened a circuit, or may yet
+	leases       []lease   // trials of the shared circuit
+	formerSource string    // the witness on record when it started, possibly this process before a restart
+	cause        keptCause // of the last failure
 
-	storageErr      error     // why the shared record does not apply; nil if it does
-	detachedAt      time.Time // of the trouble
-	retryAt         time.Time // when this circuit tries again by itself; zero: with the link
-	attempts        int       // attempts since the trouble began
-	removedOverride int64     // the generation of an override that was removed for this process alone
-	adopted         *Record   // applies in place of the shared record while that cannot be read; nil if nothing does
+	storageErr      error // why the circuit is detached; nil if it is attached
+	detachedAt      time.Time
+	retryAt         time.Time // the next attempt of this circuit; zero: at once when the storage is available
+	attempts        int       // failed ones since detachedAt
+	removedOverride int64     // Record.Manual of the override that a local change replaced
+	adopted         *Record   // the shared record that continues in this process while it is detached; nil: none
 }
 
-// calm is the episode of a circuit that needs none. It never changes.
+// noEpisode is the episode of a circuit that needs none. It never changes.
 var noEpisode = new(episode)
 
 var episodes = sync.Pool{New: func() any { return new(episode) }}
 
-// begin is called before an input: it may need an episode.
+// acquireEpisode is called before an input, which may need an episode.
 func (r *replica) acquireEpisode() {
 	if r.episode == noEpisode {
 		r.episode = episodes.Get().(*episode)
 	}
 }
 
-// rest is called after the outputs: it lets go of an episode that is over.
+// releaseEpisode is called after the outputs. It returns an episode that the circuit
+// no longer needs.
 func (r *replica) releaseEpisode() {
 	quiet := r.storageErr == nil && r.adopted == nil && r.removedOverride == 0 && r.formerSource == "" && len(r.leases) == 0 && r.out.empty()
 	if quiet && (!r.cause.known() || r.local.State == StateClosed && (!r.linked || !r.failing && r.shared.State == StateClosed && !r.shared.hasEvidence())) {
@@ -80,12 +83,12 @@ func (r *replica) releaseEpisode() {
 	}
 }
 
-// lease is a trial of the shared circuit that this process has asked for, and
-// whose end the storage may not know.
+// lease is a trial of the shared circuit that this process requested, and whose end
+// the storage may not have received.
 type lease struct {
 	id      string
 	phase   phase
-	outcome result // once it has ended
+	outcome result // if it has ended
 	endedAt time.Time
 }
 
@@ -95,28 +98,28 @@ type phase uint8
 
 const (
 	phaseRequested phase = iota // no answer yet
-	phaseGranted                // the storage has granted it: the call runs
-	phaseEnded                  // the call has ended, or will not run
+	phaseGranted                // the call runs
+	phaseEnded                  // the call has ended, or does not run
 )
 
-// result is how an admitted call ended.
+// result is the result of an admitted call.
 type result struct {
 	outcome Outcome
 	err     error         // of a failure
-	cause   keptCause     // of err: made before any lock is taken
-	openFor time.Duration // if it opens the circuit: at least so long, as the service has asked (Retry-After)
+	cause   keptCause     // of err, whose methods are user code
+	openFor time.Duration // the shortest open duration if it opens the circuit, from a Retry-After
 }
 
-// admission is what a call was let in by.
+// admission identifies an admitted call.
 type admission struct {
 	view   *view
-	local  int64         // the generations that the call belongs to
-	shared int64         //
-	trial  string        // its ID; empty for a call in a closed circuit
-	waited time.Duration // for the storage, so far
-	began  time.Duration // by clock.Now, where Config.SlowCall asks for it
-	late   bool          // the deadline of the call had passed before it began
-	dry    bool          // it runs only because of Config.DryRun, and is not counted
+	local  int64         // the generation that the call belongs to
+	shared int64         // and in the shared circuit
+	trial  string        // its ID if the call is a trial
+	waited time.Duration // how long it has waited for the storage
+	began  time.Duration // by clock.Now, with Config.SlowCall
+	late   bool          // its deadline passed before it began
+	dry    bool          // it runs only because of Config.DryRun
 }
 
 func newReplica(s *settings, source string, linked bool, seed uint64) replica {
@@ -128,8 +131,8 @@ func newReplica(s *settings, source string, linked bool, seed uint64) replica {
 // attached reports whether the shared record applies.
 func (r *replica) attached() bool { return r.linked && r.storageErr == nil }
 
-// fleet returns the shared record that applies now. While the circuit is detached,
-// that is the one by which it rejected calls before.
+// effective returns the shared record that applies now. In a detached circuit this is
+// the adopted one.
 func (r *replica) effective(now time.Time) *Record {
 	switch {
 	case r.attached():
@@ -140,7 +143,7 @@ func (r *replica) effective(now time.Time) *Record {
 	return &closed
 }
 
-// lastShared is the shared record as this process last knew it to apply.
+// lastShared returns the shared record that last applied.
 func (r *replica) lastShared() *Record {
 	if r.adopted != nil {
 		return r.adopted
@@ -148,19 +151,18 @@ func (r *replica) lastShared() *Record {
 	return r.shared
 }
 
-// terms are those of this process for the shared record.
-// R14.
+// terms returns the terms of this process for the shared record (R14).
 func (r *replica) terms() *terms {
 	return &terms{limits: &r.settings.limits, source: r.source, by: r.settings.Instance, cause: r.cause.short}
 }
 
-// localTerms are those for the local record.
+// localTerms returns the terms for the local record.
 func (r *replica) localTerms() *terms {
 	return &terms{limits: &r.settings.local, by: r.settings.Instance, cause: r.cause.short}
 }
 
-// effective returns the shared record as it will be when the storage has received
-// the ends of this process's trials: the caller of a trial meets its result.
+// predicted returns the shared record as it will be when the storage has received the
+// ends of this process's trials: after its trial, a caller sees the result at once.
 func (r *replica) predicted(now time.Time) *Record {
 	ended := func(l lease) bool { return l.phase == phaseEnded }
 	if !slices.ContainsFunc(r.leases, ended) {
@@ -186,17 +188,14 @@ func (r *Record) isNew() bool {
 	return r.Generation == 0 && !r.affectsCalls() && r.count() == 0 && len(r.Window.Buckets) == 0 && len(r.Trials) == 0
 }
 
-// rejectsBy reports whether a shared record rejects the calls of this process.
-// With evidence, it does so only if the last call of this process failed.
-// R7.
+// rejectsBy reports whether a shared record rejects the calls of this process. With
+// evidence, it does so only if the last call of this process failed (R7).
 func (r *replica) rejectsBy(rec *Record) bool {
 	return rec.State != StateClosed && (r.failing || !rec.hasEvidence())
 }
 
-// hasSuppliedAll reports whether this process reports no more failures to the
-// record: one process supplies FailMax at most, and a failure rate is confirmed by
-// another than the one that made the circuit suspect.
-// R11.
+// hasSuppliedAll reports whether this process reports no more failures. One process
+// supplies at most FailMax (R11), and another one must confirm a failure rate (R22).
 func (r *replica) hasSuppliedAll(rec *Record) bool {
 	switch {
 	case rec.Rated:
@@ -207,7 +206,7 @@ func (r *replica) hasSuppliedAll(rec *Record) bool {
 	return r.supplied >= r.settings.FailMax
 }
 
-// sourceIn is the source by which the record knows this process.
+// sourceIn returns the source under which the record has this process as a witness.
 func (r *replica) sourceIn(rec *Record) string {
 	if rec.Witness != "" && rec.Witness == r.formerSource {
 		return r.formerSource
@@ -217,8 +216,8 @@ func (r *replica) sourceIn(rec *Record) string {
 
 // Inputs: calls.
 
-// countsAlone is ended for an outcome from which nothing follows but the count,
-// in a circuit without a storage. Otherwise it does nothing, and reports so.
+// onlyCounts is ended for an outcome that only changes a count, in a circuit without
+// a storage. It reports whether it counted the outcome; if not, it changed nothing.
 func (r *replica) onlyCounts(a *admission, o Outcome) bool {
 	l, s := &r.local, r.settings
 	if !r.countsLocally(a) || l.Override != nil || s.FailureRate > 0 || s.Ramp > 0 {
@@ -246,10 +245,10 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 	if l != nil {
 		l.end(res, now)
 		if r.attached() {
-			fleet := r.shared.at(now)
-			i := fleet.trial(a.trial)
-			late = i < 0 || fleet.Trials[i].Stale
-			manual = !fleet.hasEvidence()
+			shared := r.shared.at(now)
+			i := shared.trial(a.trial)
+			late = i < 0 || shared.Trials[i].Stale
+			manual = !shared.hasEvidence()
 		}
 	}
 	if late {
@@ -259,7 +258,7 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		r.failing = res.outcome == OutcomeFailure
 		r.inherited = r.inherited && r.failing
 	}
-	r.countAdopted(a, &res, now) // also an ignored trial frees its slot
+	r.countAdopted(a, &res, now) // an ignored trial frees its slot, too
 	if l == nil {
 		number = r.enqueue(a, &res, now)
 	} else {
@@ -267,15 +266,14 @@ func (r *replica) ended(a *admission, res result, now time.Time) (number uint64)
 		number = r.enqueued
 	}
 	if r.countLocal(a, &res, now); manual && res.outcome == OutcomeFailure && r.local.State == StateClosed {
-		// The half-open circuit was for all; now it applies to the processes whose
-		// last call failed, each as far as its local circuit does.
+		// Set manually, the shared circuit rejected all calls. From now on it rejects
+		// only processes whose last call failed, whose local circuits are open.
 		r.local.trialFailed(res.openFor, r.localTerms(), now)
 	}
 	return number
 }
 
-// tallied is an input: so many calls have succeeded since the last input, and
-// were only counted.
+// tallied is an input: n calls succeeded since the last input, and were only tallied.
 func (r *replica) tallied(n int, now time.Time) {
 	if !r.countsOutcomes() {
 		return
@@ -286,8 +284,7 @@ func (r *replica) tallied(n int, now time.Time) {
 	r.tallyLocal(OutcomeSuccess, n, r.local.Generation, 0, now)
 }
 
-// tallyLocal counts calls of a generation in the closed local circuit.
-// R5.
+// tallyLocal counts calls of a generation in the closed local circuit (R5).
 func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Duration, now time.Time) {
 	c := Calls{Successes: n}
 	if o == OutcomeFailure {
@@ -302,39 +299,35 @@ func (r *replica) tallyLocal(o Outcome, n int, generation int64, openFor time.Du
 	r.local.tally(&c, counted, t, now)
 }
 
-// counting reports whether successes are tallied: while there are failures in
-// the local window.
+// counting reports whether successes are tallied: only while the local window has
+// failures.
 func (r *replica) counting(now time.Time) bool {
 	l := &r.settings.limits
 	return l.FailureRate > 0 && r.countsOutcomes() && failed(r.local.Window.last(l.Window, now)) > 0
 }
 
-// evaluatesRate reports whether the failure rate of the fleet is evaluated. Then
-// every success is reported, so that nothing has to wake for those that are tallied.
+// evaluatesRate reports whether the shared failure rate is evaluated. Then every
+// success is an input, because no timer fires for tallied ones.
 func (r *replica) evaluatesRate() bool { return r.attached() && r.isRated() }
 
-// isRated reports whether the evidence on record is a failure rate that this process
-// counts, too.
+// isRated reports whether the evidence on record is a failure rate, and this process
+// has a FailureRate.
 func (r *replica) isRated() bool { return r.settings.FailureRate > 0 && r.shared.Rated }
 
-// decides reports whether the local record counts outcomes: not under a StorageDown
-// that counts nothing.
-// R37.
+// countsOutcomes reports whether the local record counts outcomes. Two values of
+// StorageDown count nothing while the circuit is detached (R37).
 func (r *replica) countsOutcomes() bool {
 	return r.storageErr == nil || r.settings.StorageDown == StorageDownLocal
 }
 
-// countsLocally reports whether the outcome of a call is one of those by which the
-// local circuit may open. A failure that is not is no evidence for the fleet: a
-// process whose circuit is open has said all that it has to say.
-// R4.
+// countsLocally reports whether the outcome of a call can open the local circuit
+// (R4). Other failures are no evidence for the shared circuit either (R11).
 func (r *replica) countsLocally(a *admission) bool {
 	return r.local.State == StateClosed && a.local >= r.local.Since
 }
 
-// countLocal counts an outcome in the local circuit: as the end of its trial or,
-// if it is closed, as any other call's.
-// R6.
+// countLocal counts an outcome in the local circuit: as the end of a local trial
+// (R6), or as a call in a closed circuit.
 func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	switch {
 	case a.trial != "" && r.local.trial(a.trial) >= 0:
@@ -347,20 +340,20 @@ func (r *replica) countLocal(a *admission, res *result, now time.Time) {
 	}
 }
 
-// applyLocal makes a change of the local record.
+// applyLocal applies a change to the local record.
 func (r *replica) applyLocal(c *Change, now time.Time) Verdict {
 	c.Limits = r.settings.local
 	return r.local.apply(c, false, now)
 }
 
-// clearLocal forgets what the local circuit has counted.
+// clearLocal drops all that the local circuit counted.
 func (r *replica) clearLocal() {
 	generation := r.local.Generation + 1
 	r.local = Record{Generation: generation, Since: generation, Override: r.local.Override}
 }
 
-// countStandIn counts an outcome in the record that stands in: as the end of its
-// trial, or as a success after which nothing rejects calls.
+// countAdopted counts an outcome in the adopted record: as the end of its trial, or
+// as a success, which drops the record if it has evidence (R37).
 func (r *replica) countAdopted(a *admission, res *result, now time.Time) {
 	switch {
 	case r.adopted == nil:
@@ -373,18 +366,17 @@ func (r *replica) countAdopted(a *admission, res *result, now time.Time) {
 
 // Inputs: trials.
 
-// decision is what happens to a call that the view alone does not admit.
+// decision is the replica's answer to a call that the view alone does not admit.
 type decision uint8
 
 const (
 	rejects decision = iota
 	admits
-	waits // for the storage's answer about a trial
+	waits // for the answer to a trial request
 )
 
-// asked is an input: a call wants to run. If it must wait, it may go on when the
-// sequence number that is now the last one is acknowledged.
-// R23.
+// arrived is an input: a call wants to run, and may become a trial (R23). A call that
+// waits may resume when the storage has acknowledged everything enqueued so far.
 func (r *replica) arrived(now time.Time) (admission, decision) {
 	a := r.admission("")
 	if o := r.override(now); o != nil {
@@ -423,31 +415,31 @@ func (r *replica) arrived(now time.Time) (admission, decision) {
 	return a, waits
 }
 
-// sharesTrial reports whether the trial of the local circuit is one of the shared
-// circuit, too. It is while that is half-open: otherwise a success of this process
-// there would outlive its failure here. And it is while that is suspect and due, if
-// the storage finds enough evidence: the local circuits of all may have opened before
-// Suspicion was over, and then nobody reports any more.
-// R18.
-func (r *replica) sharesTrial(fleet *Record, now time.Time) bool {
-	return fleet.State == StateHalfOpen || fleet.suspect() && !now.Before(fleet.dueAt(&r.settings.limits))
+// sharesTrial reports whether a trial of the local circuit is a shared one, too.
+//
+// While the shared circuit is half-open, it is: otherwise a success of this process
+// in the shared circuit could outlast its failure in the local one. While the shared
+// circuit is suspect and ready for a trial, it is too: if all local circuits opened
+// early, nobody else reports (R18).
+func (r *replica) sharesTrial(shared *Record, now time.Time) bool {
+	return shared.State == StateHalfOpen || shared.suspect() && !now.Before(shared.dueAt(&r.settings.limits))
 }
 
-// blocking is what keeps the calls of this process from running.
+// blocking is the reason why calls of this process do not run.
 type blocking struct {
-	local  bool // the local circuit does
-	shared bool // the shared circuit does
+	local  bool // the local circuit rejects them
+	shared bool // the shared circuit rejects them
 	record *Record
-	until  time.Time // then a trial may run; zero: it may run now
+	until  time.Time // the next trial; zero: it may run now
 }
 
-// blocking returns which circuits reject calls now, and the record that does so
-// for longest.
+// blocking returns which circuits reject calls now, and the record that rejects them
+// longest.
 func (r *replica) blocking(now time.Time) blocking {
-	local, fleet := r.local.at(now), r.effective(now)
-	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(fleet), record: &closed}
+	local, shared := r.local.at(now), r.effective(now)
+	b := blocking{local: local.State != StateClosed, shared: r.rejectsBy(shared), record: &closed}
 	if b.shared {
-		b.record, b.until = fleet, fleet.blockedUntil(&r.settings.limits, r.sourceIn(fleet), now)
+		b.record, b.until = shared, shared.blockedUntil(&r.settings.limits, r.sourceIn(shared), now)
 	}
 	if b.local {
 		until := local.blockedUntil(&r.settings.local, r.source, now)
@@ -455,14 +447,14 @@ func (r *replica) blocking(now time.Time) blocking {
 			b.record, b.until = local, until
 		}
 	}
-	if alone := r.detachedAt.Add(detachedPause); b.shared && !r.attached() && alone.After(now) && alone.After(b.until) {
-		b.until = alone
+	if pauseEnds := r.detachedAt.Add(detachedPause); b.shared && !r.attached() && pauseEnds.After(now) && pauseEnds.After(b.until) {
+		b.until = pauseEnds
 	}
 	return b
 }
 
-// opensUntil is until when no trial may run in an open circuit, which may be in the
-// past; zero if that is unknown.
+// nextTrialAt returns when the next trial of an open circuit may run, also if that is
+// in the past; zero if unknown.
 func (r *replica) nextTrialAt(now time.Time) time.Time {
 	if o := r.override(now); o != nil {
 		return o.Until
@@ -477,13 +469,13 @@ func (r *replica) nextTrialAt(now time.Time) time.Time {
 	return b.record.dueAt(&r.settings.limits)
 }
 
-// aloneAfter is for how long a detached process leaves the trial to the fleet. If
-// one answer was late, and no more, it is attached again by then, and two trials
-// do not run at once.
+// detachedPause is how long a detached process runs no trial (R27). If only one
+// answer was late, the process is attached again by then, and does not run a trial
+// beside the shared one.
 const detachedPause = 250 * time.Millisecond
 
-// rampLets decides on a call in a closed circuit: of those that come during a
-// ramp, it admits as many as their shares add up to.
+// rampAdmits decides on a call in a closed circuit: a ramp admits as many calls as
+// their shares add up to.
 func (r *replica) rampAdmits(now time.Time) decision {
 	ramp := r.settings.Ramp
 	share := min(r.local.rampShare(ramp, now), r.shared.rampShare(ramp, now))
@@ -496,15 +488,14 @@ func (r *replica) rampAdmits(now time.Time) decision {
 	return admits
 }
 
-// asking reports whether the storage has been asked for a trial and has not
-// answered yet.
+// requestsTrial reports whether a trial was requested and the storage has not
+// answered.
 func (r *replica) requestsTrial() bool {
 	return slices.ContainsFunc(r.leases, func(l lease) bool { return l.phase == phaseRequested })
 }
 
-// goesOn is an input: a call that waited for a trial goes on, because it is
-// decided or because it has waited for long enough.
-// R27.
+// resumed is an input: a call that waited for a trial resumes, because the storage
+// answered or the wait is over (R27).
 func (r *replica) resumed(a admission, now time.Time) (admission, decision) {
 	if l := r.lease(a.trial); l != nil {
 		if l.phase == phaseGranted {
@@ -516,8 +507,8 @@ func (r *replica) resumed(a admission, now time.Time) (admission, decision) {
 		}
 		r.settleLeases(now)
 	}
-	// Not a trial of the shared circuit. That may have closed meanwhile, and then
-	// the local circuit decides alone.
+	// The shared trial was not granted. If the shared circuit closed meanwhile, the
+	// local circuit decides.
 	if r.attached() && !r.rejectsBy(r.effective(now)) {
 		switch {
 		case r.local.trial(a.trial) >= 0:
@@ -534,18 +525,18 @@ func (r *replica) resumed(a admission, now time.Time) (admission, decision) {
 	return admission{}, rejects
 }
 
-// admission is what a call is let in by now.
+// admission returns the admission of a call that runs now.
 func (r *replica) admission(trial string) admission {
 	return admission{local: r.local.Since, shared: r.shared.Since, trial: trial}
 }
 
-// settleLeases reports the end of every trial of this process that is on record.
-// What is not on record was not granted, or is over.
+// settleLeases reports the end of each trial of this process that is on record. A
+// trial that is not on record was not granted, or has ended.
 func (r *replica) settleLeases(now time.Time) {
-	fleet := r.shared.at(now)
-	for _, t := range fleet.Trials {
-		// It was granted after its caller had given up, or the storage lost its
-		// record and got back one that was older.
+	shared := r.shared.at(now)
+	for _, t := range shared.Trials {
+		// It was granted after its caller stopped waiting, or an older record was
+		// restored.
 		if strings.HasPrefix(t.ID, r.source+".") && r.lease(t.ID) == nil {
 			r.leases = append(r.leases, lease{id: t.ID, phase: phaseEnded, outcome: result{outcome: OutcomeIgnored}, endedAt: now})
 		}
@@ -554,7 +545,7 @@ func (r *replica) settleLeases(now time.Time) {
 	for _, l := range r.leases {
 		switch {
 		case l.phase != phaseEnded:
-		case fleet.trial(l.id) < 0:
+		case shared.trial(l.id) < 0:
 			continue
 		case !r.out.sent.settles(l.id) && !settles(r.out.next.Settled, l.id):
 			r.out.next.Settled = append(r.out.next.Settled, Settlement{l.id, l.outcome.outcome, l.outcome.openFor})
@@ -582,14 +573,14 @@ func (r *replica) lease(id string) *lease {
 
 // Inputs: manual changes.
 
-// manual is an input: a new state or an override. It returns the sequence number
-// to wait for; 0 if it changed the local circuit alone.
+// manual is an input: a manual change. It returns the sequence number to wait for, or
+// 0 if it changed the local circuit only.
 func (r *replica) manual(c Change, now time.Time) uint64 {
 	switch {
 	case r.attached():
 	case r.linked && r.linkUp && !isStorageError(r.storageErr):
-		// The record cannot be read: this replaces it, and all that was yet to be
-		// reported of it.
+		// The record is unreadable: the change replaces the record and all pending
+		// reports (R36).
 		r.out.sent, r.out.inFlight, r.out.next, r.retryAt = nil, false, draft{}, time.Time{}
 	default:
 		r.changeLocally(c, now)
@@ -601,7 +592,7 @@ func (r *replica) manual(c Change, now time.Time) uint64 {
 	return r.enqueued
 }
 
-// R34.
+// changeLocally applies a manual change to this process only (R34).
 func (r *replica) changeLocally(c Change, now time.Time) {
 	if c.Override != nil {
 		r.removedOverride = r.shared.Manual
@@ -613,9 +604,8 @@ func (r *replica) changeLocally(c Change, now time.Time) {
 	r.applyLocal(&local, now)
 }
 
-// override returns the override that applies; nil if none does. The shared one
-// applies while the storage is unavailable, too.
-// R33.
+// override returns the override that applies, or nil. The shared one applies while
+// the storage is unavailable, too (R33).
 func (r *replica) override(now time.Time) *Override {
 	switch {
 	case r.local.Override.isActive(now):
@@ -626,16 +616,18 @@ func (r *replica) override(now time.Time) *Override {
 	return nil
 }
 
-// configured is an input: other settings.
+// configured is an input: the settings changed.
 func (r *replica) configured(s *settings) { r.settings = s }
 
 // Inputs: the storage's answers and notifications.
 
-// observed is an input: the storage has notified of a record. One of the generation
-// that is known contains nothing new: it differs in counts alone, and may be older
-// than an answer. An older one is late, as answers overtake notifications, or the
-// storage has lost something. If nothing newer comes soon, the answer to a change
-// that carries what is known decides which.
+// notified is an input: the storage sent a record.
+//
+// A record of the current generation contains nothing new: only its counts differ,
+// and it may be older than the last answer. A record of an older generation is late,
+// because answers overtake notifications, or the storage lost data. If nothing newer
+// arrives soon, the process sends a change with its own record, which decides the
+// case (R39).
 func (r *replica) notified(rec Record, now time.Time) {
 	switch {
 	case rec.Generation < r.shared.Generation:
@@ -649,11 +641,12 @@ func (r *replica) notified(rec Record, now time.Time) {
 	}
 }
 
-// announced is an input: a notice says that the circuit is suspect since a generation,
-// or not any more. It need not be true. A process whose last call succeeded, and that
-// does not know the suspicion, need not read it: it knows that failures are on record,
-// so its next success is reported, and the answer has the record. announced returns
-// whether the record is to be read.
+// noticed is an input: a message reports that a suspicion began in a generation, or
+// was dismissed. It may be forged (R42). It returns whether the record must be read.
+//
+// A process whose last call succeeded need not read a new suspicion. It now has
+// failures on record, so it reports its next success, and the answer contains the
+// record.
 func (r *replica) noticed(n notice, generation int64) (reads bool) {
 	rec := *r.shared
 	switch {
@@ -666,7 +659,7 @@ func (r *replica) noticed(n notice, generation int64) (reads bool) {
 		return true
 	case n == noticeSuspect:
 		rec.Failures = max(1, rec.Failures)
-	case r.out.inFlight: // the answer may have the suspicion yet
+	case r.out.inFlight: // its answer may contain the suspicion
 		return true
 	default:
 		rec.Failures = 0
@@ -677,16 +670,18 @@ func (r *replica) noticed(n notice, generation int64) (reads bool) {
 	return false
 }
 
-// lateAfter is how long an older record has to turn out as late.
+// lateAfter is the time after which an older record is no late one: the storage lost
+// data.
 const lateAfter = 100 * time.Millisecond
 
-// checks reports whether the storage is to be asked now.
+// checkDue reports whether a change must be sent now to find lost data.
 func (r *replica) checkDue(now time.Time) bool {
 	return !r.stopped && !r.out.checkAt.IsZero() && !now.Before(r.out.checkAt)
 }
 
-// hasRead is an input: the record was read, by a request that began when so many
-// records had been received. If more came meanwhile, its counts may be old.
+// hasRead is an input: the record was read. received is the number of records
+// received before the request. If more arrived since, the counts of this record may
+// be old.
 func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 	switch {
 	case news != r.received || rec.Generation > r.shared.Generation:
@@ -694,21 +689,21 @@ func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
 	case rec.Generation == r.shared.Generation:
 		r.receive(rec, now)
 	default:
-		r.out.checkAt = now // nothing is late: the storage has lost it
+		r.out.checkAt = now // no read is late: the storage lost data
 	}
 	if r.out.sent == nil && !r.out.inFlight && r.linkUp {
 		r.attach(now)
 	}
 }
 
-// answered is an input: the storage has answered a request, in time or late.
+// answered is an input: the storage answered a request, in time or late.
 func (r *replica) answered(q *request, rec Record, now time.Time) {
 	mine := q.Number == r.out.sentNumber()
 	switch {
 	case q.Number == 0:
 		r.hasRead(rec, q.received, now)
 	case rec.Generation > r.shared.Generation, mine && rec.Generation == r.shared.Generation,
-		// The storage has lost what the change carried, and for that it was too old.
+		// The record is older: the storage lost data, and did not accept Seen.
 		mine && q.received == r.received:
 		r.receive(rec, now)
 	}
@@ -732,8 +727,8 @@ func (r *replica) answered(q *request, rec Record, now time.Time) {
 	r.settleLeases(now)
 }
 
-// attach ends the trouble: the shared record applies again. What the storage has
-// lost is restored first.
+// attach attaches the circuit: the shared record applies again. If the storage may
+// have lost data, its record is restored first.
 func (r *replica) attach(now time.Time) {
 	if r.storageErr != nil && r.checkDue(now) {
 		return
@@ -742,8 +737,8 @@ func (r *replica) attach(now time.Time) {
 	r.adopted = nil
 }
 
-// receive makes a record the shared one.
-// R28.
+// receive makes rec the shared record. A manual change, or a trial that closed the
+// circuit, clears the local circuit (R28).
 func (r *replica) receive(rec Record, now time.Time) {
 	before, first := r.shared, r.received == 0
 	r.received++
@@ -753,11 +748,10 @@ func (r *replica) receive(rec Record, now time.Time) {
 		r.shared = &rec
 	}
 	r.out.checkAt = time.Time{}
-	// A manual change of before this process started is none for its own circuit, once it is over.
-	moved := rec.Manual > before.Manual && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
-	if moved || !first && rec.Since > before.Since && rec.State == StateClosed {
-		// A manual change, or a trial has closed it: that is for all.
-		if r.failing = false; moved {
+	// A manual change from before this process started matters only while it lasts.
+	manual := rec.Manual > before.Manual && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
+	if manual || !first && rec.Since > before.Since && rec.State == StateClosed {
+		if r.failing = false; manual {
 			r.local.Override = nil
 		}
 		r.clearLocal()
@@ -767,7 +761,7 @@ func (r *replica) receive(rec Record, now time.Time) {
 	}
 	next := &r.out.next
 	if rec.Since > before.Since || !rec.hasEvidence() && before.hasEvidence() && next.Calls.Failures == 0 {
-		next.Calls, next.OpenFor = Calls{}, 0 // of an older state, or successes that are superfluous
+		next.Calls, next.OpenFor = Calls{}, 0 // of an older state, or successes after a dismissal
 	}
 	if rec.Since > before.Since {
 		r.out.counted = Window{}
@@ -779,15 +773,13 @@ func (r *replica) receive(rec Record, now time.Time) {
 	r.settleLeases(now)
 }
 
-// limitEvidence keeps account of the evidence that this process has supplied. A
-// process that starts takes what is on record for its own, also in its local circuit,
-// and reports no failures of before it received the record: it may have reported
-// these failures before it restarted. Once the others have dismissed them, they are
-// not held against it.
-// R12.
+// limitEvidence updates how much evidence this process has supplied. A process that
+// starts takes the failures on record for its own, and drops the failures that it has
+// not reported: it may have reported them before a restart. When others dismiss the
+// failures on record, it drops them (R12).
 func (r *replica) limitEvidence(first bool) {
 	joined := (first || r.inherited) && (r.shared.hasEvidence() || r.shared.Failures > 0)
-	if first && joined { // of which its own failures may be a repetition
+	if first && joined { // its own failures may be among them
 		r.out.next.Calls, r.out.next.OpenFor = Calls{Successes: r.out.next.Calls.Successes}, 0
 	}
 	pending := r.out.sentCalls().Failures + r.out.next.Calls.Failures
@@ -809,14 +801,14 @@ func (r *replica) limitEvidence(first bool) {
 	}
 }
 
-// unanswered is an input: a request failed, or was not answered in time. Its
-// fate is unknown: it is sent again under its number.
+// unanswered is an input: a request failed, or had no answer in time. The storage may
+// have applied it, so it is sent again under its number (R13).
 func (r *replica) unanswered(number uint64, why error, now time.Time) {
 	if !r.awaits(number) {
 		return
 	}
 	r.out.inFlight = false
-	if sent := r.out.sent; sent != nil && sent.RequestTrial != "" { // its caller does not wait any longer
+	if sent := r.out.sent; sent != nil && sent.RequestTrial != "" { // its caller waits no longer
 		again := *sent
 		again.RequestTrial = ""
 		r.out.sent = &again
@@ -824,40 +816,38 @@ func (r *replica) unanswered(number uint64, why error, now time.Time) {
 	r.readFailed(why, now)
 }
 
-// awaits reports whether the request of that number is in flight, as far as
-// this process knows.
+// awaits reports whether the request of that number is in flight and not timed out.
 func (r *replica) awaits(number uint64) bool { return r.out.inFlight && r.out.sentNumber() == number }
 
-// unread is an input: a read failed.
-// R38.
+// readFailed is an input: a read failed. The circuit tries again after a pause (R38).
 func (r *replica) readFailed(why error, now time.Time) {
 	r.detach(why, now)
 	r.attempts++
 	r.retryAt = now.Add(backoff(r.attempts, r.roll()))
 }
 
-// lost is an input: the link to the storage is down.
+// unavailable is an input: the storage became unavailable.
 func (r *replica) unavailable(why error, now time.Time) {
 	r.linkUp = false
 	r.detach(why, now)
 }
 
-// back is an input: the link is up. The circuit is attached by its next answer.
+// availableAgain is an input: the storage is available again. The next answer
+// attaches the circuit.
 func (r *replica) availableAgain() {
 	r.linkUp, r.retryAt = true, time.Time{}
 }
 
-// detach has the local circuit decide alone.
-// R36.
+// detach detaches the circuit: the local circuit decides (R36).
 func (r *replica) detach(why error, now time.Time) {
 	if r.storageErr != nil {
-		if !isStorageError(why) { // the storage is available, and the record cannot be read: a manual change replaces it
+		if !isStorageError(why) { // the record is unreadable: a manual change may replace it
 			r.storageErr = why
 		}
 		return
 	}
 	r.storageErr, r.detachedAt, r.attempts = why, now, 0
-	if manual, some := r.out.manual(); some { // it applies to this process at least
+	if manual, some := r.out.manual(); some { // it applies to this process (R34)
 		r.out.next.Manual, r.out.next.Override = nil, nil
 		r.changeLocally(manual, now)
 		return
@@ -865,9 +855,8 @@ func (r *replica) detach(why error, now time.Time) {
 	r.adopt(now)
 }
 
-// adopt has the shared record go on in this process alone, as it will be when the
-// storage has received everything, if it rejects calls.
-// R37.
+// adopt continues the predicted shared record in this process alone if the record
+// rejects calls (R37).
 func (r *replica) adopt(now time.Time) {
 	if rec := *r.predicted(now); r.rejectsBy(&rec) {
 		rec.Override, rec.lastNumbers = nil, nil
@@ -877,8 +866,8 @@ func (r *replica) adopt(now time.Time) {
 
 // Outputs.
 
-// wakeAt is when time alone changes something: the earliest of all times
-// after now, zero if there is none.
+// wakeAt returns the next time at which something changes without an input; zero if
+// there is none.
 func (r *replica) wakeAt(now time.Time) time.Time {
 	var at time.Time
 	if !r.linked && r.local.State == StateClosed && r.local.Window.Buckets == nil && r.local.ClosedAt.IsZero() && r.local.Override == nil {
@@ -892,8 +881,8 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	if b := r.blocking(now); !b.until.IsZero() {
 		earliest(b.until.Add(-readyEarly))
 	}
-	if fleet := r.effective(now); fleet.excludes(r.sourceIn(fleet), now.Add(readyEarly)) { // the state that calls meet
-		earliest(fleet.RetryAt.Add(-readyEarly))
+	if shared := r.effective(now); shared.excludes(r.sourceIn(shared), now.Add(readyEarly)) { // the state in the view changes
+		earliest(shared.RetryAt.Add(-readyEarly))
 	}
 	if o := r.override(now); o != nil {
 		earliest(o.Until)
@@ -902,8 +891,8 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 		earliest(r.local.rampEnds(r.settings.Ramp))
 		earliest(r.shared.rampEnds(r.settings.Ramp))
 	}
-	if r.counting(now) { // for what was tallied meanwhile
-		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(readyEarly)).Add(-readyEarly)) // while they still belong to this one
+	if r.counting(now) { // tallied calls become an input
+		earliest(r.local.Window.nextBucket(r.settings.local.width(), now.Add(readyEarly)).Add(-readyEarly)) // before they belong to the next bucket
 	}
 	switch {
 	case r.out.inFlight:
@@ -918,9 +907,8 @@ func (r *replica) wakeAt(now time.Time) time.Time {
 	return at
 }
 
-// bounded bounds what a record from outside can make calls wait for by this
-// process's own settings and clock.
-// R41.
+// bounded limits the waits of a record from outside to those that this process's
+// settings and clock allow (R41).
 func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 	past := func(t *time.Time) {
 		if t.After(now) {
@@ -928,7 +916,7 @@ func (r Record) bounded(before *Record, l *Limits, now time.Time) Record {
 		}
 	}
 	if early := r.SuspectAt.Sub(now); early > 0 && r.openedManually() {
-		r.DueAt = r.DueAt.Add(-early) // it lasts no longer than its sender set
+		r.DueAt = r.DueAt.Add(-early) // it lasts as long as its sender set
 	}
 	past(&r.SuspectAt)
 	past(&r.ClosedAt)
@@ -959,8 +947,8 @@ func (r *replica) newID() string {
 	return r.source + "." + strconv.FormatUint(r.ids, 36)
 }
 
-// roll returns a random number from 0 up to 1: the next of a splitmix64
-// (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+// roll returns a random number in [0, 1): the next of a splitmix64 (Steele, Lea,
+// Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 func (r *replica) roll() float64 {
 	r.random += 0x9e3779b97f4a7c15
 	z := r.random
@@ -969,12 +957,11 @@ func (r *replica) roll() float64 {
 	return float64((z^z>>31)>>11) / (1 << 53)
 }
 
-// firstShare is the share of calls that runs when a ramp begins.
+// firstShare is the share of calls that run when a ramp begins.
 const firstShare = 0.1
 
-// share is the share of calls that runs in a closed circuit: less than 1 while
-// it is on its ramp.
-// R31.
+// rampShare returns the share of calls that run in a closed circuit: less than 1
+// during a ramp (R31).
 func (r *Record) rampShare(ramp time.Duration, now time.Time) float64 {
 	if !now.Before(r.rampEnds(ramp)) {
 		return 1
@@ -982,7 +969,7 @@ func (r *Record) rampShare(ramp time.Duration, now time.Time) float64 {
 	return firstShare + (1-firstShare)*float64(max(0, now.Sub(r.ClosedAt)))/float64(ramp)
 }
 
-// rampEnds is when all calls run again: zero where they do.
+// rampEnds returns when the ramp ends; zero without a ramp.
 func (r *Record) rampEnds(ramp time.Duration) time.Time {
 	if ramp == 0 || r.ClosedAt.IsZero() || r.State != StateClosed {
 		return time.Time{}
@@ -991,19 +978,18 @@ func (r *Record) rampEnds(ramp time.Duration) time.Time {
 }
 
 const (
-	firstPause   = 50 * time.Millisecond // before the first attempt
+	firstPause   = 50 * time.Millisecond // before the first new attempt
 	longestPause = time.Second
 )
 
-// backoff is the pause before the n-th attempt, ± 50 %, so that processes that lost a
-// storage together do not try again together.
-// R38.
+// backoff returns the pause before the n-th attempt, ± 50 %: processes that lost a
+// storage together must not try again together (R38).
 func backoff(n int, roll float64) time.Duration {
 	pause := min(firstPause<<min(max(n-1, 0), 10), longestPause)
 	return pause/2 + time.Duration(roll*float64(pause))
 }
 
-// armedEarly is how much before its time a circuit counts as due in a view:
-// the record decides, so a call at the very instant is not rejected because a
-// timer is about to fire.
+// readyEarly is how early a view counts a circuit as ready for a trial. The record
+// decides, so a call at that very moment is not rejected only because a timer fires
+// late.
 const readyEarly = time.Millisecond

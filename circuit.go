@@ -1,10 +1,8 @@
 package infuse
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -462,40 +460,6 @@ func (b *Breaker) await(done <-chan struct{}, most time.Duration) {
 	case <-done:
 	case <-timer.C:
 	}
-}
-
-// manual changes the state or the override, and waits until the storage has
-// confirmed it or ctx is done. what describes what was done.
-func (b *Breaker) manual(ctx context.Context, change Change, what string) error {
-	var number uint64
-	var done <-chan struct{}
-	var why error
-	b.step(func(r *replica, now time.Time) {
-		why = r.storageErr
-		if number = r.manual(change, now); number > 0 {
-			done = b.wait(number)
-		}
-	})
-	if number == 0 {
-		if why != nil {
-			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is unavailable: %w", b.name, what, why)
-		}
-		return nil
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-		why = context.Cause(ctx)
-	}
-	confirmed := false
-	b.look(func(r *replica) {
-		confirmed = number <= r.acknowledged
-		why = cmp.Or(r.storageErr, why)
-	})
-	if confirmed {
-		return nil
-	}
-	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still receive it: %w", b.name, what, why)
 }
 
 // look has f see the replica.

@@ -465,3 +465,12 @@ func sameConfig(a, b reflect.Value) bool {
 	}
 	return true
 }
+
+// keep refuses another storage than the one that is in use.
+func (s *settings) keep(storage Storage) error {
+	if s.Storage != nil && !(reflect.ValueOf(s.Storage).Comparable() && s.Storage == storage) {
+		return fmt.Errorf("infuse: Config.Storage is another %T: a breaker keeps the storage that it was made with", s.Storage)
+	}
+	s.Storage = storage
+	return nil
+}

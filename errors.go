@@ -258,3 +258,8 @@ func Answered(err error) bool {
 	}
 	return true
 }
+
+// slowError is the cause where a call took longer than that.
+type slowError time.Duration
+
+func (e slowError) Error() string { return fmt.Sprintf("slower than %v", time.Duration(e)) }

@@ -21,8 +21,8 @@ const root = "../../.."
 // after it.
 var layers = []string{
 	"doc.go",
-	"roundtripper.go", "rejection.go", "body.go", "outcome.go",
-	"group.go", "permit.go", "breaker.go", "circuit.go", "link.go",
+	"roundtripper.go", "body.go", "outcome.go",
+	"group.go", "permit.go", "manual.go", "breaker.go", "circuit.go", "link.go",
 	"storage_redis.go", "storage_redis_read.go", "storage_memory.go", "storage_call.go",
 	"view.go", "outbox.go", "replica.go", "codec.go",
 	"config.go", "storage.go", "listener.go", "errors.go", "state.go", "window.go",

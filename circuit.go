@@ -516,7 +516,7 @@ func (b *Breaker) stop() {
 		if aside != nil {
 			aside.Wait()
 		}
-		listeners.silent()
+		listeners.wait()
 		close(received)
 	}()
 	b.await(received, b.storageTimeout())

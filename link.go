@@ -23,7 +23,7 @@ import (
 // No code of a storage runs under a lock: see storage_call.go.
 type link struct {
 	storage Storage
-	places  chan struct{}         // a semaphore: one element for each request that has a place
+	slots   slots
 	news    ordered.Queue[func()] // changes of availability, for all circuits, in order
 
 	mu       sync.Mutex
@@ -45,27 +45,7 @@ type link struct {
 	doubted  atomic.Int64 // the outage after which no change has been written, or 0: the storage answers reads, but may refuse changes
 }
 
-// audience is the listeners of the circuits that use a link, until the last of them
-// leaves. Listeners may be slow.
-type audience struct {
-	events   ordered.Queue[func()]
-	informed map[*Listener]bool // that the storage is unavailable. Only what is in events uses it
-	over     atomic.Bool        // no circuit is left: no event is delivered any more
-	running  sync.WaitGroup     // used under link.mu until over is set
-}
-
-func newAudience() *audience { return &audience{informed: make(map[*Listener]bool)} }
-
-// silent waits for the event that is being delivered, if no circuit is left.
-func (a *audience) silent() {
-	if a != nil && a.over.Load() {
-		a.running.Wait()
-	}
-}
-
 const (
-	linkPlaces      = 64               // requests at a time: all that a storage that hangs can hold
-	placeHeld       = time.Minute      // after this time a request that never returns loses its place
 	maxHung         = 16               // probes that hang, before the pauses grow with each of them
 	explainedWithin = 3 * time.Second  // how long listeners wait for a better reason: go-redis first tries again itself
 	provenAfter     = time.Second      // how long a storage answers before listeners are notified, unless it has stored a change
@@ -87,7 +67,7 @@ func linkTo(s Storage) *link {
 		return nil
 	}
 	return &link{
-		storage: s, places: make(chan struct{}, linkPlaces),
+		storage: s, slots: make(slots, linkSlots),
 		circuits: make(map[weak.Pointer[Breaker]]struct{}), audience: newAudience(), reads: make(map[*Breaker]*sharedRead),
 	}
 }
@@ -167,13 +147,6 @@ func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 	}
 }
 
-// An announcer is a storage that can say what has changed before the record is read.
-// announced returns whether it is to be read.
-type announcer interface {
-	announces() Storage
-	watchAnnounced(circuit string, fn func(Record), announced func(n notice, generation int64) (reads bool)) (stop func())
-}
-
 // Requests.
 
 // send makes a request of the circuit, and brings the result to the circuit: an
@@ -213,29 +186,30 @@ func (l *link) send(c *Breaker, q *request) {
 	})
 }
 
-// request asks the storage when there is a place and begins agrees. late is
-// called if the storage becomes unavailable before, or if no answer comes in
-// time, which counts from then. done is called with the answer, also a late one.
+// request makes a request when a slot is free and begins agrees. It calls late if the
+// storage becomes unavailable before, or if no answer arrives in time, which counts
+// from the start of the request. It calls done with the answer, also a late one.
 func (l *link) request(c *Breaker, q *Change, down <-chan struct{}, begins func() bool, late func(error), done func(answer)) {
-	select {
-	case l.places <- struct{}{}:
-	case <-down:
+	free, taken := l.slots.take(down)
+	switch {
+	case !taken:
 		late(l.reason(errStorageTimeout))
-		return
-	}
-	free := sync.OnceFunc(func() { <-l.places })
-	if !begins() {
+	case !begins():
 		free()
-		return
+	default:
+		timer := time.AfterFunc(c.linkTimeout(), func() { late(errStorageTimeout) })
+		ask(l.storage, c.name, q, func(a answer) {
+			defer free()
+			timer.Stop()
+			done(a)
+		})
 	}
-	held := time.AfterFunc(placeHeld, free)
-	timer := time.AfterFunc(c.linkTimeout(), func() { late(errStorageTimeout) })
-	ask(l.storage, c.name, q, func(a answer) {
-		defer free()
-		held.Stop()
-		timer.Stop()
-		done(a)
-	})
+}
+
+// tryRead reads the record of the circuit, and waits for it as long as a call would. It
+// calls done with the answer, also a late one.
+func (l *link) tryRead(c *Breaker, done func(answer)) error {
+	return tryRead(l.storage, c.name, c.linkTimeout(), done)
 }
 
 // sharedRead is one read of a record, for all callers that asked for it before it
@@ -334,24 +308,6 @@ func (l *link) endRead(c *Breaker, r *sharedRead, a answer) {
 	}
 }
 
-// tryRead reads the circuit's record, and waits no longer than a call would.
-// done is called with the answer, late or not.
-func (l *link) tryRead(c *Breaker, done func(answer)) error {
-	answered := make(chan error, 1)
-	go ask(l.storage, c.name, &Change{}, func(a answer) {
-		done(a)
-		answered <- a.err
-	})
-	late := time.NewTimer(c.linkTimeout())
-	defer late.Stop()
-	select {
-	case err := <-answered:
-		return err
-	case <-late.C:
-		return errStorageTimeout
-	}
-}
-
 // The availability of the storage.
 
 // failed makes the storage unavailable after a failure of an attached circuit,
@@ -415,45 +371,29 @@ func (l *link) explain(err error) {
 }
 
 // tellUnavailable notifies the listeners of these circuits of an outage: each once,
-// also those whose circuits have joined since. l.mu is held.
+// also those whose circuits join during the outage. l.mu is held.
 func (l *link) tellUnavailable(circuits ...weak.Pointer[Breaker]) {
 	l.told = true
-	err := l.why
-	l.tellListeners(func(a *audience) {
+	l.audience.unavailable(l.why, func(yield func(*Listener) bool) {
 		for _, weakly := range circuits {
-			b := weakly.Value()
-			if b == nil {
-				continue
-			}
-			for _, listener := range b.settings().Listeners {
-				if a.informed[listener] {
-					continue
-				}
-				a.informed[listener] = true
-				if listener.StorageUnavailable != nil {
-					a.events.Add(func() { listener.StorageUnavailable(err) })
+			if b := weakly.Value(); b != nil {
+				for _, listener := range b.settings().Listeners {
+					if !yield(listener) {
+						return
+					}
 				}
 			}
 		}
 	})
 }
 
-// tellAvailable notifies those that were notified of the outage, unless it goes on.
-// l.mu is held.
+// tellAvailable notifies the listeners that were notified of the outage, unless it
+// continues. l.mu is held.
 func (l *link) tellAvailable() {
-	if l.why != nil || !l.told {
-		return
+	if l.why == nil && l.told {
+		l.told = false
+		l.audience.available(l.upSince.Sub(l.since))
 	}
-	l.told = false
-	unavailable := l.upSince.Sub(l.since)
-	l.tellListeners(func(a *audience) {
-		for listener := range a.informed {
-			if listener.StorageAvailable != nil {
-				a.events.Add(func() { listener.StorageAvailable(unavailable) })
-			}
-		}
-		clear(a.informed)
-	})
 }
 
 // tellAvailableIn calls tellAvailable after this time without a refused change. A
@@ -476,20 +416,6 @@ func (l *link) tellAvailableIn(wait time.Duration) {
 		default:
 			l.tellAvailable()
 		}
-	})
-}
-
-// tellListeners does something for the listeners in the background, after all that
-// was to be done before, as long as the link has circuits. l.mu is held.
-func (l *link) tellListeners(do func(*audience)) {
-	a := l.audience
-	a.events.Add(func() { do(a) })
-	a.running.Go(func() {
-		a.events.Drain(func(event func()) {
-			if !a.over.Load() {
-				protected(event)
-			}
-		})
 	})
 }
 
@@ -532,7 +458,7 @@ func (l *link) tell(news func(*Breaker)) {
 
 // pause is the time until the next probe. l.mu is held.
 func (l *link) pause() time.Duration {
-	return backoff(l.failures, rand.Float64()) + time.Duration(max(0, l.hung-maxHung))*placeHeld
+	return backoff(l.failures, rand.Float64()) + time.Duration(max(0, l.hung-maxHung))*slotHeld
 }
 
 // probeIn sets the timer of the next probe of this outage. l.mu is held.

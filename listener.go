@@ -2,8 +2,13 @@ package infuse
 
 import (
 	"context"
+	"iter"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/infuse-go/infuse/internal/ordered"
 )
 
 // Listener has callbacks for the events of breakers. Every func is optional. No lock
@@ -144,4 +149,60 @@ func protected(notify func()) {
 		}
 	}()
 	notify()
+}
+
+// audience notifies the listeners of all circuits of one link, in the background and
+// in order, because listeners may be slow. It is over when the last circuit leaves.
+type audience struct {
+	events   ordered.Queue[func()]
+	notified map[*Listener]bool // of the outage; used by events only
+	over     atomic.Bool        // no event is delivered any more
+	running  sync.WaitGroup     // used under link.mu until over is set
+}
+
+func newAudience() *audience { return &audience{notified: make(map[*Listener]bool)} }
+
+// unavailable notifies the listeners that were not yet notified of the outage.
+func (a *audience) unavailable(why error, listeners iter.Seq[*Listener]) {
+	a.add(func() {
+		for l := range listeners {
+			if !a.notified[l] {
+				a.notified[l] = true
+				if l.StorageUnavailable != nil {
+					a.events.Add(func() { l.StorageUnavailable(why) })
+				}
+			}
+		}
+	})
+}
+
+// available notifies the listeners that were notified of the outage.
+func (a *audience) available(after time.Duration) {
+	a.add(func() {
+		for l := range a.notified {
+			if l.StorageAvailable != nil {
+				a.events.Add(func() { l.StorageAvailable(after) })
+			}
+		}
+		clear(a.notified)
+	})
+}
+
+func (a *audience) add(event func()) {
+	a.events.Add(event)
+	a.running.Go(func() {
+		a.events.Drain(func(event func()) {
+			if !a.over.Load() {
+				protected(event)
+			}
+		})
+	})
+}
+
+// wait returns when no event is being delivered, if the audience is over. A nil
+// audience has no events.
+func (a *audience) wait() {
+	if a != nil && a.over.Load() {
+		a.running.Wait()
+	}
 }

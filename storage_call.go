@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -23,6 +24,36 @@ type answer struct {
 }
 
 var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
+
+// An announcer is a storage that can say what has changed before the record is read.
+// announced returns whether it is to be read.
+type announcer interface {
+	announces() Storage
+	watchAnnounced(circuit string, fn func(Record), announced func(n notice, generation int64) (reads bool)) (stop func())
+}
+
+const (
+	linkSlots = 64          // requests at a time: the most that a storage that hangs can hold
+	slotHeld  = time.Minute // after this time a request that never returns loses its slot
+)
+
+// slots is a semaphore: it has one element for each request that has a slot.
+type slots chan struct{}
+
+// take waits for a slot until down is closed. Call free when the request has ended.
+func (s slots) take(down <-chan struct{}) (free func(), taken bool) {
+	select {
+	case s <- struct{}{}:
+	case <-down:
+		return nil, false
+	}
+	release := sync.OnceFunc(func() { <-s })
+	held := time.AfterFunc(slotHeld, release)
+	return func() {
+		held.Stop()
+		release()
+	}, true
+}
 
 // ask sends a change to the storage, or a read if the change has no number, and passes
 // the answer to done. A panic, or the end of the goroutine, becomes an error.
@@ -44,6 +75,24 @@ func ask(s Storage, circuit string, q *Change, done func(answer)) {
 		got.err = newStorageError(got.err, ctx.Err() != nil)
 	}
 	a = got
+}
+
+// tryRead reads the record of a circuit, and waits for it no longer than timeout. It
+// calls done with the answer, also a late one.
+func tryRead(s Storage, circuit string, timeout time.Duration, done func(answer)) error {
+	answered := make(chan error, 1)
+	go ask(s, circuit, &Change{}, func(a answer) {
+		done(a)
+		answered <- a.err
+	})
+	late := time.NewTimer(timeout)
+	defer late.Stop()
+	select {
+	case err := <-answered:
+		return err
+	case <-late.C:
+		return errStorageTimeout
+	}
 }
 
 // withoutPanic converts a panic of a storage to an error.

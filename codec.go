@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// This file has the form in which records are kept and travel. What is read
-// may have been written by anybody: everything is bounded.
+// This file encodes records and events. Bytes that are read are untrusted: everything
+// is bounded.
 
-// Two numbers let processes of different versions share a circuit: the schema
-// of the writer, and the oldest schema whose readers understand what it wrote.
+// Processes of different versions share a circuit. A record has the schema of its
+// writer, and the oldest schema whose readers understand it.
 const (
 	recordSchema   = 4
 	recordReadable = 4
-	evidenceSchema = 4 // from then on records have evidence
+	evidenceSchema = 4 // the first schema with evidence
 )
 
-// The bounds of a record that is read.
+// Bounds of a record that is read.
 const (
 	maxRecordLength = 256 << 10
 	maxGeneration   = 1 << 52
 	forever         = 1 << 52 // milliseconds
 )
 
-// encodedRecord is a record as JSON. Durations are whole milliseconds since
-// the record was written, so that no clock travels.
+// encodedRecord is a record as JSON. Times are whole milliseconds from or before the
+// time of writing, so the bytes need no clock.
 type encodedRecord struct {
 	Schema   int `json:"v"`
 	Readable int `json:"readable"`
@@ -70,8 +70,7 @@ type encodedOverride struct {
 	Left   *int64 `json:"left,omitempty"`
 }
 
-// encodeOverride returns an override with an end in the form that the caller has
-// for it.
+// encodeOverride returns an override with an end that the caller has encoded.
 func encodeOverride(o *Override, ends *int64) *encodedOverride {
 	return &encodedOverride{o.State, clip(o.By, maxTextLength), clip(o.Reason, maxTextLength), ends}
 }
@@ -92,17 +91,16 @@ type encodedNumber struct {
 	Number uint64 `json:"n"`
 }
 
-// AppendRecord is for authors of a Storage. It appends the record to b, in the
-// form that ParseRecord reads. A storage keeps these bytes, and not the fields
-// of a Record, so that it loses none that a newer version adds. now is the time
-// at which they are written, on the clock that the record's times are on; the
-// bytes have no clock.
+// AppendRecord is for authors of a Storage. It appends the record to b, in the form
+// that ParseRecord reads. A storage keeps these bytes, not the fields of a Record, so
+// fields of newer versions survive. now is the time of writing, on the clock of the
+// record's times.
 func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	left := func(t time.Time) *int64 {
 		if t.IsZero() {
 			return nil
 		}
-		ms := milliseconds(t.Sub(now)) // below zero if it is over
+		ms := milliseconds(t.Sub(now)) // negative in the past
 		return &ms
 	}
 	ago := func(t time.Time) *int64 {
@@ -130,7 +128,7 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	}
 	for _, t := range r.Trials {
 		trial := encodedTrial{ID: t.ID, Left: milliseconds(max(0, t.Deadline.Sub(now))), Stale: t.Stale}
-		if began := ago(t.Started); began != nil { // of an older version: it begins now
+		if began := ago(t.Started); began != nil { // zero in records of older versions
 			trial.Ago = *began
 		}
 		e.Trials = append(e.Trials, trial)
@@ -139,16 +137,16 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 		e.LastNumbers = append(e.LastNumbers, encodedNumber{h.source, h.number})
 	}
 	text, err := json.Marshal(e)
-	if err != nil { // numbers, strings and a slice of these can always be written
+	if err != nil { // impossible: all fields are numbers, strings or slices of them
 		panic(err)
 	}
 	return append(b, text...)
 }
 
-// ParseRecord is for authors of a Storage. It reads what AppendRecord has
-// written; the error says what is wrong with the bytes. written is when that
-// was, on the reader's clock: a storage keeps the time of writing beside the
-// bytes, on a clock of its own, and subtracts the age from its present time.
+// ParseRecord is for authors of a Storage. It reads the bytes of AppendRecord; an
+// error belongs in a RecordError. written is the time of writing on the reader's clock:
+// a storage keeps its own time of writing beside the bytes, and subtracts their age
+// from the reader's present time.
 func ParseRecord(b []byte, written time.Time) (Record, error) {
 	if len(b) > maxRecordLength {
 		return Record{}, fmt.Errorf("has %d bytes", len(b))
@@ -203,9 +201,9 @@ func ParseRecord(b []byte, written time.Time) (Record, error) {
 	return r, nil
 }
 
-// fromBeforeEvidence completes a record of an older version, which had suspicions
-// that opened by time, and openings that applied to everybody: those of calls
-// apply only to the processes whose last call failed.
+// upgrade completes a record of an older version. Its suspicions opened by time, and
+// its openings applied to all processes; openings by calls now apply to processes
+// whose last call failed.
 func (r *Record) upgrade() {
 	r.SuspectAt, r.Rated = time.Time{}, false
 	if r.State != StateClosed && r.Manual < r.Since {
@@ -213,56 +211,56 @@ func (r *Record) upgrade() {
 	}
 }
 
-// check refuses what no version of this package writes.
+// check rejects records that no version of this package writes (R42).
 func (e *encodedRecord) check(now time.Time) error {
 	switch {
 	case e.Schema < 1:
 		return fmt.Errorf("has schema %d", e.Schema)
 	case e.State > StateHalfOpen:
-		return fmt.Errorf("has no state of the number %d", e.State)
+		return fmt.Errorf("has the unknown state %d", e.State)
 	case min(e.Generation, e.Since, e.Opened, e.Manual) < 0:
 		return errors.New("has a negative generation")
 	case max(e.Generation, e.Since, e.Opened, e.Manual) > min(maxGeneration, now.AddDate(100, 0, 0).UnixMilli()):
-		// Generations follow the storage's clock. One that somebody made up
-		// would stand above all to come.
-		return fmt.Errorf("has the generation %d, of the far future", max(e.Generation, e.Since, e.Opened, e.Manual))
+		// Generations follow the storage's clock. A forged one would be higher than
+		// all later ones.
+		return fmt.Errorf("has the generation %d, more than 100 years ahead", max(e.Generation, e.Since, e.Opened, e.Manual))
 	case min(e.Failures, e.Successes, e.Threshold, e.Score) < 0 || max(e.Failures, e.Successes, e.Threshold, e.Score) > math.MaxInt32:
-		return errors.New("has counts beyond any limit")
+		return errors.New("has counts out of range")
 	case e.Override != nil && !e.Override.until(time.Time{}).isValid():
-		return errors.New("has an override that cannot be")
+		return errors.New("has an invalid override")
 	case e.OpenDuration < 0:
-		return errors.New("has an open time below zero")
+		return errors.New("has a negative open duration")
 	case len(e.Window) > windowBuckets || e.Window != nil && e.Width < 1:
-		return errors.New("has a window that cannot be")
+		return errors.New("has an invalid window")
 	case max(len(e.By), len(e.Cause)) > maxTextLength:
-		return errors.New("has a cause or an instance that is too long")
+		return errors.New("has a cause or an instance of over 200 bytes")
 	case len(e.Trials) > maxMaxTrials || len(e.LastNumbers) > maxSenders:
-		return errors.New("has more trials or sources than any limit")
+		return errors.New("has too many trials or sources")
 	}
 	for _, b := range e.Window {
 		if b[0] < 0 || b[2] < 0 || b[2] > b[1] || b[1] > unlimited {
-			return errors.New("has a window that cannot be")
+			return errors.New("has an invalid window")
 		}
 	}
 	if e.Witness != "" {
 		if err := CheckSource(e.Witness); err != nil {
-			return fmt.Errorf("has a witness that cannot be: %w", err)
+			return fmt.Errorf("has an invalid witness: %w", err)
 		}
 	}
 	for _, t := range e.Trials {
 		if err := CheckSource(t.ID); err != nil {
-			return fmt.Errorf("has a trial that cannot be: %w", err)
+			return fmt.Errorf("has an invalid trial: %w", err)
 		}
 	}
 	for _, h := range e.LastNumbers {
 		if err := CheckSource(h.Source); err != nil {
-			return fmt.Errorf("has a source that cannot be: %w", err)
+			return fmt.Errorf("has an invalid source: %w", err)
 		}
 	}
 	return nil
 }
 
-// boundedWait bounds what a record from outside can make this process wait for.
+// boundedWait bounds the waits of a record from outside.
 func boundedWait(ms int64) time.Duration {
 	most := maxTimeout.Milliseconds()
 	return time.Duration(min(max(ms, -most), most)) * time.Millisecond
@@ -276,7 +274,7 @@ type encodedEvent struct {
 	Manual   bool             `json:"hand,omitempty"`
 	By       string           `json:"by,omitempty"`
 	Cause    string           `json:"cause,omitempty"`
-	Override *encodedOverride `json:"override,omitempty"` // its end is at, and not left
+	Override *encodedOverride `json:"override,omitempty"` // its Left is a point in time
 }
 
 func appendEvent(b []byte, e *Event) []byte {
@@ -293,13 +291,13 @@ func appendEvent(b []byte, e *Event) []byte {
 		out.Override = encodeOverride(o, until)
 	}
 	text, err := json.Marshal(out)
-	if err != nil { // numbers and strings can always be written
+	if err != nil { // impossible: all fields are numbers or strings
 		panic(err)
 	}
 	return append(b, text...)
 }
 
-// maxEventLength bounds what is read of an event: anybody may have written it.
+// maxEventLength bounds an event, which is untrusted.
 const maxEventLength = 8 * maxTextLength
 
 func parseEvent(text string) (e Event, err error) {
@@ -311,7 +309,7 @@ func parseEvent(text string) (e Event, err error) {
 		return e, err
 	}
 	if in.From > StateHalfOpen || in.To > StateHalfOpen || in.At < 0 || in.At > forever || max(len(in.By), len(in.Cause)) > maxTextLength {
-		return e, errors.New("has values that cannot be")
+		return e, errors.New("has values out of range")
 	}
 	e = Event{At: time.UnixMilli(in.At), From: in.From, To: in.To, Manual: in.Manual, By: in.By, Cause: in.Cause}
 	if o := in.Override; o != nil {
@@ -320,7 +318,7 @@ func parseEvent(text string) (e Event, err error) {
 			until = time.UnixMilli(*o.Left)
 		}
 		if e.Override = o.until(until); !e.Override.isValid() || o.Left != nil && (*o.Left < 0 || *o.Left > forever) {
-			return Event{}, errors.New("has an override that cannot be")
+			return Event{}, errors.New("has an invalid override")
 		}
 	}
 	return e, nil

@@ -6,32 +6,31 @@ import (
 	"time"
 )
 
-// This file is what a replica has yet to report to the storage, when that is sent,
-// and whether it was acknowledged. Like replica.go it is pure.
+// This file is the reports of a replica: what it sends, when, and what the storage
+// has acknowledged. Like replica.go it is pure.
 
-// request is a change that is sent, or a read if it has no number. The change never
-// changes.
+// request is a change to send, or a read if its Number is 0. It never changes.
 type request struct {
 	*Change
-	received uint64 // records that were received before
+	received uint64 // replica.received when it was sent
 }
 
-// outbox is what the storage has yet to receive.
+// outbox has the reports that the storage has not acknowledged.
 type outbox struct {
-	sent     *Change // in flight, or timed out: it is sent again under its number until it is answered. nil: none
-	inFlight bool    // a request is in flight: sent, or a read if that is nil
+	sent     *Change // in flight or timed out; sent again under its number until answered (R13). nil: none
+	inFlight bool    // a request is in flight: a read if sent is nil
 
 	next       draft
-	counted    Window    // for the failure rate: goes with next, but not before hold while that is evaluated
-	delayUntil time.Time // until then, successes alone are not sent, nor is what was counted while the failure rate is evaluated
-	checkAt    time.Time // when the storage is to be asked whether it has lost the shared record; zero if not
+	counted    Window    // for the failure rate
+	delayUntil time.Time // until then successes alone wait, and counted calls while the failure rate is evaluated
+	checkAt    time.Time // when to send a change that finds lost data; zero: not
 }
 
-// draft is what the next change is to report.
+// draft has what the next change reports.
 type draft struct {
 	Settled      []Settlement
 	Calls        Calls
-	OpenFor      time.Duration // the longest that its failures ask for
+	OpenFor      time.Duration // the longest Retry-After of its failures
 	Manual       *ManualState
 	Override     *Override
 	RequestTrial string
@@ -46,14 +45,14 @@ func (d *draft) acts() bool {
 	return len(d.Settled) > 0 || d.Manual != nil || d.Override != nil || d.RequestTrial != ""
 }
 
-// empty reports whether there is nothing to report, and no answer to come.
+// empty reports whether there is nothing to report and no answer to wait for.
 func (o *outbox) empty() bool {
 	next := &o.next
 	return o.sent == nil && !o.inFlight && len(o.counted.Buckets) == 0 && o.delayUntil.IsZero() && o.checkAt.IsZero() &&
 		next.Calls == (Calls{}) && next.OpenFor == 0 && !next.acts()
 }
 
-// sentNumber is the number of the change that was sent, or 0.
+// sentNumber returns the number of the change that was sent, or 0.
 func (o *outbox) sentNumber() uint64 {
 	if o.sent == nil {
 		return 0
@@ -61,7 +60,7 @@ func (o *outbox) sentNumber() uint64 {
 	return o.sent.Number
 }
 
-// sentCalls are the outcomes in the change that was sent.
+// sentCalls returns the outcomes in the change that was sent.
 func (o *outbox) sentCalls() Calls {
 	if o.sent == nil {
 		return Calls{}
@@ -69,12 +68,12 @@ func (o *outbox) sentCalls() Calls {
 	return o.sent.Calls
 }
 
-// reports reports whether outcomes are evidence for the fleet.
-func (r *replica) reports() bool {
+// reports reports whether outcomes are evidence for the shared circuit.
+func (r *replica) reportsOutcomes() bool {
 	return r.linked && r.countsOutcomes() && (r.shared.State == StateClosed || r.shared.hasEvidence())
 }
 
-// keep counts outcomes for the fleet's failure rate.
+// countForRate counts calls for the shared failure rate.
 func (r *replica) countForRate(b Bucket) {
 	if r.settings.FailureRate > 0 {
 		w := &r.out.counted
@@ -84,44 +83,43 @@ func (r *replica) countForRate(b Bucket) {
 	}
 }
 
-// note adds an outcome to what is reported, if it is evidence. It returns the
+// enqueue adds an outcome to the next change if it is evidence (R10). It returns the
 // sequence number to wait for, or 0 if nothing is sent at once.
-// R10.
 func (r *replica) enqueue(a *admission, res *result, now time.Time) uint64 {
-	if res.outcome == OutcomeIgnored || !r.reports() {
+	if res.outcome == OutcomeIgnored || !r.reportsOutcomes() {
 		return 0
 	}
-	sent := false
+	reported := false
 	if res.outcome == OutcomeFailure {
 		if !r.countsLocally(a) || r.hasSuppliedAll(r.shared) {
 			return 0
 		}
-		r.countForRate(one(res.outcome == OutcomeFailure, 1, now))
+		r.countForRate(one(true, 1, now))
 		r.out.next.OpenFor = max(r.out.next.OpenFor, res.openFor)
-		if sent = r.shared.scored() || r.settings.streakCounts(); sent {
+		if reported = r.shared.scored() || r.settings.streakCounts(); reported {
 			r.supplied++
 		}
 	} else {
 		if r.counting(now) || r.evaluatesRate() {
-			r.countForRate(one(res.outcome == OutcomeFailure, 1, now))
+			r.countForRate(one(false, 1, now))
 		}
-		if sent = r.awaitsSuccess(); sent {
+		if reported = r.awaitsSuccess(); reported {
 			r.successReported(now)
 		}
 	}
-	if sent {
+	if reported {
 		r.out.next.Calls.add(res.outcome)
 	}
-	if !sent && !r.sendsRate() {
+	if !reported && !r.sendsRate() {
 		return 0
 	}
 	r.enqueued++
 	return r.enqueued
 }
 
-// successReported takes a success from the evidence of this process. In a large
-// fleet a few successes are enough, and the others hear of them first: so it may
-// wait for a quarter of Suspicion.
+// successReported takes a success off the evidence that this process has supplied.
+// With a score, the report may wait for up to Suspicion/4 (R15): in a large fleet a
+// few successes are enough.
 func (r *replica) successReported(now time.Time) {
 	if !r.shared.scored() {
 		r.supplied = 0
@@ -133,18 +131,15 @@ func (r *replica) successReported(now time.Time) {
 	}
 }
 
-// reportsRate reports whether what was counted is sent at once: a failure is,
-// unless the failure rate is evaluated. Then every process reports at times that do
-// not depend on the outcomes, so that the storage receives successes as soon as
-// failures.
-// R21.
+// sendsRate reports whether counted calls are sent at once: after a failure, unless
+// the failure rate is being evaluated. Then the times of reports do not depend on
+// results, so successes arrive as soon as failures (R21).
 func (r *replica) sendsRate() bool {
 	return failed(r.out.counted.Buckets) > 0 && (r.settings.Strict || !r.shared.Rated)
 }
 
-// awaitsSuccess reports whether a success is evidence: there is a score, or there
-// are consecutive failures on record or about to be.
-// R10.
+// awaitsSuccess reports whether a success is evidence: there is a score, or there are
+// consecutive failures on record or in pending reports (R10).
 func (r *replica) awaitsSuccess() bool {
 	return r.shared.scored() || r.shared.State == StateClosed && r.settings.streakCounts() &&
 		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sentCalls().Failures > 0)
@@ -165,8 +160,7 @@ func (c *Calls) add(o Outcome) {
 	}
 }
 
-// outgoing returns what is to be sent now, and takes it to be in flight; nil if
-// nothing is to be sent.
+// outgoing returns the request to send now, which is then in flight, or nil.
 func (r *replica) outgoing(now time.Time) *request {
 	if r.out.counted.Buckets != nil && failed(r.out.counted.Buckets) == 0 && !r.counting(now) && !r.evaluatesRate() {
 		r.out.counted = Window{}
@@ -187,25 +181,24 @@ func (r *replica) outgoing(now time.Time) *request {
 	return &request{r.out.sent, r.received}
 }
 
-// fill makes what is to be reported the next change, if it may be sent yet. A process
-// that has received no record yet reads it first: see limitEvidence.
-// R12.
+// prepare makes the next change from the pending reports, and reports whether it may
+// be sent now. A process that has received no record reads one first (R12).
 func (r *replica) prepare(now time.Time) bool {
 	if r.received == 0 && r.storageErr != nil && r.out.next.Manual == nil && r.out.next.Override == nil {
 		return false
 	}
-	next, held, rated := &r.out.next, now.Before(r.out.delayUntil) && !r.sendsRate(), r.isRated()
+	next, delayed, rated := &r.out.next, now.Before(r.out.delayUntil) && !r.sendsRate(), r.isRated()
 	urgent := next.Calls.Failures > 0 || next.acts() || r.sendsRate() || r.checkDue(now)
-	if !urgent && (held || next.Calls.Successes == 0 && !(rated && r.out.counted.Buckets != nil)) {
+	if !urgent && (delayed || next.Calls.Successes == 0 && !(rated && r.out.counted.Buckets != nil)) {
 		return false
 	}
-	c, through := next.change(), r.enqueued
+	c, upTo := next.change(), r.enqueued
 	switch {
 	case next.Override != nil && (next.Calls != (Calls{}) || r.out.counted.Buckets != nil):
-		// So that it need not wait until failures pause: the rest follows.
-		c, through = Change{Override: next.Override}, r.sentUpTo
+		// It is sent first: it must not wait until failures pause.
+		c, upTo = Change{Override: next.Override}, r.sentUpTo
 		next.Override = nil
-	case rated && held:
+	case rated && delayed:
 		*next = draft{}
 	default:
 		c.Counted, r.out.counted, r.out.delayUntil = r.out.counted.middles(now), Window{}, r.nextDelay(now)
@@ -218,13 +211,13 @@ func (r *replica) prepare(now time.Time) bool {
 	if c.OpenFor > 0 {
 		c.OpenFor = max(r.settings.ResetTimeout, c.OpenFor)
 	}
-	r.out.sent, r.sentUpTo = &c, through
+	r.out.sent, r.sentUpTo = &c, upTo
 	return true
 }
 
-// nextHold is until when what was counted is held back while the failure rate is
-// evaluated: shortly at first, and later for a bucket. Zero while it is not. In a
-// large fleet a few reports are enough, and the others receive the result first.
+// nextDelay returns when counted calls may be sent while the failure rate is evaluated:
+// soon at first, and later after up to a tenth of the window, because in a large fleet a
+// few reports are enough. Zero if the rate is not evaluated.
 func (r *replica) nextDelay(now time.Time) time.Time {
 	if !r.isRated() {
 		return time.Time{}
@@ -233,8 +226,8 @@ func (r *replica) nextDelay(now time.Time) time.Time {
 	return now.Add(time.Duration((1 + r.roll()) / 2 * float64(pause)))
 }
 
-// acknowledged is the sequence number up to which nobody has to wait any more:
-// the storage has received it, or will not for now.
+// doneUpTo returns the sequence number up to which no call waits any longer: the
+// storage has acknowledged it, or is unavailable.
 func (r *replica) doneUpTo() uint64 {
 	next := &r.out.next
 	idle := r.out.sent == nil && next.Calls == (Calls{}) && !next.acts() && !r.sendsRate()
@@ -245,8 +238,7 @@ func (r *replica) doneUpTo() uint64 {
 	return r.acknowledged
 }
 
-// manual returns the manual changes that the storage has not acknowledged. One of
-// them replaces a record that cannot be read.
+// manual returns the manual changes that the storage has not acknowledged.
 func (o *outbox) manual() (c Change, some bool) {
 	if c.Manual, c.Override = o.next.Manual, o.next.Override; o.sent != nil {
 		c.Manual, c.Override = cmp.Or(c.Manual, o.sent.Manual), cmp.Or(c.Override, o.sent.Override)

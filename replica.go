@@ -113,8 +113,8 @@ type result struct {
 // admission identifies an admitted call.
 type admission struct {
 	view   *view
-	local  int64         // the generation that the call belongs to
-	shared int64         // and in the shared circuit
+	local  int64         // the generation of the local circuit that it belongs to
+	shared int64         // and of the shared one
 	trial  string        // its ID if the call is a trial
 	waited time.Duration // how long it has waited for the storage
 	began  time.Duration // by clock.Now, with Config.SlowCall
@@ -278,7 +278,7 @@ func (r *replica) tallied(n int, now time.Time) {
 	if !r.countsOutcomes() {
 		return
 	}
-	if r.reports() {
+	if r.reportsOutcomes() {
 		r.countForRate(one(false, n, now))
 	}
 	r.tallyLocal(OutcomeSuccess, n, r.local.Generation, 0, now)
@@ -389,7 +389,7 @@ func (r *replica) arrived(now time.Time) (admission, decision) {
 	switch {
 	case !b.local && !b.shared:
 		return a, r.rampAdmits(now)
-	case b.until.After(now.Add(readyEarly)) || r.requestsTrial():
+	case b.until.After(now.Add(readyEarly)) || r.trialRequested():
 		return a, rejects
 	}
 	a.trial = r.newID()
@@ -490,7 +490,7 @@ func (r *replica) rampAdmits(now time.Time) decision {
 
 // requestsTrial reports whether a trial was requested and the storage has not
 // answered.
-func (r *replica) requestsTrial() bool {
+func (r *replica) trialRequested() bool {
 	return slices.ContainsFunc(r.leases, func(l lease) bool { return l.phase == phaseRequested })
 }
 

@@ -6,35 +6,35 @@ import (
 	"github.com/infuse-go/infuse/internal/striped"
 )
 
-// view is what calls meet: a pure function of the replica, in the form in
-// which the hot path needs it. It never changes.
+// view is the snapshot of a replica that calls use without a lock. It never changes,
+// and depends on the replica only.
 type view struct {
-	rejects        error // the rejection of every call, if no listener and no counter needs to know; nil otherwise
-	onlyCounts     bool  // every call is rejected and counted, and no listener needs to know
-	plain          bool  // every call runs, and nothing else is to be done for it before
-	quiet          bool  // a success that finds the same view is not reported: at most it is tallied
-	fast           bool  // both
-	tallies        bool  // it is tallied
-	free           bool  // fast, and nothing is tallied or counted: such a success costs nothing more
-	forced         bool  // by an override
+	rejects        error // the rejection of every call, if calls need no listener or counter; otherwise nil
+	onlyCounts     bool  // every call is rejected and counted, without a listener
+	plain          bool  // every call runs, without a hook before it
+	quiet          bool  // a success with the same view is not reported
+	fast           bool  // plain and quiet
+	tallies        bool  // successes are tallied
+	free           bool  // fast, and a success is neither tallied nor counted
+	forced         bool  // there is an override
 	tally          *striped.Counter
 	counts         *striped.Counts // of all calls; nil without CountCalls
 	admits         gate
-	trialRequested bool      // a call has asked for the trial already
-	readyAt        time.Time // when a trial may run, if that is in less than armedEarly
-	localSince     int64     // the generations of the calls that it admits
+	trialRequested bool      // the answer to a trial request is awaited
+	readyAt        time.Time // when a trial may run, within readyEarly
+	localSince     int64     // the generations of admitted calls
 	sharedSince    int64
 	settings       *settings
 	state          State
 	rejection      *OpenError // nil if every call runs
 	cause          string     // of the rejection
-	twin           *view      // the same, but for setQuiet; nil until it is needed. Guarded by circuit.mu, unless it is shared
+	twin           *view      // the same view with the other setQuiet; nil until needed. Guarded by circuit.mu, unless shared
 }
 
-// ready reports whether a call would run, or could become a trial, in readyIn.
+// ready reports whether a call would run, or could become a trial after readyIn.
 func (v *view) ready() bool { return v.admits != admitsNone && !v.trialRequested || v.settings.DryRun }
 
-// readyIn is what is left of armedEarly.
+// readyIn returns the time until readyAt.
 func (v *view) readyIn() time.Duration {
 	if v.readyAt.IsZero() || v.settings.DryRun {
 		return 0
@@ -47,12 +47,11 @@ type gate uint8
 
 const (
 	admitsAll  gate = iota
-	admitsNone      // rejects from the view
-	admitsSome      // each call asks the replica: for a trial, or on a ramp
+	admitsNone      // the view rejects each call
+	admitsSome      // the replica decides on each call: a trial, or a ramp
 )
 
-// derive makes v what calls meet. It is a func of the replica alone.
-// R44.
+// derive fills in v from the replica. Most calls need nothing but the view (R44).
 func (v *view) derive(r *replica, circuit string, now time.Time) {
 	v.settings, v.localSince, v.sharedSince = r.settings, r.local.Since, r.shared.Since
 	o, b := r.override(now), r.blocking(now)
@@ -96,11 +95,11 @@ func (v *view) reject(e *OpenError, c keptCause) {
 	v.state = e.State
 }
 
-// block is derive in a circuit that rejects all calls but trials.
+// block is derive for a circuit that rejects all calls but trials.
 func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 	e := &OpenError{Circuit: circuit, State: StateHalfOpen, Local: r.linked && !b.shared, By: b.record.By, DueAt: b.until}
-	fleet := r.effective(now)
-	if b.local && r.local.State == StateOpen || b.shared && (fleet.State != StateHalfOpen || fleet.excludes(r.sourceIn(fleet), now.Add(readyEarly))) {
+	shared := r.effective(now)
+	if b.local && r.local.State == StateOpen || b.shared && (shared.State != StateHalfOpen || shared.excludes(r.sourceIn(shared), now.Add(readyEarly))) {
 		e.State = StateOpen
 	}
 	due := b.until.Sub(now) <= readyEarly
@@ -108,11 +107,11 @@ func (v *view) block(r *replica, b *blocking, circuit string, now time.Time) {
 		e.DueAt = time.Time{}
 	}
 	if v.reject(e, r.causeOf(b.record)); due {
-		v.admits, v.readyAt, v.trialRequested = admitsSome, b.until, r.requestsTrial()
+		v.admits, v.readyAt, v.trialRequested = admitsSome, b.until, r.trialRequested()
 	}
 }
 
-// onRamp is derive in a closed circuit that does not yet let every call run.
+// onRamp is derive for a closed circuit on a ramp.
 func (v *view) onRamp(r *replica, circuit string, now time.Time) {
 	local, shared := r.local.rampEnds(r.settings.Ramp), r.shared.rampEnds(r.settings.Ramp)
 	until := local
@@ -125,8 +124,8 @@ func (v *view) onRamp(r *replica, circuit string, now time.Time) {
 	}
 }
 
-// causeOf returns what opened a circuit: the error itself if this process has
-// met it, or else its text.
+// causeOf returns the cause of an opening: the error itself if it is an error of this
+// process, otherwise its text.
 func (r *replica) causeOf(rec *Record) keptCause {
 	switch rec.Cause {
 	case "":
@@ -152,11 +151,10 @@ func (v *view) countCall(what int) {
 	}
 }
 
-// shareView has all circuits with these settings meet one view as long as they are
-// healthy.
+// shareView makes one view for all healthy circuits with these settings.
 func (s *settings) shareView() {
 	if s.CountCalls {
-		return // in counters of each circuit
+		return // each circuit has its own counters
 	}
 	r := newReplica(s, "", false, 0)
 	v, noisy := new(view), new(view)
@@ -167,7 +165,8 @@ func (s *settings) shareView() {
 	s.healthy = v
 }
 
-// same reports whether calls meet the same in both: all but what setQuiet sets, and readyAt.
+// same reports whether v and w admit and reject the same calls. It ignores readyAt
+// and what setQuiet sets.
 func (v *view) same(w *view) bool {
 	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits && v.trialRequested == w.trialRequested &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&

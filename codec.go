@@ -143,8 +143,8 @@ func AppendRecord(b []byte, r Record, now time.Time) []byte {
 	return append(b, text...)
 }
 
-// ParseRecord is for authors of a Storage. It reads the bytes of AppendRecord; an
-// error belongs in a RecordError. written is the time of writing on the reader's clock:
+// ParseRecord is for authors of a Storage. It reads the bytes of AppendRecord. An
+// error's text is a RecordError's Reason. written is the time of writing on the reader's clock:
 // a storage keeps its own time of writing beside the bytes, and subtracts their age
 // from the reader's present time.
 func ParseRecord(b []byte, written time.Time) (Record, error) {

@@ -400,11 +400,11 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 			"Window OpenDuration ClosedAt Override By Cause lastNumbers",
 		reflect.TypeFor[Trial]():  "ID Started Deadline Stale",
 		reflect.TypeFor[Change](): "Source Number Seen Limits By Cause Settled Calls Counted OpenFor Manual Override RequestTrial",
-		reflect.TypeFor[replica](): "settings source local shared episode linked linkUp stopped failing joined share " +
-			"credit random ids news changes noted through landed",
-		reflect.TypeFor[episode](): "out leases former cause trouble since retryAt failed released standIn",
-		reflect.TypeFor[draft]():   "Settled Calls OpenFor Move Override Ask",
-		reflect.TypeFor[outbox]():  "sent inFlight next counted hold checkAt",
+		reflect.TypeFor[replica](): "settings source local shared episode linked linkUp stopped failing inherited supplied " +
+			"credit random ids received changes enqueued sentUpTo acknowledged",
+		reflect.TypeFor[episode](): "out leases formerSource cause storageErr detachedAt retryAt attempts removedOverride adopted",
+		reflect.TypeFor[draft]():   "Settled Calls OpenFor Manual Override RequestTrial",
+		reflect.TypeFor[outbox]():  "sent inFlight next counted delayUntil checkAt",
 		reflect.TypeFor[lease]():   "id phase outcome endedAt",
 	} {
 		var names []string

@@ -40,9 +40,9 @@ type Config struct {
 
 	// FailureRate is the fraction of failed calls in Window that opens the local
 	// circuit, and that makes the shared circuit suspect: 0.5 is one call in two.
-	// Default 0, off. It is evaluated at failures. The shared circuit opens when
-	// another process reports, 4 × Suspicion later or more, and the failures exceed
-	// FailureRate of the calls by (1 − FailureRate) × MinCalls or more.
+	// Default 0, off. It is evaluated at failures. The shared circuit opens at a failure
+	// that another process reports, 4 × Suspicion later or more, if the failures exceed
+	// FailureRate × calls by (1 − FailureRate) × MinCalls or more.
 	//
 	// A window begins with a failure: earlier successes are not in it.
 	FailureRate float64
@@ -115,9 +115,9 @@ type Config struct {
 	// Storage keeps the shared circuit. Default nil: there is only the local
 	// circuit of this process.
 	//
-	// All breakers of a process whose Storages compare equal (==) share the bounds on
-	// requests to it, and detect together that it is unavailable. Use a pointer type:
-	// breakers cannot share a Storage whose type is not comparable.
+	// All breakers of a process whose Storages compare equal (==) share the limit of 64
+	// concurrent requests to it, and detect together that it is unavailable. Use a
+	// pointer type: breakers cannot share a Storage whose type is not comparable.
 	Storage Storage
 
 	// Strict makes every call read the shared circuit from the storage before it runs,
@@ -145,7 +145,8 @@ type Config struct {
 	// false. Processes with and without it may share a circuit.
 	DryRun bool
 
-	// Listeners are notified of calls and transitions, in this order.
+	// Listeners are notified of calls, transitions and storage outages, in the order of
+	// the slice. Default none.
 	Listeners []*Listener
 
 	// Instance names this process in records, errors and events. Default is its

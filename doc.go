@@ -8,7 +8,8 @@
 //
 //	client := &http.Client{Transport: &infuse.Transport{}}
 //
-// Everything else is a [Breaker] and its Call, or [Do] for calls with a value.
+// For other calls, make a [Breaker] and use its Call, or [Do] for a func that returns a
+// value.
 //
 // # Local and shared circuits
 //
@@ -26,7 +27,8 @@
 // results. It opens if failures of more than one process confirm it
 // ([Config.Suspicion]). Then it rejects the calls of each process whose own last
 // call failed. So the calls of a process that reaches the service are never
-// rejected because of the others, unless somebody opens the circuit manually.
+// rejected because of the others. Exceptions are manual changes, overrides,
+// [Config.Ramp] and [StorageDownReject].
 //
 // Failures, trials and transitions are reported to the storage; successes only
 // while there are failures. Each process decides from the last known state, which

@@ -19,11 +19,11 @@ import (
 //
 //   - Circuits with settings of their own (see NewGroupFunc) and circuits with an
 //     override are only evicted by others with settings of their own. If they fill
-//     the Group, it keeps one more breaker for all other names.
-//   - Of the others, new circuits evict new ones. Up to three quarters of MaxCircuits
-//     are for established circuits: those used again after MaxCircuits/4 uses of
-//     others. An established circuit that is not used during the next
-//     8 × MaxCircuits uses is new again.
+//     the Group, it keeps one more breaker: the newest of all other names.
+//   - The others are new or established. A circuit is established if it is used
+//     again after MaxCircuits/4 uses of other circuits, until it is not used during
+//     8 × MaxCircuits uses. New circuits evict new ones; established circuits are
+//     evicted only above three quarters of MaxCircuits, or if there is no new one.
 //
 // An evicted breaker is not stopped, because it may still be in use. A later breaker of
 // the same name loads the record from the storage; without a storage it starts closed.

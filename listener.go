@@ -39,11 +39,11 @@ type Listener struct {
 	Warning     func(b *Breaker, err error)    // a probable misconfiguration, or a record that cannot be read; called once
 
 	// The storage became unavailable, and is available again. Both are called once for
-	// each outage, however many breakers the Listener serves. After a mere timeout,
-	// StorageUnavailable waits up to 3 s for a more specific error. StorageAvailable
-	// waits until a change was stored, or until 1 s passed without a refused change
-	// (10 s after a refused change). Neither is called after the last breaker of the
-	// storage has stopped.
+	// each outage, however many breakers the Listener serves. If a request timed out,
+	// StorageUnavailable waits up to 3 s for a more specific error. StorageAvailable is
+	// called when a change was stored, or after 1 s in which the storage refused no
+	// change; after a refused change it waits for 10 s without another. Neither is
+	// called after the last breaker of the storage has stopped.
 	StorageUnavailable func(err error)
 	StorageAvailable   func(unavailable time.Duration)
 }

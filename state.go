@@ -115,8 +115,8 @@ type lastNumber struct {
 }
 
 // Limits are a part of a Change, for authors of a Storage: the settings of the sender,
-// by which the record is evaluated. Durations are whole milliseconds. Fields without a
-// meaning for 0 are at least 1.
+// by which the record is evaluated. Durations are whole milliseconds. Fields whose
+// comment does not mention 0 are at least 1, or 1 ms.
 type Limits struct {
 	FailMax          int
 	ResetTimeout     time.Duration
@@ -144,8 +144,8 @@ func (l *Limits) longestOpen(asked bool) time.Duration {
 // Calls are a part of a Change, for authors of a Storage: the outcomes of calls other
 // than trials.
 type Calls struct {
-	Failures  int // that count as evidence of this sender
-	Successes int // while the record has failures or evidence
+	Failures  int // those that count as evidence (R11)
+	Successes int // those reported because the record has failures or evidence
 	Lead      int // the failures before the first success
 	Streak    int // the failures after the last success
 }

@@ -19,10 +19,14 @@ import (
 // Package storagetest has the tests that every storage must pass.
 //
 // All methods are safe for concurrent use. The type is comparable, usually a pointer:
-// breakers with equal storages share one connection state (Config.Storage). The name
-// of a circuit is untrusted: escape it. A name that CheckName refuses is an error. The
-// caller owns the slices of a returned Record. A storage may ignore ctx, because
-// Breaker enforces its own timeout.
+// breakers with equal storages detect outages together (Config.Storage). The name of a
+// circuit is untrusted: escape it. A name that CheckName refuses is an error. The caller
+// owns the slices of a returned Record. A storage may ignore ctx, because Breaker
+// enforces its own timeout.
+//
+// A storage may keep records for ever. It may also delete one an hour after its last
+// change and its last deadline (DueAt, RetryAt, those of Trials, Override.Until), unless
+// it has an override without an end. The circuit is then closed.
 //
 // Methods will never be added; optional methods are interfaces of their own.
 type Storage interface {

@@ -51,6 +51,25 @@ func TestAnOpenCircuitThatRedisLosesIsRestored(t *testing.T) {
 	}
 }
 
+// Nobody calls a circuit that is ready for a trial. Its record expires, and nobody restores
+// it: the shared circuit is closed then.
+// R23, R39.
+func TestAnOpenCircuitWithoutCallsClosesWhenItsRecordExpires(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	b := startBreaker(t, "prices", patiently(infuse.Config{ResetTimeout: 50 * time.Millisecond, Storage: host(t, server)}))
+	require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
+	require.Eventually(t, b.Ready, patience, pace)
+	require.Equal(t, infuse.StateOpen, b.State(), "without a call there is no trial")
+	life := server.Client().PTTL(t.Context(), pricesKey).Val()
+	require.Greater(t, life, 50*time.Minute)
+	require.LessOrEqual(t, life, time.Hour+50*time.Millisecond)
+
+	require.NoError(t, server.Client().PExpire(t.Context(), pricesKey, time.Millisecond).Err())
+	require.Eventually(t, func() bool { return b.State() == infuse.StateClosed }, patience, pace)
+	require.Equal(t, infuse.StateClosed, recordOf(t, b).State)
+}
+
 // A record was lost in the middle of calls: their outcomes are no errors, and
 // the circuit is not stuck.
 func TestARecordLostUnderCallsLeavesNothingStuck(t *testing.T) {

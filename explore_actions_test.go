@@ -289,7 +289,7 @@ func (w *world) act(a action, p, i int) *violation {
 				w.left.leave--
 			}
 			n := len(pr.calls)
-			_, change := pr.goesOn(i, w.now)
+			_, change := pr.resume(i, w.now)
 			if len(pr.calls) < n {
 				pr.reference.end(c.admission.trial, c.spell, OutcomeIgnored, w.now)
 			} else {
@@ -337,12 +337,12 @@ func (w *world) act(a action, p, i int) *violation {
 		pr.unanswered = append(pr.unanswered, m.change.Number)
 	case actLost:
 		w.change(p).lost = false
-		return w.step(p, func(r *replica) { r.unavailable(shellTrouble, w.now) })
+		return w.step(p, func(r *replica) { r.unavailable(shellStorageErr, w.now) })
 	case actUnanswered:
 		pr := w.change(p)
 		number := pr.unanswered[0]
 		pr.unanswered = pr.unanswered[1:]
-		return w.step(p, func(r *replica) { r.unanswered(number, shellTrouble, w.now) })
+		return w.step(p, func(r *replica) { r.unanswered(number, shellStorageErr, w.now) })
 	case actProbe:
 		w.change(p).down = false
 		return w.step(p, func(r *replica) { r.availableAgain() })

@@ -200,7 +200,7 @@ func (w *world) calmDown() *world {
 const calmStep = 50 * time.Millisecond
 
 // goesOn returns what is to be done next while all is calm; false if time is to pass.
-func (w *world) goesOn(o Outcome) (action, bool) {
+func (w *world) nextAction(o Outcome) (action, bool) {
 	if a, some := w.pending(); some {
 		return a, true
 	}
@@ -300,7 +300,7 @@ func (s *search) heals(w *world, at int32) {
 			total = time.Minute
 			continue
 		}
-		a, some := w.goesOn(OutcomeSuccess)
+		a, some := w.nextAction(OutcomeSuccess)
 		if !some {
 			w = w.passes()
 			continue
@@ -343,7 +343,7 @@ func (s *search) dies(w *world, at int32) {
 	var names []string
 	allReject := false
 	for steps := 0; steps < 3000 && w.now.Sub(began) < 6*reset; steps++ {
-		a, some := w.goesOn(OutcomeFailure)
+		a, some := w.nextAction(OutcomeFailure)
 		if some {
 			if s.found["I9"] < 2 {
 				names = append(names, "dead: "+w.at(w.now)+" "+w.describe(a))

@@ -108,7 +108,7 @@ func (w *world) start(p int) *violation {
 		return nil
 	}
 	if w.kind.readsLate && pr.incarnation > 0 {
-		return w.step(p, func(r *replica) { r.readFailed(shellTrouble, w.now) })
+		return w.step(p, func(r *replica) { r.readFailed(shellStorageErr, w.now) })
 	}
 	rec := w.load()
 	return w.step(p, func(r *replica) { r.hasRead(rec, 0, w.now) })

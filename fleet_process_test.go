@@ -80,7 +80,7 @@ func (p *simProcess) start() {
 		}
 	}, func() {
 		p.linkDown()
-		p.step(func(r *replica, now time.Time) { r.readFailed(simTrouble, now) })
+		p.step(func(r *replica, now time.Time) { r.readFailed(simStorageErr, now) })
 		if !ready {
 			ready = true
 			p.draw()
@@ -102,7 +102,7 @@ func (p *simProcess) crash(life int, after float64) {
 	p.after(after, p.start)
 }
 
-var simTrouble = (errors.New("the storage stands still"))
+var simStorageErr = (errors.New("the storage stands still"))
 
 // request sends a change or a read. late is called if there is no answer in time.
 func (p *simProcess) request(c *Change, answered func(Record), late func()) {
@@ -130,7 +130,7 @@ func (p *simProcess) send(c *request) {
 		if p.replica.attached() && p.replica.awaits(c.Number) {
 			p.linkDown()
 		}
-		p.step(func(r *replica, now time.Time) { r.unanswered(c.Number, simTrouble, now) })
+		p.step(func(r *replica, now time.Time) { r.unanswered(c.Number, simStorageErr, now) })
 	}
 	p.messages++
 	p.request(c.Change, func(rec Record) {
@@ -143,7 +143,7 @@ func (p *simProcess) linkDown() {
 		return
 	}
 	p.down, p.probes = true, 0
-	p.step(func(r *replica, now time.Time) { r.unavailable(simTrouble, now) })
+	p.step(func(r *replica, now time.Time) { r.unavailable(simStorageErr, now) })
 	p.probe()
 }
 
@@ -314,7 +314,7 @@ func (p *simProcess) call(fails bool) {
 		return
 	}
 	life, gone := p.life, false
-	goesOn := func() {
+	resume := func() {
 		if gone || p.life != life || !p.up {
 			return
 		}
@@ -322,9 +322,9 @@ func (p *simProcess) call(fails bool) {
 		p.step(func(r *replica, now time.Time) { a, d = r.resumed(a, now) })
 		p.run(a, d, fails)
 	}
-	p.waiting, p.awaited = goesOn, p.replica.enqueued
+	p.waiting, p.awaited = resume, p.replica.enqueued
 	if p.storage.pausesAt > 0 {
-		p.after(0.1, goesOn)
+		p.after(0.1, resume)
 	}
 }
 

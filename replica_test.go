@@ -12,31 +12,32 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The rules of a process are scripts in testdata/replica, one rule a file. A script
-// has one storage and any number of processes. Each command is followed by its
-// result: of a process, what the command has changed of what it knows, what it has to
-// report, and what its calls meet.
+// The rules of a process are scripts in testdata/replica, one rule a file. A script has
+// one storage and any number of processes. The indented lines after a command are its
+// results: of a process, the changed lines of its records, its pending reports and its
+// view. To write them anew:
 //
 //	go test -run TestReplica -update .
 //
-// writes the results anew. Commands end with their time, as those of testdata/state.
+// Commands end with their time, as those of testdata/state.
 //
 //	config FailMax=5 ResetTimeout=1s    of the processes that start later; StorageDown is a number
-//	start PROCESS [alone]               alone: without a storage. Else it has not read the record yet
+//	start PROCESS [alone]               it has not read the record. alone: without a storage
 //	read PROCESS                        it reads the record
 //	call PROCESS success|failure|ignored [open=2m]
-//	begin PROCESS CALL                  a call, or its end, alone
+//	begin PROCESS CALL                  a call begins
 //	end PROCESS CALL success|failure|ignored [open=2m]
-//	go PROCESS CALL                     the call that waited for a trial goes on
-//	store PROCESS                       the storage applies what the process sends
-//	answer PROCESS                      its answer arrives
+//	resume PROCESS CALL                 the call that waited for a trial resumes
+//	store PROCESS                       the storage applies the change of the process
+//	answer PROCESS                      the answer arrives
 //	send PROCESS                        both, until the process has nothing to send
 //	timeout PROCESS                     no answer arrived in time
-//	notify PROCESS                      it is notified of the record
-//	lost PROCESS, back PROCESS          the link to the storage
+//	notify PROCESS                      a notification with the record arrives
+//	unavailable PROCESS                 the process finds that the storage is unavailable
+//	available PROCESS                   the storage is available again
 //	set PROCESS closed|open|half-open   a manual change
 //	stop PROCESS
-//	wake PROCESS                        its timer
+//	wake PROCESS                        its timer fires
 //	storage COMMAND                     a command of testdata/state, of another process
 func TestReplica(t *testing.T) {
 	runScripts(t, "testdata/replica/*.txt", func() func(*testing.T, string) []string {
@@ -56,7 +57,7 @@ type replicaScript struct {
 type scriptProcess struct {
 	*shell
 	sent   *request // no answer yet
-	answer *Record  // the storage's, on its way
+	answer *Record  // in flight
 	calls  []string // the names of shell.calls
 	shown  []string
 }
@@ -89,35 +90,35 @@ func (s *replicaScript) run(t *testing.T, line string) (results []string) {
 		return p.changes()
 	}
 	require.NotNil(t, p, line)
-	says := func(what string) { results = append(results, what) }
+	result := func(text string) { results = append(results, text) }
 	switch words[0] {
 	case "read":
-		news := p.replica.received
-		p.step(s.now, func(r *replica) { r.hasRead(s.record.At(s.now), news, s.now) })
+		received := p.replica.received
+		p.step(s.now, func(r *replica) { r.hasRead(s.record.At(s.now), received, s.now) })
 	case "call", "begin":
 		runs := p.begin(s.now, cmpName(words[0] == "begin", what))
-		if says(runs); words[0] == "call" && runs == "runs" {
+		if result(runs); words[0] == "call" && runs == "runs" {
 			p.end(len(p.calls)-1, outcomeOf(t, what), option(t, words[3], "open"), s.now)
 		}
 	case "end":
 		p.end(p.named(t, what), outcomeOf(t, words[3]), option(t, words[4], "open"), s.now)
-	case "go":
+	case "resume":
 		i := p.named(t, what)
 		p.calls = slices.Delete(p.calls, i, i+1)
-		runs, q := p.goesOn(i, s.now)
+		runs, q := p.resume(i, s.now)
 		if p.take(q); runs {
 			p.calls = append(p.calls, what)
-			says("runs")
+			result("runs")
 		} else {
-			says("rejected")
+			result("rejected")
 		}
 	case "store":
-		says(s.store(t, p))
+		result(s.store(t, p))
 	case "answer":
 		p.receive(s.now)
 	case "send":
 		for p.sent != nil {
-			says(s.store(t, p))
+			result(s.store(t, p))
 			p.receive(s.now)
 		}
 	case "timeout":
@@ -126,9 +127,9 @@ func (s *replicaScript) run(t *testing.T, line string) (results []string) {
 		p.take(p.step(s.now, func(r *replica) { r.unanswered(q.Number, errShellStorage, s.now) }))
 	case "notify":
 		p.take(p.step(s.now, func(r *replica) { r.notified(s.record.At(s.now), s.now) }))
-	case "lost":
+	case "unavailable":
 		p.take(p.step(s.now, func(r *replica) { r.unavailable(errShellStorage, s.now) }))
-	case "back":
+	case "available":
 		p.take(p.step(s.now, func(r *replica) { r.availableAgain() }))
 	case "set":
 		p.take(p.step(s.now, func(r *replica) { r.manual(Change{By: name, Manual: &ManualState{stateOf(t, what)}}, s.now) }))
@@ -142,7 +143,7 @@ func (s *replicaScript) run(t *testing.T, line string) (results []string) {
 	return append(results, p.changes()...)
 }
 
-// cmpName is the name of a call that has one.
+// cmpName returns the name of a call that has one.
 func cmpName(named bool, name string) string {
 	if named {
 		return name
@@ -150,7 +151,7 @@ func cmpName(named bool, name string) string {
 	return ""
 }
 
-// take notes what the process sends.
+// take keeps the request that the process sends.
 func (p *scriptProcess) take(q *request) {
 	if q != nil {
 		p.sent = q
@@ -180,32 +181,32 @@ func (p *scriptProcess) end(i int, o Outcome, openFor time.Duration, now time.Ti
 
 func (p *scriptProcess) named(t *testing.T, name string) int {
 	i := slices.Index(p.calls, name)
-	require.GreaterOrEqual(t, i, 0, "there is no call %s", name)
+	require.GreaterOrEqual(t, i, 0, "no call %s", name)
 	return i
 }
 
-// store has the storage apply what a process has sent.
+// store applies the change of a process.
 func (s *replicaScript) store(t *testing.T, p *scriptProcess) string {
 	require.NotNil(t, p.sent, "nothing was sent")
 	verdict := "read"
 	if p.sent.Number > 0 {
 		var v Verdict
 		s.record, v = s.record.Apply(*p.sent.Change, s.now)
-		verdict = []string{"refused", "applied", "moved"}[v]
+		verdict = []string{"refused", "applied", "changed"}[v]
 	}
 	answer := s.record.At(s.now).withoutNumbers()
 	p.answer = &answer
 	return "storage: " + verdict + ": " + s.text()
 }
 
-// receive has the answer arrive.
+// receive delivers the answer.
 func (p *scriptProcess) receive(now time.Time) {
 	q := p.sent
 	p.sent = nil
 	p.take(p.step(now, func(r *replica) { r.answered(q, *p.answer, now) }))
 }
 
-// changes returns the lines about a process that are others than before.
+// changes returns the lines about a process that differ from the last ones.
 func (p *scriptProcess) changes() (changed []string) {
 	now := p.lines()
 	for i, line := range now {
@@ -217,12 +218,12 @@ func (p *scriptProcess) changes() (changed []string) {
 	return changed
 }
 
-// lines are what a process knows, what it has to report, and what its calls meet.
+// lines returns the records, pending reports and view of a process.
 func (p *scriptProcess) lines() []string {
 	r := &p.replica
-	standIn := "none"
+	adopted := "none"
 	if r.adopted != nil {
-		standIn = textOfRecord(r.adopted)
+		adopted = textOfRecord(r.adopted)
 	}
 	process := []string{}
 	add := func(is bool, format string, args ...any) {
@@ -246,17 +247,17 @@ func (p *scriptProcess) lines() []string {
 	} else if r.out.inFlight {
 		outbox = append(outbox, "a read is in flight")
 	}
-	calls := []string{"run", "are rejected", "ask"}[p.view.admits]
+	calls := []string{"run", "are rejected", "may become trials"}[p.view.admits]
 	if p.view.quiet {
 		calls += ", and successes are not reported"
 	}
 	return []string{
-		"local: " + textOfRecord(&r.local), "shared: " + textOfRecord(r.shared), "stands in: " + standIn,
-		"process: " + strings.Join(process, ", "), "to report: " + strings.Join(outbox, "; "), "calls: " + calls,
+		"local: " + textOfRecord(&r.local), "shared: " + textOfRecord(r.shared), "adopted: " + adopted,
+		"process: " + strings.Join(process, ", "), "pending: " + strings.Join(outbox, "; "), "calls: " + calls,
 	}
 }
 
-// textOfChange is what a change reports.
+// textOfChange returns the reports of a change.
 func textOfChange(c *Change) string {
 	parts := []string{}
 	add := func(is bool, format string, args ...any) {
@@ -269,7 +270,7 @@ func textOfChange(c *Change) string {
 	calls := sum(c.Counted)
 	add(calls.Calls > 0, "%d calls of which %d failed", calls.Calls, calls.Failures)
 	add(c.OpenFor > 0, "open for %v", c.OpenFor)
-	add(c.RequestTrial != "", "asks for trial %s", c.RequestTrial)
+	add(c.RequestTrial != "", "requests trial %s", c.RequestTrial)
 	for _, ended := range c.Settled {
 		add(true, "trial %s %v", ended.ID, ended.Outcome)
 	}
@@ -285,7 +286,7 @@ func textOfChange(c *Change) string {
 // setField sets a plain field by its name.
 func setField(t *testing.T, config *Config, name, value string) {
 	field := reflect.ValueOf(config).Elem().FieldByName(name)
-	require.True(t, field.IsValid(), "there is no %s", name)
+	require.True(t, field.IsValid(), "unknown field %s", name)
 	switch {
 	case field.Type() == reflect.TypeFor[time.Duration]():
 		field.SetInt(int64(durationOf(t, value)))

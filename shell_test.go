@@ -6,11 +6,9 @@ import (
 	"time"
 )
 
-// shell is what a circuit and its Breaker do around a replica, without locks,
-// goroutines and a real clock: the view, the timer, the calls and the waiters. It
-// is shared by all tests that drive the pure core.
-//
-// A shell can be copied by clone: then both go on independently.
+// shell is the part of a Breaker around its replica, without locks, goroutines and a
+// real clock: the view, the timer, the calls and the waiters. All tests of the pure core
+// share it.
 type shell struct {
 	replica replica
 	view    *view
@@ -18,17 +16,17 @@ type shell struct {
 	armed   time.Time // when the timer fires; zero if it does not
 	calls   []shellCall
 	waits   []shellWait
-	random  uint64 // what the replica's random numbers start from at each step; 0: they go on
+	random  uint64 // the state of the random number generator at each step; 0: it continues
 }
 
 // shellCall is a call that was admitted, or that waits for a trial.
 type shellCall struct {
 	admission admission
-	waits     bool // for the storage's answer about its trial
+	waits     bool // for the answer to its trial request
 	number    uint64
-	decided   bool // it need not wait any longer
+	decided   bool // it waits no longer
 	until     time.Time
-	spell     int // of the reference that admitted it
+	spell     int // of the reference breaker that admitted it
 }
 
 // shellWait is a caller that waits until its outcome is acknowledged.
@@ -46,11 +44,11 @@ const (
 var (
 	errShellCall    = errors.New("the service failed")
 	errShellStorage = errors.New("the storage did not answer")
-	shellTrouble    = error(errShellStorage)
+	shellStorageErr = error(errShellStorage)
 	shellCause      = keepCause(errShellCall)
 )
 
-// newShell returns a process that has not read its record yet.
+// newShell returns a process that has not read the record.
 func newShell(s *settings, source string, linked bool, random uint64, now time.Time) *shell {
 	h := &shell{replica: newReplica(s, source, linked, random), random: random}
 	h.step(now, func(*replica) {})
@@ -64,7 +62,7 @@ func (h *shell) clone() *shell {
 	return &c
 }
 
-// clone returns a replica that shares nothing with r that either writes to.
+// clone returns a copy: later writes to one do not change the other.
 func (r *replica) clone() replica {
 	c := *r
 	if r.episode == noEpisode {
@@ -75,8 +73,8 @@ func (r *replica) clone() replica {
 	c.episode = &episode
 	c.leases = slices.Clone(r.leases)
 	if r.adopted != nil {
-		standIn := *r.adopted
-		c.adopted = &standIn
+		adopted := *r.adopted
+		c.adopted = &adopted
 	}
 	c.local.Window.Buckets = slices.Clone(r.local.Window.Buckets)
 	c.out.counted.Buckets = slices.Clone(r.out.counted.Buckets)
@@ -84,7 +82,7 @@ func (r *replica) clone() replica {
 	return c
 }
 
-// step gives the replica an input, and returns what is to be sent: nil if nothing.
+// step gives the replica an input, and returns the request to send, or nil.
 func (h *shell) step(now time.Time, input func(r *replica)) *request {
 	r := &h.replica
 	if h.random != 0 {
@@ -130,10 +128,10 @@ func (h *shell) setQuiet(quiet bool) {
 	h.view = h.view.twin
 }
 
-// wake is the timer.
+// wake is called when the timer fires.
 func (h *shell) wake(now time.Time) *request { return h.step(now, func(*replica) {}) }
 
-// call begins a call. It returns whether it was admitted or waits: then it is the
+// call begins a call. It returns whether the call was admitted or waits, and is now the
 // last of calls.
 func (h *shell) call(now time.Time) (runs bool, change *request) {
 	switch h.view.admits {
@@ -145,7 +143,7 @@ func (h *shell) call(now time.Time) (runs bool, change *request) {
 	}
 	var c shellCall
 	var d decision
-	asks := func(r *replica) {
+	arrive := func(r *replica) {
 		if c.admission, d = r.arrived(now); d == waits {
 			c.waits, c.number, c.until = true, r.enqueued, now.Add(shellStorageTimeout)
 		}
@@ -153,15 +151,15 @@ func (h *shell) call(now time.Time) (runs bool, change *request) {
 			h.calls = append(h.calls, c)
 		}
 	}
-	change = h.step(now, asks)
+	change = h.step(now, arrive)
 	if d == admits {
 		h.calls[len(h.calls)-1].admission.view = h.view
 	}
 	return d != rejects, change
 }
 
-// goesOn lets the call of that index go on, which has waited for its trial.
-func (h *shell) goesOn(i int, now time.Time) (runs bool, change *request) {
+// resume resumes the call of that index, which waited for its trial.
+func (h *shell) resume(i int, now time.Time) (runs bool, change *request) {
 	c := h.calls[i]
 	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
 	var d decision
@@ -176,7 +174,7 @@ func (h *shell) goesOn(i int, now time.Time) (runs bool, change *request) {
 // end ends the call of that index.
 func (h *shell) end(i int, o Outcome, now time.Time) (change *request) { return h.endFor(i, o, 0, now) }
 
-// endFor ends a call whose service has asked for a pause (Retry-After).
+// endFor ends a call whose response has a Retry-After.
 func (h *shell) endFor(i int, o Outcome, openFor time.Duration, now time.Time) (change *request) {
 	c := h.calls[i]
 	h.calls = slices.Delete(slices.Clone(h.calls), i, i+1)
@@ -203,8 +201,8 @@ func (h *shell) endFor(i int, o Outcome, openFor time.Duration, now time.Time) (
 	return change
 }
 
-// randomBefore returns a state of a replica's random numbers whose next one is
-// about roll: it undoes what replica.roll does.
+// randomBefore returns a state of the random number generator whose next number is about
+// roll: it inverts replica.roll.
 func randomBefore(roll float64) uint64 {
 	unshift := func(z uint64, n uint) uint64 {
 		x := z

@@ -15,34 +15,34 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The rules of a record are scripts in testdata/state, one rule a file. Each
-// command is followed by its result, indented:
+// The rules of a record are scripts in testdata/state, one rule a file. The indented
+// lines after a command are its results. To write them anew:
 //
 //	go test -run TestState -update .
 //
-// writes the results anew. A command ends with the time at which it happens, if
-// that is not the time of the one before: "at 10ms". The senders are a, b, c…;
-// each knows the present record unless it is said what it knows.
+// A command ends with its time, for example "at 10ms", if that differs from the time of
+// the command before. The senders are a, b, c…; each has seen the present record, unless
+// "seen" says otherwise.
 //
 //	limits [SENDER] FailMax=5 Suspicion=50ms …  of this sender; of all without one
 //	apply SENDER fffs [open=2m]                 outcomes, oldest first: f failed, s succeeded
 //	count SENDER 10 4                           10 calls of which 4 failed, for the failure rate
-//	ask SENDER ID                               for a trial
+//	request SENDER ID                           a trial
 //	settle SENDER ID success|failure|ignored [open=2m]
-//	move SENDER closed|open|half-open
+//	set SENDER closed|open|half-open
 //	override SENDER closed|open [for=1h]
-//	clear SENDER                                the override
+//	clear SENDER                                removes the override
 //	evaluate SENDER                             a change that reports nothing
 //	again                                       the last change once more, as after a lost answer
-//	waits SENDER                                what the record makes this sender wait for
+//	waits SENDER                                until when this sender may run no trial
 //	show                                        the record
-//	keep NAME                                   the record by this name, for
-//	back NAME                                   the storage has that record again, as after a failover
-//	knows SENDER NAME                           the sender knows no more than that record
-//	lose                                        the storage has no record
-//	later 1h                                    all times of the record are later: the clock of the storage was set back
-//	rewrite                                     the record as another process reads it
-//	read JSON                                   a record as it is stored
+//	keep NAME                                   keeps the record under this name
+//	failover NAME                               the storage has that record again
+//	seen SENDER NAME                            that record is the last one that the sender received
+//	lose                                        the storage loses the record
+//	later 1h                                    all times of the record are later: the storage's clock was set back
+//	rewrite                                     encodes and parses the record
+//	read JSON                                   parses a record
 var updateScripts = goflag.Bool("update", false, "write the results of testdata/state anew")
 
 func TestState(t *testing.T) {
@@ -68,20 +68,20 @@ func runScripts(t *testing.T, pattern string, begin func() (run func(t *testing.
 	}
 }
 
-// script is what a script has come to.
+// script is the state of a script.
 type script struct {
 	now     time.Time
 	record  Record
 	limits  map[string]Limits
 	kept    map[string]Record
-	knows   map[string]string
+	seen    map[string]string
 	numbers uint64
 	last    Change
 }
 
 func newScript() *script {
 	return &script{
-		now: noon, limits: map[string]Limits{"": asking}, kept: map[string]Record{"nothing": {}}, knows: map[string]string{},
+		now: noon, limits: map[string]Limits{"": usual}, kept: map[string]Record{"nothing": {}}, seen: map[string]string{},
 	}
 }
 
@@ -89,7 +89,7 @@ func runScript(t *testing.T, text string, run func(t *testing.T, line string) []
 	var out strings.Builder
 	for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		switch {
-		case strings.HasPrefix(line, "    "): // a result of before
+		case strings.HasPrefix(line, "    "): // an old result
 			continue
 		case line == "" || line[0] == '#':
 			fmt.Fprintln(&out, line)
@@ -139,10 +139,10 @@ func (s *script) run(t *testing.T, line string) []string {
 	case "keep":
 		s.kept[who] = s.record
 		return nil
-	case "knows":
-		s.knows[who] = what
+	case "seen":
+		s.seen[who] = what
 		return nil
-	case "lose", "back":
+	case "lose", "failover":
 		s.record = s.kept[cmp.Or(who, "nothing")]
 		return []string{s.text()}
 	case "later":
@@ -170,11 +170,11 @@ func (s *script) run(t *testing.T, line string) []string {
 		c.OpenFor = option(t, how, "open")
 	case "count":
 		c.Counted = []Bucket{{Start: s.now, Calls: numberOf(t, what), Failures: numberOf(t, how)}}
-	case "ask":
+	case "request":
 		c.RequestTrial = what
 	case "settle":
 		c.Settled = []Settlement{{what, outcomeOf(t, how), option(t, words[4], "open")}}
-	case "move":
+	case "set":
 		c.Manual = &ManualState{stateOf(t, what)}
 	case "override":
 		c.Override = &Override{State: stateOf(t, what), By: who, Reason: "maintenance"}
@@ -191,14 +191,14 @@ func (s *script) run(t *testing.T, line string) []string {
 		s.numbers++
 		c.Number, c.Limits, c.By, c.Cause = s.numbers, s.limitsOf(who), who, "refused"
 		c.Seen = s.record
-		if name, is := s.knows[who]; is {
+		if name, is := s.seen[who]; is {
 			c.Seen = s.kept[name]
 		}
 		s.last = c
 	}
 	var verdict Verdict
 	s.record, verdict = s.record.Apply(c, s.now)
-	return []string{[]string{"refused", "applied", "moved"}[verdict] + ": " + s.text()}
+	return []string{[]string{"refused", "applied", "changed"}[verdict] + ": " + s.text()}
 }
 
 func (s *script) limitsOf(who string) Limits {
@@ -208,12 +208,12 @@ func (s *script) limitsOf(who string) Limits {
 	return s.limits[""]
 }
 
-// clockOf is a time as scripts have it.
+// clockOf returns a time in the form of scripts.
 func clockOf(at time.Time) string { return at.Sub(noon).Round(time.Millisecond).String() }
 
 func (s *script) text() string { return textOfRecord(&s.record) }
 
-// textOfRecord is a record in one line.
+// textOfRecord returns a record in one line.
 func textOfRecord(r *Record) string {
 	parts := []string{r.State.String()}
 	add := func(is bool, format string, args ...any) {
@@ -303,7 +303,7 @@ func stateOf(t *testing.T, text string) State {
 			return s
 		}
 	}
-	require.FailNow(t, "no state", text)
+	require.FailNow(t, "unknown state", text)
 	return 0
 }
 
@@ -313,18 +313,18 @@ func outcomeOf(t *testing.T, text string) Outcome {
 			return o
 		}
 	}
-	require.FailNow(t, "no outcome", text)
+	require.FailNow(t, "unknown outcome", text)
 	return 0
 }
 
-// What the tests of records share.
+// Helpers of the tests of records.
 
 // long reports whether tests may take minutes.
 func long() bool { return os.Getenv("CI") == "true" }
 
 var (
-	noon   = time.UnixMilli(1_700_000_000_000)
-	asking = Limits{FailMax: 5, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: 30 * time.Second, Suspicion: 50 * time.Millisecond}
+	noon  = time.UnixMilli(1_700_000_000_000)
+	usual = Limits{FailMax: 5, ResetTimeout: time.Minute, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: 30 * time.Second, Suspicion: 50 * time.Millisecond}
 )
 
 func after(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
@@ -338,7 +338,7 @@ func calls(limits Limits, outcomes string) Change {
 	return c
 }
 
-// then applies a change of a sender that is up to date.
+// then applies a change of a sender that has seen the record.
 func (r Record) then(c Change, now time.Time) Record {
 	c.Seen, c.Counted = r, slices.Clone(c.Counted)
 	for i := range c.Counted {
@@ -362,6 +362,6 @@ func TestGrownWithoutAResetTimeout(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(time.Second):
-		t.Fatal("an endless loop")
+		t.Fatal("Apply does not return")
 	}
 }

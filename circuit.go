@@ -378,8 +378,9 @@ func (b *Breaker) observed(rec Record) {
 
 // announced is called with a notice of the storage. It returns whether the record is
 // to be read.
-func (b *Breaker) announced(n notice, generation int64) (reads bool) {
-	b.step(func(r *replica, _ time.Time) { reads = r.noticed(n, generation) })
+func (b *Breaker) announced(n notice) (reads bool) {
+	b.step(func(r *replica, _ time.Time) { reads = r.noticed(n) })
+	b.tellAside()
 	return reads
 }
 

@@ -318,7 +318,7 @@ func (w *world) act(a action, p, i int) *violation {
 			return nil
 		}
 		return w.step(p, func(r *replica) {
-			if r.noticed(push.notice, push.record.Generation) {
+			if r.noticed(push.notice) {
 				r.notified(*push.record, w.now)
 			}
 		})

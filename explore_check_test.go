@@ -130,7 +130,7 @@ func (w *world) check() *violation {
 			if pr.dead || !pr.replica.attached() {
 				continue
 			}
-			if known := pr.replica.shared.at(w.now); !isEnough(known, &kept) && (known.Generation != kept.Generation || !sameRecord(known, &kept) || !slices.EqualFunc(known.Trials, kept.Trials, func(a, b Trial) bool { return a.ID == b.ID && a.Stale == b.Stale })) {
+			if known := pr.replica.shared.at(w.now); !pr.replica.isEnough(known, &kept) && (known.Generation != kept.Generation || !sameRecord(known, &kept) || !slices.EqualFunc(known.Trials, kept.Trials, func(a, b Trial) bool { return a.ID == b.ID && a.Stale == b.Stale })) {
 				return violates("I7", "everything is delivered, and %c has %s, not %s", 'a'+p, w.show(known), w.show(&kept))
 			}
 		}
@@ -140,9 +140,9 @@ func (w *world) check() *violation {
 
 // isEnough reports whether a process need not know more of a closed record: its next
 // success is reported if the circuit is suspect.
-func isEnough(known, kept *Record) bool {
+func (r *replica) isEnough(known, kept *Record) bool {
 	return known.State == StateClosed && kept.State == StateClosed && known.Generation < kept.Generation && !known.hasEvidence() && !kept.Rated &&
-		known.Since == kept.Since && known.Manual == kept.Manual && (known.Failures > 0 || !kept.scored())
+		known.Since == kept.Since && known.Manual == kept.Manual && (r.awaitsSuccess() || !kept.scored())
 }
 
 // rejectsRightly checks that a process rejects only if its own last call failed, or

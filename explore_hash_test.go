@@ -209,7 +209,7 @@ func (e *encoder) process(pr *process) {
 		e.time(r.retryAt, now, 1)
 		e.byte(byte(min(r.attempts, 6)))
 	}
-	e.generations(r.removedOverride)
+	e.generations(r.removedOverride, r.out.suspicion)
 	e.time(pr.armed, now, 1)
 	if pr.down {
 		e.time(pr.probeAt, now, 1)
@@ -240,7 +240,8 @@ func (e *encoder) process(pr *process) {
 	}
 	e.byte(254)
 	for _, push := range pr.pushes {
-		e.byte(byte(push.notice))
+		e.byte(byte(push.notice.kind))
+		e.generations(push.notice.suspicion)
 		e.record(push.record, now)
 	}
 	e.byte(byte(pr.tally))
@@ -404,7 +405,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 			"credit random ids received changes enqueued sentUpTo acknowledged",
 		reflect.TypeFor[episode](): "out leases formerSource cause storageErr detachedAt retryAt attempts removedOverride adopted",
 		reflect.TypeFor[draft]():   "Settled Calls OpenFor Manual Override RequestTrial",
-		reflect.TypeFor[outbox]():  "sent inFlight next counted delayUntil checkAt",
+		reflect.TypeFor[outbox]():  "sent inFlight next counted delayUntil checkAt suspicion",
 		reflect.TypeFor[lease]():   "id phase outcome endedAt",
 	} {
 		var names []string

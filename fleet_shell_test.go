@@ -267,7 +267,7 @@ func (s *simulation) make(c *Change) Record {
 		stale := s.suspected
 		s.after(s.storage.failsOver, func() {
 			s.record = stale
-			s.notify(noticeChanged, stale) // those who watch read it as soon as they are connected
+			s.notify(notice{noticeChanged, stale.Generation, 0}, stale) // those who watch read it as soon as they are connected
 		})
 	}
 	return rec
@@ -278,7 +278,7 @@ func (s *simulation) notify(n notice, rec Record) {
 		for _, p := range s.all {
 			if p.up && (s.storage.lost == 0 || s.roll.Float64() >= s.storage.lost) {
 				p.step(func(r *replica, now time.Time) {
-					if r.noticed(n, rec.Generation) {
+					if r.noticed(n) {
 						r.notified(rec, now)
 					}
 				})

@@ -133,9 +133,9 @@ func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 	}
 	var stop func()
 	if s, ok := l.storage.(announcer); ok && s.announces() == l.storage { // not a storage in another one, which has a Watch of its own
-		stop = s.watchAnnounced(name, observed, func(n notice, generation int64) (reads bool) {
+		stop = s.watchAnnounced(name, observed, func(n notice) (reads bool) {
 			c := c.Value()
-			return c != nil && c.announced(n, generation)
+			return c != nil && c.announced(n)
 		})
 	} else {
 		stop = l.storage.Watch(name, observed)

@@ -50,7 +50,7 @@ var mutantsOfTheExplorer = []mutant{
 	{"R38", "a detached process wakes up to try again", "replica.wakeAt", `f(r.retryAt)`, ``},
 	{"R12", "a process that restarts reads the record before it reports", "replica.prepare", `r.received == 0 && a && b && c`, `false`},
 	{"R12", "and does not report once more what may be on record", "replica.limitEvidence", `r.out.next.Calls, r.out.next.OpenFor = a, b`, ``},
-	{"R15", "a notice of a suspicion has the next success reported", "replica.noticed", `max(1, x.Failures)`, `x.Failures`},
+	{"R15", "a notice of a suspicion has the next success reported", "replica.noticed", `r.out.suspicion = n.generation`, ``},
 	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
 }
 

@@ -24,6 +24,7 @@ type outbox struct {
 	counted    Window    // for the failure rate
 	delayUntil time.Time // until then successes alone wait, and counted calls while the failure rate is evaluated
 	checkAt    time.Time // when to send a change that finds lost data; zero: not
+	suspicion  int64     // the generation of a suspicion that it was notified of and has not read (R15); 0: none
 }
 
 // draft has what the next change reports.
@@ -48,7 +49,7 @@ func (d *draft) acts() bool {
 // empty reports whether there is nothing to report and no answer to wait for.
 func (o *outbox) empty() bool {
 	next := &o.next
-	return o.sent == nil && !o.inFlight && len(o.counted.Buckets) == 0 && o.delayUntil.IsZero() && o.checkAt.IsZero() &&
+	return o.sent == nil && !o.inFlight && len(o.counted.Buckets) == 0 && o.delayUntil.IsZero() && o.checkAt.IsZero() && o.suspicion == 0 &&
 		next.Calls == (Calls{}) && next.OpenFor == 0 && !next.acts()
 }
 
@@ -139,10 +140,11 @@ func (r *replica) sendsRate() bool {
 }
 
 // awaitsSuccess reports whether a success is evidence: there is a score, or there are
-// consecutive failures on record or in pending reports (R10).
+// consecutive failures on record or in pending reports (R10). After the notice of a
+// suspicion there may be.
 func (r *replica) awaitsSuccess() bool {
 	return r.shared.scored() || r.shared.State == StateClosed && r.settings.streakCounts() &&
-		(r.shared.Failures > 0 || r.out.next.Calls.Failures > 0 || r.out.sentCalls().Failures > 0)
+		(r.shared.Failures > 0 || r.out.suspicion > 0 || r.out.next.Calls.Failures > 0 || r.out.sentCalls().Failures > 0)
 }
 
 // add appends an outcome.
@@ -174,7 +176,7 @@ func (r *replica) outgoing(now time.Time) *request {
 	case !r.prepare(now) && r.storageErr == nil:
 		return nil
 	}
-	r.out.inFlight = true
+	r.out.inFlight, r.out.suspicion = true, 0
 	if r.out.sent == nil {
 		return &request{new(Change), r.received}
 	}

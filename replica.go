@@ -642,31 +642,28 @@ func (r *replica) notified(rec Record, now time.Time) {
 }
 
 // noticed is an input: a message reports that a suspicion began in a generation, or
-// was dismissed. It may be forged (R42). It returns whether the record must be read.
+// was dismissed. It returns whether the record must be read.
 //
-// A process whose last call succeeded need not read a new suspicion. It now has
-// failures on record, so it reports its next success, and the answer contains the
-// record.
-func (r *replica) noticed(n notice, generation int64) (reads bool) {
-	rec := *r.shared
+// The message may be forged: it changes no record (R42). A process whose last call
+// succeeded need not read a new suspicion. It reports its next success, and the answer
+// contains the record. If the suspicion is dismissed before that, it reports nothing.
+func (r *replica) noticed(n notice) (reads bool) {
+	rec := r.shared
 	switch {
-	case n == noticeChanged:
+	case n.kind == noticeChanged:
 		return true
-	case generation == rec.Generation:
+	case n.generation == rec.Generation:
 		return false
-	case generation < rec.Generation || r.received == 0 || !r.attached() || r.stopped || r.failing || r.local.State != StateClosed ||
+	case n.generation < rec.Generation || r.received == 0 || !r.attached() || r.stopped || r.failing || r.inherited || r.local.State != StateClosed ||
 		rec.State != StateClosed || rec.hasEvidence() || !r.settings.streakCounts():
 		return true
-	case n == noticeSuspect:
-		rec.Failures = max(1, rec.Failures)
-	case r.out.inFlight: // its answer may contain the suspicion
+	case n.kind == noticeSuspect:
+		r.out.suspicion = n.generation
+		return false
+	case n.suspicion != r.out.suspicion || r.out.inFlight: // its answer may contain the suspicion
 		return true
-	default:
-		rec.Failures = 0
 	}
-	if r.shared = &rec; rec.isNew() {
-		r.shared = &closed
-	}
+	r.out.suspicion = 0
 	return false
 }
 
@@ -748,6 +745,9 @@ func (r *replica) receive(rec Record, now time.Time) {
 		r.shared = &rec
 	}
 	r.out.checkAt = time.Time{}
+	if rec.Generation >= r.out.suspicion {
+		r.out.suspicion = 0
+	}
 	// A manual change from before this process started matters only while it lasts.
 	manual := rec.Manual > before.Manual && (!first || rec.Override != nil || rec.State != StateClosed && !rec.hasEvidence())
 	if manual || !first && rec.Since > before.Since && rec.State == StateClosed {

@@ -312,38 +312,87 @@ func TestANoticeOfASuspicionHasTheNextSuccessReported(t *testing.T) {
 	attached := func(cfg Config) *replica {
 		cfg.Storage = NewMemoryStorage()
 		s, err := newSettings(cfg)
-		assert.NoError(t, err)
+		require.NoError(t, err)
 		r := newReplica(s, "a", true, 1)
 		r.hasRead(Record{}, 0, start)
 		return &r
 	}
+	changed, suspect := notice{noticeChanged, 7, 0}, notice{noticeSuspect, 7, 0}
+	dismissed := notice{noticeDismissed, 8, 7}
 	r := attached(Config{})
 	assert.False(t, r.awaitsSuccess())
-	assert.True(t, r.noticed(noticeChanged, 7), "everything else is read")
-	assert.False(t, r.noticed(noticeSuspect, 7))
+	assert.True(t, r.noticed(changed), "everything else is read")
+	assert.False(t, r.noticed(suspect))
 	assert.True(t, r.awaitsSuccess())
-	assert.False(t, r.noticed(noticeDismissed, 8))
+	assert.False(t, r.noticed(dismissed))
 	assert.False(t, r.awaitsSuccess())
 	assert.Same(t, &closed, r.shared, "nothing is kept of it")
 
+	assert.False(t, r.noticed(suspect))
+	assert.True(t, r.noticed(notice{noticeDismissed, 9, 6}), "another suspicion, perhaps of another database")
+	assert.True(t, r.awaitsSuccess())
+
+	q := attached(Config{})
+	assert.False(t, q.noticed(suspect))
+	a := admission{}
+	q.ended(&a, result{}, start)
+	sent := q.outgoing(start)
+	require.NotNil(t, sent)
+	assert.Equal(t, Calls{Successes: 1}, sent.Calls)
+	assert.Zero(t, q.ended(&a, result{}, start), "one report is enough")
+	assert.True(t, q.noticed(dismissed), "the answer may have the suspicion")
+	q.answered(sent, Record{}, start)
+	assert.Nil(t, q.outgoing(start))
+	assert.False(t, q.awaitsSuccess(), "there is no suspicion")
+
 	r.failing = true
-	assert.True(t, r.noticed(noticeSuspect, 7), "a process that fails reads: the shared circuit may reject its calls")
-	r.failing = false
-	r.out.inFlight = true
-	assert.True(t, r.noticed(noticeDismissed, 8), "the answer may have the suspicion")
-	r.out.inFlight = false
+	assert.True(t, r.noticed(suspect), "a process that fails reads: the shared circuit may reject its calls")
+	r.failing, r.inherited = false, true
+	assert.True(t, r.noticed(suspect), "so does one that takes the evidence for its own: a dismissal concerns it")
+	r.inherited = false
 
 	r.receive(Record{Generation: 9, Failures: 5, Threshold: 5, Score: 5, SuspectAt: start}, start)
-	assert.False(t, r.noticed(noticeSuspect, 9), "it is known")
-	assert.True(t, r.noticed(noticeSuspect, 8), "older than what is known: the storage may have lost something")
-	assert.True(t, r.noticed(noticeDismissed, 10), "who knows the suspicion reads that it is over")
+	assert.False(t, r.noticed(notice{noticeSuspect, 9, 0}), "it is known")
+	assert.True(t, r.noticed(notice{noticeSuspect, 8, 0}), "older than what is known: the storage may have lost something")
+	assert.True(t, r.noticed(notice{noticeDismissed, 10, 9}), "who knows the suspicion reads that it is over")
 
 	r = attached(Config{FailureRate: 0.5})
-	assert.True(t, r.noticed(noticeSuspect, 7), "successes are no evidence of its own")
+	assert.True(t, r.noticed(suspect), "successes are no evidence of its own")
 
 	r = attached(Config{})
 	r.detach(errStorageTimeout, start)
-	assert.True(t, r.noticed(noticeSuspect, 7), "a detached process reads")
+	assert.True(t, r.noticed(suspect), "a detached process reads")
+}
+
+// A notice may be anybody's, or late: nothing is taken from it for a fact.
+// R42.
+func TestANoticeChangesNothingThatIsKnown(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	s, err := newSettings(Config{Storage: NewMemoryStorage()})
+	require.NoError(t, err)
+	for _, known := range []Record{
+		{},
+		{Generation: 5, Failures: 3},
+		{Generation: 5, Failures: 5, Threshold: 5, Score: 5, SuspectAt: start},
+		{Generation: 5, Since: 5, State: StateOpen, SuspectAt: start, DueAt: start.Add(time.Minute)},
+	} {
+		r := newReplica(s, "a", true, 1)
+		r.hasRead(Record{}, 0, start)
+		r.notified(known, start)
+		r.receive(known, start)
+		r.inherited = false
+		before, local := *r.shared, r.local
+		awaited := r.awaitsSuccess()
+		for _, generation := range []int64{1, 5, 6, forever} {
+			for _, n := range []notice{{noticeDismissed, generation, 4}, {noticeDismissed, generation, 5}, {noticeSuspect, generation, 0}, {noticeChanged, generation, 0}} {
+				r.noticed(n)
+				assert.Equal(t, before, *r.shared, "%v", n)
+				assert.Equal(t, local, r.local, "%v", n)
+				assert.True(t, r.awaitsSuccess() || !awaited, "%v: a success that is evidence is reported", n)
+				assert.False(t, r.failing)
+			}
+		}
+	}
 }
 
 func TestNoticesOfRecords(t *testing.T) {
@@ -356,7 +405,7 @@ func TestNoticesOfRecords(t *testing.T) {
 	rated := Record{Generation: 2, Rated: true}
 	for _, c := range []struct {
 		before, after Record
-		want          notice
+		want          noticeKind
 	}{
 		{calm, suspect, noticeSuspect},
 		{suspect, dismissed, noticeDismissed},
@@ -367,15 +416,14 @@ func TestNoticesOfRecords(t *testing.T) {
 		{open, dismissed, noticeChanged},
 	} {
 		n := c.after.notice(&c.before)
-		assert.Equal(t, c.want, n, "%v after %v", c.after, c.before)
-		got, generation := parseNotice(formatNotice(n, c.after.Generation))
-		assert.Equal(t, n, got)
-		if n != noticeChanged {
-			assert.Equal(t, c.after.Generation, generation)
-		}
+		assert.Equal(t, c.want, n.kind, "%v after %v", c.after, c.before)
+		assert.Equal(t, c.after.Generation, n.generation)
+		assert.Equal(t, n, parseNotice(formatNotice(n)))
 	}
-	for _, message := range []string{"", "1700000000000", "suspect", "suspect ", "suspect -1", "suspect 1e3", "suspect 99999999999999999999", "dismissed " + strings.Repeat("9", 1000), "changed 5", "Suspect 5"} {
-		n, _ := parseNotice(message)
-		assert.Equal(t, noticeChanged, n, "%q", message)
+	for _, message := range []string{
+		"", "1700000000000", "suspect", "suspect ", "suspect -1", "suspect 0", "suspect 1e3", "suspect 99999999999999999999", "suspect  5",
+		"dismissed 5", "dismissed 5 ", "dismissed 5 -4", "dismissed " + strings.Repeat("9", 1000), "dismissed 5 4 3", "changed 5", "Suspect 5",
+	} {
+		assert.Equal(t, noticeChanged, parseNotice(message).kind, "%q", message)
 	}
 }

@@ -603,12 +603,18 @@ func (r *Record) dismiss(t *terms, now time.Time) {
 }
 
 // notice is what watchers of a shared record are notified of.
-type notice uint8
+type notice struct {
+	kind       noticeKind
+	generation int64 // of the record
+	suspicion  int64 // of the suspect record that was dismissed
+}
+
+type noticeKind uint8
 
 const (
-	noticeChanged   notice = iota // they read it
-	noticeSuspect                 // FailMax consecutive failures are on record: the next success is evidence
-	noticeDismissed               // that suspicion was dismissed
+	noticeChanged   noticeKind = iota // they read it
+	noticeSuspect                     // FailMax consecutive failures are on record: the next success is evidence
+	noticeDismissed                   // a suspicion was dismissed
 )
 
 // notice returns what watchers are notified of when the record takes the place of
@@ -617,11 +623,11 @@ func (r *Record) notice(before *Record) notice {
 	switch {
 	case r.State != StateClosed || before.State != StateClosed || r.Since != before.Since || r.Manual != before.Manual || r.Rated || before.Rated:
 	case r.scored() && !before.scored():
-		return noticeSuspect
+		return notice{noticeSuspect, r.Generation, 0}
 	case before.scored() && !r.scored():
-		return noticeDismissed
+		return notice{noticeDismissed, r.Generation, before.Generation}
 	}
-	return noticeChanged
+	return notice{noticeChanged, r.Generation, 0}
 }
 
 func (r *Record) dropEvidence() {

@@ -29,7 +29,7 @@ var errStorageTimeout = errors.New("infuse: the storage did not answer within Co
 // announced returns whether it is to be read.
 type announcer interface {
 	announces() Storage
-	watchAnnounced(circuit string, fn func(Record), announced func(n notice, generation int64) (reads bool)) (stop func())
+	watchAnnounced(circuit string, fn func(Record), announced func(notice) (reads bool)) (stop func())
 }
 
 const (

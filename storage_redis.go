@@ -172,7 +172,7 @@ func (s *RedisStorage) Watch(circuit string, fn func(Record)) (stop func()) {
 
 func (s *RedisStorage) announces() Storage { return s }
 
-func (s *RedisStorage) watchAnnounced(circuit string, fn func(Record), announced func(n notice, generation int64) (reads bool)) (stop func()) {
+func (s *RedisStorage) watchAnnounced(circuit string, fn func(Record), announced func(notice) (reads bool)) (stop func()) {
 	return s.watch(circuit, fn, func(message string) (loads bool) { return announced(parseNotice(message)) })
 }
 
@@ -334,7 +334,7 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	}
 	args := []any{a.next.Generation, a.next.count(), formatWindow(a.next.Window), text, ""}
 	if a.verdict == VerdictChanged {
-		args[4] = formatNotice(a.next.notice(&a.known.record), a.next.Generation)
+		args[4] = formatNotice(a.next.notice(&a.known.record))
 	}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {

@@ -187,24 +187,36 @@ func parseWindow(text string) (w Window, err error) {
 	return w, nil
 }
 
-// notices are the messages that have more to say than that the record has changed.
-var notices = map[notice]string{noticeSuspect: "suspect ", noticeDismissed: "dismissed "}
-
-// formatNotice returns the message of a record of that generation.
-func formatNotice(n notice, generation int64) string {
-	return cmp.Or(notices[n], "changed ") + strconv.FormatInt(generation, 10)
+// formatNotice returns the message of a notice.
+func formatNotice(n notice) string {
+	switch n.kind {
+	case noticeSuspect:
+		return fmt.Sprintf("suspect %d", n.generation)
+	case noticeDismissed:
+		return fmt.Sprintf("dismissed %d %d", n.generation, n.suspicion)
+	}
+	return fmt.Sprintf("changed %d", n.generation)
 }
 
 // parseNotice reads a message, which may be anybody's.
-func parseNotice(message string) (notice, int64) {
-	for n, begin := range notices {
-		if text, ok := strings.CutPrefix(message, begin); ok {
-			if generation, err := strconv.ParseUint(text, 10, 63); err == nil && generation <= forever {
-				return n, int64(generation)
-			}
+func parseNotice(message string) notice {
+	word, numbers, _ := strings.Cut(message, " ")
+	first, second, _ := strings.Cut(numbers, " ")
+	number := func(text string) int64 {
+		n, err := strconv.ParseUint(text, 10, 63)
+		if err != nil || n > forever {
+			return 0
 		}
+		return int64(n)
 	}
-	return noticeChanged, 0
+	n := notice{generation: number(first), suspicion: number(second)}
+	switch {
+	case word == "suspect" && n.generation > 0:
+		n.kind = noticeSuspect
+	case word == "dismissed" && n.generation > 0 && n.suspicion > 0:
+		n.kind = noticeDismissed
+	}
+	return n
 }
 
 // order is the version as a number.

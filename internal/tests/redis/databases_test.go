@@ -164,3 +164,62 @@ func TestForgedMessagesHoldNoCircuit(t *testing.T) {
 		require.Less(t, record.Generation, now.Add(time.Hour).UnixMilli(), "message %d", i)
 	}
 }
+
+// TestADismissalInAnotherDatabaseSilencesNobody: a process that had failures on record
+// dropped them when a suspicion was dismissed in another database, or anybody said so. It
+// did not report the success that ends the streak.
+// R10, R42.
+func TestADismissalInAnotherDatabaseSilencesNobody(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client()
+	other := infuse.NewRedisStorage(client, infuse.RedisOptions{})
+	t.Cleanup(func() { _ = other.Close() })
+	ctx := t.Context()
+	report := func(c infuse.Calls) infuse.Record {
+		c.Streak, c.Lead = c.Failures, c.Failures
+		r, _, err := other.Apply(ctx, "inventory.internal", infuse.Change{Limits: hourLimits, Calls: c})
+		require.NoError(t, err)
+		return r
+	}
+	require.Equal(t, 3, report(infuse.Calls{Failures: 3}).Failures)
+	b, _ := inDatabase(t, server, 0)
+	generation := time.Now().Add(time.Minute).UnixMilli()
+	for _, message := range []string{fmt.Sprint("dismissed ", generation), fmt.Sprintf("dismissed %d %d", generation, generation-1)} {
+		require.NoError(t, client.Publish(ctx, "infuse:{inventory.internal}", message).Err())
+		time.Sleep(200 * time.Millisecond) // until it was received
+	}
+	require.NoError(t, b.Call(ctx, func(context.Context) error { return nil }))
+	require.Eventually(t, func() bool {
+		r, err := b.Record(ctx)
+		return err == nil && r.Failures == 0
+	}, 5*time.Second, 10*time.Millisecond, "the success was not reported")
+}
+
+// TestADismissalReachesAProcessThatHasJustStarted: it takes the failures on record for
+// its own until others dismiss them. It was not notified of that, and its first
+// failure opened its local circuit.
+// R12.
+func TestADismissalReachesAProcessThatHasJustStarted(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	other := infuse.NewRedisStorage(server.Client(), infuse.RedisOptions{})
+	t.Cleanup(func() { _ = other.Close() })
+	ctx := t.Context()
+	report := func(c infuse.Calls) infuse.Record {
+		c.Streak, c.Lead = c.Failures, c.Failures
+		limits := hourLimits
+		limits.Suspicion = 50 * time.Millisecond
+		r, _, err := other.Apply(ctx, "inventory.internal", infuse.Change{Limits: limits, Calls: c})
+		require.NoError(t, err)
+		return r
+	}
+	report(infuse.Calls{Failures: 4})
+	b, _ := inDatabase(t, server, 0)
+	require.True(t, report(infuse.Calls{Failures: 1}).Suspect())
+	time.Sleep(200 * time.Millisecond) // until the notice was received
+	require.False(t, report(infuse.Calls{Successes: 2}).Suspect())
+	time.Sleep(200 * time.Millisecond)
+	_ = b.Call(ctx, func(context.Context) error { return errors.New("failed") })
+	require.Equal(t, infuse.StateClosed, b.State())
+}

@@ -156,7 +156,9 @@ func TestAClientThatGivesUpAtOnceTellsWhy(t *testing.T) {
 
 // What a process sends, step by step in the life of a circuit.
 
-// TestWhatACircuitSends computes the document's table of commands.
+// TestWhatACircuitSends computes the document's table of commands. If the message of a
+// suspicion arrives before the reply to the report that began it, the sender of that
+// report reads the record: one script more.
 func TestWhatACircuitSends(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -211,7 +213,11 @@ func TestWhatACircuitSends(t *testing.T) {
 		before := quietCommands(t, server)
 		step.do()
 		after := quietCommands(t, server)
-		table += fmt.Sprintf("| %s | %d | %d |\n", step.what, after["evalsha"]-before["evalsha"], after["publish"]-before["publish"])
+		scripts := fmt.Sprint(after["evalsha"] - before["evalsha"])
+		if strings.HasSuffix(step.what, "suspect") && (scripts == "3" || scripts == "4") {
+			scripts = "3 or 4"
+		}
+		table += fmt.Sprintf("| %s | %s | %d |\n", step.what, scripts, after["publish"]-before["publish"])
 		require.Equal(t, before["eval"], after["eval"])
 	}
 	require.True(t, strings.Contains(figures(t), table), "bench/RESULTS.md must have:\n%s", table)

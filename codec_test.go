@@ -35,15 +35,15 @@ func TestRecordsRoundTrip(t *testing.T) {
 		got, err := ParseRecord(AppendRecord(nil, r, now), now)
 		require.NoError(t, err, name)
 		require.Equal(t, r, got, name)
-		moved, err := ParseRecord(AppendRecord([]byte{}, r, now), now.Add(time.Hour))
+		later, err := ParseRecord(AppendRecord([]byte{}, r, now), now.Add(time.Hour))
 		require.NoError(t, err, name)
 		if !r.DueAt.IsZero() {
-			require.Equal(t, r.DueAt.Add(time.Hour), moved.DueAt, "%s: the bytes have no clock", name)
+			require.Equal(t, r.DueAt.Add(time.Hour), later.DueAt, "%s: times are relative to the time of writing", name)
 		}
 	}
 }
 
-func TestWhatIsWrittenCanBeRead(t *testing.T) {
+func TestLongTextsCanBeReadAgain(t *testing.T) {
 	now := time.Now()
 	for _, text := range []string{strings.Repeat("\xff", 999), strings.Repeat("é", 101), strings.Repeat("x", 199) + "日", "\x00<>&\u2028"} {
 		got, err := ParseRecord(AppendRecord(nil, Record{By: text, Cause: text, Trials: []Trial{{ID: "a"}}}, now), now)
@@ -55,7 +55,7 @@ func TestWhatIsWrittenCanBeRead(t *testing.T) {
 func TestSchemas(t *testing.T) {
 	now := time.Now()
 	got, err := ParseRecord([]byte(`{"v":9,"readable":2,"state":1,"gen":5,"left":[1],"new":{"field":true}}`), now)
-	require.NoError(t, err, "a newer one that can be read")
+	require.NoError(t, err, "a newer schema that this version can read")
 	require.Equal(t, Record{State: StateOpen, Generation: 5}, got)
 	_, err = ParseRecord([]byte(`{"v":9,"readable":9,"state":1,"gen":5}`), now)
 	require.ErrorContains(t, err, "newer")
@@ -108,11 +108,11 @@ func FuzzParseRecord(f *testing.F) {
 		requireBounds(t, r, now)
 		again, err := ParseRecord(AppendRecord(nil, r, now), now)
 		require.NoError(t, err)
-		require.Equal(t, r, again, "what was read can be written and read again")
+		require.Equal(t, r, again, "a record that was read can be written and read again")
 	})
 }
 
-func TestInvalidEventsAreRefused(t *testing.T) {
+func TestInvalidEventsAreRejected(t *testing.T) {
 	long := make([]byte, 1000)
 	for i := range long {
 		long[i] = 'x'
@@ -124,7 +124,7 @@ func TestInvalidEventsAreRefused(t *testing.T) {
 }
 
 // R42.
-func TestACauseNamesNoSecrets(t *testing.T) {
+func TestACauseContainsNoSecrets(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain": "plain",
 		"GET https://a.net/t?$filter=name eq 'ann'&sig=TOPSECRET: 500": "GET https://a.net/t?…",
@@ -137,8 +137,8 @@ func TestACauseNamesNoSecrets(t *testing.T) {
 	require.True(t, utf8.ValidString(presentable(strings.Repeat("\xff日", 500), 199)))
 }
 
-// errors.Is(rejection.Cause, syscall.ECONNREFUSED) was false, and records had
-// the whole URL.
+// errors.Is finds the root of a cause; records do not contain its URL.
+// R42.
 func TestACauseKeepsItsRoot(t *testing.T) {
 	err := &url.Error{Op: "Get", URL: "https://h/?token=s", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	c := causeOf(err)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Actions.
+// This file is the actions of a world.
 
 type action struct {
 	kind    actionKind
@@ -19,20 +19,20 @@ type actionKind uint8
 const (
 	actCall actionKind = iota
 	actEnd
-	actGoOn
+	actResume
 	actGiveUp
 	actWake
 	actPush
 	actSwapPush
 	actLosePush
 	actTimeout
-	actLost
+	actUnavailable
 	actUnanswered
 	actProbe
 	actProbeFails
 	actCrash
 	actStart
-	actHand
+	actManual
 	actDeliver
 	actRepeat
 	actLose
@@ -46,7 +46,7 @@ const (
 
 func due(t, now time.Time) bool { return !t.IsZero() && !t.After(now) }
 
-// actions appends what can happen now.
+// actions appends the actions that are possible now.
 func (w *world) actions(all []action) []action {
 	add := func(kind actionKind, p, i int, out Outcome) { all = append(all, action{kind, uint8(p), uint8(i), out}) }
 	l, k := &w.left, w.kind
@@ -55,7 +55,7 @@ func (w *world) actions(all []action) []action {
 	for p, pr := range w.procs {
 		if pr.dead {
 			add(actStart, p, 0, 0)
-			urgent = urgent || w.calm
+			urgent = urgent || w.faultless
 			continue
 		}
 		if l.calls > 0 && pr.view.admits != admitsNone && len(pr.calls)+len(pr.waits) < k.open {
@@ -67,7 +67,7 @@ func (w *world) actions(all []action) []action {
 					add(actEnd, p, i, o)
 				}
 			} else if done := c.decided || due(c.until, w.now); done || l.leave > 0 {
-				add(actGoOn, p, i, 0)
+				add(actResume, p, i, 0)
 				urgent = urgent || done
 			}
 		}
@@ -90,15 +90,15 @@ func (w *world) actions(all []action) []action {
 				add(actSwapPush, p, 0, 0)
 			}
 		}
-		if pr.lost {
-			add(actLost, p, 0, 0)
+		if pr.downPending {
+			add(actUnavailable, p, 0, 0)
 			urgent = true
 		}
 		if len(pr.unanswered) > 0 {
 			add(actUnanswered, p, 0, 0)
 			urgent = true
 		}
-		if pr.down && !pr.lost && due(pr.probeAt, w.now) {
+		if pr.down && !pr.downPending && due(pr.probeAt, w.now) {
 			add(actProbe, p, 0, 0)
 			urgent = true
 			if l.outages > 0 {
@@ -108,9 +108,9 @@ func (w *world) actions(all []action) []action {
 		if fault(l.crash) {
 			add(actCrash, p, 0, 0)
 		}
-		if l.hands > 0 {
-			for i := range k.hands {
-				add(actHand, p, i, 0)
+		if l.manual > 0 {
+			for i := range k.manual {
+				add(actManual, p, i, 0)
 			}
 		}
 	}
@@ -121,7 +121,7 @@ func (w *world) actions(all []action) []action {
 			urgent = true
 		}
 		switch m.kind {
-		case onItsWay:
+		case inTransit:
 			add(actDeliver, 0, i, 0)
 			if m.change.Number > 0 && fault(l.repeat) {
 				add(actRepeat, 0, i, 0)
@@ -147,7 +147,7 @@ func (w *world) actions(all []action) []action {
 	}
 	if next := w.next(); !next.IsZero() && !urgent {
 		some, late := w.underWay(next)
-		if !some || late && fault(l.delay) || !late && l.slow > 0 || w.calm {
+		if !some || late && fault(l.delay) || !late && l.slow > 0 || w.faultless {
 			add(actTime, 0, 0, 0)
 		}
 		if l.tick > 0 && w.now.Add(10*time.Millisecond).Before(next) {
@@ -157,7 +157,7 @@ func (w *world) actions(all []action) []action {
 	return all
 }
 
-// next is the next time at which anything can change; zero if there is none.
+// next returns the next time at which something can change; zero if there is none.
 func (w *world) next() (next time.Time) {
 	earliest := func(t time.Time) {
 		if t.After(w.now) && (next.IsZero() || t.Before(next)) {
@@ -211,10 +211,10 @@ func (w *world) next() (next time.Time) {
 	return next
 }
 
-// underWay reports whether messages are, and whether one would be late at the time.
+// underWay reports whether messages are in transit, and whether one times out by then.
 func (w *world) underWay(at time.Time) (any, late bool) {
 	for i := range w.messages {
-		if m := &w.messages[i]; m.kind != vanished && !m.timedOut && m.incarnation == w.procs[m.process].incarnation {
+		if m := &w.messages[i]; m.kind != dropped && !m.timedOut && m.incarnation == w.procs[m.process].incarnation {
 			any, late = true, late || due(m.late, at)
 		}
 	}
@@ -243,7 +243,7 @@ func (w *world) act(a action, p, i int) *violation {
 	}
 	switch a.kind {
 	case actCall:
-		if !w.calm {
+		if !w.faultless {
 			w.left.calls--
 		}
 		return shelled(func(pr *process) *request {
@@ -278,11 +278,11 @@ func (w *world) act(a action, p, i int) *violation {
 			closed := r.local.State == StateClosed
 			change := pr.end(i, a.outcome, w.now)
 			if w.manually && closed && c.admission.trial != "" && r.local.State == StateOpen {
-				pr.reference.reset(true) // a failed trial of a circuit that was set half-open for all
+				pr.reference.reset(true) // a failed trial of a circuit that was set half-open manually
 			}
 			return change
 		})
-	case actGoOn:
+	case actResume:
 		return shelled(func(pr *process) *request {
 			c := pr.calls[i]
 			if !c.decided && !due(c.until, w.now) {
@@ -324,19 +324,19 @@ func (w *world) act(a action, p, i int) *violation {
 		})
 	case actTimeout:
 		m := w.messages[i]
-		if m.kind == vanished {
+		if m.kind == dropped {
 			w.messages = slices.Delete(w.messages, i, i+1)
 		} else {
 			w.messages[i].timedOut = true
 		}
-		w.cut = true
+		w.detached = true
 		pr := w.change(m.process)
 		if pr.replica.attached() && pr.replica.awaits(m.change.Number) && !pr.down {
-			pr.down, pr.lost, pr.probeAt = true, true, w.now.Add(firstPause)
+			pr.down, pr.downPending, pr.probeAt = true, true, w.now.Add(firstPause)
 		}
 		pr.unanswered = append(pr.unanswered, m.change.Number)
-	case actLost:
-		w.change(p).lost = false
+	case actUnavailable:
+		w.change(p).downPending = false
 		return w.step(p, func(r *replica) { r.unavailable(shellStorageErr, w.now) })
 	case actUnanswered:
 		pr := w.change(p)
@@ -353,16 +353,16 @@ func (w *world) act(a action, p, i int) *violation {
 		spend(&w.left.crash)
 		w.change(p).dead = true
 		w.procs[p].incarnation++
-		w.messages = slices.DeleteFunc(w.messages, func(m message) bool { return m.process == p && m.kind != onItsWay })
+		w.messages = slices.DeleteFunc(w.messages, func(m message) bool { return m.process == p && m.kind != inTransit })
 	case actStart:
-		if !w.kind.lateCrash { // what its predecessor has sent arrives before it has read the record, or never
+		if !w.kind.lateCrash { // requests of its predecessor arrive before it has read the record, or never
 			w.messages = slices.DeleteFunc(w.messages, func(m message) bool { return m.process == p })
 		}
 		return w.start(p)
-	case actHand:
-		w.left.hands--
+	case actManual:
+		w.left.manual--
 		w.manually = true
-		c := w.kind.hands[i]
+		c := w.kind.manual[i]
 		if o := c.Override; o != nil && o.Until.After(longAgo) {
 			timed := *o
 			timed.Until = w.now.Add(o.Until.Sub(explored))
@@ -381,7 +381,7 @@ func (w *world) act(a action, p, i int) *violation {
 		if problem != nil {
 			return problem
 		}
-		if a.kind == actRepeat { // the answer to the other one finds nobody
+		if a.kind == actRepeat { // the first request gets no answer
 			spend(&w.left.repeat)
 			twin := m
 			twin.timedOut = true
@@ -394,17 +394,17 @@ func (w *world) act(a action, p, i int) *violation {
 		}
 	case actLose:
 		m := &w.messages[i]
-		if m.kind == onItsWay {
+		if m.kind == inTransit {
 			spend(&w.left.loseRequest)
 		} else {
 			spend(&w.left.loseAnswer)
 		}
-		if m.kind, m.record = vanished, nil; m.timedOut || m.incarnation != w.procs[m.process].incarnation {
+		if m.kind, m.record = dropped, nil; m.timedOut || m.incarnation != w.procs[m.process].incarnation {
 			w.messages = slices.Delete(w.messages, i, i+1)
 		}
 	case actTime:
 		next := w.next()
-		if some, late := w.underWay(next); !w.calm {
+		if some, late := w.underWay(next); !w.faultless {
 			if late {
 				spend(&w.left.delay)
 			} else if some {

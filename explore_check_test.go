@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// violation is what is wrong with a state.
+// violation is a broken rule.
 type violation struct{ rule, text string }
 
 func (v *violation) Error() string { return v.rule + ": " + v.text }
@@ -16,7 +16,7 @@ func violates(rule, format string, args ...any) *violation {
 	return &violation{rule, fmt.Sprintf(format, args...)}
 }
 
-// supplies counts the failures on record by who has reported them.
+// supplies counts the failures on record by the process that reported them.
 func (w *world) supplies(p int, base, next *Record, c *Change) {
 	switch failures := int8(c.Calls.Failures + failed(c.Counted)); {
 	case !next.hasEvidence() && next.Failures == 0 && len(next.Window.Buckets) == 0:
@@ -29,8 +29,8 @@ func (w *world) supplies(p int, base, next *Record, c *Change) {
 	}
 }
 
-// opensRightly checks an opening by evidence. A process whose last report arrives
-// after its successor has read the record counts as two: no rule can prevent that.
+// opensRightly checks an opening by evidence (R17, R22). A process whose last report
+// arrives after its successor has read the record counts as two: no rule prevents this.
 func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *violation {
 	limits := &w.kind.settings.limits
 	suspected := func(d time.Duration) bool { return !now.Before(base.SuspectAt.Add(d)) }
@@ -46,16 +46,16 @@ func (w *world) opensRightly(base, next *Record, c *Change, now time.Time) *viol
 		return violates("I2", "%s confirms its own failed trial: %s", c.Source, w.show(base))
 	case base.State == StateHalfOpen:
 	case base.State != StateClosed || !base.suspect():
-		return violates("I2", "%s opens what was not suspect: %s", c.Source, w.show(base))
+		return violates("I2", "%s opens a circuit that was not suspect: %s", c.Source, w.show(base))
 	case suppliers < 2:
 		return violates("I2", "the reports of one process open the shared circuit: %s", w.show(next))
 	case next.scored() && (next.Score < 2*next.Threshold || !suspected(limits.Suspicion)), next.Rated && !suspected(4*limits.Suspicion):
-		return violates("I2", "it opens with too little evidence: %s", w.show(next))
+		return violates("I2", "the circuit opens with too little evidence: %s", w.show(next))
 	}
 	return nil
 }
 
-// checkChange checks what the storage makes of a change.
+// checkChange checks the record and the verdict after a change.
 func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, again bool, now time.Time) *violation {
 	if problem := w.opensRightly(base, next, c, now); problem != nil {
 		return problem
@@ -64,26 +64,26 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 	restored := base.Generation < c.Seen.Generation
 	switch {
 	case verdict == VerdictRefused && again, verdict == VerdictRefused && c.counts() && base.State == StateClosed && c.Seen.Generation >= base.Since && !c.acts():
-		return violates("I4", "the storage refuses outcomes of %s: %s at %s", c.Source, w.showChange(c), w.show(base))
+		return violates("I4", "the storage drops outcomes of %s: %s at %s", c.Source, w.showChange(c), w.show(base))
 	case verdict == VerdictRefused:
 		return nil
 	case c.RequestTrial != "" && next.trial(c.RequestTrial) >= 0 && base.trial(c.RequestTrial) < 0 && base.State == StateHalfOpen && base.Witness == c.Source && now.Before(base.RetryAt) && c.Manual == nil && !w.lost:
-		return violates("I9", "the process whose trial has failed gets the next one: %s", w.show(base))
+		return violates("I9", "the process whose trial failed is granted the next trial: %s", w.show(base))
 	case next.Generation < base.Generation:
 		return violates("I5", "the storage goes back from generation %d to %d", base.Generation, next.Generation)
 	case next.Generation == base.Generation && (!sameRecord(next, base) || next.DueAt.After(base.DueAt) || next.SuspectAt.After(base.SuspectAt) || len(next.Trials) > len(before.Trials)):
 		return violates("I5", "the storage has another record of generation %d: %s, not %s", base.Generation, w.show(next), w.show(base))
 	case next.Generation != base.Generation && verdict != VerdictChanged:
-		return violates("I5", "the storage has a new generation, and nobody is notified")
+		return violates("I5", "a new generation without a notification")
 	case again && !restored && next.Generation == base.Generation && (next.Failures != base.Failures || next.Score != base.Score || next.Successes != base.Successes || sum(next.Window.Buckets) != sum(base.Window.Buckets)):
 		return violates("I4", "%s counts twice: %s, not %s", w.showChange(c), w.show(next), w.show(base))
 	case again && !w.lost && next.State == StateOpen && base.State == StateHalfOpen:
 		return violates("I4", "%s ends a trial twice", w.showChange(c))
 	case len(liveTrials(next.Trials, now)) > w.kind.config.MaxTrials:
-		return violates("I3", "the record has %d trials", len(next.Trials))
+		return violates("I3", "the record has %d running trials", len(next.Trials))
 	case !again && !restored && verdict == VerdictApplied && c.counts() && !c.acts() && base.State == StateClosed && !base.hasEvidence() && !next.hasEvidence() &&
 		c.Seen.Generation >= base.Since && c.Calls.Successes == 0 && next.Failures != base.Failures+c.Calls.Failures:
-		return violates("I4", "%s leaves %d failures of %d", w.showChange(c), next.Failures, base.Failures)
+		return violates("I4", "%s leaves %d of %d failures", w.showChange(c), next.Failures, base.Failures)
 	case w.kind.unhealthy && next.State == StateOpen && !w.manually:
 		return violates("I2", "the reports of one process open the shared circuit: %s", w.show(next))
 	case before.State == StateClosed && base.Healthy() && !restored && c.counts() && !c.acts() && c.Calls.Failures == 0 && failed(c.Counted) == 0 && next.Generation != base.Generation:
@@ -92,7 +92,7 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 	return nil
 }
 
-// Invariants of every state.
+// The rest are invariants of every state.
 
 func (w *world) check() *violation {
 	trials := 0
@@ -118,7 +118,7 @@ func (w *world) check() *violation {
 	}
 	for p, pr := range w.procs {
 		if r := &pr.replica; r.attached() && r.adopted != nil {
-			return violates("I7", "%c is attached, and a record stands in", 'a'+p)
+			return violates("I7", "%c is attached, and has an adopted record", 'a'+p)
 		}
 	}
 	if trials > w.kind.config.MaxTrials && !w.lost {
@@ -131,22 +131,22 @@ func (w *world) check() *violation {
 				continue
 			}
 			if known := pr.replica.shared.at(w.now); !pr.replica.isEnough(known, &kept) && (known.Generation != kept.Generation || !sameRecord(known, &kept) || !slices.EqualFunc(known.Trials, kept.Trials, func(a, b Trial) bool { return a.ID == b.ID && a.Stale == b.Stale })) {
-				return violates("I7", "everything is delivered, and %c has %s, not %s", 'a'+p, w.show(known), w.show(&kept))
+				return violates("I7", "all messages arrived, and %c has %s, not %s", 'a'+p, w.show(known), w.show(&kept))
 			}
 		}
 	}
 	return nil
 }
 
-// isEnough reports whether a process need not know more of a closed record: its next
-// success is reported if the circuit is suspect.
+// isEnough reports whether a process need not read a closed record: it reports its next
+// success if the circuit is suspect (R15).
 func (r *replica) isEnough(known, kept *Record) bool {
 	return known.State == StateClosed && kept.State == StateClosed && known.Generation < kept.Generation && !known.hasEvidence() && !kept.Rated &&
 		known.Since == kept.Since && known.Manual == kept.Manual && (r.awaitsSuccess() || !kept.scored())
 }
 
-// rejectsRightly checks that a process rejects only if its own last call failed, or
-// manually.
+// rejectsRightly checks that a process rejects only if its own last call failed, or after
+// a manual change (R7).
 func (w *world) rejectsRightly(p int) *violation {
 	pr := w.procs[p]
 	r := &pr.replica
@@ -156,28 +156,28 @@ func (w *world) rejectsRightly(p int) *violation {
 	local, shared := r.local.at(w.now), r.effective(w.now)
 	switch {
 	case w.manually && (local.State != StateClosed || shared.State != StateClosed && !shared.hasEvidence()):
-	case local.State != StateClosed && pr.reference.state != StateClosed && !pr.reference.off: // exactly pybreaker
+	case local.State != StateClosed && pr.reference.state != StateClosed && !pr.reference.off: // as pybreaker does
 	case local.State != StateClosed && pr.reference.off:
 	default:
-		return violates("I1", "%c rejects, and its last call did not fail: local %s, shared %s", 'a'+p, w.show(local), w.show(shared))
+		return violates("I1", "%c rejects after a successful call: local %s, shared %s", 'a'+p, w.show(local), w.show(shared))
 	}
 	return nil
 }
 
-// quiet reports whether nothing is under way but calls and time.
+// quiet reports whether nothing is pending but calls and time.
 func (w *world) quiet() bool {
 	if len(w.messages) > 0 {
 		return false
 	}
 	for _, pr := range w.procs {
-		if pr.dead || len(pr.pushes) > 0 || pr.lost || len(pr.unanswered) > 0 || pr.down || due(pr.armed, w.now) || pr.replica.out.inFlight {
+		if pr.dead || len(pr.pushes) > 0 || pr.downPending || len(pr.unanswered) > 0 || pr.down || due(pr.armed, w.now) || pr.replica.out.inFlight {
 			return false
 		}
 	}
 	return true
 }
 
-// Texts.
+// The rest makes texts, and replays paths.
 
 func (w *world) at(t time.Time) string {
 	if t.IsZero() {
@@ -196,7 +196,7 @@ func (w *world) show(r *Record) string {
 	}
 	rel := func(g int64) int64 { return g - explored.UnixMilli() }
 	add(r.Since > 0, "since %+d", rel(r.Since))
-	add(r.Manual > 0, "moved %+d", rel(r.Manual))
+	add(r.Manual > 0, "manual %+d", rel(r.Manual))
 	add(r.Failures > 0, "failures %d", r.Failures)
 	add(r.Successes > 0, "successes %d", r.Successes)
 	add(r.Threshold > 0, "score %d/%d", r.Score, r.Threshold)
@@ -237,12 +237,12 @@ func (w *world) showChange(c *Change) string {
 		s += " override " + c.Override.State.String()
 	}
 	if c.RequestTrial != "" {
-		s += " asks for " + c.RequestTrial
+		s += " requests " + c.RequestTrial
 	}
 	return s
 }
 
-// describe names an action so that a path of names can be replayed.
+// describe returns the name of an action in a path.
 func (w *world) describe(a action) string {
 	p := string(rune('a' + a.process))
 	numbered := func(s string) string {
@@ -270,8 +270,8 @@ func (w *world) describe(a action) string {
 		return p + " call"
 	case actEnd:
 		return numbered(p + " " + a.outcome.String())
-	case actGoOn:
-		return numbered(p + " goes on")
+	case actResume:
+		return numbered(p + " resumes")
 	case actGiveUp:
 		return numbered(p + " gives up")
 	case actWake:
@@ -282,7 +282,7 @@ func (w *world) describe(a action) string {
 		return p + " push swapped"
 	case actLosePush:
 		return p + " push lost"
-	case actLost:
+	case actUnavailable:
 		return p + " link down"
 	case actUnanswered:
 		return p + " unanswered"
@@ -296,7 +296,7 @@ func (w *world) describe(a action) string {
 		return p + " start"
 	case actPoll:
 		return p + " poll"
-	case actHand:
+	case actManual:
 		return numbered(p + " manual")
 	case actDeliver:
 		s, _ := of()
@@ -314,8 +314,8 @@ func (w *world) describe(a action) string {
 	return [...]string{"time", "tick", "forget", "failover", "clock"}[a.kind-actTime]
 }
 
-// run replays a path: names of actions with semicolons between them. "*" does
-// everything that is under way or due, and "@1s" also lets time pass up to then.
+// run replays a path: names of actions, separated by semicolons. "*" does everything that
+// is pending or due, and "@1s" also advances the time to 1 s.
 func (w *world) run(path string) (*world, *violation) {
 	for word := range strings.SplitSeq(path, ";") {
 		word = strings.TrimSpace(word)
@@ -349,7 +349,7 @@ func (w *world) run(path string) (*world, *violation) {
 		default:
 			a, names := w.find(word)
 			if names != nil {
-				return w, violates("replay", "there is no %q among %q", word, names)
+				return w, violates("replay", "no action %q among %q", word, names)
 			}
 			w, problem = w.do(a)
 		}
@@ -372,7 +372,7 @@ func (w *world) find(name string) (action, []string) {
 	return action{}, names
 }
 
-// settle does everything that is under way or due, and begins nothing.
+// settle does everything that is pending or due, and begins no call.
 func (w *world) settle() (*world, *violation) {
 	for {
 		a, some := w.pending()
@@ -386,11 +386,11 @@ func (w *world) settle() (*world, *violation) {
 	}
 }
 
-// pending returns the first of what is under way or due.
+// pending returns the first action that is pending or due.
 func (w *world) pending() (action, bool) {
 	var some [64]action
 	all := w.actions(some[:0])
-	for _, kinds := range [...][]actionKind{{actStart, actGoOn, actGiveUp, actTimeout, actLost, actUnanswered, actProbe}, {actPush}, {actDeliver}, {actWake}} {
+	for _, kinds := range [...][]actionKind{{actStart, actResume, actGiveUp, actTimeout, actUnavailable, actUnanswered, actProbe}, {actPush}, {actDeliver}, {actWake}} {
 		for _, a := range all {
 			if slices.Contains(kinds, a.kind) {
 				return a, true

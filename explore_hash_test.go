@@ -12,19 +12,18 @@ import (
 	"time"
 )
 
-// Two worlds are the same if they go on alike. So a time is encoded by its distance
-// from now, and those that are over as far as they still play a part; generations
-// by their order and small distances, because the code only compares them and adds
-// to them; numbers and IDs by their distance from the last. Processes are sorted:
-// they differ by what happens to them, not by their names.
+// Two worlds are the same if all their futures are the same. So a time is encoded by its
+// distance from now, if it still matters; a generation by its order and small distances,
+// because code only compares and increments generations; numbers and IDs by their
+// distance from the last one. Processes are sorted: names do not matter.
 
 type encoder struct {
 	w     *world
 	bytes []byte
-	gens  []int // where generations are: their ranks are filled in at the end
+	gens  []int // the positions of generations, whose ranks are filled in at the end
 	rank  [3]int
 	order [3]int
-	past  time.Duration // as long as anything that is over plays a part
+	past  time.Duration // the longest time for which a past event matters
 }
 
 func (e *encoder) byte(n byte)   { e.bytes = append(e.bytes, n) }
@@ -63,7 +62,7 @@ func (e *encoder) time(t, now time.Time, past time.Duration) {
 	e.int(int64(max(t.Sub(now), -past)))
 }
 
-// source encodes who it is, and whether it still is.
+// source encodes a process, and whether the source is its present one.
 func (e *encoder) source(s string) (current *process) {
 	if s == "" {
 		e.byte(9)
@@ -177,7 +176,7 @@ func (e *encoder) change(c *Change, now time.Time) {
 
 func (e *encoder) process(pr *process) {
 	now, r := e.w.now, &pr.replica
-	e.bool(pr.dead, pr.failed, pr.down, pr.lost, pr.reference.off)
+	e.bool(pr.dead, pr.failed, pr.down, pr.downPending, pr.reference.off)
 	if pr.dead {
 		return
 	}
@@ -245,14 +244,14 @@ func (e *encoder) process(pr *process) {
 		e.record(push.record, now)
 	}
 	e.byte(byte(pr.tally))
-	if e.w.calm {
+	if e.w.faultless {
 		e.bool(pr.calledAt.Equal(now))
 	}
 }
 
 var hashSeed = maphash.MakeSeed()
 
-// key is the world's, up to the order of alike processes.
+// key returns the hash of the world. The order of like processes does not matter.
 func (w *world) key(e *encoder) uint64 {
 	e.w, e.past = w, max(w.kind.settings.limits.longestOpen(true), w.kind.settings.Window)+1
 	n := len(w.procs)
@@ -277,7 +276,7 @@ func (w *world) key(e *encoder) uint64 {
 		return 0
 	})
 	least := e.key(order[:n])
-	// Those with the same mark, in every order.
+	// Processes with the same mark are tried in every order.
 	same := func(i, j int) bool { return marks[order[i]] == marks[order[j]] }
 	swap := func(i, j int) {
 		order[i], order[j] = order[j], order[i]
@@ -299,12 +298,12 @@ func (w *world) key(e *encoder) uint64 {
 	return least
 }
 
-// mark is a number that does not depend on how processes are called.
+// mark returns a number that does not depend on names of processes.
 func (pr *process) mark(now time.Time) uint64 {
 	r := &pr.replica
 	m := uint64(r.local.State)<<8 | uint64(r.shared.State)<<12 | uint64(r.supplied)<<16 | uint64(len(pr.calls))<<20 | uint64(len(pr.pushes))<<24 | uint64(len(pr.waits))<<28 |
 		uint64(r.local.Failures)<<32 | uint64(r.shared.Score&15)<<36 | uint64(r.shared.Failures&15)<<40 | uint64(r.out.next.Calls.Failures&15)<<44 | uint64(r.out.next.Calls.Successes&15)<<48
-	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.lost, r.out.inFlight, r.failing, r.inherited, r.storageErr != nil} {
+	for i, b := range [...]bool{pr.dead, pr.failed, pr.down, pr.downPending, r.out.inFlight, r.failing, r.inherited, r.storageErr != nil} {
 		if b {
 			m |= 1 << i
 		}
@@ -358,12 +357,12 @@ func (e *encoder) key(order []int) uint64 {
 			e.record(m.record, w.now)
 		}
 	}
-	if l := &w.left; !w.calm {
-		for _, n := range [...]int8{l.calls, l.hands, l.slow, l.tick, l.leave, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.outages, l.forget, l.failover, l.clock} {
+	if l := &w.left; !w.faultless {
+		for _, n := range [...]int8{l.calls, l.manual, l.slow, l.tick, l.leave, l.all, l.crash, l.loseRequest, l.loseAnswer, l.losePush, l.swapPush, l.delay, l.repeat, l.outages, l.forget, l.failover, l.clock} {
 			e.byte(byte(n))
 		}
 	}
-	e.bool(w.lost, w.cut, w.manually, w.unpushed)
+	e.bool(w.lost, w.detached, w.manually, w.unpushed)
 	if w.kind.config.FailureRate > 0 { // buckets begin at whole multiples of their width
 		e.int(int64(w.now.Sub(explored) % w.kind.settings.limits.width()))
 	}
@@ -371,8 +370,8 @@ func (e *encoder) key(order []int) uint64 {
 	return maphash.Bytes(hashSeed, e.bytes)
 }
 
-// ranks puts in place of each generation the sum of the distances up to it, each as
-// far as it is short.
+// ranks replaces each generation by the sum of the distances up to it, each cut at a
+// small bound.
 func (e *encoder) ranks() {
 	const short = 8
 	var some [96]uint64
@@ -393,8 +392,8 @@ func (e *encoder) ranks() {
 	}
 }
 
-// TestTheExplorerEncodesEveryField fails when a field is added: two worlds that differ
-// in it alone would count as one.
+// TestTheExplorerEncodesEveryField fails when a field is added: worlds that differ in a
+// field that is not encoded would count as one.
 func TestTheExplorerEncodesEveryField(t *testing.T) {
 	for of, known := range map[reflect.Type]string{
 		reflect.TypeFor[Record](): "State RetryAfter Rated Generation Since Opened Manual Failures Successes DueAt Trials SuspectAt Threshold Score Witness RetryAt DismissedAt " +
@@ -413,7 +412,7 @@ func TestTheExplorerEncodesEveryField(t *testing.T) {
 			names = append(names, of.Field(i).Name)
 		}
 		if fields := strings.Join(names, " "); fields != known {
-			t.Errorf("%v has the fields %q, and the explorer encodes %q", of, fields, known)
+			t.Errorf("%v has the fields %q, but the explorer encodes %q", of, fields, known)
 		}
 	}
 }

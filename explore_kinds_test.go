@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// The starts from which it is interesting to go on, as paths.
+// Paths to the first states of kinds.
 const (
 	beginStreak        = "a call; a failure; *"
 	beginSuspect       = "a call; a failure; *; b call; b failure; *"                                                                                                // FailMax 2: one failure each
 	beginOpen          = beginSuspect + "; a call; a failure; *; @60ms; b call; b failure; *"                                                                        // and both local circuits
 	beginDue           = beginOpen + "; @1s"                                                                                                                         //
 	beginHalf          = beginDue + "; a call; *"                                                                                                                    // the trial of a runs
-	beginWitness       = beginHalf + "; a failure; *"                                                                                                                // and has failed: b is to confirm
-	beginTwo           = "a call; a failure; *; b call; b failure; *; a call; a call; b call; b call; a failure; *"                                                  // calls of both run when it is about to open
+	beginWitness       = beginHalf + "; a failure; *"                                                                                                                // and failed: b must confirm
+	beginTwo           = "a call; a failure; *; b call; b failure; *; a call; a call; b call; b call; a failure; *"                                                  // calls of both run just before it opens
 	beginAlone         = "a call; a failure; *; a call; a failure; *"                                                                                                // suspect by one process
 	beginThree         = "a call; a failure; *; a call; a failure; *; a call; a failure; *; @60ms; b call; b failure; *; b call; b failure; *; b call; b failure; *" // FailMax 3
 	beginClosedWitness = beginThree + "; c call; c failure; *; @1s; c call; *; c failure; *"                                                                         // the trial of c has failed, and its local circuit is closed
@@ -33,7 +33,7 @@ func exploreConfig(failMax, trials, successes int) Config {
 	return Config{FailMax: failMax, MaxTrials: trials, SuccessThreshold: successes, ResetTimeout: time.Second, TrialTimeout: 2 * time.Second, Suspicion: 50 * time.Millisecond}
 }
 
-func exploredMoves() (all []Change) {
+func exploredStates() (all []Change) {
 	for _, s := range [...]State{StateClosed, StateOpen, StateHalfOpen} {
 		all = append(all, Change{Manual: &ManualState{s}})
 	}
@@ -60,7 +60,7 @@ func kinds() (all []*kind) {
 		all = append(all, k)
 	}
 	open := func(n int) func(*kind) { return func(k *kind) { k.open = n } }
-	hands := func(c []Change) func(*kind) { return func(k *kind) { k.hands = c } }
+	manual := func(c []Change) func(*kind) { return func(k *kind) { k.manual = c } }
 	outcomes := func(o ...[]Outcome) func(*kind) {
 		return func(k *kind) { copy(k.outcomes[:], o) }
 	}
@@ -75,13 +75,13 @@ func kinds() (all []*kind) {
 		for _, b := range begins {
 			name := fmt.Sprintf("%s-%d%d%d", b.name, n[0], n[1], n[2])
 			add(name+"-calls", 2, c, b.path, faults{calls: 4, slow: 1}, outcomes(anything, anything))
-			add(name+"-held", 2, c, b.path, faults{calls: 4, leave: 1}, open(2))
+			add(name+"-overlap", 2, c, b.path, faults{calls: 4, leave: 1}, open(2))
 			add(name+"-faults", 2, c, b.path, everything, back, rolls(0.5))
-			add(name+"-hands", 2, c, b.path, faults{calls: 2, hands: 1, slow: 1}, hands(slices.Concat(exploredMoves(), exploredOverrides())))
+			add(name+"-manual", 2, c, b.path, faults{calls: 2, manual: 1, slow: 1}, manual(slices.Concat(exploredStates(), exploredOverrides())))
 			add(name+"-three", 3, c, b.path, faults{calls: 3})
 			add(name+"-crash", 2, c, b.path, faults{calls: 3, crash: 2})
 			if n[1] == 1 {
-				add(name+"-cut", 2, c, b.path, faults{calls: 3, delay: 1, loseAnswer: 1, loseRequest: 1, outages: 1, all: 1}, rolls(0.5))
+				add(name+"-detached", 2, c, b.path, faults{calls: 3, delay: 1, loseAnswer: 1, loseRequest: 1, outages: 1, all: 1}, rolls(0.5))
 				add(name+"-late-crash", 2, c, b.path, faults{calls: 3, crash: 1, slow: 1}, func(k *kind) { k.lateCrash = true })
 			}
 		}
@@ -91,12 +91,12 @@ func kinds() (all []*kind) {
 		c := exploreConfig(n, 1, 1)
 		add(fmt.Sprintf("unhealthy-%d", n), 2, c, "", faults{calls: 9, slow: 1, tick: 1}, outcomes(failOnly, succeed), unhealthy)
 		add(fmt.Sprintf("unhealthy-%d-crash", n), 2, c, "", faults{calls: 8, crash: 4}, outcomes(failOnly, succeed), unhealthy)
-		add(fmt.Sprintf("unhealthy-%d-alone", n), 1, c, "", faults{calls: 12, crash: 5}, outcomes(failOnly), unhealthy)
+		add(fmt.Sprintf("unhealthy-%d-only", n), 1, c, "", faults{calls: 12, crash: 5}, outcomes(failOnly), unhealthy)
 		add(fmt.Sprintf("unhealthy-%d-mixed", n), 2, c, "", faults{calls: 9, crash: 2}, outcomes(either, succeed), unhealthy)
-		add(fmt.Sprintf("unhealthy-%d-held", n), 2, c, "", faults{calls: 7, crash: 1}, outcomes(failOnly, succeed), unhealthy, open(3))
-		add(fmt.Sprintf("from-health-%d", n), 2, c, "", faults{calls: int8(2*n + 4), slow: 1}, outcomes(either, either))
+		add(fmt.Sprintf("unhealthy-%d-overlap", n), 2, c, "", faults{calls: 7, crash: 1}, outcomes(failOnly, succeed), unhealthy, open(3))
+		add(fmt.Sprintf("from-healthy-%d", n), 2, c, "", faults{calls: int8(2*n + 4), slow: 1}, outcomes(either, either))
 		add(fmt.Sprintf("fleet-of-one-%d", n), 1, c, "", faults{calls: 8, crash: 1, slow: 1}, outcomes(anything), open(2))
-		add(fmt.Sprintf("no-storage-%d", n), 1, c, "", faults{calls: 10}, outcomes(anything), open(3), func(k *kind) { k.alone, k.heals, k.dies = true, 0, 0 })
+		add(fmt.Sprintf("no-storage-%d", n), 1, c, "", faults{calls: 10}, outcomes(anything), open(3), func(k *kind) { k.noStorage, k.heals, k.dies = true, 0, 0 })
 	}
 	add("unhealthy-reads-late", 2, exploreConfig(2, 1, 1), beginAlone+"; @60ms; a crash; a start; a call; a failure", faults{calls: 8, crash: 2}, outcomes(failOnly, succeed), unhealthy, func(k *kind) { k.readsLate = true })
 	c := exploreConfig(3, 1, 1)
@@ -109,21 +109,21 @@ func kinds() (all []*kind) {
 	add("rate-unhealthy", 2, rate, "", faults{calls: 8, crash: 3}, outcomes(failOnly, succeed), unhealthy)
 	add("rate-mixed", 2, rate, "a call; a failure; *; a call; a failure; *; @300ms", faults{calls: 6, crash: 1}, outcomes(either, succeed), unhealthy)
 	add("rate-three", 3, rate, "a call; a failure; *; b call; b failure; *", faults{calls: 4})
-	grows := exploreConfig(2, 1, 1)
-	grows.MaxResetTimeout = 4 * time.Second
-	add("grows", 2, grows, beginDue, faults{calls: 4})
+	growing := exploreConfig(2, 1, 1)
+	growing.MaxResetTimeout = 4 * time.Second
+	add("backoff", 2, growing, beginDue, faults{calls: 4})
 	return all
 }
 
-// TestPathsThatTheExplorerFound replays what was wrong once: after a path, the
-// process that it is about and all others must heal, and reject a dead service.
+// TestPathsThatTheExplorerFound replays paths to past violations. After each, all
+// processes must heal, and must reject a dead service.
 func TestPathsThatTheExplorerFound(t *testing.T) {
 	for _, found := range []struct{ what, kind, path string }{
-		{"the state of a circuit changes without a wake-up, when its witness may try again", "witness-211-crash", "b crash; b start; b call; time; b failure"},
-		{"and while a trial runs", "open-211-cut", "time; a wakes; a call; time; a call; a request; a answer; a goes on; a failure; a request lost; @1100ms; @2200ms; @3200ms"},
-		{"a detached process rejects on, though its last call succeeded", "two-211-cut", "time; time; a wakes; time; b failure; time; b request; b push; b answer late; b link down; b unanswered; a push; b answer; a success; b success"},
-		{"also if the shared circuit was dismissed meanwhile", "two-211-cut", "time; time; a success; time; time; a call; b failure; time; b request; b push; a request late; a link down; a goes on; a unanswered; b answer late; b link down; b unanswered; a push; a request; a push; b push; a answer; b answer; b success"},
-		{"a process that was detached forgets that its local circuit is half-open", "open-211-cut", "time; a wakes; time; time; a call; b wakes; time; a request late; a request; a push; a unanswered; a answer; a goes on; a failure"},
+		{"the state of a circuit changes without its timer, when its witness may run a trial", "witness-211-crash", "b crash; b start; b call; time; b failure"},
+		{"the same while a trial runs", "open-211-detached", "time; a wakes; a call; time; a call; a request; a answer; a resumes; a failure; a request lost; @1100ms; @2200ms; @3200ms"},
+		{"a detached process continues to reject after a success", "two-211-detached", "time; time; a wakes; time; b failure; time; b request; b push; b answer late; b link down; b unanswered; a push; b answer; a success; b success"},
+		{"the same after the suspicion was dismissed", "two-211-detached", "time; time; a success; time; time; a call; b failure; time; b request; b push; a request late; a link down; a resumes; a unanswered; b answer late; b link down; b unanswered; a push; a request; a push; b push; a answer; b answer; b success"},
+		{"a process that was detached drops its half-open local circuit", "open-211-detached", "time; a wakes; time; time; a call; b wakes; time; a request late; a request; a push; a unanswered; a answer; a resumes; a failure"},
 		{"a process that restarts and succeeds once confirms its own failure rate", "rate-mixed", "a crash; a start; a call; a success; a call; a failure; a call; a failure; time; a wakes; a request; a answer; @350ms"},
 	} {
 		t.Run(found.what, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestPathsThatTheExplorerFound(t *testing.T) {
 					return
 				}
 			}
-			t.Fatalf("there is no kind %q", found.kind)
+			t.Fatalf("unknown kind %q", found.kind)
 		})
 	}
 }
@@ -151,16 +151,16 @@ func (k *kind) replay(t *testing.T, path string) {
 	}
 }
 
-// reference is a local circuit breaker as a reader of pybreaker's documentation
-// would write it. Each process's local circuit must be exactly this one.
+// reference is a local circuit breaker, written by pybreaker's documentation. The local
+// circuit of each process must equal it (R5).
 type reference struct {
 	limits              *Limits
 	state               State
-	spell               int // a call belongs to the one that admitted it
+	spell               int // counts transitions: a call belongs to the spell that admitted it
 	failures, successes int
 	due                 time.Time
 	trials              []referenceTrial
-	off                 bool // the local circuit stands in for the shared one
+	off                 bool // the local circuit is not compared
 }
 
 type referenceTrial struct {
@@ -208,11 +208,11 @@ func (b *reference) end(id string, spell int, o Outcome, now time.Time) {
 func (b *reference) expire(now time.Time) {
 	over := func(t referenceTrial) bool { return !now.Before(t.ends) }
 	if slices.ContainsFunc(b.trials, over) {
-		b.trials = slices.DeleteFunc(slices.Clone(b.trials), over) // worlds share it
+		b.trials = slices.DeleteFunc(slices.Clone(b.trials), over) // worlds share the slice
 	}
 }
 
-// reset is a new beginning for all processes.
+// reset closes the circuit and drops its counts.
 func (b *reference) reset(off bool) {
 	*b = reference{limits: b.limits, spell: b.spell + 1, off: off}
 }

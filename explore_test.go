@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// kind is what is explored: a fleet, where it begins, and how much may happen.
+// kind is a fleet to explore: its settings, first state, and the events that may happen.
 type kind struct {
 	name      string
 	processes int
@@ -21,15 +21,15 @@ type kind struct {
 	left      faults
 	open      int // calls of one process at a time
 	outcomes  [3][]Outcome
-	hands     []Change
-	clock     time.Duration // by which the storage's clock is set
+	manual    []Change
+	clock     time.Duration // added to the storage's clock
 	states    int           // at most
-	heals     uint64        // one of so many states is healed
-	dies      uint64        // from one of so many states on, every call fails
+	heals     uint64        // one state of so many is healed
+	dies      uint64        // from one state of so many on, every call fails
 	unhealthy bool          // only the first process has failures
-	lateCrash bool          // what a process has sent may arrive after its successor has read the record
-	readsLate bool          // a process that has crashed may call before it has read the record
-	alone     bool          // there is no storage
+	lateCrash bool          // a request of a crashed process may arrive after its successor has read the record
+	readsLate bool          // a restarted process may call before it has read the record
+	noStorage bool          // there is no storage
 	roll      float64
 
 	alike    bool
@@ -37,7 +37,7 @@ type kind struct {
 	seed     uint64
 }
 
-// search is a breadth-first search: so each path that it finds is a shortest one.
+// search is a breadth-first search, so each path that it finds is a shortest one.
 type search struct {
 	kind    *kind
 	encoder encoder
@@ -52,14 +52,14 @@ type search struct {
 	found              map[string]int
 	paths              []string
 	slowest            time.Duration // healing
-	most               int           // calls to a dead service, until all reject
+	most               int           // calls to a dead service until all processes reject
 	t                  testing.TB
 }
 
-// anyViolation is true when a search has found one.
+// anyViolation is set when a search finds a violation.
 var anyViolation atomic.Bool
 
-// node is how a state was reached.
+// node is the last step of the path to a state.
 type node struct {
 	parent int32
 	action action
@@ -80,7 +80,7 @@ func (k *kind) init(t testing.TB) {
 	}
 }
 
-// world returns where the search begins.
+// world returns the first state of the search.
 func (k *kind) world(t testing.TB) *world {
 	k.init(t)
 	w := newWorld(k)
@@ -91,11 +91,11 @@ func (k *kind) world(t testing.TB) *world {
 	w, problem := w.run(k.begin)
 	k.outcomes, k.open = outcomes, open
 	if problem != nil {
-		t.Errorf("%s: while it begins by %q: %v", k.name, k.begin, problem)
+		t.Errorf("%s: at its first path %q: %v", k.name, k.begin, problem)
 		return nil
 	}
 	w.left = k.left
-	w.manually, w.cut = w.manually && k.left.hands > 0 || strings.Contains(k.begin, "manual"), false
+	w.manually, w.detached = w.manually && k.left.manual > 0 || strings.Contains(k.begin, "manual"), false
 	return w
 }
 
@@ -148,12 +148,12 @@ search:
 		level = next
 	}
 	s.complete = len(level) == 0
-	t.Logf("%-34s %8d states, depth %2d, complete %-5v %7.0f transitions/s, heals in %v, dead after %d calls, found %v", k.name, len(s.nodes), s.depth, s.complete,
+	t.Logf("%-34s %8d states, depth %2d, complete %-5v %7.0f transitions/s, heals in %v, all reject after %d calls, found %v", k.name, len(s.nodes), s.depth, s.complete,
 		float64(s.transitions)/time.Since(began).Seconds(), s.slowest, s.most, s.found)
 	return s
 }
 
-// violated prints the shortest path to each kind of violation.
+// violated prints the shortest path to the first violation of each rule.
 func (s *search) violated(problem *violation, at int32, last *action, then []string) {
 	anyViolation.Store(true)
 	s.violations++
@@ -178,7 +178,7 @@ func (s *search) violated(problem *violation, at int32, last *action, then []str
 		line := fmt.Sprintf("%-8s %-22s storage %s", w.at(w.now), name, w.show(&w.record))
 		for p, pr := range w.procs {
 			if !pr.dead {
-				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v share %d inherited %v trouble %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.supplied, pr.replica.inherited, pr.replica.storageErr != nil, pr.view.state)
+				line += fmt.Sprintf("\n            %c: local %s shared %s failing %v supplied %d inherited %v detached %v %v", 'a'+p, w.show(&pr.replica.local), w.show(pr.replica.shared), pr.replica.failing, pr.replica.supplied, pr.replica.inherited, pr.replica.storageErr != nil, pr.view.state)
 			}
 		}
 		lines = append(lines, line)
@@ -190,16 +190,16 @@ func (s *search) violated(problem *violation, at int32, last *action, then []str
 	s.t.Errorf("%s: %v\n{%q, %q},\n%s\n%s", s.kind.name, problem, s.kind.name, strings.Join(path, "; "), strings.Join(lines, "\n"), strings.Join(then, "\n"))
 }
 
-// calmDown returns the world in which nothing goes wrong any more.
-func (w *world) calmDown() *world {
+// withoutFaults returns the world without further faults.
+func (w *world) withoutFaults() *world {
 	w = w.clone()
-	w.calm, w.left = true, faults{calls: 1}
+	w.faultless, w.left = true, faults{calls: 1}
 	return w
 }
 
-const calmStep = 50 * time.Millisecond
+const healStep = 50 * time.Millisecond
 
-// goesOn returns what is to be done next while all is calm; false if time is to pass.
+// nextAction returns the next action without faults; false if only time passes.
 func (w *world) nextAction(o Outcome) (action, bool) {
 	if a, some := w.pending(); some {
 		return a, true
@@ -214,7 +214,7 @@ func (w *world) nextAction(o Outcome) (action, bool) {
 			return action{actCall, uint8(p), 0, 0}, true
 		}
 	}
-	if w.quiet() { // the storage is polled in any case
+	if w.quiet() { // polls find lost notifications
 		kept := w.load()
 		for p, pr := range w.procs {
 			if r := &pr.replica; r.attached() && r.shared.Generation != kept.Generation && r.out.checkAt.IsZero() {
@@ -225,10 +225,10 @@ func (w *world) nextAction(o Outcome) (action, bool) {
 	return action{}, false
 }
 
-// passes lets time pass while all is calm.
-func (w *world) passes() *world {
+// advance lets time pass until the next event, for healStep at most.
+func (w *world) advance() *world {
 	w = w.clone()
-	at := w.now.Add(calmStep)
+	at := w.now.Add(healStep)
 	if next := w.next(); !next.IsZero() && next.Before(at) {
 		at = next
 	}
@@ -236,7 +236,7 @@ func (w *world) passes() *world {
 	return w
 }
 
-// isHealthy reports whether a healthy service is closed for all, and nothing is stuck.
+// isHealthy reports whether all circuits are closed and healthy, and nothing is pending.
 func (w *world) isHealthy() bool {
 	if !w.quiet() || w.load().State != StateClosed || w.record.hasEvidence() || len(w.load().Trials) > 0 {
 		return false
@@ -252,7 +252,7 @@ func (w *world) isHealthy() bool {
 	return true
 }
 
-// overridden reports whether an override holds, or may still arrive.
+// overridden reports whether there is an override, or one may still arrive.
 func (w *world) overridden() bool {
 	if w.record.Override != nil {
 		return true
@@ -265,9 +265,9 @@ func (w *world) overridden() bool {
 	return slices.ContainsFunc(w.messages, func(m message) bool { return m.change.Override != nil })
 }
 
-// heals has every call succeed from here on.
+// heals checks that the fleet heals if every call succeeds from now on.
 func (s *search) heals(w *world, at int32) {
-	w = w.calmDown()
+	w = w.withoutFaults()
 	type mark struct {
 		key uint64
 		now time.Time
@@ -275,11 +275,11 @@ func (s *search) heals(w *world, at int32) {
 	var marks []mark
 	var names []string
 	began, total := w.now, time.Duration(-1)
-	still, stood := w.now, 0
+	last, repeats := w.now, 0
 	problem := func(v *violation) { s.violated(v, at, nil, names) }
 	for total < 0 {
-		if stood++; !w.now.Equal(still) {
-			still, stood = w.now, 0
+		if repeats++; !w.now.Equal(last) {
+			last, repeats = w.now, 0
 		}
 		key := w.key(&s.encoder)
 		if rest, known := s.healed[key]; known {
@@ -291,18 +291,18 @@ func (s *search) heals(w *world, at int32) {
 		case w.isHealthy(), w.overridden() && w.quiet() && w.now.Sub(began) > 5*time.Second:
 			total = w.now.Sub(began)
 			continue
-		case stood > 300:
-			problem(violates("I7", "it goes on and on at %s", w.at(w.now)))
+		case repeats > 300:
+			problem(violates("I7", "the actions at %s do not end", w.at(w.now)))
 			total = time.Minute
 			continue
 		case w.now.Sub(began) > 20*time.Second:
-			problem(violates("I8", "it does not heal"))
+			problem(violates("I8", "the fleet does not heal"))
 			total = time.Minute
 			continue
 		}
 		a, some := w.nextAction(OutcomeSuccess)
 		if !some {
-			w = w.passes()
+			w = w.advance()
 			continue
 		}
 		if s.found["I7"]+s.found["I8"] < 3 {
@@ -318,24 +318,25 @@ func (s *search) heals(w *world, at int32) {
 		s.healed[m.key] = began.Add(total).Sub(m.now)
 	}
 	if limit := 2*s.kind.settings.TrialTimeout + s.kind.settings.limits.longestOpen(true) + 500*time.Millisecond; total > limit && total < 30*time.Second && !w.overridden() {
-		problem(violates("I8", "it heals in %v", total))
+		problem(violates("I8", "the fleet heals in %v", total))
 	}
 	if total < 30*time.Second {
 		s.slowest = max(s.slowest, total)
 	}
 }
 
-// forgave reports whether what a process took over was dismissed since the last call.
-func (w *world) forgave() (yes bool) {
+// wasDismissed reports whether the failures that a new process took for its own were
+// dismissed since the last call.
+func (w *world) wasDismissed() (yes bool) {
 	for _, pr := range w.procs {
-		yes, pr.forgiven = yes || pr.forgiven, false
+		yes, pr.dismissed = yes || pr.dismissed, false
 	}
 	return yes
 }
 
-// dies has every call fail from here on.
+// dies checks that all processes reject if every call fails from now on.
 func (s *search) dies(w *world, at int32) {
-	if w = w.calmDown(); w.overridden() || w.manually {
+	if w = w.withoutFaults(); w.overridden() || w.manually {
 		return
 	}
 	reset, began := s.kind.settings.limits.longestOpen(true), w.now
@@ -366,24 +367,24 @@ func (s *search) dies(w *world, at int32) {
 		case all && !allReject:
 			allReject = true
 			s.most = max(s.most, len(failures))
-			// No more than with local breakers, and the calls that run already.
+			// At most as many as with local breakers, and the calls that run already.
 			if k := s.kind; len(failures) > k.processes*(max(k.config.FailMax, k.config.MinCalls)+k.open) {
-				s.violated(violates("I9", "all reject after %d calls", len(failures)), at, nil, names)
+				s.violated(violates("I9", "all processes reject only after %d calls", len(failures)), at, nil, names)
 				return
 			}
-		case !all && w.quiet() && allReject && w.forgave():
-			allReject = false // what a process took over when it started was dismissed
+		case !all && w.quiet() && allReject && w.wasDismissed():
+			allReject = false // the failures of a restarted process were dismissed
 		case !all && w.quiet() && allReject:
 			s.violated(violates("I9", "a process admits calls to a dead service again"), at, nil, names)
 			return
 		}
-		w = w.passes()
+		w = w.advance()
 	}
 	if !allReject {
-		s.violated(violates("I9", "not all reject"), at, nil, names)
+		s.violated(violates("I9", "not all processes reject"), at, nil, names)
 		return
 	}
-	// From the third open duration on, two trials fail in each.
+	// From the third open duration on, at most two trials fail in each.
 	for i, first := range failures {
 		if n := i + 2*s.kind.config.MaxTrials; first.Sub(began) > 3*reset && n < len(failures) && failures[n].Sub(first) < reset-10*time.Millisecond {
 			s.violated(violates("I9", "%d trials fail in %v", n-i+1, failures[n].Sub(first)), at, nil, names)
@@ -392,9 +393,9 @@ func (s *search) dies(w *world, at int32) {
 	}
 }
 
-// TestExplore tries every order of events in small fleets, up to a number of
-// states. INFUSE_EXPLORE multiplies that number, INFUSE_EXPLORE_KIND selects kinds by
-// the beginning of their names; "make explore" goes deeper.
+// TestExplore tries every order of events in small fleets, up to a number of states.
+// INFUSE_EXPLORE multiplies this number. INFUSE_EXPLORE_KIND selects kinds by the
+// beginning of their names. "make explore" goes deeper.
 // R7, R11, R13, R16, R17, R25, R28, R32.
 func TestExplore(t *testing.T) {
 	factor := 0.004

@@ -6,37 +6,37 @@ import (
 	"time"
 )
 
-// A world is one state of a small fleet: processes with the real replica, one
-// storage with the real Record.Apply, and the messages between them. It is a value:
-// an action copies what it changes. The explorer tries every order of actions.
+// A world is one state of a small fleet: processes with the real replica, a storage with
+// the real Record.Apply, and the messages between them. It never changes: an action
+// copies the parts that it changes. The explorer tries every order of actions.
 type world struct {
 	kind *kind
 	now  time.Time
 	skew time.Duration // of the storage's clock
 
-	record   Record       // as the storage keeps it, on its clock
+	record   Record       // in the storage, on its clock
 	written  time.Time    // on its clock
 	replaced Record       // the record before the last write that watchers were notified of
-	applied  []lastNumber // the changes that the storage has applied
+	applied  []lastNumber // the numbers of applied changes
 	supplied [3]int8      // the failures on record that each process has supplied
 
-	procs    []*process
-	messages []message
-	left     faults
-	calm     bool // nothing goes wrong any more: the fleet heals
+	procs     []*process
+	messages  []message
+	left      faults
+	faultless bool // no more faults
 
 	lost     bool // the storage has lost data, or its clock was set
-	cut      bool // a process was detached
-	manually bool // somebody changed the state, or has set an override
+	detached bool // a process was detached
+	manually bool // there was a manual change
 	unpushed bool // a notification was lost
 
 	answers uint64 // the number of the change to which an answer is being delivered
 }
 
-// faults says how much may yet happen. Those after calls are also limited by all
-// together.
+// faults limits the events that may still happen. The sum of all but calls is limited by
+// all.
 type faults struct {
-	calls, hands, slow, tick, leave, all                                       int8
+	calls, manual, slow, tick, leave, all                                      int8
 	crash, loseRequest, loseAnswer, losePush, swapPush, delay, repeat, outages int8
 	forget, failover, clock                                                    int8
 }
@@ -46,14 +46,14 @@ type process struct {
 	*shell
 	index       int
 	incarnation int
-	dead        bool // it has crashed, and has not started again
+	dead        bool // it crashed, and has not restarted
 	failed      bool // its last call failed
-	forgiven    bool // what it took over when it started was dismissed
+	dismissed   bool // the failures that it took for its own at its start were dismissed
 	calledAt    time.Time
-	down        bool // its link
+	down        bool // the storage is unavailable to it
 	probeAt     time.Time
-	lost        bool     // the replica does not know yet that the link is down
-	unanswered  []uint64 // numbers of requests of which the replica does not know yet that they failed
+	downPending bool     // the replica has not received this yet
+	unanswered  []uint64 // numbers of requests whose failure the replica has not received
 	pushes      []push
 	reference   reference
 }
@@ -64,25 +64,25 @@ type message struct {
 	incarnation int
 	change      *request
 	record      *Record
-	late        time.Time // when it counts as unanswered
-	timedOut    bool      // it does
+	late        time.Time // when it times out
+	timedOut    bool      // it has timed out
 }
 
 type messageKind uint8
 
 const (
-	onItsWay messageKind = iota
+	inTransit messageKind = iota
 	answered
-	vanished // the timeout is still to come
+	dropped // it will time out
 )
 
-// push is a notification: a notice, and the record that is read if it is needed.
+// push is a notification: a notice, and the record for a process that reads it.
 type push struct {
 	notice notice
 	record *Record
 }
 
-// explored is when a world begins: a whole second, so that paths read well.
+// explored is the start time of a world: a whole second, for readable paths.
 var explored = time.Unix(1_700_000_000, 0)
 
 func newWorld(k *kind) *world {
@@ -98,13 +98,14 @@ func (w *world) source(p int) string {
 	return fmt.Sprintf("%c%d", 'a'+p, w.procs[p].incarnation)
 }
 
-// start has a process begin. The storage answers at once, or late to a successor.
+// start starts a process, which reads the record. With kind.readsLate, the first read of a
+// restarted process fails.
 func (w *world) start(p int) *violation {
 	old := w.procs[p]
 	pr := &process{index: p, incarnation: old.incarnation, reference: reference{limits: &w.kind.settings.local}}
 	w.procs[p] = pr
-	pr.shell = newShell(w.kind.settings, w.source(p), !w.kind.alone, w.kind.seed, w.now)
-	if w.kind.alone {
+	pr.shell = newShell(w.kind.settings, w.source(p), !w.kind.noStorage, w.kind.seed, w.now)
+	if w.kind.noStorage {
 		return nil
 	}
 	if w.kind.readsLate && pr.incarnation > 0 {
@@ -120,7 +121,7 @@ func (w *world) clone() *world {
 	return &c
 }
 
-// change returns the process for changing.
+// change returns a copy of the process for writing.
 func (w *world) change(p int) *process {
 	c := *w.procs[p]
 	c.shell = c.shell.clone()
@@ -130,8 +131,7 @@ func (w *world) change(p int) *process {
 	return &c
 }
 
-// step gives a process an input, sends what follows, and checks what every step
-// must keep.
+// step gives a process an input, sends its request, and checks the rules of a step.
 func (w *world) step(p int, input func(r *replica)) *violation {
 	pr := w.change(p)
 	first := pr.replica.received == 0
@@ -141,18 +141,18 @@ func (w *world) step(p int, input func(r *replica)) *violation {
 			since := r.shared.Since
 			input(r)
 			if !first && r.out.next.Calls.Failures < pending && r.shared.Since == since && !w.manually {
-				panic(violates("I4", "%c drops a failure that it has not reported", 'a'+p))
+				panic(violates("I4", "%c drops a failure that it did not report", 'a'+p))
 			}
 		})
 	})
 	if r := &pr.replica; first && r.received > 0 && r.local.State == StateClosed {
-		// It goes on from what it may have reported before it crashed.
+		// It takes failures on record for its own (R12).
 		pr.reference.failures = min(r.local.Failures, w.kind.settings.FailMax-1)
 	}
 	return problem
 }
 
-// follow carries out what do returns.
+// follow sends the request of a step, and checks the replica.
 func (w *world) follow(p int, before Record, do func() *request) (problem *violation) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -161,14 +161,14 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 	}()
 	pr := w.procs[p]
 	sent := pr.replica.out.sentNumber()
-	joined, since := pr.replica.inherited, pr.replica.local.Since
+	inherited, since := pr.replica.inherited, pr.replica.local.Since
 	if change := do(); change != nil {
 		w.send(p, change)
 	}
 	r := &pr.replica
 	switch known := r.shared; {
 	case sent > 0 && r.out.sentNumber() != sent && w.answers != sent:
-		return violates("I4", "%c gives up a change that the storage has not answered", 'a'+p)
+		return violates("I4", "%c drops a change that the storage has not answered", 'a'+p)
 	case known.Generation < before.Generation && !w.lost:
 		return violates("I5", "%c goes back from generation %d to %d", 'a'+p, before.Generation, known.Generation)
 	case known.Generation == before.Generation && !sameRecord(known, &before) && !w.lost:
@@ -180,9 +180,9 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 		pr.failed = false
 		pr.reference.reset(false)
 	}
-	if joined && !r.inherited && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
+	if inherited && !r.inherited && r.local.Since != since && r.local.State == StateClosed && r.local.Failures == 0 {
 		pr.reference.reset(false)
-		pr.forgiven = true
+		pr.dismissed = true
 	}
 	if r.local.Override != nil || r.local.Manual > 0 {
 		pr.reference.reset(true)
@@ -190,18 +190,18 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 	return w.onTime(p)
 }
 
-// sameRecord reports whether two records of one generation may be distinguished by
-// their counts, the ends of leases and shorter waits only.
+// sameRecord reports whether two records of one generation differ only in counts, ends of
+// leases and shorter waits.
 func sameRecord(a, b *Record) bool {
 	return a.State == b.State && a.Since == b.Since && a.Opened == b.Opened && a.Manual == b.Manual && a.hasEvidence() == b.hasEvidence() &&
 		a.Witness == b.Witness && (a.Override == nil || b.Override == nil || a.Override.State == b.Override.State)
 }
 
-// onTime checks that nothing is due before the timer fires: at any earlier time the
-// view is the same, and nothing is to be sent.
+// onTime checks that nothing is due before the timer fires: at any earlier time the view
+// is the same, and there is no request to send.
 func (w *world) onTime(p int) *violation {
 	pr := w.procs[p]
-	if due(pr.armed, w.now) { // it is about to wake
+	if due(pr.armed, w.now) { // its timer fires now
 		return nil
 	}
 	r := &pr.replica
@@ -209,15 +209,15 @@ func (w *world) onTime(p int) *violation {
 		copied := r.clone()
 		copied.acquireEpisode()
 		if change := copied.outgoing(at); change != nil {
-			return violates("I7", "%c would send %s at %s, and wakes at %s", 'a'+p, w.showChange(change.Change), w.at(at), w.at(pr.armed))
+			return violates("I7", "%c would send %s at %s, and its timer fires at %s", 'a'+p, w.showChange(change.Change), w.at(at), w.at(pr.armed))
 		}
 		var v view
 		v.derive(&copied, "x", at)
-		if pr.view.tallies { // for somewhat longer than needed, which does no harm
+		if pr.view.tallies { // it may tally a bit longer than necessary
 			v.tallies, v.plain, v.fast = true, pr.view.plain, pr.view.fast
 		}
 		if !v.same(pr.view) || v.quiet != pr.view.quiet {
-			return violates("I7", "the view of %c is %v (%d) at %s, not %v (%d), and it wakes at %s", 'a'+p, v.state, v.admits, w.at(at), pr.view.state, pr.view.admits, w.at(pr.armed))
+			return violates("I7", "the view of %c is %v (%d) at %s, not %v (%d), and its timer fires at %s", 'a'+p, v.state, v.admits, w.at(at), pr.view.state, pr.view.admits, w.at(pr.armed))
 		}
 		return nil
 	}
@@ -248,7 +248,7 @@ func (w *world) onTime(p int) *violation {
 	return nil
 }
 
-// The network and the storage.
+// The rest is the network and the storage.
 
 func (w *world) send(p int, c *request) {
 	pr := w.procs[p]
@@ -261,8 +261,7 @@ func (w *world) send(p int, c *request) {
 
 func (w *world) storageNow() time.Time { return w.now.Add(w.skew) }
 
-// kept is the record as a storage reads it: a clock that was set back makes no wait
-// longer.
+// kept returns the record as a storage reads it: a clock that is set back prolongs no wait.
 func (w *world) kept() Record {
 	if now := w.storageNow(); now.Before(w.written) {
 		return w.record.translated(w.written, now)
@@ -280,7 +279,7 @@ func (w *world) here(r Record) Record {
 
 func (w *world) load() Record { return w.here(w.kept().At(w.storageNow())) }
 
-// arrive has a request reach the storage, and returns its answer.
+// arrive delivers a request to the storage, and returns the answer.
 func (w *world) arrive(m *message) (*Record, *violation) {
 	if m.change.Number == 0 {
 		rec := w.load()

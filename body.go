@@ -282,7 +282,7 @@ func (b *body) end(err error) {
 		e.settle(&r)
 	case r.outcome == OutcomeFailure: // it counts, but the listeners were already notified of the trial
 		b.breaker.ended(&e.admission, &r)
-		b.breaker.tell()
+		b.breaker.notifyListeners()
 	}
 }
 

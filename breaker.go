@@ -283,10 +283,10 @@ func (r *Record) stats(state State, since time.Time, l *Limits, now time.Time) C
 func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	if b.link == nil {
 		var own Record
-		b.look(func(r *replica) { own = r.local.At(time.Now()).clone() })
+		b.inspect(func(r *replica) { own = r.local.At(time.Now()).clone() })
 		return own, nil
 	}
-	ctx, cancel := b.patience(ctx, time.Now())
+	ctx, cancel := b.withTimeout(ctx, time.Now())
 	defer cancel()
 	r, err := b.link.read(ctx, b)
 	if err != nil {
@@ -359,7 +359,7 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 			b.settle(ctx, &a, &result{outcome: OutcomeIgnored})
 		}
 	}()
-	b.tell()
+	b.notifyListeners()
 	switch v := b.view.Load(); {
 	case rejected == nil:
 		notifyBeforeCall(ctx, a.view.settings.Listeners, b)
@@ -384,7 +384,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	if v.settings.Strict || v.admits == admitsSome {
 		began = time.Now()
 		var cancel context.CancelFunc
-		ctx, cancel = b.patience(ctx, began)
+		ctx, cancel = b.withTimeout(ctx, began)
 		defer cancel()
 	}
 	reads := v.settings.Strict && (v.admits != admitsSome || v.state == StateClosed) // what asks for a trial is answered with what there is
@@ -394,7 +394,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		}
 		a, admitted := v.admission(), v.admits == admitsAll
 		if v.admits == admitsSome {
-			a, admitted = b.asks(ctx)
+			a, admitted = b.requestAdmission(ctx)
 		}
 		switch {
 		case admitted && began.IsZero():
@@ -503,7 +503,7 @@ func (b *Breaker) count(a *admission, r *result) {
 	switch {
 	case r.outcome != OutcomeSuccess || !b.isQuiet(a):
 		b.ended(a, r)
-		b.tell()
+		b.notifyListeners()
 	case a.view.tallies:
 		a.view.tally.Add()
 	}

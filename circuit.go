@@ -14,75 +14,48 @@ import (
 	"github.com/infuse-go/infuse/internal/striped"
 )
 
-// circuit is the part of a Breaker that is the shell around a replica: the only lock
-// of a circuit. An input goes in under the lock, by step; its effects are carried out
-// after it. All decisions are the replica's. No user code runs under the lock: texts
-// of errors are made before, listeners are called after.
+// circuit is the shell of a Breaker around its replica, which makes all decisions. It
+// has the only lock of a circuit: step passes an input to the replica under the lock,
+// and carries out the effects after it. No user code runs under the lock: texts of
+// errors are made before, listeners are called after.
 //
-// What notifies a Breaker holds it weakly, so that one that becomes unreachable is
-// garbage.
+// The link, the storage and timers hold a Breaker weakly, because an unreachable
+// Breaker must become garbage.
 type circuit struct {
 	name    string
 	link    *link // nil: there is no storage
 	events  ordered.Queue[event]
 	unwatch func() // does not refer to the circuit
 
-	mu      sync.Mutex
-	replica replica
-	aside   *sync.WaitGroup  // listeners that are called in the background; nil: none were
-	tally   *striped.Counter // successes that the replica does not know of yet; nil until some are counted
-	counts  *striped.Counts
-	alarm   *alarm        // nil: time alone changes nothing
-	waiting *waiters      // nil: nobody waits
-	readied chan struct{} // closed when the breaker becomes ready; nil if nobody waits for that
-	since   since         // when the states began
-	states  states        // as the listeners were notified
-	invalid bool          // listeners were notified that the record cannot be read
-	started bool          // listeners are notified
+	mu         sync.Mutex
+	replica    replica
+	background *sync.WaitGroup  // calls of notifyListeners in the background; nil: there was none
+	tally      *striped.Counter // successes that the replica has not received; nil until one is counted
+	counts     *striped.Counts
+	alarm      *alarm        // nil: time alone changes nothing
+	waiting    *waiters      // nil: nobody waits
+	readied    chan struct{} // closed when the breaker becomes ready; nil: nobody waits for that
+	since      since         // when the states began
+	states     states        // that listeners were notified of
+	invalid    bool          // listeners were notified that the record cannot be read
+	started    bool          // listeners are notified
 }
 
-// alarm wakes a circuit when time alone changes something.
+// since is when the states of the two circuits began, in nanoseconds of Unix time.
+type since struct{ local, shared int64 }
+
+// alarm steps a circuit when time alone changes its state.
 type alarm struct {
 	at    time.Time
 	timer *time.Timer
 }
 
-// when returns when the circuit wakes; zero: not by itself.
+// when returns the time of the alarm; zero: there is none.
 func (a *alarm) when() time.Time {
 	if a == nil {
 		return time.Time{}
 	}
 	return a.at
-}
-
-// waiters wait until the storage has acknowledged their sequence number, or will
-// not for now. The numbers ascend.
-type waiters []waiter
-
-type waiter struct {
-	number uint64
-	done   chan struct{}
-}
-
-// add returns a channel that is closed when the number is acknowledged.
-func (w *waiters) add(number uint64) <-chan struct{} {
-	done := make(chan struct{})
-	*w = append(*w, waiter{number, done})
-	return done
-}
-
-// release closes the channels up to that number, and returns nil if none is left.
-func (w *waiters) release(acknowledged uint64) *waiters {
-	n := 0
-	for w != nil && n < len(*w) && (*w)[n].number <= acknowledged {
-		close((*w)[n].done)
-		n++
-	}
-	if w == nil || n == len(*w) {
-		return nil
-	}
-	*w = (*w)[n:]
-	return w
 }
 
 // wait returns a channel that is closed when the number is acknowledged. b.mu is held.
@@ -93,20 +66,20 @@ func (b *Breaker) wait(number uint64) <-chan struct{} {
 	return b.waiting.add(number)
 }
 
-// init has the circuit read its record, if the storage answers in time.
+// init joins the link and reads the record, if the storage answers in time (R12).
 // Listeners are not notified until start.
 func (b *Breaker) init(name string, s *settings, l *link) {
 	b.name, b.link = name, l
 	b.replica = newReplica(s, newSource(), l != nil, rand.Uint64())
 	b.unwatch = func() {}
 	b.events.Hold()
-	b.step(func(*replica, time.Time) {}) // a link needs the view of all that have joined it
+	b.step(func(*replica, time.Time) {}) // a link reads the views of its circuits
 	if l == nil {
 		return
 	}
 	weakly := weak.Make(b)
 	var down error
-	b.step(func(r *replica, now time.Time) { // under one lock, or the link could be up again before lost
+	b.step(func(r *replica, now time.Time) { // under the lock, or availableAgain could come before unavailable
 		if b.link, down = l.join(weakly); down != nil {
 			r.unavailable(down, now)
 		}
@@ -115,29 +88,29 @@ func (b *Breaker) init(name string, s *settings, l *link) {
 	if _, inMemory := l.storage.(*MemoryStorage); !inMemory && hostname.IsLoopback(name) {
 		b.events.Add(warning(errLoopback))
 	}
-	if down == nil { // nobody waits for a storage that is known to be unavailable
-		ctx, cancel := b.patience(context.Background(), time.Now())
+	if down == nil { // nobody waits for an unavailable storage (R36)
+		ctx, cancel := b.withTimeout(context.Background(), time.Now())
 		defer cancel()
 		b.read(ctx)
 	}
 }
 
-var errLoopback = errors.New("infuse: the circuit is named after a loopback host, which is another service on each machine, but its storage is shared: set Transport.Circuit, or use no Storage")
+var errLoopback = errors.New("infuse: the circuit has the name of a loopback host, which is another service on each machine, but its storage is shared: set Transport.Circuit, or use no Storage")
 
-// start lets listeners be notified.
+// start notifies the listeners, from now on.
 func (b *Breaker) start() {
 	b.events.Release()
 	b.mu.Lock()
 	b.started = true
 	b.mu.Unlock()
-	b.tell()
+	b.notifyListeners()
 }
 
-// newSource returns a name that no other circuit has, in any process.
+// newSource returns a random name for one Breaker, which no other has in any process.
 func newSource() string { return strconv.FormatUint(rand.Uint64(), 36) }
 
-// step is the one way in: it takes the lock, gives the replica an input, and
-// carries out what follows from that.
+// step is the only way to the replica: it passes an input under the lock, and carries
+// out the effects.
 func (b *Breaker) step(input func(r *replica, now time.Time)) {
 	b.mu.Lock()
 	now := time.Now()
@@ -152,8 +125,8 @@ func (b *Breaker) step(input func(r *replica, now time.Time)) {
 	}
 }
 
-// takeTally gives the replica the successes that were tallied since the last
-// step. b.mu is held.
+// takeTally passes the tallied successes since the last step to the replica. b.mu is
+// held.
 func (b *Breaker) takeTally(now time.Time) {
 	if b.tally == nil {
 		return
@@ -164,9 +137,8 @@ func (b *Breaker) takeTally(now time.Time) {
 	}
 }
 
-// follow brings everything in line with the replica: the view, the timer, those
-// who wait, and the events. It returns what is to be sent, if anything is. b.mu
-// is held.
+// follow carries out the effects of a step: it updates the view, the timer and the
+// events, and releases waiters. It returns the request to send, or nil. b.mu is held.
 func (b *Breaker) follow(now time.Time) *request {
 	r := &b.replica
 	change := r.outgoing(now)
@@ -181,7 +153,7 @@ func (b *Breaker) follow(now time.Time) *request {
 	return change
 }
 
-// publish stores what calls meet from now on, if that has changed.
+// publish stores a new view, if calls are treated differently now. b.mu is held.
 func (b *Breaker) publish(now time.Time) {
 	old := b.view.Load()
 	var fresh view
@@ -211,10 +183,10 @@ func (b *Breaker) publish(now time.Time) {
 		b.view.Store(&v)
 		b.nowReady(&v)
 	}
-	b.notify(now)
+	b.addTransitions(now)
 }
 
-// nowReady wakes those who wait until the breaker is ready. b.mu is held.
+// nowReady wakes the callers of Wait if the breaker is ready. b.mu is held.
 func (b *Breaker) nowReady(v *view) {
 	if b.readied != nil && v.ready() {
 		close(b.readied)
@@ -222,8 +194,8 @@ func (b *Breaker) nowReady(v *view) {
 	}
 }
 
-// setQuiet stores the view, or its twin. A failure between two successes
-// allocates none. b.mu is held.
+// setQuiet stores the view, or its twin, which differs in quiet only. So an isolated
+// failure allocates no view. b.mu is held.
 func (b *Breaker) setQuiet(v *view, quiet bool) {
 	if v.quiet == quiet {
 		return
@@ -253,31 +225,10 @@ func (b *Breaker) becomesReady() <-chan struct{} {
 	return ready
 }
 
-// states are those of the two circuits, as listeners are notified of them.
-type states struct{ local, shared State }
-
-// since is when the states of the two circuits began, in nanoseconds of Unix time.
-type since struct{ local, shared int64 }
-
-// states returns the state of each circuit. An override is one of the circuit that
-// it was made for.
-func (r *replica) states(now time.Time) states {
-	s := states{r.local.State, r.lastShared().State}
-	switch o := r.override(now); {
-	case o == nil:
-	case o == r.local.Override:
-		s.local = o.State
-	default:
-		s.shared = o.State
-	}
-	return s
-}
-
-// notify adds an event for each circuit whose state has changed. b.mu is held.
-// R43.
-func (b *Breaker) notify(now time.Time) {
-	r := &b.replica
-	before, after := b.states, r.states(now)
+// addTransitions adds an event for each circuit whose state has changed (R43). b.mu is
+// held.
+func (b *Breaker) addTransitions(now time.Time) {
+	before, after := b.states, b.replica.states(now)
 	if before.local != after.local || b.since.local == 0 {
 		b.since.local = now.UnixNano()
 	}
@@ -285,28 +236,13 @@ func (b *Breaker) notify(now time.Time) {
 		b.since.shared = now.UnixNano()
 	}
 	b.states = after
-	if before == after || !b.started {
-		return
+	if before != after && b.started {
+		b.replica.transitions(before, now, func(t Transition) { b.events.Add(stateChanged(t)) })
 	}
-	o := r.override(now)
-	add := func(local bool, from, to State, rec *Record, origin string) {
-		if from == to {
-			return
-		}
-		t := Transition{From: from, To: to, Local: local, Origin: origin, At: now}
-		if to == StateOpen {
-			t.Cause = rec.Cause
-		}
-		if o != nil && o == rec.Override {
-			t.Origin, t.Cause = o.By, o.Reason
-		}
-		b.events.Add(stateChanged(t))
-	}
-	add(false, before.shared, after.shared, r.shared, r.shared.By)
-	add(true, before.local, after.local, &r.local, r.settings.Instance)
 }
 
-// arm has the circuit wake when time alone changes something.
+// arm sets the alarm to the next time at which time alone changes the state. b.mu is
+// held.
 func (b *Breaker) arm(now time.Time) {
 	at := b.replica.wakeAt(now)
 	if at.Equal(b.alarm.when()) {
@@ -319,79 +255,79 @@ func (b *Breaker) arm(now time.Time) {
 	if at.IsZero() {
 		return
 	}
-	weakly := weak.Make(b) // a timer is no reason to keep a breaker
+	weakly := weak.Make(b) // the timer must not keep the breaker
 	set := &alarm{at: at}
 	set.timer = time.AfterFunc(at.Sub(now), func() {
 		if b := weakly.Value(); b != nil {
 			b.step(func(*replica, time.Time) {
-				if b.alarm == set { // it was not stopped too late
+				if b.alarm == set { // or it was stopped too late
 					b.alarm = nil
 				}
 			})
-			b.tell()
+			b.notifyListeners()
 		}
 	})
 	b.alarm = set
 }
 
-// Inputs from below.
+// Inputs of the link and the storage.
 
 func (b *Breaker) answered(q *request, rec Record) {
 	b.step(func(r *replica, now time.Time) { r.answered(q, rec, now) })
-	b.tellAside()
+	b.notifyInBackground()
 }
 
 func (b *Breaker) unanswered(q *request, why error) {
 	b.step(func(r *replica, now time.Time) { r.unanswered(q.Number, why, now) })
-	b.tellAside()
+	b.notifyInBackground()
 }
 
-// unread is for a caller whose read failed: of all callers of one read, the first
-// detaches the circuit.
+// readFailed detaches the circuit (R36). The callers of one read all call it: only the
+// first has an effect.
 func (b *Breaker) readFailed(err error) {
 	b.step(func(r *replica, now time.Time) {
 		if r.attached() {
 			r.readFailed(err, now)
 		}
 	})
-	b.tellAside()
+	b.notifyInBackground()
 }
 
 func (b *Breaker) unavailable(why error) {
 	b.step(func(r *replica, now time.Time) { r.unavailable(why, now) })
-	b.tellAside()
+	b.notifyInBackground()
 }
 
 func (b *Breaker) availableAgain() {
 	b.step(func(r *replica, _ time.Time) { r.availableAgain() })
 }
 
-// observed is what Storage.Watch calls.
+// observed is the func that Storage.Watch calls.
 func (b *Breaker) observed(rec Record) {
 	b.step(func(r *replica, now time.Time) {
 		if !b.replica.stopped {
 			r.notified(rec, now)
 		}
 	})
-	b.tellAside()
+	b.notifyInBackground()
 }
 
-// announced is called with a notice of the storage. It returns whether the record is
-// to be read.
+// announced receives a notice of the storage. It reports whether the storage must read
+// the record.
 func (b *Breaker) announced(n notice) (reads bool) {
 	b.step(func(r *replica, _ time.Time) { reads = r.noticed(n) })
-	b.tellAside()
+	b.notifyInBackground()
 	return reads
 }
 
-// Inputs from above.
+// Inputs of calls and of users.
 
-// asks admits a call that the view alone does not admit. It waits for the
-// storage until ctx is done at most.
-func (b *Breaker) asks(ctx context.Context) (a admission, admitted bool) {
+// requestAdmission asks the replica for the admission of a call: for a trial, or on a
+// ramp. It waits for the storage until ctx is done (R27).
+func (b *Breaker) requestAdmission(ctx context.Context) (a admission, admitted bool) {
 	var d decision
 	var answered <-chan struct{}
-	gone := ctx.Err() != nil // such a caller takes no trial from another
+	gone := ctx.Err() != nil // such a caller must not take the trial from another
 	b.step(func(r *replica, now time.Time) {
 		switch a, d = r.arrived(now); {
 		case d == waits && gone:
@@ -411,25 +347,25 @@ func (b *Breaker) asks(ctx context.Context) (a admission, admitted bool) {
 	return a, d == admits
 }
 
-// ended counts the outcome of an admitted call. After a failure, and after a
-// trial, it waits until the storage has acknowledged it, or for as long as the call
-// may.
+// ended counts the outcome of an admitted call (R3). After a failure, and after a
+// trial, it waits until the storage has acknowledged the report, for StorageTimeout at
+// most, less the time that the call has waited already (R10, R35).
 func (b *Breaker) ended(a *admission, res *result) {
-	if b.link == nil && b.countAlone(a, res.outcome) {
+	if b.link == nil && b.countOnly(a, res.outcome) {
 		return
 	}
 	if res.outcome == OutcomeFailure {
-		defer b.countWaiting(a, res) // also if a method of the error ends the goroutine
+		defer b.countAndWait(a, res) // also if a method of the error ends the goroutine
 		res.cause = keptCause{errUnreadable, errUnreadable.Error()}
 		res.cause = keepCause(res.err)
 		return
 	}
-	b.countWaiting(a, res)
+	b.countAndWait(a, res)
 }
 
-// countAlone counts an outcome from which nothing follows but the count: without
-// a storage, such as an isolated failure between successes.
-func (b *Breaker) countAlone(a *admission, o Outcome) bool {
+// countOnly counts an outcome without a step, if it changes nothing but the count:
+// without a storage, such as an isolated failure between successes.
+func (b *Breaker) countOnly(a *admission, o Outcome) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.replica.onlyCounts(a, o) {
@@ -439,7 +375,7 @@ func (b *Breaker) countAlone(a *admission, o Outcome) bool {
 	return true
 }
 
-func (b *Breaker) countWaiting(a *admission, res *result) {
+func (b *Breaker) countAndWait(a *admission, res *result) {
 	var done <-chan struct{}
 	b.step(func(r *replica, now time.Time) {
 		number := r.ended(a, *res, now)
@@ -452,8 +388,7 @@ func (b *Breaker) countWaiting(a *admission, res *result) {
 	}
 }
 
-// await waits until done is closed, for so long at most.
-// R35.
+// await waits until done is closed, for the duration most at most (R35).
 func (b *Breaker) await(done <-chan struct{}, most time.Duration) {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
@@ -463,46 +398,45 @@ func (b *Breaker) await(done <-chan struct{}, most time.Duration) {
 	}
 }
 
-// look has f see the replica.
-func (b *Breaker) look(f func(*replica)) {
+// inspect calls f with the replica, under the lock.
+func (b *Breaker) inspect(f func(*replica)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f(&b.replica)
 }
 
 func (b *Breaker) attached() (yes bool) {
-	b.look(func(r *replica) { yes = r.attached() })
+	b.inspect(func(r *replica) { yes = r.attached() })
 	return yes
 }
 
-// read brings the circuit up to date from the storage. If there is no answer in
-// time, the circuit is detached. A caller whose own context ends leaves it as it is.
+// read reads the record. If the storage does not answer in time, the circuit is
+// detached. If the context of the caller itself ends, nothing changes.
 func (b *Breaker) read(ctx context.Context) {
-	var news uint64
-	b.look(func(r *replica) { news = r.received })
+	var received uint64
+	b.inspect(func(r *replica) { received = r.received })
 	rec, err := b.link.read(ctx, b)
 	switch {
 	case err == nil:
-		b.step(func(r *replica, now time.Time) { r.hasRead(rec, news, now) })
-	case err == errStorageTimeout: // the caller may have waited for a place
+		b.step(func(r *replica, now time.Time) { r.hasRead(rec, received, now) })
+	case err == errStorageTimeout: // the caller may have waited for a slot
 		b.readFailed(err)
 	}
 }
 
 func (b *Breaker) configured(s *settings) {
 	b.step(func(r *replica, _ time.Time) { r.configured(s) })
-	b.tell()
+	b.notifyListeners()
 }
 
-// stop ends the watching. It waits until the storage has received everything, for
-// StorageTimeout at most.
-// R46.
+// stop ends the watching (R46). It waits until the storage has received all reports,
+// and listeners all events, for StorageTimeout at most.
 func (b *Breaker) stop() {
 	var done <-chan struct{}
-	var aside *sync.WaitGroup
+	var background *sync.WaitGroup
 	b.step(func(r *replica, _ time.Time) {
 		if !r.stopped {
-			r.stopped, aside = true, b.aside
+			r.stopped, background = true, b.background
 			done = b.wait(r.enqueued)
 		}
 	})
@@ -514,32 +448,32 @@ func (b *Breaker) stop() {
 	received := make(chan struct{})
 	go func() {
 		<-done
-		if aside != nil {
-			aside.Wait()
+		if background != nil {
+			background.Wait()
 		}
 		listeners.wait()
 		close(received)
 	}()
 	b.await(received, b.storageTimeout())
-	b.tell()
+	b.notifyListeners()
 }
 
 func (b *Breaker) storageTimeout() time.Duration {
 	return b.view.Load().settings.StorageTimeout
 }
 
-// linkTimeout is how long a request may take: a little less than a call waits,
-// so that a call which waited in vain meets a detached circuit.
+// linkTimeout is the timeout of a request. It is a little less than StorageTimeout:
+// when a call has waited in vain, its circuit must be detached already.
 func (b *Breaker) linkTimeout() time.Duration { return b.storageTimeout() * 19 / 20 }
 
-// patience returns a context for all that one call waits for: it ends with the
-// call's own context, or with errStorageTimeout when StorageTimeout is over.
-func (b *Breaker) patience(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
+// withTimeout returns a context for everything that one call waits for: it ends with
+// the context of the call, or with errStorageTimeout after StorageTimeout (R35).
+func (b *Breaker) withTimeout(ctx context.Context, began time.Time) (context.Context, context.CancelFunc) {
 	return context.WithDeadlineCause(ctx, began.Add(b.storageTimeout()), errStorageTimeout)
 }
 
-// tell notifies the listeners of what they do not know yet. No lock is held.
-func (b *Breaker) tell() {
+// notifyListeners delivers the events that were added. No lock is held.
+func (b *Breaker) notifyListeners() {
 	b.events.Drain(func(ev event) {
 		for _, l := range b.view.Load().settings.Listeners {
 			protected(func() { ev(l, b) })
@@ -547,18 +481,18 @@ func (b *Breaker) tell() {
 	})
 }
 
-// tellAside is tell where a slow listener would hold back the storage's
-// notifications. After stop nothing runs aside: the next call notifies.
-func (b *Breaker) tellAside() {
+// notifyInBackground is notifyListeners for inputs of the storage, which a slow
+// listener must not delay. After stop it does nothing: the next call notifies.
+func (b *Breaker) notifyInBackground() {
 	if b.events.Empty() {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.replica.stopped {
-		if b.aside == nil {
-			b.aside = new(sync.WaitGroup)
+		if b.background == nil {
+			b.background = new(sync.WaitGroup)
 		}
-		b.aside.Go(b.tell)
+		b.background.Go(b.notifyListeners)
 	}
 }

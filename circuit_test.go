@@ -389,7 +389,7 @@ func TestACircuitThatRecoveredKeepsNoEpisode(t *testing.T) {
 		require.NoError(t, err)
 		defer b.Stop()
 		kept := func() (some bool) {
-			b.look(func(r *replica) { some = r.episode != noEpisode })
+			b.inspect(func(r *replica) { some = r.episode != noEpisode })
 			return some
 		}
 		require.False(t, kept(), name)

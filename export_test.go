@@ -12,7 +12,7 @@ func RejectsAtOnce(b *Breaker) bool { return b.view.Load().rejects != nil }
 // has granted.
 func IsTrialOfTheFleet(p Permit) (yes bool) {
 	a := p.ticket.admission
-	p.ticket.breaker.look(func(r *replica) { yes = a.trial != "" && r.lease(a.trial) != nil })
+	p.ticket.breaker.inspect(func(r *replica) { yes = a.trial != "" && r.lease(a.trial) != nil })
 	return yes
 }
 

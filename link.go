@@ -1,6 +1,7 @@
 package infuse
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"math/rand/v2"
@@ -13,55 +14,54 @@ import (
 	"github.com/infuse-go/infuse/internal/ordered"
 )
 
-// link is the path to one storage, for all circuits of this process that use it:
-// all their I/O, every bound on it, and whether the storage is available.
+// link is the path of all circuits of this process to one storage. It makes their
+// requests, bounds them, and decides whether the storage is available.
 //
-// The storage becomes unavailable when a request of an attached circuit fails. It
-// is then read by one probe at a time, with growing pauses, until a probe succeeds.
-// A failure of a detached circuit changes nothing for the others.
+// The storage becomes unavailable when a request of an attached circuit fails (R36).
+// Then one probe at a time reads from the storage, with growing pauses, until a probe
+// succeeds (R38). A failure of a detached circuit does not affect other circuits.
 //
 // No code of a storage runs under a lock: see storage_call.go.
 type link struct {
 	storage Storage
 	slots   slots
-	news    ordered.Queue[func()] // changes of availability, for all circuits, in order
+	changes ordered.Queue[func()] // of availability, for all circuits
 
 	mu       sync.Mutex
 	circuits map[weak.Pointer[Breaker]]struct{}
 	audience *audience                // replaced when the last circuit leaves
 	reads    map[*Breaker]*sharedRead // the last read of each circuit, until it ends
 
-	why      error         // the storage is unavailable because of this error; nil while it is available
-	down     chan struct{} // closed when the storage becomes unavailable; nil without circuits
-	since    time.Time     // of that
-	told     bool          // listeners were notified of it, and not yet of its end
-	refused  bool          // a change was refused since the storage became available, or since tellAvailableIn looked
-	failures int           // failed probes and the failure before them, since the storage was last established
-	upSince  time.Time
-	probing  bool        // a probe is under way
-	hung     int         // probes that have not returned
-	timer    *time.Timer // of the next probe
-	outages  int64
-	doubted  atomic.Int64 // the outage after which no change has been written, or 0: the storage answers reads, but may refuse changes
+	why           error         // why the storage is unavailable; nil while it is available
+	down          chan struct{} // closed when the storage becomes unavailable; nil without circuits
+	downSince     time.Time
+	upSince       time.Time
+	notified      bool         // listeners were notified of the outage, and not yet of its end
+	changeRefused bool         // since the storage became available, or since notifyAvailableIn last checked
+	failures      int          // failed probes and the failure before them, since the storage was last stable
+	probing       bool         // a probe is in flight
+	hung          int          // probes that have not returned
+	timer         *time.Timer  // of the next probe
+	outages       int64        // their number
+	unproven      atomic.Int64 // the outage after which no change was stored yet, or 0: the storage answers reads, but may refuse changes
 }
 
 const (
-	maxHung         = 16               // probes that hang, before the pauses grow with each of them
-	explainedWithin = 3 * time.Second  // how long listeners wait for a better reason: go-redis first tries again itself
-	provenAfter     = time.Second      // how long a storage answers before listeners are notified, unless it has stored a change
-	calmAfter       = 10 * time.Second // a storage that has been available for this time is established
+	maxHung      = 16               // probes that hang, before the pauses grow with each of them
+	reasonWithin = 3 * time.Second  // how long listeners wait for a more specific error than a timeout: go-redis first tries again itself
+	provenAfter  = time.Second      // how long a storage answers before listeners are notified, unless it has stored a change
+	stableAfter  = 10 * time.Second // an available storage is stable after this time: the pauses of probes begin anew
 )
 
-// links has the link of each storage that a circuit uses. Breakers share a link
-// if their storages compare equal, whoever makes them. A storage that cannot be
-// compared has one link for each New or Group.
+// links has the link of each storage in use. All breakers whose storages compare equal
+// share a link. A storage that cannot be compared has a link for each New or Group.
 var links = struct {
 	sync.Mutex
 	of map[Storage]*link
 }{of: make(map[Storage]*link)}
 
-// linkTo returns a link to a storage. Which link a circuit uses is known once it
-// has joined.
+// linkTo returns a link to a storage, or nil without a storage. A circuit uses the link
+// that join returns.
 func linkTo(s Storage) *link {
 	if s == nil {
 		return nil
@@ -72,9 +72,8 @@ func linkTo(s Storage) *link {
 	}
 }
 
-// join adds c to the circuits of the link, or of the link that circuits use for
-// the same storage already. It returns that link, and why its storage is
-// unavailable, or nil.
+// join adds a circuit to the link, or to an older link to the same storage. It returns
+// that link, and the error that made its storage unavailable, or nil.
 func (l *link) join(c weak.Pointer[Breaker]) (*link, error) {
 	if isComparable(l.storage) {
 		links.Lock()
@@ -91,14 +90,14 @@ func (l *link) join(c weak.Pointer[Breaker]) (*link, error) {
 	if l.down == nil {
 		l.down = make(chan struct{})
 	}
-	if l.why != nil && l.told {
-		l.tellUnavailable(c)
+	if l.why != nil && l.notified {
+		l.notifyUnavailable(c)
 	}
 	return l, l.why
 }
 
-// leave undoes join. The last circuit to leave ends the outage, the probes and the
-// events.
+// leave undoes join. The last circuit that leaves ends the outage, the probes and the
+// events of listeners.
 func (l *link) leave(c weak.Pointer[Breaker]) {
 	links.Lock()
 	defer links.Unlock()
@@ -108,7 +107,7 @@ func (l *link) leave(c weak.Pointer[Breaker]) {
 	if len(l.circuits) > 0 {
 		return
 	}
-	l.why, l.down, l.told = nil, nil, false // the timers find no outage
+	l.why, l.down, l.notified = nil, nil, false // the timers find no outage
 	l.audience.over.Store(true)
 	l.audience = newAudience()
 	if isComparable(l.storage) && links.of[l.storage] == l {
@@ -116,9 +115,8 @@ func (l *link) leave(c weak.Pointer[Breaker]) {
 	}
 }
 
-// watch has the storage report changes of the circuit's record. unwatch ends
-// that, and leaves the link; it does not refer to the circuit. A panic of Watch
-// goes on to the caller of New.
+// watch watches the record of a circuit. unwatch ends the watching and leaves the link;
+// it does not refer to the circuit. A panic of Watch continues to the caller of New.
 func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 	watches := false
 	defer func() {
@@ -131,15 +129,10 @@ func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 			c.observed(rec)
 		}
 	}
-	var stop func()
-	if s, ok := l.storage.(announcer); ok && s.announces() == l.storage { // not a storage in another one, which has a Watch of its own
-		stop = s.watchAnnounced(name, observed, func(n notice) (reads bool) {
-			c := c.Value()
-			return c != nil && c.announced(n)
-		})
-	} else {
-		stop = l.storage.Watch(name, observed)
-	}
+	stop := watch(l.storage, name, observed, func(n notice) (reads bool) {
+		c := c.Value()
+		return c != nil && c.announced(n)
+	})
 	watches = true
 	return func() {
 		defer l.leave(c) // also if stop ends the goroutine
@@ -149,8 +142,8 @@ func (l *link) watch(c weak.Pointer[Breaker], name string) (unwatch func()) {
 
 // Requests.
 
-// send makes a request of the circuit, and brings the result to the circuit: an
-// answer, also a late one, or an error if there is none in time.
+// send makes a request of a circuit, and passes the result to the circuit: the answer,
+// also a late one, or an error if no answer arrives in time.
 func (l *link) send(c *Breaker, q *request) {
 	failed := func(err error) {
 		l.failed(c, err, func(r *replica) bool { return r.awaits(q.Number) })
@@ -163,23 +156,23 @@ func (l *link) send(c *Breaker, q *request) {
 		failed(why)
 		return
 	}
-	doubted := l.doubted.Load()
+	unproven := l.unproven.Load()
 	go l.request(c, q.Change, down, func() bool { return true }, failed, func(a answer) {
 		switch {
 		case a.err == nil:
 			if a.verdict == VerdictChanged || a.verdict == VerdictApplied && q.counts() {
-				if doubted != 0 && l.doubted.CompareAndSwap(doubted, 0) {
+				if unproven != 0 && l.unproven.CompareAndSwap(unproven, 0) {
 					l.mu.Lock()
-					l.tellAvailable()
+					l.notifyAvailable()
 					l.mu.Unlock()
 				}
 			}
 			c.answered(q, a.record)
-		case l.doubted.Load() != 0 && isStorageError(a.err) && !isStorageError(l.tryRead(c, func(answer) {})):
+		case l.unproven.Load() != 0 && isStorageError(a.err) && !isStorageError(tryRead(l.storage, c.name, c.linkTimeout(), func(answer) {})):
 			l.mu.Lock()
-			l.refused = true
+			l.changeRefused = true
 			l.mu.Unlock()
-			c.unanswered(q, a.err) // or the link would go up and down for as long as changes are refused
+			c.unanswered(q, a.err) // the storage stays available: it answers reads, and the next probe would succeed
 		default:
 			failed(a.err)
 		}
@@ -206,29 +199,8 @@ func (l *link) request(c *Breaker, q *Change, down <-chan struct{}, begins func(
 	}
 }
 
-// tryRead reads the record of the circuit, and waits for it as long as a call would. It
-// calls done with the answer, also a late one.
-func (l *link) tryRead(c *Breaker, done func(answer)) error {
-	return tryRead(l.storage, c.name, c.linkTimeout(), done)
-}
-
-// sharedRead is one read of a record, for all callers that asked for it before it
-// started.
-type sharedRead struct {
-	callers int  // that wait for it
-	started bool // the storage is asked
-	over    bool // it has ended
-	ended   chan struct{}
-	answer  answer
-}
-
-// readsAtOnce is how many reads of one circuit may be under way if the storage
-// is slow. Each starts when the one before it has ended, or after this part of
-// linkTimeout: a caller that just missed a read need not wait for two of them.
-const readsAtOnce = 10
-
-// read reads the record for a caller that waits, until ctx is done. The callers
-// that ask before a read starts share it. A read without callers does not start.
+// read reads the record, and waits for it until ctx is done. Callers that come before a
+// read starts share it. A read without callers does not start.
 func (l *link) read(ctx context.Context, c *Breaker) (Record, error) {
 	l.mu.Lock()
 	if why := l.why; why != nil {
@@ -264,7 +236,7 @@ func (l *link) read(ctx context.Context, c *Breaker) (Record, error) {
 	return a.record, a.err
 }
 
-// readAfter makes the read r of a circuit after the read before it.
+// readAfter makes the read r, after the read before it.
 func (l *link) readAfter(c *Breaker, r, before *sharedRead, down <-chan struct{}) {
 	if before != nil {
 		pause := time.NewTimer(c.linkTimeout() / readsAtOnce)
@@ -296,13 +268,9 @@ func (l *link) readAfter(c *Breaker, r, before *sharedRead, down <-chan struct{}
 	l.request(c, &Change{}, down, begins, func(err error) { ends(answer{err: err}) }, ends)
 }
 
-// endRead gives the answer of a read to its callers. l.mu is held.
+// endRead passes the answer of a read to its callers. l.mu is held.
 func (l *link) endRead(c *Breaker, r *sharedRead, a answer) {
-	if r.over {
-		return // the answer is late
-	}
-	r.over, r.answer = true, a
-	close(r.ended)
+	r.end(a)
 	if l.reads[c] == r {
 		delete(l.reads, c)
 	}
@@ -310,96 +278,85 @@ func (l *link) endRead(c *Breaker, r *sharedRead, a answer) {
 
 // The availability of the storage.
 
-// failed makes the storage unavailable after a failure of an attached circuit,
-// unless the circuit's record is the reason. A late failure may still explain
-// why the storage is unavailable.
+// failed makes the storage unavailable after a failed request of an attached circuit,
+// unless the record of the circuit is the reason (R36). During an outage, the error may
+// be a better reason.
 func (l *link) failed(c *Breaker, err error, matters func(*replica) bool) {
 	counts := false
-	c.look(func(r *replica) { counts = r.attached() && matters(r) })
+	c.inspect(func(r *replica) { counts = r.attached() && matters(r) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.why != nil:
-		l.explain(err)
+		l.improveReason(err)
 	case counts && isStorageError(err) && len(l.circuits) > 0:
-		l.lose(err)
+		l.becomeUnavailable(err)
 	}
 }
 
-// lose makes the storage unavailable. Whoever waits for a read or for a place
-// stops waiting. l.mu is held.
-func (l *link) lose(err error) {
-	if time.Since(l.upSince) > calmAfter {
+// becomeUnavailable starts an outage, and stops all waiting for reads and slots. l.mu
+// is held.
+func (l *link) becomeUnavailable(err error) {
+	if time.Since(l.upSince) > stableAfter {
 		l.failures = 0
 	}
-	l.why, l.refused = err, false
-	if !l.told { // otherwise the outage goes on
-		l.since = time.Now()
+	l.why, l.changeRefused = err, false
+	if !l.notified { // otherwise the last outage continues
+		l.downSince = time.Now()
 	}
 	switch {
-	case l.told || explains(err):
-		l.tellUnavailable(l.everyCircuit()...)
+	case l.notified || explains(err):
+		l.notifyUnavailable(l.everyCircuit()...)
 	default:
 		outage := l.outages + 1
-		time.AfterFunc(explainedWithin, func() {
+		time.AfterFunc(reasonWithin, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if l.why != nil && l.outages == outage && !l.told {
-				l.tellUnavailable(l.everyCircuit()...)
+			if l.why != nil && l.outages == outage && !l.notified {
+				l.notifyUnavailable(l.everyCircuit()...)
 			}
 		})
 	}
 	close(l.down)
 	l.outages++
-	l.doubted.Store(l.outages)
-	clear(l.reads) // their callers wait for down, too
+	l.unproven.Store(l.outages)
+	clear(l.reads) // their callers also wait for down
 	l.failures++
 	l.probeIn(l.pause())
-	l.tell(func(c *Breaker) { c.unavailable(err) })
+	l.notifyCircuits(func(c *Breaker) { c.unavailable(err) })
 }
 
-// explain takes an error for the reason of an outage if it is a better one: a
-// storage that did not answer in time may say later that it refuses connections.
-// l.mu is held.
-func (l *link) explain(err error) {
+// improveReason replaces the reason of the outage by an error that explains more: after
+// a timeout, the storage may refuse connections. l.mu is held.
+func (l *link) improveReason(err error) {
 	if l.why != nil && explains(err) {
 		l.why = err
-		if !l.told {
-			l.tellUnavailable(l.everyCircuit()...)
+		if !l.notified {
+			l.notifyUnavailable(l.everyCircuit()...)
 		}
 	}
 }
 
-// tellUnavailable notifies the listeners of these circuits of an outage: each once,
+// notifyUnavailable notifies the listeners of these circuits of an outage: each once,
 // also those whose circuits join during the outage. l.mu is held.
-func (l *link) tellUnavailable(circuits ...weak.Pointer[Breaker]) {
-	l.told = true
-	l.audience.unavailable(l.why, func(yield func(*Listener) bool) {
-		for _, weakly := range circuits {
-			if b := weakly.Value(); b != nil {
-				for _, listener := range b.settings().Listeners {
-					if !yield(listener) {
-						return
-					}
-				}
-			}
-		}
-	})
+func (l *link) notifyUnavailable(circuits ...weak.Pointer[Breaker]) {
+	l.notified = true
+	l.audience.unavailable(l.why, circuits)
 }
 
-// tellAvailable notifies the listeners that were notified of the outage, unless it
+// notifyAvailable notifies the listeners that were notified of the outage, unless it
 // continues. l.mu is held.
-func (l *link) tellAvailable() {
-	if l.why == nil && l.told {
-		l.told = false
-		l.audience.available(l.upSince.Sub(l.since))
+func (l *link) notifyAvailable() {
+	if l.why == nil && l.notified {
+		l.notified = false
+		l.audience.available(l.upSince.Sub(l.downSince))
 	}
 }
 
-// tellAvailableIn calls tellAvailable after this time without a refused change. A
-// circuit whose change was refused may be gone: then its change is never stored.
-// l.mu is held.
-func (l *link) tellAvailableIn(wait time.Duration) {
+// notifyAvailableIn calls notifyAvailable after the wait, or later, after stableAfter
+// without a refused change: the circuit whose change was refused may be garbage, and
+// send no other. l.mu is held.
+func (l *link) notifyAvailableIn(wait time.Duration) {
 	up, weakly := l.upSince, weak.Make(l)
 	time.AfterFunc(wait, func() {
 		l := weakly.Value()
@@ -409,12 +366,12 @@ func (l *link) tellAvailableIn(wait time.Duration) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		switch {
-		case !l.told || !l.upSince.Equal(up):
-		case l.refused:
-			l.refused = false
-			l.tellAvailableIn(calmAfter)
+		case !l.notified || !l.upSince.Equal(up):
+		case l.changeRefused:
+			l.changeRefused = false
+			l.notifyAvailableIn(stableAfter)
 		default:
-			l.tellAvailable()
+			l.notifyAvailable()
 		}
 	})
 }
@@ -429,34 +386,32 @@ func (l *link) listeners() *audience {
 	return l.audience
 }
 
-// reason returns why the storage is unavailable, as far as is known by now, for a
-// circuit that is detached because of trouble. A nil link has no better reason.
-func (l *link) reason(trouble error) error {
-	if l == nil || !isStorageError(trouble) {
-		return trouble
+// reason returns why the storage is unavailable, for a circuit that err detached. It is
+// err if the link has no better reason, or is nil.
+func (l *link) reason(err error) error {
+	if l == nil || !isStorageError(err) {
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.why != nil {
-		return l.why
-	}
-	return trouble
+	return cmp.Or(l.why, err)
 }
 
-// tell reports to all circuits, in the background. l.mu is held.
-func (l *link) tell(news func(*Breaker)) {
+// notifyCircuits calls change with all circuits, in the background and in order. l.mu is
+// held.
+func (l *link) notifyCircuits(change func(*Breaker)) {
 	all := l.everyCircuit()
-	l.news.Add(func() {
+	l.changes.Add(func() {
 		for _, weakly := range all {
 			if c := weakly.Value(); c != nil {
-				news(c)
+				change(c)
 			}
 		}
 	})
-	go l.news.Drain(func(tell func()) { tell() })
+	go l.changes.Drain(func(notify func()) { notify() })
 }
 
-// pause is the time until the next probe. l.mu is held.
+// pause returns the time until the next probe (R38). l.mu is held.
 func (l *link) pause() time.Duration {
 	return backoff(l.failures, rand.Float64()) + time.Duration(max(0, l.hung-maxHung))*slotHeld
 }
@@ -466,7 +421,7 @@ func (l *link) probeIn(pause time.Duration) {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	outage, weakly := l.outages, weak.Make(l) // a timer is no reason to keep a storage
+	outage, weakly := l.outages, weak.Make(l) // the timer must not keep the storage
 	l.timer = time.AfterFunc(pause, func() {
 		if l := weakly.Value(); l != nil {
 			l.probe(outage)
@@ -474,8 +429,8 @@ func (l *link) probeIn(pause time.Duration) {
 	})
 }
 
-// probe reads the record of one circuit: a change that hangs behind the storage
-// may still be made, and be out of date by then.
+// probe reads the record of one circuit. It sends no change, because a change that hangs
+// in the network could arrive much later.
 func (l *link) probe(outage int64) {
 	l.mu.Lock()
 	if l.why == nil || l.outages != outage || l.probing {
@@ -483,7 +438,7 @@ func (l *link) probe(outage int64) {
 		return
 	}
 	c := l.anyCircuit()
-	if c == nil { // all are garbage, and about to leave
+	if c == nil { // all are garbage, and will leave
 		l.probeIn(longestPause)
 		l.mu.Unlock()
 		return
@@ -491,16 +446,16 @@ func (l *link) probe(outage int64) {
 	l.probing = true
 	l.hung++
 	l.mu.Unlock()
-	l.probed(l.tryRead(c, l.probeReturned))
+	l.probed(tryRead(l.storage, c.name, c.linkTimeout(), l.probeReturned))
 }
 
-// probeReturned takes the answer of a probe, which may be late. One that
-// succeeded is a reason to probe at once, and any makes room for another.
+// probeReturned receives the answer of a probe. A late answer causes another probe: at
+// once if it is a success.
 func (l *link) probeReturned(a answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hung--
-	l.explain(a.err)
+	l.improveReason(a.err)
 	switch {
 	case l.why == nil || l.probing:
 	case isStorageError(a.err):
@@ -510,7 +465,7 @@ func (l *link) probeReturned(a answer) {
 	}
 }
 
-// probed ends a probe: with its answer, or because that was late.
+// probed ends a probe, with the error of its answer, or with errStorageTimeout.
 func (l *link) probed(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -521,20 +476,20 @@ func (l *link) probed(err error) {
 		l.failures++
 		l.probeIn(l.pause())
 	default:
-		if !l.told {
-			l.tellUnavailable(l.everyCircuit()...)
+		if !l.notified {
+			l.notifyUnavailable(l.everyCircuit()...)
 		}
 		l.why, l.down, l.upSince = nil, make(chan struct{}), time.Now()
-		l.tellAvailableIn(provenAfter) // it may refuse changes, and then the outage goes on
-		l.tell((*Breaker).availableAgain)
+		l.notifyAvailableIn(provenAfter) // if it refuses changes, the outage continues
+		l.notifyCircuits((*Breaker).availableAgain)
 	}
 }
 
 // everyCircuit returns the circuits of the link. l.mu is held.
 func (l *link) everyCircuit() []weak.Pointer[Breaker] { return slices.Collect(maps.Keys(l.circuits)) }
 
-// anyCircuit returns a circuit at random, whose record is read next: one that
-// has a problem of its own does not keep the others waiting. l.mu is held.
+// anyCircuit returns a random circuit for the next probe, because the record of one
+// circuit may be unreadable. l.mu is held.
 func (l *link) anyCircuit() *Breaker {
 	for weakly := range l.circuits {
 		if c := weakly.Value(); c != nil {

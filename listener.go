@@ -2,11 +2,11 @@ package infuse
 
 import (
 	"context"
-	"iter"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/infuse-go/infuse/internal/ordered"
 )
@@ -162,14 +162,21 @@ type audience struct {
 
 func newAudience() *audience { return &audience{notified: make(map[*Listener]bool)} }
 
-// unavailable notifies the listeners that were not yet notified of the outage.
-func (a *audience) unavailable(why error, listeners iter.Seq[*Listener]) {
+// unavailable notifies those listeners of the circuits that were not yet notified of the
+// outage.
+func (a *audience) unavailable(why error, circuits []weak.Pointer[Breaker]) {
 	a.add(func() {
-		for l := range listeners {
-			if !a.notified[l] {
-				a.notified[l] = true
-				if l.StorageUnavailable != nil {
-					a.events.Add(func() { l.StorageUnavailable(why) })
+		for _, weakly := range circuits {
+			b := weakly.Value()
+			if b == nil {
+				continue
+			}
+			for _, l := range b.settings().Listeners {
+				if !a.notified[l] {
+					a.notified[l] = true
+					if l.StorageUnavailable != nil {
+						a.events.Add(func() { l.StorageUnavailable(why) })
+					}
 				}
 			}
 		}

@@ -81,9 +81,9 @@ func (b *Breaker) handle(ctx context.Context, c Change, what string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("infuse: circuit %q was not %s, nothing was done: %w", b.Name(), what, err)
 	}
-	ctx, cancel := b.patience(ctx, time.Now())
+	ctx, cancel := b.withTimeout(ctx, time.Now())
 	defer cancel()
-	defer b.tell()
+	defer b.notifyListeners()
 	return b.manual(ctx, c, what)
 }
 
@@ -111,7 +111,7 @@ func (b *Breaker) manual(ctx context.Context, change Change, what string) error 
 		why = context.Cause(ctx)
 	}
 	confirmed := false
-	b.look(func(r *replica) {
+	b.inspect(func(r *replica) {
 		confirmed = number <= r.acknowledged
 		why = cmp.Or(r.storageErr, why)
 	})

@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// This file calls the code of a storage, except Watch (link.watch). That code may
-// panic, end the goroutine, hang, or call a breaker: it never runs under a lock, and
-// its results are converted to plain data.
+// This file calls the code of a storage, and bounds these calls. The code may panic, end
+// the goroutine, hang, or call a breaker: it never runs under a lock, and its results are
+// converted to plain data.
 
-// requestTime bounds a request, which continues without its callers: a client may need
-// this time to connect.
+// requestTime is the timeout of a request, which continues without its callers: a client
+// may need this time to connect.
 const requestTime = 5 * time.Second
 
-// answer is the answer of a storage.
+// answer is the answer of a storage to a request.
 type answer struct {
 	record  Record
 	verdict Verdict // of a change
@@ -25,16 +25,24 @@ type answer struct {
 
 var errStorageTimeout = errors.New("infuse: the storage did not answer within Config.StorageTimeout")
 
-// An announcer is a storage that can say what has changed before the record is read.
-// announced returns whether it is to be read.
+// announcer is a storage that sends a notice of a change before it reads the record.
+// announced reports whether the storage must read it.
 type announcer interface {
 	announces() Storage
 	watchAnnounced(circuit string, fn func(Record), announced func(notice) (reads bool)) (stop func())
 }
 
+// watch calls Watch, or watchAnnounced if the storage has it. A panic continues.
+func watch(s Storage, circuit string, fn func(Record), announced func(n notice) (reads bool)) (stop func()) {
+	if a, ok := s.(announcer); ok && a.announces() == s { // or it is embedded in another storage, which has its own Watch
+		return a.watchAnnounced(circuit, fn, announced)
+	}
+	return s.Watch(circuit, fn)
+}
+
 const (
-	linkSlots = 64          // requests at a time: the most that a storage that hangs can hold
-	slotHeld  = time.Minute // after this time a request that never returns loses its slot
+	linkSlots = 64          // requests at a time: the maximum that a hanging storage can block
+	slotHeld  = time.Minute // after this time a hanging request loses its slot
 )
 
 // slots is a semaphore: it has one element for each request that has a slot.
@@ -95,6 +103,29 @@ func tryRead(s Storage, circuit string, timeout time.Duration, done func(answer)
 	}
 }
 
+// readsAtOnce is the maximum number of concurrent reads of one circuit. A read starts
+// when the one before has ended, or after this fraction of linkTimeout: a caller that
+// just missed a read of a slow storage need not wait for two reads.
+const readsAtOnce = 10
+
+// sharedRead is one read of a record, for all callers that requested a read before it
+// started. The lock of the link guards it.
+type sharedRead struct {
+	callers int  // that wait for it
+	started bool // the request was made
+	over    bool // it has ended
+	ended   chan struct{}
+	answer  answer // set before ended is closed
+}
+
+// end passes the answer to the callers. A late answer is dropped.
+func (r *sharedRead) end(a answer) {
+	if !r.over {
+		r.over, r.answer = true, a
+		close(r.ended)
+	}
+}
+
 // withoutPanic converts a panic of a storage to an error.
 func withoutPanic(call func()) (err error) {
 	defer func() {
@@ -124,4 +155,35 @@ func newStorageError(err error, late bool) error {
 func explains(err error) bool {
 	e, ok := err.(*storageError)
 	return isStorageError(err) && err != errStorageTimeout && !(ok && e.ofTime)
+}
+
+// waiters wait until the storage has acknowledged their sequence numbers, or is
+// unavailable. The numbers ascend.
+type waiters []waiter
+
+type waiter struct {
+	number uint64
+	done   chan struct{}
+}
+
+// add returns a channel that is closed when the number is acknowledged.
+func (w *waiters) add(number uint64) <-chan struct{} {
+	done := make(chan struct{})
+	*w = append(*w, waiter{number, done})
+	return done
+}
+
+// release closes the channels up to the acknowledged number. It returns nil if none is
+// left.
+func (w *waiters) release(acknowledged uint64) *waiters {
+	n := 0
+	for w != nil && n < len(*w) && (*w)[n].number <= acknowledged {
+		close((*w)[n].done)
+		n++
+	}
+	if w == nil || n == len(*w) {
+		return nil
+	}
+	*w = (*w)[n:]
+	return w
 }

@@ -18,50 +18,49 @@ import (
 
 // RedisOptions are the settings of a RedisStorage. The zero value is ready to use.
 type RedisOptions struct {
-	// Prefix starts the name of every key and channel: "infuse:" if empty.
+	// Prefix is the beginning of the names of all keys and channels. Default "infuse:".
 	Prefix string
 
-	// PollInterval is how often, ± 50 %, a circuit is read that rejects calls or is
-	// forced open or closed, and any circuit while Pub/Sub does not reach it.
-	// Default 2 s, at least 1 ms. If Pub/Sub is not permitted, or its connection
-	// was cut, a process receives a transition within 1.5 intervals, as long as
-	// Redis answers. A connection that died without a sign is noticed within 4 s
-	// more. If Redis lost a circuit that rejects calls, or an override, it is
-	// restored within 1.5 intervals.
+	// PollInterval is how often (± 50 %) a process reads the record of a circuit that
+	// rejects calls or has an override, and of all circuits while Pub/Sub is unavailable.
+	// Default 2 s, minimum 1 ms. If Pub/Sub is not permitted, or its connection was
+	// closed, a process receives a change within 1.5 intervals while Redis answers. A
+	// connection that died silently is detected within 4 s more. If Redis lost a circuit
+	// that rejects calls, or an override, it is restored within 1.5 intervals (R39).
 	//
-	// Any other circuit is read as well, because a message can be lost: after an
-	// interval if it has changed, then less and less often, and at least every
-	// 15 intervals.
+	// All other circuits are read too, because a message can be lost: one interval after
+	// a change, then less often, and at least every 15 intervals.
 	PollInterval time.Duration
 }
 
-// RedisStorage keeps circuits in Redis, for all processes that use the same
-// server (or Cluster), database and Prefix. A failure is counted in one round
-// trip, and so is a transition if this process knew the record; otherwise it takes
-// two. A message of Pub/Sub has the other processes read a record that was moved.
-// All methods are safe for concurrent use.
+// RedisStorage keeps circuits in Redis, for all processes with the same server (or
+// Cluster), database and Prefix. Make it with NewRedisStorage. All methods are safe for
+// concurrent use.
 //
-// It starts two goroutines and one connection of its own when the first
-// circuit is watched, and stops them on Close. The client stays its caller's.
+// To count a failure takes one round trip. A transition takes one if this process has
+// the current record, otherwise two. A Pub/Sub message makes the other processes read a
+// record whose state has changed.
 //
-// A circuit's record is the hash <Prefix>{<circuit>}, the name in the form of
-// url.QueryEscape. It is kept for an hour after all that it waits for. Redis's
-// own clock is the only one that counts.
+// When the first circuit is watched, RedisStorage starts two goroutines and opens one
+// connection; Close stops them. It does not close the client.
 //
-// Whoever may write these keys can move the circuits. A message moves none: at most it
-// has the record read, or the next success reported.
+// The record of a circuit is the hash <Prefix>{<circuit>}, with the name in the form of
+// url.QueryEscape. It expires one hour after its last deadline. All times are those of
+// Redis's clock (R40).
+//
+// Clients that may write these keys can change the state of circuits. A message cannot:
+// at most it makes a process read the record, or report its next success (R42).
 type RedisStorage struct {
 	client  redis.UniversalClient
 	prefix  string
 	known   knownRecords
 	feed    *feed.Feed[knownRecord]
-	invalid error // what is wrong with the settings
+	invalid error // of the settings; the error of every use
 }
 
-// Two scripts change a record, and neither knows what a circuit is. The one
-// adds to its count, the other replaces it if it is still the one that was
-// seen: what becomes of it is Record.Apply's business, in this process. A third
-// one reads, and has no command that writes.
+// Two scripts write a record. countScript adds to its count. swapScript replaces the
+// record if it has not changed since this process read it; Record.Apply, in this process,
+// has made the new record. readScript has no command that writes.
 //
 // The hash has the fields
 //
@@ -69,10 +68,10 @@ type RedisStorage struct {
 //	g          the record's generation
 //	r1, r2…    the bytes of AppendRecord, 64 in each; none for a zero Record
 //	r          these bytes, if they are more than 512
-//	t          when these were written, in milliseconds of Redis's clock
-//	n          the record's count, in place of the one in the record
-//	w          the record's window, in place of the one in the record
-//	s:<source> the highest number of that source, and when it was used last
+//	t          the time when these were written, in milliseconds of Redis's clock
+//	n          the count, which replaces the count in the record
+//	w          the window, which replaces the window in the record
+//	s:<source> the last sequence number of this source, and the time of its last use
 var (
 	//go:embed read.lua
 	readSource string
@@ -91,9 +90,9 @@ return reply(duplicate() and '2' or '0', version(), old[2], old[3], old[4], old[
 	historyScript = redis.NewScript("return redis.pcall('LRANGE', KEYS[1], 0, 49)")
 )
 
-// NewRedisStorage returns a storage on the client. It does no I/O. What is
-// wrong with the client or the options is the error of every use, and so of
-// New.
+// NewRedisStorage returns a storage that uses the client. It does no I/O. If the client
+// is nil or the options are invalid, every method returns an error, and so does New for a
+// breaker with this storage.
 func NewRedisStorage(client redis.UniversalClient, opts RedisOptions) *RedisStorage {
 	if opts.Prefix == "" {
 		opts.Prefix = "infuse:"
@@ -120,8 +119,8 @@ func NewRedisStorage(client redis.UniversalClient, opts RedisOptions) *RedisStor
 	return s
 }
 
-// Load implements Storage, in one round trip. It runs a script, because a
-// client may send plain reads to a replica.
+// Load implements Storage, in one round trip. It runs a script, because a client may send
+// commands that only read to a replica.
 func (s *RedisStorage) Load(ctx context.Context, circuit string) (Record, error) {
 	if err := s.check(circuit); err != nil {
 		return Record{}, err
@@ -133,7 +132,8 @@ func (s *RedisStorage) Load(ctx context.Context, circuit string) (Record, error)
 	return k.local(), err
 }
 
-// Apply implements Storage.
+// Apply implements Storage, usually in one or two round trips. It makes more of them if
+// other processes change the record at the same time.
 func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Record, Verdict, error) {
 	err := s.check(circuit)
 	if err == nil {
@@ -142,7 +142,7 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 	if err != nil {
 		return Record{}, VerdictRefused, err
 	}
-	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c, whole: c}
+	a := redisChange{s: s, circuit: circuit, key: s.key(circuit), Change: c, original: c}
 	a.known = s.known.get(a.key)
 	for ; a.round < maxRounds; a.round++ {
 		done, err := a.try(ctx)
@@ -153,16 +153,16 @@ func (s *RedisStorage) Apply(ctx context.Context, circuit string, c Change) (Rec
 			return Record{}, VerdictRefused, err
 		}
 		if done {
-			return a.next.withoutNumbers().translated(a.now, a.here), a.verdict, nil
+			return a.next.withoutNumbers().translated(a.now, a.localNow), a.verdict, nil
 		}
-		if a.refused >= maxRefused {
-			return Record{}, VerdictRefused, &RecordError{circuit, "takes no change, though nobody changes it"}
+		if a.refusals >= maxRefused {
+			return Record{}, VerdictRefused, &RecordError{circuit, "rejects every change, although no other process changes it"}
 		}
 		if err := a.backOff(ctx); err != nil {
 			return Record{}, VerdictRefused, err
 		}
 	}
-	return Record{}, VerdictRefused, fmt.Errorf("infuse: redis: circuit %q changed %d times while a change of it was made", circuit, maxRounds)
+	return Record{}, VerdictRefused, fmt.Errorf("infuse: redis: circuit %q: gave up after %d conflicting changes", circuit, maxRounds)
 }
 
 // Watch implements Storage.
@@ -181,7 +181,7 @@ func (s *RedisStorage) watch(circuit string, fn func(Record), loads func(message
 		return func() {}
 	}
 	return s.feed.WatchMessages(s.key(circuit), func(k knownRecord) {
-		if k.problem == nil { // else the breaker finds out when it asks
+		if k.problem == nil { // a breaker receives the problem as the error of its next request
 			fn(k.local())
 		}
 	}, loads)
@@ -209,7 +209,7 @@ func (s *RedisStorage) History(ctx context.Context, circuit string) ([]Event, er
 }
 
 // Circuits implements Lister. It scans all keys of the server, or of every master of a
-// Cluster: use it in operators' commands, not in a service that calls it repeatedly.
+// Cluster: use it in commands of operators, not repeatedly in a service.
 func (s *RedisStorage) Circuits(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if s.invalid != nil {
@@ -229,12 +229,12 @@ func (s *RedisStorage) Circuits(ctx context.Context) iter.Seq2[string, error] {
 	}
 }
 
-// Close stops watching. It waits for what is under way, for a second at most;
-// a server that hangs may hold a goroutine of go-redis's for longer, and that is
-// the error. Load and Apply go on to work. Stop the breakers first.
+// Close stops the watching, and closes the connection of Pub/Sub. It waits for its
+// goroutines for 1 s at most; if a hanging server blocks one for longer, Close returns an
+// error. Load and Apply still work after Close. Stop the breakers first.
 func (s *RedisStorage) Close() error {
 	if !s.feed.Close() {
-		return errors.New("infuse: closing the Redis storage: the client still waits for Redis")
+		return errors.New("infuse: closing RedisStorage: a request of the client is still blocked")
 	}
 	return nil
 }
@@ -250,60 +250,60 @@ func (s *RedisStorage) check(circuit string) error {
 
 func (s *RedisStorage) key(circuit string) string { return redisKey(s.prefix, circuit) }
 
-// redisChange is a change on its way. It is tried on the record that is known
-// until Redis agrees that this was the present one.
+// redisChange is a change in progress. It is applied to the known record, again and
+// again until Redis confirms that this was the current one.
 type redisChange struct {
-	Change         // what is yet to be written of it
-	whole   Change // as it was sent
-	made    bool   // all that it reports is on record: the record is to be evaluated
-	s       *RedisStorage
-	circuit string
-	key     string
-	round   int
-	known   knownRecord
-	fresh   bool // known was read by this change
-	refused int  // so often in a row, though the version was the one that is known
+	Change   // the part that is not yet written
+	original Change
+	recorded bool // Redis has everything that the change reports: the record must be evaluated
+	s        *RedisStorage
+	circuit  string
+	key      string
+	round    int
+	known    knownRecord
+	fresh    bool // this change has read known
+	refusals int  // consecutive refusals although known has the current version
 
-	here    time.Time // this process's time
-	now     time.Time // Redis's
-	holds   time.Time // until when what is made of the known record is right; zero: always
-	next    Record    // as it is to be, on Redis's clock
-	verdict Verdict
+	localNow   time.Time
+	now        time.Time // by Redis's clock
+	validUntil time.Time // until when next follows from the known record; zero: always
+	next       Record    // the result, with times of Redis's clock
+	verdict    Verdict
 }
 
 const (
 	maxRounds    = 64
 	maxRefused   = 8
-	strictRounds = 4 // after these, a little of a change is given up for it to be made while others count
+	strictRounds = 4 // after these, a manual change ignores failures that others count meanwhile
 )
 
-// try makes the change if the known record is the present one. If not, it is
-// the present one afterwards.
+// try makes the change if the known record is the current one. Otherwise it makes the
+// current record the known one.
 func (a *redisChange) try(ctx context.Context) (done bool, err error) {
-	a.here = time.Now()
-	a.now = a.known.now(a.here)
-	c := a.whole
-	c.Seen = c.Seen.translated(a.here, a.now)
-	c.Counted = translated(c.Counted, a.here, a.now)
-	c.Override = c.Override.translated(a.here, a.now)
+	a.localNow = time.Now()
+	a.now = a.known.now(a.localNow)
+	c := a.original
+	c.Seen = c.Seen.translated(a.localNow, a.now)
+	c.Counted = translated(c.Counted, a.localNow, a.now)
+	c.Override = c.Override.translated(a.localNow, a.now)
 	base := a.known.record.At(a.now)
 	base.restore(&c.Seen, a.now)
 	step := base.step(&c.Calls, &c.Limits, a.now)
-	a.holds = step.until
-	a.next, a.verdict = a.known.record.applied(&c, a.made, a.now)
+	a.validUntil = step.until
+	a.next, a.verdict = a.known.record.applied(&c, a.recorded, a.now)
 	switch {
 	case a.verdict == VerdictRefused || a.nothingToWrite(base):
 		if a.fresh {
 			return true, nil
 		}
 		return false, a.read(ctx)
-	case a.known.at.IsZero() && len(a.Counted) > 0: // when they were is not known on Redis's clock yet
+	case a.known.receivedAt.IsZero() && len(a.Counted) > 0: // their times cannot be converted before Redis's clock is known
 		return false, a.read(ctx)
 	case a.onlyCounts(base) && !step.reached(base.count()):
 		return false, a.run(ctx, countScript, "g", a.generation(),
 			step.add, flag(step.restarts), step.after, step.lower, step.upper,
 			a.Limits.width().Milliseconds(), formatBuckets(nil, c.Counted))
-	case a.known.at.IsZero(): // generations follow Redis's time, which is not known yet
+	case a.known.receivedAt.IsZero(): // generations are made of Redis's time, which is not known yet
 		return false, a.read(ctx)
 	}
 	return a.swap(ctx)
@@ -311,26 +311,26 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 
 func (a *redisChange) generation() string { return strconv.FormatInt(a.known.record.Generation, 10) }
 
-// nothingToWrite reports that the change leaves the record as it is, and says
-// nothing that would have to be remembered. Successes without failures on record do not.
+// nothingToWrite reports whether the change does not affect the record, and has nothing
+// whose sequence number must be recorded. Successes without failures on record have not.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	says := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.count() > 0) || a.Manual != nil || a.Override != nil
-	return !says && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
+	reports := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.count() > 0) || a.Manual != nil || a.Override != nil
+	return !reports && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutNumbers(), a.now))
 }
 
-// onlyCounts reports that the change does no more than to add to the count.
+// onlyCounts reports whether the change only adds to the count.
 func (a *redisChange) onlyCounts(base Record) bool {
 	return a.counts() && !a.acts() && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now))
 }
 
 func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
-	// Redis dates it by whole milliseconds, and nothing is to be due early.
+	// Redis stores the time in whole milliseconds: a wait must not end early.
 	kept := a.next.withoutNumbers()
 	kept.Window = Window{}
 	text := AppendRecord(nil, kept, a.now.Add(-time.Millisecond))
 	if _, err := ParseRecord(text, a.now); err != nil {
-		return false, &RecordError{a.circuit, "leaves no room for the change, which " + err.Error()}
+		return false, &RecordError{a.circuit, "cannot take the change: the new record " + err.Error()}
 	}
 	args := []any{a.next.Generation, a.next.count(), formatWindow(a.next.Window), text, ""}
 	if a.verdict == VerdictChanged {
@@ -338,9 +338,9 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	}
 	field, seen := "v", a.known.version
 	if a.round >= strictRounds && a.known.problem == nil && a.known.record.State == StateClosed {
-		// What is done by hand is not to wait until failures pause.
+		// A manual change must not wait for a pause in the failures of others.
 		switch base := a.known.record.At(a.now); {
-		case a.Manual != nil: // it forgets what was counted
+		case a.Manual != nil: // it resets all counts
 			field, seen = "g", a.generation()
 		case a.Override != nil && !a.counts() && a.next.State == StateClosed && a.next.suspect() == base.suspect():
 			field, seen = "g", a.generation()
@@ -354,30 +354,30 @@ func (a *redisChange) swap(ctx context.Context) (done bool, err error) {
 	if err != nil || a.known.status != statusDone {
 		return false, err
 	}
-	a.next = a.known.record // its times as all others read them
+	a.next = a.known.record // with the times that all others read
 	return true, nil
 }
 
-// run runs a script. What it replies is known then. A change that was counted,
-// or heard before, has nothing more to say: the record is only to be judged.
+// run runs a script, whose reply becomes the known record. After a change that was
+// counted, or was a duplicate, the record is only evaluated (R13).
 func (a *redisChange) run(ctx context.Context, script *redis.Script, field, seen string, rest ...any) error {
 	life := milliseconds(a.next.keepUntil(a.now).Sub(a.now))
-	args := append([]any{a.Source, a.number(), field, seen, roundedUp(a.holds), life}, rest...)
+	args := append([]any{a.Source, a.number(), field, seen, roundedUp(a.validUntil), life}, rest...)
 	before := a.known.version
 	err := a.replied(a.s.run(ctx, script, []string{a.key, a.key + historySuffix}, args...))
-	a.refused++
+	a.refusals++
 	if a.known.version != before || a.known.status != statusRefused {
-		a.refused = 0
+		a.refusals = 0
 	}
 	return err
 }
 
-// read reads what has become of the record, and whether the change was made before.
+// read reads the record, and whether the change is a duplicate.
 func (a *redisChange) read(ctx context.Context) error {
 	return a.replied(a.s.run(ctx, readScript, []string{a.key}, a.Source, a.number()))
 }
 
-// number is the change's sequence number as scripts compare it.
+// number returns the sequence number in the form that scripts compare.
 func (a *redisChange) number() string {
 	if a.Number == 0 {
 		return ""
@@ -390,15 +390,15 @@ func (a *redisChange) replied(k knownRecord, err error) error {
 		return err
 	}
 	if k.status != statusRefused {
-		a.Change, a.made = Change{Source: a.Source, Limits: a.Limits}, true
+		a.Change, a.recorded = Change{Source: a.Source, Limits: a.Limits}, true
 	}
 	a.known, a.fresh = k, true
 	a.s.known.put(a.key, k)
 	return nil
 }
 
-// backOff lets those that contend for a record go one by one: each waits for
-// longer than the last time, and then reads what has become of the record.
+// backOff waits, longer each time, and then reads the record: so processes that contend
+// for a record succeed one by one.
 func (a *redisChange) backOff(ctx context.Context) error {
 	if a.round < 2 || a.known.status != statusRefused {
 		return nil
@@ -429,9 +429,9 @@ func (s *RedisStorage) run(ctx context.Context, script *redis.Script, keys []str
 	return k, nil
 }
 
-// findMaster has the client of a Cluster look, in the background, which master
-// has which slot. By itself it does so once a minute, or when another master
-// tells: a dead one does not.
+// findMaster makes the client of a Cluster reload the masters of the slots, in the
+// background. By itself the client does so once a minute, or when a master redirects it:
+// a dead master does not.
 func (s *RedisStorage) findMaster(ctx context.Context) {
 	if cluster, ok := s.client.(interface{ ReloadState(context.Context) }); ok {
 		cluster.ReloadState(ctx)
@@ -445,5 +445,6 @@ func flag(b bool) string {
 	return "0"
 }
 
-// historySuffix makes the list's key of the hash's. No circuit's key ends so.
+// historySuffix is added to the key of a circuit for the key of its history. No key of a
+// circuit ends with it.
 const historySuffix = ":log"

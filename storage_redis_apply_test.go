@@ -23,7 +23,7 @@ func FuzzParseKnown(f *testing.F) {
 	f.Add("1", "1", "1", "0", "1000;1,1,1", "")
 	f.Fuzz(func(t *testing.T, v, g, written, count, window, record string) {
 		k := parseKnown([replyParts]string{v, g, "1790000000000", written, count, window, record}, time.Now())
-		require.Equal(t, time.UnixMilli(1_790_000_000_000), k.told, "the time is Redis's own")
+		require.Equal(t, time.UnixMilli(1_790_000_000_000), k.redisTime, "the time is Redis's own")
 		if k.problem != nil {
 			require.Equal(t, Record{}, k.record)
 			return
@@ -338,7 +338,7 @@ func (w *twin) advance(d time.Duration) {
 		for key, k := range s.known.all {
 			if k.ahead += d; k.record != nil {
 				older := *k.record
-				older.at = older.at.Add(-d)
+				older.receivedAt = older.receivedAt.Add(-d)
 				k.record = &older
 			}
 			s.known.all[key] = k

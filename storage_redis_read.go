@@ -1,7 +1,7 @@
 package infuse
 
-// This file has what RedisStorage reads: known records, the history of a circuit, and
-// the names of all circuits.
+// This file reads the replies and messages of Redis: records, histories, notices, and the
+// names of circuits.
 
 import (
 	"cmp"
@@ -21,78 +21,77 @@ import (
 	"github.com/infuse-go/infuse/internal/clock"
 )
 
-// knownRecord is a circuit's record as Redis replied it to a script of this
-// process. It never comes from a message.
+// knownRecord is the record of a circuit, from a reply of Redis to a script of this
+// process. Messages contain no records.
 type knownRecord struct {
-	version string // none but "0" where there is no record
-	status  string // of the script that told it
-	record  Record // its times are on Redis's clock
-	problem error  // why it cannot be read
+	version string // noVersion if there is no record
+	status  string // of the script
+	record  Record // with times of Redis's clock
+	problem error  // why the record cannot be read
 
-	told time.Time // when, on Redis's clock
-	at   time.Time // and on this process's: when it was here. Zero: nothing was told yet
+	redisTime  time.Time // when Redis replied, by its clock
+	receivedAt time.Time // when the reply arrived, by the clock of this process; zero: there was no reply yet
 }
 
-// now returns Redis's time, or somewhat less: nothing is ever due early.
+// now returns Redis's time, or a little less: no wait ends early.
 func (k knownRecord) now(local time.Time) time.Time {
-	if k.at.IsZero() {
+	if k.receivedAt.IsZero() {
 		return local
 	}
-	return k.told.Add(local.Sub(k.at))
+	return k.redisTime.Add(local.Sub(k.receivedAt))
 }
 
-// local returns the record as it is now, with times on this process's clock.
+// local returns the record as of now, with times of the clock of this process.
 func (k knownRecord) local() Record {
-	here := time.Now()
-	now := k.now(here)
-	return k.record.At(now).translated(now, here)
+	localNow := time.Now()
+	now := k.now(localNow)
+	return k.record.At(now).translated(now, localNow)
 }
 
-// translated returns a copy of the record for another clock, which says there
-// while the record's own says here.
-// R40.
-func (r Record) translated(here, there time.Time) Record {
+// translated returns a copy of the record with times of another clock, which is at to
+// when the clock of the record is at from (R40).
+func (r Record) translated(from, to time.Time) Record {
 	r = r.clone()
 	times := []*time.Time{&r.DueAt, &r.SuspectAt, &r.RetryAt, &r.DismissedAt, &r.ClosedAt}
 	for i := range r.Trials {
 		times = append(times, &r.Trials[i].Started, &r.Trials[i].Deadline)
 	}
-	r.Window.Buckets = translated(r.Window.Buckets, here, there)
-	r.Override = r.Override.translated(here, there)
+	r.Window.Buckets = translated(r.Window.Buckets, from, to)
+	r.Override = r.Override.translated(from, to)
 	for _, t := range times {
 		if !t.IsZero() {
-			*t = there.Add(t.Sub(here))
+			*t = to.Add(t.Sub(from))
 		}
 	}
 	return r
 }
 
-func (o *Override) translated(here, there time.Time) *Override {
+func (o *Override) translated(from, to time.Time) *Override {
 	if o == nil || o.Until.IsZero() {
 		return o
 	}
 	translated := *o
-	translated.Until = there.Add(o.Until.Sub(here))
+	translated.Until = to.Add(o.Until.Sub(from))
 	return &translated
 }
 
-func translated(buckets []Bucket, here, there time.Time) []Bucket {
+func translated(buckets []Bucket, from, to time.Time) []Bucket {
 	buckets = slices.Clone(buckets)
 	for i := range buckets {
-		buckets[i].Start = there.Add(buckets[i].Start.Sub(here))
+		buckets[i].Start = to.Add(buckets[i].Start.Sub(from))
 	}
 	return buckets
 }
 
-// What a script did.
+// The statuses of a script that writes.
 const (
-	statusRefused = "0" // the record was not as it was seen
-	statusDone    = "1"
-	statusHeard   = "2" // nothing: the source's number was heard before
+	statusRefused   = "0" // it wrote nothing: the record has changed
+	statusDone      = "1"
+	statusDuplicate = "2" // it wrote nothing: the change is a duplicate
 )
 
-// wrongType begins Redis's error for a key that is not a hash. It is the version
-// of such a key.
+// wrongType is the beginning of Redis's error for a key of another type, and the version
+// in the reply for such a key.
 const wrongType = "WRONGTYPE"
 
 const (
@@ -101,12 +100,12 @@ const (
 	replyParts = 7
 )
 
-// parseKnown reads the fields of a reply: v, g, now, t, n, w, r. All but now
-// may be a stranger's.
+// parseKnown reads the fields of a reply: v, g, now, t, n, w, r. All but now are
+// untrusted (R42).
 func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
-	k := knownRecord{version: fields[0], at: at, told: at}
+	k := knownRecord{version: fields[0], receivedAt: at, redisTime: at}
 	if now, err := strconv.ParseInt(fields[2], 10, 64); err == nil {
-		k.told = time.UnixMilli(min(max(now, 0), forever))
+		k.redisTime = time.UnixMilli(min(max(now, 0), forever))
 	}
 	if k.version == wrongType {
 		k.problem = errors.New("is a key of another type")
@@ -114,7 +113,7 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	}
 	var numbers [replyParts - 2]int64
 	for i := range numbers {
-		n, err := strconv.ParseUint(fields[i], 10, 63) // no sign: the scripts read none
+		n, err := strconv.ParseUint(fields[i], 10, 63) // without a sign, as in the scripts
 		if err != nil || n > forever {
 			k.problem = fmt.Errorf("has %.20q instead of a whole number", fields[i])
 			return k
@@ -123,13 +122,13 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	}
 	generation, now, written, count := numbers[1], numbers[2], numbers[3], numbers[4]
 	if fields[6] != "" {
-		// A clock that was set back makes no wait longer than when it began.
+		// If the clock was set back, no wait is longer than at its beginning.
 		k.record, k.problem = ParseRecord([]byte(fields[6]), time.UnixMilli(min(written, now)))
 	}
 	window, err := parseWindow(fields[5])
 	k.problem = cmp.Or(k.problem, err)
-	if k.problem == nil && generation != k.record.Generation { // no script that compares it would ever agree
-		k.problem = fmt.Errorf("has the generation %d beside a record of %d", generation, k.record.Generation)
+	if k.problem == nil && generation != k.record.Generation { // a script that compares it would refuse every change
+		k.problem = fmt.Errorf("has the generation %d, but its text has %d", generation, k.record.Generation)
 	}
 	if count > math.MaxInt32 {
 		k.problem = fmt.Errorf("has the count %d", count)
@@ -143,7 +142,7 @@ func parseKnown(fields [replyParts]string, at time.Time) knownRecord {
 	return k
 }
 
-// formatWindow returns the window as count.lua has it.
+// formatWindow returns the window in the form of count.lua.
 func formatWindow(w Window) string {
 	if len(w.Buckets) == 0 {
 		return ""
@@ -158,12 +157,12 @@ func formatBuckets(text []byte, buckets []Bucket) []byte {
 	return text
 }
 
-// parseWindow reads what formatWindow or count.lua has written.
+// parseWindow reads the form of formatWindow.
 func parseWindow(text string) (w Window, err error) {
 	if text == "" {
 		return w, nil
 	}
-	problem := errors.New("has a window that cannot be")
+	problem := errors.New("has an impossible window")
 	parts := strings.Split(text, ";")
 	width, err := strconv.ParseInt(parts[0], 10, 64)
 	if err != nil || width < 1 || width > maxTimeout.Milliseconds() || len(text) > maxWindow || len(parts) > 1+windowBuckets {
@@ -198,7 +197,7 @@ func formatNotice(n notice) string {
 	return fmt.Sprintf("changed %d", n.generation)
 }
 
-// parseNotice reads a message, which may be anybody's.
+// parseNotice reads a message, which is untrusted (R42).
 func parseNotice(message string) notice {
 	word, numbers, _ := strings.Cut(message, " ")
 	first, second, _ := strings.Cut(numbers, " ")
@@ -219,7 +218,7 @@ func parseNotice(message string) notice {
 	return n
 }
 
-// order is the version as a number.
+// order returns the version as a number.
 func (k knownRecord) order() int64 {
 	n, _ := strconv.ParseInt(k.version, 10, 64)
 	return n
@@ -230,8 +229,8 @@ func (k knownRecord) quiet() bool {
 	return !k.record.affectsCalls()
 }
 
-// urgent reports whether the record is restored if Redis loses it: that has to be
-// noticed.
+// urgent reports whether a process would restore the record if Redis lost it (R39), and
+// so must detect the loss.
 func (k knownRecord) urgent() bool {
 	now := k.now(time.Now())
 	return k.record.at(now).stillBlocks(now)
@@ -244,7 +243,7 @@ func (k knownRecord) err(circuit string) error {
 	return &RecordError{circuit, k.problem.Error()}
 }
 
-// roundedUp is a time in whole milliseconds as the scripts have it: zero is never.
+// roundedUp returns a time in whole milliseconds, for scripts: the zero time is never.
 func roundedUp(t time.Time) int64 {
 	if t.IsZero() {
 		return forever
@@ -252,20 +251,21 @@ func roundedUp(t time.Time) int64 {
 	return t.Add(time.Millisecond - 1).UnixMilli()
 }
 
-// knownRecords are the records that Redis told of last, by key. They may be
-// old: Redis decides whether a change that was made of one is right.
+// knownRecords has the last records from Redis, by key. They may be out of date: Redis
+// refuses a change that was made from an old record.
 type knownRecords struct {
 	mu  sync.Mutex
 	all map[string]keptRecord
 }
 
-// keptRecord is a knownRecord in little room: most circuits have none in Redis.
+// keptRecord is a small form of knownRecord: most circuits have no record in Redis.
 type keptRecord struct {
 	record *knownRecord  // nil: there was none
-	ahead  time.Duration // then: Redis's clock, of that of this process
+	ahead  time.Duration // then: Redis's clock less the clock of this process
 }
 
-// epoch is when the clock that ahead counts from was zero.
+// epoch is the time of Redis at which ahead is zero, when the clock of this process is
+// zero.
 var epoch = time.UnixMilli(0)
 
 func (k knownRecord) kept() keptRecord {
@@ -281,10 +281,10 @@ func (k keptRecord) known() knownRecord {
 		return *k.record
 	}
 	now := time.Now()
-	return knownRecord{version: noVersion, at: now, told: epoch.Add(k.ahead + clock.Now())}
+	return knownRecord{version: noVersion, receivedAt: now, redisTime: epoch.Add(k.ahead + clock.Now())}
 }
 
-// noVersion is the version where there is no record.
+// noVersion is the version if there is no record.
 const noVersion = "0"
 
 func (s *knownRecords) get(key string) knownRecord {
@@ -315,8 +315,8 @@ func (s *knownRecords) put(key string, k knownRecord) {
 	s.all[key] = k.kept()
 }
 
-// waitsLess reports that the sender knows of shorter waits than the record has,
-// by more than what a message is on its way: Redis's clock was set back.
+// waitsLess reports whether r has shorter waits than the other record, by more than the
+// delay of a message: then Redis's clock was set back (R40).
 func (r Record) waitsLess(than Record) bool {
 	less := func(a, b time.Time) bool { return b.Sub(a) > time.Second }
 	for _, t := range than.Trials {
@@ -332,18 +332,18 @@ func (r Record) withoutNumbers() Record {
 	return r
 }
 
-// events returns the events that can be read of a history, with times on the clock of
-// this process.
+// events returns the readable events of a history, with times of the clock of this
+// process.
 func (k knownRecord) events(texts []string) (all []Event) {
-	here := time.Now()
-	now := k.now(here)
+	localNow := time.Now()
+	now := k.now(localNow)
 	for _, text := range texts {
 		e, err := parseEvent(text)
 		if err != nil || len(all) == MaxHistory {
 			continue
 		}
-		e.At = here.Add(e.At.Sub(now))
-		e.Override = e.Override.translated(now, here)
+		e.At = localNow.Add(e.At.Sub(now))
+		e.Override = e.Override.translated(now, localNow)
 		all = append(all, e)
 	}
 	return all

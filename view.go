@@ -182,3 +182,40 @@ func (e *OpenError) same(f *OpenError) bool {
 	return e.Circuit == f.Circuit && e.State == f.State && e.Local == f.Local && e.By == f.By && e.Reason == f.Reason &&
 		e.DueAt.Equal(f.DueAt)
 }
+
+// states are the states of the two circuits, as listeners are notified of them.
+type states struct{ local, shared State }
+
+// states returns the state of each circuit. An override belongs to the circuit that it
+// was made for.
+func (r *replica) states(now time.Time) states {
+	s := states{r.local.State, r.lastShared().State}
+	switch o := r.override(now); {
+	case o == nil:
+	case o == r.local.Override:
+		s.local = o.State
+	default:
+		s.shared = o.State
+	}
+	return s
+}
+
+// transitions calls add for each circuit whose state has changed since before.
+func (r *replica) transitions(before states, now time.Time, add func(Transition)) {
+	after, o := r.states(now), r.override(now)
+	transition := func(local bool, from, to State, rec *Record, origin string) {
+		if from == to {
+			return
+		}
+		t := Transition{From: from, To: to, Local: local, Origin: origin, At: now}
+		if to == StateOpen {
+			t.Cause = rec.Cause
+		}
+		if o != nil && o == rec.Override {
+			t.Origin, t.Cause = o.By, o.Reason
+		}
+		add(t)
+	}
+	transition(false, before.shared, after.shared, r.shared, r.shared.By)
+	transition(true, before.local, after.local, &r.local, r.settings.Instance)
+}

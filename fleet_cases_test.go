@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// What simulated fleets make of a failure rate of 50 % of at least 20 calls in 10 s.
+// Simulated fleets with a failure rate of 50 % of at least 20 calls in 10 s.
 
 var halfOfTheCalls = Config{FailureRate: 0.5}
 
@@ -46,7 +46,7 @@ func TestARateOfOneProcessAloneNeverOpens(t *testing.T) {
 	assert.Empty(t, sum.wrong)
 }
 
-// Whatever share of its calls fails.
+// The share of its failing calls makes no difference.
 func TestARateOfOneProcessWithSomeErrorsOpensNothing(t *testing.T) {
 	for share := range 10 {
 		f := simFleet{processes: 20, rate: 20, lasts: simLength(20), config: halfOfTheCalls}
@@ -101,7 +101,7 @@ func TestARateAboveTheThresholdOpens(t *testing.T) {
 	}
 }
 
-// Half of the processes of a deployment have no rate yet, or another.
+// During a deployment half of the processes have no FailureRate, or another one.
 func TestARateThatHalfOfTheFleetHas(t *testing.T) {
 	for name, other := range map[string]Config{"none": {}, "90 %": {FailureRate: 0.9}, "another window": {FailureRate: 0.5, Window: 1e9, MinCalls: 50}} {
 		f := simFleet{processes: 40, rate: 50, lasts: 6, onset: 1, config: halfOfTheCalls, health: outage(1, 0, 0.3)}
@@ -121,16 +121,16 @@ func TestARateThatHalfOfTheFleetHas(t *testing.T) {
 	}
 }
 
-// loneResult is a fleet of one beside pybreaker, whose count and state outlive a
+// loneResult compares a fleet of one with pybreaker, whose count and state survive a
 // restart.
 type loneResult struct {
-	calls, admitted, rejected int         // all; that pybreaker would have rejected; admitted
-	lives                     map[int]int // how many lives of the process admitted so many
+	calls, admitted, rejected int         // all calls; admitted ones that pybreaker rejects; rejected ones that it admits
+	lives                     map[int]int // lives of the process by the number of admitted calls
 }
 
 func lone(seeds int, restarts float64) loneResult {
 	l := loneResult{lives: make(map[int]int)}
-	const reset = 20_500 * time.Millisecond // no call comes at the very moment
+	const reset = 20_500 * time.Millisecond // no call arrives exactly then
 	for seed := range uint64(seeds) {
 		roll := rand.New(rand.NewPCG(seed, 5))
 		shares := make([]float64, 360)
@@ -182,8 +182,7 @@ func TestAFleetOfOneIsPybreaker(t *testing.T) {
 	assert.Zero(t, got.admitted+got.rejected, "of %d calls", got.calls)
 }
 
-// A process that restarted made FailMax calls before it rejected; later two, of
-// which the second was a trial that opened the shared circuit.
+// A process that restarts while the circuit is open makes one call before it rejects.
 // R12.
 func TestARestartWhileOpenCostsOneCall(t *testing.T) {
 	got := lone(int(simLength(4)), 45)
@@ -194,7 +193,7 @@ func TestARestartWhileOpenCostsOneCall(t *testing.T) {
 	assert.Less(t, float64(got.rejected)/float64(got.calls), 0.002)
 }
 
-// Time alone began a trial of a suspect circuit, which rejected calls of others.
+// Time alone makes no trial of a suspect circuit.
 // R15.
 func TestASuspectCircuitHasNoTrial(t *testing.T) {
 	l := Limits{FailMax: 1, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second, Suspicion: 50 * time.Millisecond}
@@ -341,7 +340,7 @@ An opening counts here if it rejects a call of a healthy process whose local cir
 	fmt.Fprintf(file, "\n### A simulated fleet of one\n\nA process that restarts each 45 s, beside pybreaker with its state in Redis, while the service is down half of the time: of %d calls, %d run that pybreaker rejects (at most one for each restart is promised), and %d are rejected that pybreaker admits. Without restarts both decide the same for each call.\n", l.calls, l.admitted, l.rejected)
 }
 
-// percentOf prints a share and, if it is zero, its upper 95 % bound.
+// percentOf returns a share, or its upper 95 % bound if it is zero.
 func percentOf(n, of float64) string {
 	if n == 0 {
 		return fmt.Sprintf("0 (< %.2g %%)", 300/of)

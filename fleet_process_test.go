@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// simProcess is one replica, its shell and the stream of its calls.
+// simProcess is a replica, its shell and its stream of calls.
 type simProcess struct {
 	*simulation
 	number  int
@@ -17,19 +17,19 @@ type simProcess struct {
 	replica replica
 	view    view
 	version int // counts its views
-	timer   int // counts what the timer was set for
-	stream  int // counts how often the calls were drawn anew
+	timer   int // counts the settings of the timer
+	stream  int // counts how often the next calls were drawn anew
 	tally   int
 	waiting func() // a call that waits for a trial
-	awaited uint64 // until this sequence number is acknowledged
-	busy    int    // calls that run
+	awaited uint64 // waits until this sequence number is acknowledged
+	busy    int    // running calls
 
-	down   bool // the link
+	down   bool // the storage is unavailable
 	probes int
 
 	lastFailed    bool
-	failures      int     // of this life
-	rejectedSince float64 // by the shared circuit; 0: it is not
+	failures      int     // since its start
+	rejectedSince float64 // by the shared circuit; 0: not rejected
 }
 
 func (p *simProcess) settings() *settings {
@@ -50,7 +50,7 @@ func (p *simProcess) settings() *settings {
 	return p.settled[i]
 }
 
-// start is a process that starts: it reads the record before its first call.
+// start starts the process, which reads the record before its first call.
 func (p *simProcess) start() {
 	p.life++
 	life := p.life
@@ -88,7 +88,7 @@ func (p *simProcess) start() {
 	})
 }
 
-// crash ends the process, which starts again after so long.
+// crash ends the process, and restarts it after a time.
 func (p *simProcess) crash(life int, after float64) {
 	if p.life != life || !p.up {
 		return
@@ -102,9 +102,9 @@ func (p *simProcess) crash(life int, after float64) {
 	p.after(after, p.start)
 }
 
-var simStorageErr = (errors.New("the storage stands still"))
+var simStorageErr = (errors.New("the storage is paused"))
 
-// request sends a change or a read. late is called if there is no answer in time.
+// request sends a change or a read. late is called if no answer arrives in time.
 func (p *simProcess) request(c *Change, answered func(Record), late func()) {
 	life, done := p.life, false
 	p.reach(func() {
@@ -169,7 +169,7 @@ func (p *simProcess) probe() {
 	})
 }
 
-// step is the shell's: an input, then the view, the timer and what is to be sent.
+// step gives the replica an input, and then updates the view and the timer, and sends.
 func (p *simProcess) step(input func(r *replica, now time.Time)) {
 	now := p.time()
 	p.replica.acquireEpisode()
@@ -213,8 +213,8 @@ func (p *simProcess) step(input func(r *replica, now time.Time)) {
 	p.replica.releaseEpisode()
 }
 
-// noteRejecting keeps the longest time for which the shared circuit rejected a
-// healthy process.
+// noteRejecting keeps the longest time for which the shared circuit rejected a healthy
+// process.
 func (p *simProcess) noteRejecting(rejects bool) {
 	switch {
 	case rejects && p.rejectedSince == 0:
@@ -232,12 +232,12 @@ func (p *simProcess) healthy() bool {
 	return failing <= 0.5
 }
 
-// The calls.
+// The rest is the calls.
 
-// thin reports whether a success changes nothing, so that only failures are drawn.
+// thin reports whether a success changes nothing. Then only failures are drawn.
 func (p *simProcess) thin() bool { return p.view.fast && !p.view.tallies && p.log == nil }
 
-// draw draws the next call: of a quiet process in Poisson time, the next that fails.
+// draw draws the next call, or the next failing call of a thin process (Poisson).
 func (p *simProcess) draw() {
 	p.stream++
 	stream := p.stream
@@ -280,7 +280,7 @@ func (p *simProcess) draw() {
 		}
 		if traffic.kind == simLoop {
 			if p.busy > 0 || p.waiting != nil {
-				return // draws when it ends
+				return // the next call is drawn when this one ends
 			}
 			p.call(false)
 			if p.busy == 0 && p.waiting == nil {
@@ -297,7 +297,7 @@ func (p *simProcess) draw() {
 	})
 }
 
-// call is a call; fails: it was drawn as one that fails.
+// call makes a call. fails: it was drawn as a failing call.
 func (p *simProcess) call(fails bool) {
 	if !p.up {
 		return
@@ -396,7 +396,7 @@ func (p *simProcess) reject() {
 		p.log(p, time.Duration(p.now), false, false)
 	}
 	healthy := p.healthy()
-	if p.replica.local.State != StateClosed { // the shared circuit adds nothing
+	if p.replica.local.State != StateClosed { // the shared circuit makes no difference
 		p.rejectedAlone++
 		if healthy {
 			p.healthyRejectedAlone++
@@ -405,7 +405,7 @@ func (p *simProcess) reject() {
 	}
 	p.rejected++
 	if !p.lastFailed && p.wrong == "" {
-		p.wrong = fmt.Sprintf("at %v s process %d rejects, and its last call has not failed: %+v", p.seconds(), p.number, p.replica.shared)
+		p.wrong = fmt.Sprintf("at %v s process %d rejects after a successful call: %+v", p.seconds(), p.number, p.replica.shared)
 	}
 	if healthy {
 		p.healthyRejected++
@@ -419,14 +419,14 @@ func (p *simProcess) reject() {
 	}
 }
 
-// simLength is how long simulations run: so long, four times as long on a CI
-// server, and 500 times with INFUSE_FLEETS=large.
+// simLength is the length of simulations: four times as long on a CI server, 500 times
+// with INFUSE_FLEETS=large.
 func simLength(short float64) float64 {
 	switch {
 	case os.Getenv("INFUSE_FLEETS") == "large":
 		return 500 * short
 	case os.Getenv("CI") == "true":
-		return 1.1 * short // with the race detector, that takes ten times as long
+		return 1.1 * short // the race detector makes runs ten times slower
 	}
 	return short
 }

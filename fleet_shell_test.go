@@ -6,33 +6,33 @@ import (
 	"time"
 )
 
-// A simulated fleet: any number of replicas and one record, the very code of
-// replica.go and state.go, in virtual time. Only the calls, the network and the
-// shell around a replica are simulated. The same seed gives the same run.
+// A simulated fleet has any number of replicas and one record, with the real code of
+// replica.go and state.go, in virtual time. Calls, network, storage and the shell of a
+// replica are simulated. The same seed gives the same run.
 
-// simFleet is what is simulated.
+// simFleet is the settings of a simulation.
 type simFleet struct {
 	processes int
-	rate      float64                   // calls a second of each process
+	rate      float64                   // calls per second and process
 	rates     func(process int) float64 // in place of rate
 	traffic   func(process int) simTraffic
 	lasts     float64 // seconds
 	onset     float64 // when the outage begins, in seconds
 	health    simHealth
-	restarts  func(process int) float64 // seconds of life; 0: it does not restart
-	crashes   func(process int) int     // restarts after so many failures; 0: it does not
+	restarts  func(process int) float64 // seconds until a restart; 0: no restart
+	crashes   func(process int) int     // failures until a restart; 0: no restart
 	config    Config
 	configs   func(process int) *Config // in place of config, if not nil
 	local     bool                      // no storage
 	storage   simFaults
 	callTime  float64                                                        // seconds; 2 ms if 0
-	log       func(p *simProcess, began time.Duration, admitted, fails bool) // of each call, when it has ended
+	log       func(p *simProcess, began time.Duration, admitted, fails bool) // called when a call has ended
 }
 
-// simHealth is the share of the calls that fail, and until when it stays so.
+// simHealth returns the share of calls that fail, and until when.
 type simHealth func(process int, at float64) (failing, until float64)
 
-// simTraffic is when a process calls.
+// simTraffic is the pattern of calls of a process.
 type simTraffic struct {
 	kind simKind
 	n    int // calls at once
@@ -43,35 +43,35 @@ type simKind int
 const (
 	simPoisson simKind = iota
 	simBursts          // n calls at once
-	simLoop            // one call at a time, and the next at once if it has failed
+	simLoop            // one call at a time; after a failure the next at once
 	simCron            // all processes at the same moment, every 10 s: n calls each
 	simTick            // a call each 1/rate seconds
 )
 
-// simFaults is what the storage does wrong.
+// simFaults is the faults of the storage.
 type simFaults struct {
 	latency     float64 // one way, in seconds; 0.5 ms if 0
-	pausesAt    float64 // stands still for so long when each suspicion begins
-	pausesOften float64 // and at random, so many times a second, for pausesAt
-	lost        float64 // the share of notifications that are lost
-	failsOver   float64 // seconds after each dismissal that the record of the suspicion returns; 0: never
+	pausesAt    float64 // seconds of a pause when a suspicion begins
+	pausesOften float64 // random pauses per second, of pausesAt
+	lost        float64 // the share of lost notifications
+	failsOver   float64 // seconds from a dismissal until a failover restores the suspect record; 0: never
 }
 
-// simResult is what came of it.
+// simResult is the result of a simulation.
 type simResult struct {
 	openings, suspicions, messages, trials int
-	touching                               int // openings that rejected a healthy process's calls, its local circuit being closed
-	reached                                int // calls that ran after the onset, trials aside
+	touching                               int // openings that rejected calls of a healthy process whose local circuit was closed
+	reached                                int // calls that ran after the onset, without trials
 	lastReached                            float64
 	healthyCalls                           float64 // expected
 	healthyRejected, healthyRejectedAlone  int     // by the shared circuit; by the local one
-	calls                                  float64 // expected, of all
-	rejected, rejectedAlone                int     // of all
+	calls                                  float64 // expected, of all processes
+	rejected, rejectedAlone                int     // of all processes
 	openedAlone                            int
 	openAt                                 float64 // of the first opening after the onset
 	mostTrials                             int     // of the shared circuit, at a time
-	longest                                float64 // seconds that a healthy process was rejected by the shared circuit
-	wrong                                  string  // a rejection of a process whose last call has not failed
+	longest                                float64 // seconds for which the shared circuit rejected a healthy process
+	wrong                                  string  // a rejection after a successful call
 }
 
 type simulation struct {
@@ -88,10 +88,10 @@ type simulation struct {
 	suspected   Record // the last suspicion, for a failover
 	pausedUntil int64
 	opened      int64 // the generation of the last opening
-	touched     int64 // the last one that was counted as touching
+	touched     int64 // the last generation counted as touching
 }
 
-// simEvent happens at a time; the queue is a heap of them.
+// simEvent is an event at a time; the queue is a heap of events.
 type simEvent struct {
 	at    int64
 	order uint64
@@ -194,8 +194,7 @@ func (s *simulation) until(lasts float64) {
 	}
 }
 
-// expect is how many calls there were, of which those that changed nothing were
-// not drawn.
+// expect adds the expected calls: calls that change nothing are not drawn.
 func (s *simulation) expect() {
 	for i := range s.processes {
 		for at := 0.0; at < s.lasts; {
@@ -217,13 +216,13 @@ func (s *simulation) after(seconds float64, do func()) {
 	s.queue.push(s.now+int64(seconds*1e9), do)
 }
 
-// The storage.
+// The rest is the storage.
 
 func (s *simulation) pause(seconds float64) {
 	s.pausedUntil = max(s.pausedUntil, s.now+int64(seconds*1e9))
 }
 
-// reach brings a request to the storage, once it does not stand still.
+// reach delivers a request to the storage, after a pause of the storage.
 func (s *simulation) reach(request func()) {
 	s.after(s.storage.latency, func() { s.arrive(request) })
 }
@@ -236,7 +235,7 @@ func (s *simulation) arrive(request func()) {
 	request()
 }
 
-// make makes a change of the record, notifies all, and returns the answer.
+// make applies a change to the record, notifies all processes, and returns the answer.
 func (s *simulation) make(c *Change) Record {
 	if c.Number == 0 {
 		return s.record.At(s.time())
@@ -267,7 +266,7 @@ func (s *simulation) make(c *Change) Record {
 		stale := s.suspected
 		s.after(s.storage.failsOver, func() {
 			s.record = stale
-			s.notify(notice{noticeChanged, stale.Generation, 0}, stale) // those who watch read it as soon as they are connected
+			s.notify(notice{noticeChanged, stale.Generation, 0}, stale) // watchers read it when they are connected again
 		})
 	}
 	return rec

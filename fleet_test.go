@@ -12,10 +12,10 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// The promises of a fleet, over simulated ones. "Healthy" are the processes of
-// which at most half of the calls fail.
+// These tests check promises by simulated fleets. A process is healthy if at most half of
+// its calls fail.
 
-// simSum adds up the results of many fleets.
+// simSum is the sum of the results of many fleets.
 type simSum struct {
 	simResult
 	hours float64
@@ -40,8 +40,8 @@ func (s *simSum) add(f *simFleet, r simResult) {
 	s.wrong = cmp.Or(s.wrong, r.wrong)
 }
 
-// String gives openings that touch a healthy process and the share of healthy
-// calls that the shared circuit rejected, with bounds of 95 %.
+// String returns the openings that touch a healthy process, and the share of healthy calls
+// that the shared circuit rejected, with 95 % bounds.
 func (s *simSum) String() string {
 	return fmt.Sprintf("%s an hour; %.2g %% of healthy calls rejected, for at most %.1f s; %d suspicions in %.1f h",
 		perHour(s.touching, s.hours), 100*s.share(), s.longest, s.suspicions, s.hours)
@@ -50,12 +50,12 @@ func (s *simSum) String() string {
 // share is the share of the healthy calls that the shared circuit rejected.
 func (s *simSum) share() float64 { return float64(s.healthyRejected) / max(s.healthyCalls, 1) }
 
-// perHour is a rate with its exact 95 % interval: below 3/hours if nothing was seen.
+// perHour returns a rate with its exact 95 % interval: below 3/hours without an event.
 func perHour(n int, hours float64) string {
 	if n == 0 {
 		return fmt.Sprintf("0 (< %.2g)", 3/hours)
 	}
-	atMost := func(k int, mean float64) float64 { // the chance of at most k
+	atMost := func(k int, mean float64) float64 { // the probability of at most k
 		sum, term := 0.0, math.Exp(-mean)
 		for i := 0; i <= k; i++ {
 			sum += term
@@ -81,13 +81,13 @@ func perHour(n int, hours float64) string {
 	return fmt.Sprintf("%.2g (%.2g-%.2g)", float64(n)/hours, find(n-1, 0.975)/hours, find(n, 0.025)/hours)
 }
 
-// The services that are simulated.
+// The simulated services.
 
 func atRandom(share float64) simHealth {
 	return func(int, float64) (float64, float64) { return share, math.Inf(1) }
 }
 
-// partitioned fails all calls of the first so many processes, and a share of the others'.
+// partitioned fails all calls of the first n processes, and a share of the other calls.
 func partitioned(processes int, others float64) simHealth {
 	return func(process int, _ float64) (float64, float64) {
 		if process < processes {
@@ -106,8 +106,7 @@ func outage(onset, before, share float64) simHealth {
 	}
 }
 
-// every fails all calls for so long at the start of each period. It counts as
-// healthy.
+// every fails all calls for a time at the start of each period. It counts as healthy.
 func every(period, long, between float64) simHealth {
 	return func(_ int, at float64) (float64, float64) {
 		n := math.Floor(at / period)
@@ -118,7 +117,7 @@ func every(period, long, between float64) simHealth {
 	}
 }
 
-// The fleets that are simulated.
+// The simulated fleets.
 
 type simSize struct {
 	processes int
@@ -131,7 +130,7 @@ var simSizes = []simSize{
 	{2, 0.1}, {2, 1}, {2, 20}, {3, 0.1}, {3, 1}, {3, 20}, {5, 1}, {5, 20}, {20, 0.1}, {20, 1}, {20, 5}, {20, 100}, {100, 1}, {100, 20},
 }
 
-// simulateAll runs each size for so many calls, but for at most so many hours.
+// simulateAll runs each size for a number of calls, or at most for a number of hours.
 func simulateAll(sizes []simSize, calls, hours float64, seed uint64, change func(f *simFleet)) (sum simSum) {
 	for i, size := range sizes {
 		f := simFleet{processes: size.processes, rate: size.rate}
@@ -146,7 +145,7 @@ func of(kind simKind, n int) func(int) simTraffic {
 	return func(int) simTraffic { return simTraffic{kind, n} }
 }
 
-// ofTheFirst is the traffic of the first so many processes; the others' is Poisson.
+// ofTheFirst is the traffic of the first n processes. The others call at random (Poisson).
 func ofTheFirst(processes int, kind simKind, n int) func(int) simTraffic {
 	return func(process int) simTraffic {
 		if process < processes {
@@ -172,8 +171,8 @@ func TestOneSeedReproducesARun(t *testing.T) {
 	assert.NotEqual(t, simulate(f, 7), simulate(f, 8))
 }
 
-// One process rejected nearly every call of ten healthy ones, by bursts while few
-// others called, and by its trials.
+// One unhealthy process, with bursts while few others call or by its trials, rejects no
+// call of healthy processes.
 // R7, R11.
 func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 	absurd := Config{FailMax: 1, ResetTimeout: 24 * time.Hour, TrialTimeout: 24 * time.Hour, SuccessThreshold: 1e6, Suspicion: 12 * time.Hour}
@@ -232,9 +231,8 @@ func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 	t.Logf("openings: %s an hour; %d suspicions", perHour(all.openings, all.hours), all.suspicions)
 }
 
-// After an outage everybody's last call has failed, and the process that stayed
-// unhealthy and calls most won every trial: up to 98 % of the calls of ten minutes
-// were rejected.
+// After an outage the last call of every process has failed, and one process stays
+// unhealthy and calls most. It must not run every trial.
 // R25.
 func TestAfterAnOutageOneUnhealthyProcessCostsOneOpenDuration(t *testing.T) {
 	for _, c := range []struct {
@@ -266,7 +264,7 @@ func TestAfterAnOutageOneUnhealthyProcessCostsOneOpenDuration(t *testing.T) {
 		var rejected []float64
 		for seed := range seeds {
 			got := simulate(f, uint64(seed))
-			// Open for at most 60 s from when it became suspect, of which 30 s are the outage.
+			// It is open for at most 60 s after the suspicion began; 30 s of these are the outage.
 			rejected = append(rejected, float64(got.healthyRejected+got.healthyRejectedAlone)/(c.rate*float64(c.processes-1)))
 			assert.LessOrEqual(t, got.mostTrials, 1)
 			assert.Empty(t, got.wrong)
@@ -277,8 +275,8 @@ func TestAfterAnOutageOneUnhealthyProcessCostsOneOpenDuration(t *testing.T) {
 	}
 }
 
-// outageOf returns the calls that reached a service from the onset of its outage
-// until nobody called, and the seconds, in ascending order.
+// outageOf returns the calls that reached a service from the onset of its outage until
+// no process called, and the seconds, in ascending order.
 func outageOf(size simSize, share float64, seeds int, change func(f *simFleet)) (reached []int, last []float64, wrong string) {
 	for seed := range seeds {
 		onset, over := 20.0, 55.0
@@ -319,9 +317,9 @@ func TestAnOutageCostsWhatIsPromised(t *testing.T) {
 			shared, last, wrong := outageOf(size, share, seeds, func(*simFleet) {})
 			local, _, _ := outageOf(size, share, seeds, func(f *simFleet) { f.local = true })
 			n, half := float64(size.processes), len(shared)/2
-			// What the fleet calls while it may not open yet, with two round trips.
+			// Calls before the circuit may open, with two round trips.
 			promised := 12.5 + n + 0.055*n*size.rate
-			slack := 3 * math.Sqrt(promised) * (1 - share) * 10 // of what succeeds by chance
+			slack := 3 * math.Sqrt(promised) * (1 - share) * 10 // for calls that succeed by chance
 			what := fmt.Sprintf("%v, %v %%: %d calls [%d-%d] until %.1f s, promised %.0f, local breakers %d", size, 100*share, shared[half], shared[0], shared[len(shared)-1], last[half], promised, local[half])
 			t.Log(what)
 			assert.LessOrEqual(t, float64(shared[len(shared)-1]), promised+slack+3*math.Sqrt(promised), what)

@@ -20,8 +20,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-// model is a circuit as a reader of the documentation would write it down, for
-// calls that come one after the other.
+// model is a circuit for successive calls, written by the documentation.
 type model struct {
 	cfg       infuse.Config
 	state     infuse.State
@@ -29,17 +28,17 @@ type model struct {
 	failures  int
 	successes int
 	due       time.Time
-	trials    map[int]time.Time // by number, and when each lease ends
+	trials    map[int]time.Time // the end of each lease, by number of the call
 }
 
-// modelCall is a call that the model has admitted.
+// modelCall is a call that the model admitted.
 type modelCall struct {
 	number, spell int
 	trial         bool
 }
 
 func (m *model) enter(s infuse.State) {
-	m.state, m.spell, m.successes = s, m.spell+1, 0 // the trials keep their places
+	m.state, m.spell, m.successes = s, m.spell+1, 0 // trials keep their slots
 	switch s {
 	case infuse.StateClosed:
 		m.failures = 0
@@ -95,9 +94,9 @@ func (m *model) settle(c modelCall, outcome infuse.Outcome) {
 	}
 }
 
-// move begins a new spell: but half-open again is the same one, whose trials
-// go on, with the successes counted anew.
-func (m *model) move(to infuse.State) {
+// set begins a new spell. If half-open is set again, the spell continues with its trials,
+// and successes are counted from 0.
+func (m *model) set(to infuse.State) {
 	if to == infuse.StateHalfOpen && m.state == infuse.StateHalfOpen {
 		m.successes = 0
 		return
@@ -105,16 +104,15 @@ func (m *model) move(to infuse.State) {
 	m.enter(to)
 }
 
-// seedEnv repeats one sequence of the model test: the one that it printed.
+// seedEnv repeats one sequence of the model test, by the seed that it printed.
 const seedEnv = "INFUSE_TEST_SEED"
 
-// Random sequences of calls, moves and pauses go as in the model: who is
-// admitted, and what the breaker shows after each step. A fleet of one process
-// behaves as a process without a fleet if its calls and manual changes come one
-// after the other: calls that overlap are reported together, and a manual change
-// ends the local trials that run.
+// In random sequences of calls, manual changes and pauses, the breaker admits the calls
+// that the model admits, and has its state after each step. With a storage, calls and
+// manual changes must not overlap: calls that overlap are reported together, and a manual
+// change ends the local trials.
 // R5.
-func TestRandomSequencesGoAsInTheModel(t *testing.T) {
+func TestRandomSequencesEqualTheModel(t *testing.T) {
 	t.Parallel()
 	sequences, seed := 2000, rand.Uint64()
 	if s := os.Getenv(seedEnv); s != "" {
@@ -139,7 +137,7 @@ func TestRandomSequencesGoAsInTheModel(t *testing.T) {
 	}
 }
 
-// openCall is a call under way in both.
+// openCall is a running call of the breaker and the model.
 type openCall struct {
 	permit infuse.Permit
 	cancel context.CancelFunc
@@ -168,7 +166,7 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 			permit, err := b.Acquire(ctx)
 			call, admitted := m.acquire(number)
 			step("call %d is admitted: %v", number, err == nil)
-			require.Equal(t, admitted, err == nil, "whether the call is admitted: %v", err)
+			require.Equal(t, admitted, err == nil, "the model and the breaker disagree about a call: %v", err)
 			if !admitted {
 				require.ErrorIs(t, err, infuse.ErrOpen)
 				cancel()
@@ -193,7 +191,7 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 				call.cancel()
 				result = context.Canceled
 			}
-			m.settle(call.model, outcome) // before: Done may wait for the storage
+			m.settle(call.model, outcome) // first: Done may wait for the storage
 			call.permit.Done(result)
 			call.cancel()
 		case n < 18:
@@ -203,9 +201,9 @@ func runSequence(t *testing.T, r *rand.Rand, steps *strings.Builder) {
 			synctest.Wait()
 		case n < 19 && r.IntN(3) == 0 && (cfg.Storage == nil || len(open) == 0):
 			to := infuse.State(r.IntN(3))
-			step("moved: %v", to)
+			step("set: %v", to)
 			require.NoError(t, b.SetState(t.Context(), to))
-			m.move(to)
+			m.set(to)
 		}
 		synctest.Wait()
 		requireAsModel(t, m, b)
@@ -227,10 +225,9 @@ func requireAsModel(t *testing.T, m *model, b *infuse.Breaker) {
 	}
 }
 
-// Many goroutines on several breakers at once: no more trials than allowed at
-// any time, a rejected call never runs, an admitted one returns its own
-// result, and when all is quiet every breaker shows what the storage holds.
-func TestManyAtOnceKeepThePromises(t *testing.T) {
+// With many goroutines on several breakers, at most MaxTrials trials run at a time, each
+// rejection is ErrOpen, and at the end every breaker heals.
+func TestManyGoroutinesOnSeveralBreakers(t *testing.T) {
 	t.Parallel()
 	const maxTrials = 2
 	for kind, storage := range map[string]func() infuse.Storage{
@@ -274,7 +271,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 							if err != nil {
 								rejected.Add(1)
 								if !errors.Is(err, infuse.ErrOpen) {
-									t.Errorf("rejected with %v", err)
+									t.Errorf("a rejection is no ErrOpen: %v", err)
 								}
 								time.Sleep(100 * time.Microsecond)
 								continue
@@ -295,7 +292,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 			all.Go(func() {
 				for i := 0; !seenEnough(); i++ {
 					failing.Store(!failing.Load())
-					if i%3 == 0 { // then everybody needs a trial
+					if i%3 == 0 { // then every process needs a trial
 						_ = fleet[i%len(fleet)].SetState(context.Background(), infuse.StateOpen)
 					}
 					time.Sleep(20 * time.Millisecond)
@@ -317,7 +314,7 @@ func TestManyAtOnceKeepThePromises(t *testing.T) {
 					}
 				}
 				return true
-			}, patience, pace, "all go on in the end")
+			}, patience, pace, "all breakers heal")
 		})
 	}
 }

@@ -16,45 +16,45 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A mutant breaks one rule. In the function or variable named in, it replaces the one
-// expression or statement that has the shape of from. As in gofmt -r, identifiers of
-// one letter stand for any expression, so a mutant survives new names of variables and
-// another layout. An empty to deletes the statement.
+// A mutant breaks one rule. In the function or variable called in, it replaces the only
+// expression or statement with the shape of from. As in gofmt -r, identifiers of one
+// letter stand for any expression, so mutants survive new names of variables and another
+// layout. An empty to deletes the statement.
 type mutant struct{ number, rule, in, from, to string }
 
 // The explorer notices these.
 var mutantsOfTheExplorer = []mutant{
 	{"R7", "a process that does not fail is not rejected", "replica.rejectsBy", `a && (r.failing || !x.hasEvidence())`, `a`},
-	{"R11", "one process supplies FailMax at most", "replica.hasSuppliedAll", `r.supplied >= r.settings.FailMax`, `false`},
+	{"R11", "one process supplies at most FailMax", "replica.hasSuppliedAll", `r.supplied >= r.settings.FailMax`, `false`},
 	{"R12", "a process that starts takes the evidence for its own", "replica.limitEvidence", `f || r.supplied > v`, `r.supplied > v`},
-	{"R25", "a trial that fails is to be confirmed by another process", "Record.trialFailed", `r.State == StateHalfOpen && a && b && n.Before(r.RetryAt)`, `true`},
+	{"R25", "another process must confirm a failed trial", "Record.trialFailed", `r.State == StateHalfOpen && a && b && n.Before(r.RetryAt)`, `true`},
 	{"R25", "the next trial goes to another process", "Record.excludes", `a && b && r.Witness == s && n.Before(r.RetryAt)`, `false`},
-	{"R17", "a suspicion lasts for Suspicion at least", "Record.confirmed", `r.Score >= x && !n.Before(y)`, `r.Score >= x`},
-	{"R17", "it opens at twice FailMax", "evidence", `x{a, b, c}`, `x{a, 1, c}`},
-	{"R16", "successes dismiss", "evidence", `x{a, b, c}`, `x{0, b, c}`},
-	{"R28", "a trial that succeeds closes the local circuits of all", "replica.receive", `m || !f && r.Since > b.Since && r.State == StateClosed`, `m`},
-	{"R13", "a number counts once", "Record.Apply", `r.applied(c, r.isDuplicate(c), n)`, `r.applied(c, false, n)`},
-	{"R13", "an older change of a source is a duplicate, too", "Record.isDuplicate", `h.number >= c.Number`, `h.number == c.Number`},
+	{"R17", "a suspicion lasts at least for Suspicion", "Record.confirmed", `r.Score >= x && !n.Before(y)`, `r.Score >= x`},
+	{"R17", "the circuit opens at a score of twice FailMax", "evidence", `x{a, b, c}`, `x{a, 1, c}`},
+	{"R16", "successes dismiss a suspicion", "evidence", `x{a, b, c}`, `x{0, b, c}`},
+	{"R28", "a successful trial closes all local circuits", "replica.receive", `m || !f && r.Since > b.Since && r.State == StateClosed`, `m`},
+	{"R13", "a sequence number counts once", "Record.Apply", `r.applied(c, r.isDuplicate(c), n)`, `r.applied(c, false, n)`},
+	{"R13", "an older change of the same source is a duplicate", "Record.isDuplicate", `h.number >= c.Number`, `h.number == c.Number`},
 	{"R4", "outcomes of an older state are not counted", "Record.addCalls", `a || t.generation < r.Since`, `a`},
 	{"R24", "MaxTrials trials run at a time", "Record.blockedUntil", `len(a) - l.MaxTrials`, `len(a) - l.MaxTrials - 1`},
 	{"R26", "trials keep their slots across states", "Record.transition", `staleTrials(t)`, `nil`},
 	{"R26", "a trial frees its slot when it ends", "Record.settle", `slices.Concat(r.Trials[:i], r.Trials[i+1:])`, `slices.Clone(r.Trials)`},
-	{"R26", "a generation stands for one record", "Record.requestTrial", `r.Generation = r.nextGeneration(t, n)`, ``},
+	{"R26", "a granted trial raises the generation", "Record.requestTrial", `r.Generation = r.nextGeneration(t, n)`, ``},
 	{"R13", "a change that is timed out is sent again under its number", "replica.outgoing", `r.out.sent != nil`, `false`},
-	{"R38", "one request is in flight", "replica.outgoing", `a || r.out.inFlight`, `a`},
-	{"R27", "a lease that nobody uses is returned", "replica.settleLeases", `!a.settles(x) && b`, `false`},
+	{"R38", "at most one request is in flight", "replica.outgoing", `a || r.out.inFlight`, `a`},
+	{"R27", "an unused lease is returned", "replica.settleLeases", `!a.settles(x) && b`, `false`},
 	{"R43", "an older record is late", "replica.notified", `x.Generation < r.shared.Generation`, `false`},
 	{"R32", "a manual change clears the local circuit", "replica.receive", `r.clearLocal()`, ``},
 	{"R37", "an adopted record is dropped when the storage answers again", "replica.attach", `r.adopted = nil`, ``},
 	{"R10", "an attached process wakes up to send", "replica.wakeAt", `f(r.out.delayUntil)`, ``},
 	{"R38", "a detached process wakes up to try again", "replica.wakeAt", `f(r.retryAt)`, ``},
 	{"R12", "a process that restarts reads the record before it reports", "replica.prepare", `r.received == 0 && a && b && c`, `false`},
-	{"R12", "and does not report once more what may be on record", "replica.limitEvidence", `r.out.next.Calls, r.out.next.OpenFor = a, b`, ``},
-	{"R15", "a notice of a suspicion has the next success reported", "replica.noticed", `r.out.suspicion = n.generation`, ``},
-	{"R22", "a failure rate is confirmed later", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
+	{"R12", "a process that restarts does not report failures twice", "replica.limitEvidence", `r.out.next.Calls, r.out.next.OpenFor = a, b`, ``},
+	{"R15", "after the notice of a suspicion the next success is reported", "replica.noticed", `r.out.suspicion = n.generation`, ``},
+	{"R22", "a failure rate is confirmed after 4 × Suspicion", "evidence", `x{a, b, c}`, `x{a, b, 0}`},
 }
 
-// Scripts notice these, in less time or because the explorer has no rule for them.
+// Scripts notice these: faster than the explorer, or because it does not check the rule.
 var mutantsOfTheScripts = []mutant{
 	{"R6", "an open local circuit runs its own trials", "replica.countLocal", `a.trial != "" && r.local.trial(a.trial) >= 0`, `false`},
 	{"R16", "no suspicion begins for Suspicion after a dismissal", "Record.evaluate", `r.State != StateClosed || n.Before(a)`, `r.State != StateClosed`},
@@ -67,12 +67,12 @@ var mutantsOfTheScripts = []mutant{
 	{"R29", "a Retry-After prolongs the open duration", "terms.openDuration", `cmp.Or(t.openFor, t.limits.ResetTimeout)`, `t.limits.ResetTimeout`},
 	{"R30", "the open duration doubles", "Record.nextOpenDuration", `2 * x`, `x`},
 	{"R33", "an override expires", "Override.isActive", `o.Until.IsZero() || n.Before(o.Until)`, `true`},
-	{"R37", "a detached process goes on with the record that rejected its calls", "replica.detach", `r.adopt(n)`, ``},
+	{"R37", "a detached process adopts the record that rejected its calls", "replica.detach", `r.adopt(n)`, ``},
 	{"R39", "a circuit that the storage lost is restored", "Record.restore", `s.Generation > r.Generation && a`, `false`},
 	{"R40", "a clock that is set back prolongs no wait", "Record.clampTo", `e(&r.DueAt, s.DueAt)`, ``},
-	{"R41", "a lease is no longer than the process's own would be", "Trial.deadline", `!t.Started.IsZero() && a.Before(t.Deadline)`, `false`},
+	{"R41", "a lease is at most as long as the process's own TrialTimeout", "Trial.deadline", `!t.Started.IsZero() && a.Before(t.Deadline)`, `false`},
 	{"R37", "a success drops an adopted record", "replica.countAdopted", `!r.failing && a`, `false`},
-	{"R22", "a failure rate is confirmed by another process", "Record.confirmed", `t.source != r.Witness`, `true`},
+	{"R22", "another process must confirm a failure rate", "Record.confirmed", `t.source != r.Witness`, `true`},
 	{"R17", "a low FailMax of one process does not decide for another", "Record.opensAt", `max(t, l.FailMax)`, `t`},
 	{"R41", "only a Retry-After makes a process wait beyond its own open duration", "Limits.longestOpen", `max(l.ResetTimeout, l.MaxResetTimeout)`, `max(l.ResetTimeout, l.MaxResetTimeout, l.MaxRetryAfter)`},
 }
@@ -93,8 +93,7 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// TestMutantsHaveAPlace: a change of the code must not leave a mutant without the
-// place that it breaks.
+// TestMutantsHaveAPlace checks that each mutant has exactly one place in the code.
 func TestMutantsHaveAPlace(t *testing.T) {
 	code := parseCode(t)
 	for _, m := range append(mutantsOfTheExplorer, mutantsOfTheScripts...) {
@@ -123,7 +122,7 @@ func (m mutant) isNoticedBy(t *testing.T, code *sourceCode, tests string) {
 	run.Env = append(os.Environ(), "INFUSE_MUTANTS=", "CI=")
 	out, err := run.CombinedOutput()
 	require.NotContains(t, string(out), "[build failed]", "%s", out)
-	require.Error(t, err, "nothing has noticed")
+	require.Error(t, err, "no test notices the mutant")
 	for line := range strings.Lines(string(out)) {
 		if _, found, is := strings.Cut(strings.TrimSpace(line), "_test.go:"); is {
 			t.Log(found)
@@ -132,7 +131,7 @@ func (m mutant) isNoticedBy(t *testing.T, code *sourceCode, tests string) {
 	}
 }
 
-// sourceCode is the package's code without its tests.
+// sourceCode is the code of the package without tests.
 type sourceCode struct {
 	set   *token.FileSet
 	texts map[string]string
@@ -181,7 +180,7 @@ func receiver(d *ast.FuncDecl) string {
 	return name.Name + "."
 }
 
-// place is a node that has the shape, and what the letters stand for.
+// place is a node with the shape, and the expressions of its letters.
 type place struct {
 	node    ast.Node
 	letters map[string]ast.Node
@@ -190,7 +189,7 @@ type place struct {
 func (code *sourceCode) find(t *testing.T, m mutant) (found []place) {
 	t.Helper()
 	within := code.decls[m.in]
-	require.NotNil(t, within, "%s: there is no %s", m.rule, m.in)
+	require.NotNil(t, within, "%s: unknown function or variable %s", m.rule, m.in)
 	shape := shapeOf(t, m.from)
 	ast.Inspect(within, func(n ast.Node) bool {
 		if n != nil {
@@ -203,7 +202,7 @@ func (code *sourceCode) find(t *testing.T, m mutant) (found []place) {
 	return found
 }
 
-// mutate returns the file of the mutant with its change.
+// mutate returns the file of the mutant, and its changed text.
 func (code *sourceCode) mutate(t *testing.T, m mutant) (file, text string) {
 	t.Helper()
 	found := code.find(t, m)
@@ -253,8 +252,8 @@ func lettersOf(expression ast.Expr) (letters []*ast.Ident) {
 
 var positions = reflect.TypeFor[token.Pos]()
 
-// matches reports whether a node has the shape. A letter stands for the same
-// expression wherever it stands.
+// matches reports whether a node has the shape. A letter is the same expression
+// everywhere in it.
 func matches(shape, node reflect.Value, letters map[string]ast.Node) bool {
 	if shape.IsValid() && shape.CanInterface() {
 		if name, is := shape.Interface().(*ast.Ident); is && name != nil && isLetter(name.Name) && letters != nil {

@@ -304,8 +304,8 @@ func setField(t *testing.T, config *Config, name, value string) {
 	}
 }
 
-// A process that does not know a suspicion need not read it: its next success is
-// reported, until the suspicion is dismissed.
+// A process that receives the notice of a suspicion need not read the record: it reports
+// its next success, until the suspicion is dismissed.
 // R15.
 func TestANoticeOfASuspicionHasTheNextSuccessReported(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
@@ -321,12 +321,12 @@ func TestANoticeOfASuspicionHasTheNextSuccessReported(t *testing.T) {
 	dismissed := notice{noticeDismissed, 8, 7}
 	r := attached(Config{})
 	assert.False(t, r.awaitsSuccess())
-	assert.True(t, r.noticed(changed), "everything else is read")
+	assert.True(t, r.noticed(changed), "other changes are read")
 	assert.False(t, r.noticed(suspect))
 	assert.True(t, r.awaitsSuccess())
 	assert.False(t, r.noticed(dismissed))
 	assert.False(t, r.awaitsSuccess())
-	assert.Same(t, &closed, r.shared, "nothing is kept of it")
+	assert.Same(t, &closed, r.shared, "a dismissal leaves nothing behind")
 
 	assert.False(t, r.noticed(suspect))
 	assert.True(t, r.noticed(notice{noticeDismissed, 9, 6}), "another suspicion, perhaps of another database")
@@ -340,33 +340,33 @@ func TestANoticeOfASuspicionHasTheNextSuccessReported(t *testing.T) {
 	require.NotNil(t, sent)
 	assert.Equal(t, Calls{Successes: 1}, sent.Calls)
 	assert.Zero(t, q.ended(&a, result{}, start), "one report is enough")
-	assert.True(t, q.noticed(dismissed), "the answer may have the suspicion")
+	assert.True(t, q.noticed(dismissed), "the answer in flight may contain the suspicion")
 	q.answered(sent, Record{}, start)
 	assert.Nil(t, q.outgoing(start))
 	assert.False(t, q.awaitsSuccess(), "there is no suspicion")
 
 	r.failing = true
-	assert.True(t, r.noticed(suspect), "a process that fails reads: the shared circuit may reject its calls")
+	assert.True(t, r.noticed(suspect), "the shared circuit may reject the calls of a failing process")
 	r.failing, r.inherited = false, true
-	assert.True(t, r.noticed(suspect), "so does one that takes the evidence for its own: a dismissal concerns it")
+	assert.True(t, r.noticed(suspect), "a dismissal matters to a process that takes failures on record for its own")
 	r.inherited = false
 
 	r.receive(Record{Generation: 9, Failures: 5, Threshold: 5, Score: 5, SuspectAt: start}, start)
-	assert.False(t, r.noticed(notice{noticeSuspect, 9, 0}), "it is known")
-	assert.True(t, r.noticed(notice{noticeSuspect, 8, 0}), "older than what is known: the storage may have lost something")
-	assert.True(t, r.noticed(notice{noticeDismissed, 10, 9}), "who knows the suspicion reads that it is over")
+	assert.False(t, r.noticed(notice{noticeSuspect, 9, 0}), "this suspicion was received before")
+	assert.True(t, r.noticed(notice{noticeSuspect, 8, 0}), "an older generation: the storage may have lost data")
+	assert.True(t, r.noticed(notice{noticeDismissed, 10, 9}), "a process with the suspicion reads its dismissal")
 
 	r = attached(Config{FailureRate: 0.5})
-	assert.True(t, r.noticed(suspect), "successes are no evidence of its own")
+	assert.True(t, r.noticed(suspect), "without FailMax a success is not reported")
 
 	r = attached(Config{})
 	r.detach(errStorageTimeout, start)
 	assert.True(t, r.noticed(suspect), "a detached process reads")
 }
 
-// A notice may be anybody's, or late: nothing is taken from it for a fact.
+// A notice may be forged or late: it changes no record.
 // R42.
-func TestANoticeChangesNothingThatIsKnown(t *testing.T) {
+func TestANoticeChangesNoRecord(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
 	s, err := newSettings(Config{Storage: NewMemoryStorage()})
 	require.NoError(t, err)
@@ -396,7 +396,7 @@ func TestANoticeChangesNothingThatIsKnown(t *testing.T) {
 }
 
 func TestNoticesOfRecords(t *testing.T) {
-	calm := Record{Generation: 1, Failures: 4}
+	streak := Record{Generation: 1, Failures: 4}
 	suspect := Record{Generation: 2, Failures: 5, Threshold: 5, Score: 5}
 	dismissed := Record{Generation: 3}
 	open := suspect
@@ -407,11 +407,11 @@ func TestNoticesOfRecords(t *testing.T) {
 		before, after Record
 		want          noticeKind
 	}{
-		{calm, suspect, noticeSuspect},
+		{streak, suspect, noticeSuspect},
 		{suspect, dismissed, noticeDismissed},
 		{suspect, open, noticeChanged},
 		{suspect, manual, noticeChanged},
-		{calm, rated, noticeChanged},
+		{streak, rated, noticeChanged},
 		{rated, dismissed, noticeChanged},
 		{open, dismissed, noticeChanged},
 	} {

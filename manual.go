@@ -9,55 +9,56 @@ import (
 	"time"
 )
 
-// This file has the manual changes: states and overrides.
+// This file has the manual changes: of the state, and of the override.
 
-// SetState sets the state manually. It applies to all processes, whatever their own
-// calls were, and clears their local circuits. Open rejects calls for
-// Config.ResetTimeout from now; half-open makes the next call a trial; closed
-// forgets all failures. It waits at most Config.StorageTimeout.
+// SetState sets the state manually, for all processes, whatever their own calls were. It
+// clears their local circuits. Open rejects calls for Config.ResetTimeout from now;
+// half-open makes the next call a trial; closed resets all counts of failures. SetState
+// does one or two round trips, and waits at most Config.StorageTimeout for them.
 //
-// With a done context nothing changes. Any other error means that the storage has
-// not confirmed the change. The state has then changed for this process; the error
-// says whether it may still be applied for the others.
+// If ctx is done, or the state is invalid, SetState changes nothing and returns an error.
+// Any other error means that the storage has not confirmed the change. The state of this
+// process has then changed; the error says whether the change may still be applied to the
+// other processes.
 func (b *Breaker) SetState(ctx context.Context, to State) error {
 	if to > StateHalfOpen {
-		return fmt.Errorf("infuse: moving circuit %q: %v is not a state", b.Name(), to)
+		return fmt.Errorf("infuse: circuit %q: SetState: %v is not a state", b.Name(), to)
 	}
-	return b.handle(ctx, Change{Manual: &ManualState{to}}, "moved to "+to.String())
+	return b.handle(ctx, Change{Manual: &ManualState{to}}, "set to "+to.String())
 }
 
-// Override forces the circuit open or closed for all processes, whatever the
-// results of calls are, until it is removed or expires. It clears their local
-// circuits. Another override replaces it; SetState changes the underlying state. It
-// also applies while the storage is unavailable, and a process that knows it
-// restores it in a storage that lost it.
+// Override forces the circuit open or closed for all processes, whatever the results of
+// calls are, until it is removed or expires. It clears their local circuits, and replaces
+// an earlier override. SetState changes only the underlying state meanwhile. An override
+// applies while the storage is unavailable, too. If the storage loses it, a process with
+// a copy restores it.
 //
-// It waits at most Config.StorageTimeout. With an invalid override or a done
-// context nothing changes. Any other error means that the storage has not
-// confirmed it: it then applies to this process, and the error says whether it may
-// still be applied for the others.
+// Override does one or two round trips, and waits at most Config.StorageTimeout for them.
+// If ctx is done, or the override is invalid, it changes nothing and returns an error. Any
+// other error means that the storage has not confirmed the override. It then applies to
+// this process; the error says whether it may still be applied to the other processes.
 func (b *Breaker) Override(ctx context.Context, o Override) error {
 	o.By = cmp.Or(o.By, b.settings().Instance)
 	if err := o.check(time.Now()); err != nil {
-		return fmt.Errorf("infuse: overriding circuit %q: %w", b.Name(), err)
+		return fmt.Errorf("infuse: circuit %q: override rejected: %w", b.Name(), err)
 	}
 	o.By, o.Reason = presentable(o.By, maxTextLength), presentable(o.Reason, maxTextLength)
-	return b.handle(ctx, Change{Override: &o}, "held "+o.State.String())
+	return b.handle(ctx, Change{Override: &o}, "forced "+o.State.String())
 }
 
-// ClearOverride removes an override, for all processes; if there is none, nothing
-// changes. by names the person who removes it, by default Config.Instance.
+// ClearOverride removes the override, for all processes. Without an override it changes
+// nothing. by names the person who removes it. Default Config.Instance.
 //
-// It waits at most Config.StorageTimeout. With a done context nothing changes. Any
-// other error means that the storage has not confirmed it: the override is then
-// removed for this process, and the error says whether that may still be applied
-// for the others.
+// ClearOverride does one or two round trips, and waits at most Config.StorageTimeout for
+// them. If ctx is done, it changes nothing and returns an error. Any other error means
+// that the storage has not confirmed the removal. The override is then removed in this
+// process; the error says whether it may still be removed in the other processes.
 func (b *Breaker) ClearOverride(ctx context.Context, by string) error {
 	by = presentable(cmp.Or(by, b.settings().Instance), maxTextLength)
-	return b.handle(ctx, Change{Override: &Override{By: by, Until: longAgo}}, "released")
+	return b.handle(ctx, Change{Override: &Override{By: by, Until: longAgo}}, "freed of its override")
 }
 
-// longAgo is the end of an override that removes another.
+// longAgo is the end of an override that removes the one before.
 var longAgo = time.Unix(1, 0)
 
 func (o *Override) check(now time.Time) error {
@@ -65,48 +66,49 @@ func (o *Override) check(now time.Time) error {
 	case o.State != StateOpen && o.State != StateClosed:
 		return fmt.Errorf("Override.State is %v: must be open or closed", o.State)
 	case !o.Until.IsZero() && !now.Before(o.Until):
-		return fmt.Errorf("Override.Until is %v, which is over", o.Until)
+		return fmt.Errorf("Override.Until is %v, which is in the past", o.Until)
 	case o.Until.Sub(now) > maxTimeout:
-		return fmt.Errorf("Override.Until is %v: at most %v ahead, or zero for until it is cleared", o.Until, maxTimeout)
+		return fmt.Errorf("Override.Until is %v: must be at most %v ahead, or zero for no end", o.Until, maxTimeout)
 	case strings.TrimSpace(o.Reason) == "":
-		return errors.New("Override.Reason is empty: must say why, because every rejection shows it")
+		return errors.New("Override.Reason is empty: it is required, because every rejection shows it")
 	case max(len(o.By), len(o.Reason)) > maxTextLength:
-		return fmt.Errorf("Override.By or Reason is longer than %d bytes", maxTextLength)
+		return fmt.Errorf("Override.By or Override.Reason has more than %d bytes", maxTextLength)
 	}
 	return nil
 }
 
-// handle makes a manual change, and bounds the wait for it.
-func (b *Breaker) handle(ctx context.Context, c Change, what string) error {
+// handle makes a manual change, for StorageTimeout at most. done is what the change does
+// to the circuit, in the errors.
+func (b *Breaker) handle(ctx context.Context, c Change, done string) error {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("infuse: circuit %q was not %s, nothing was done: %w", b.Name(), what, err)
+		return fmt.Errorf("infuse: circuit %q was not %s: %w", b.name, done, err)
 	}
 	ctx, cancel := b.withTimeout(ctx, time.Now())
 	defer cancel()
 	defer b.notifyListeners()
-	return b.manual(ctx, c, what)
+	return b.manual(ctx, c, done)
 }
 
-// manual changes the state or the override, and waits until the storage has
-// confirmed it or ctx is done. what describes what was done.
-func (b *Breaker) manual(ctx context.Context, change Change, what string) error {
+// manual changes the state or the override, and waits until the storage has confirmed the
+// change or ctx is done (R34).
+func (b *Breaker) manual(ctx context.Context, c Change, done string) error {
 	var number uint64
-	var done <-chan struct{}
+	var acknowledged <-chan struct{}
 	var why error
 	b.step(func(r *replica, now time.Time) {
 		why = r.storageErr
-		if number = r.manual(change, now); number > 0 {
-			done = b.wait(number)
+		if number = r.manual(c, now); number > 0 {
+			acknowledged = b.wait(number)
 		}
 	})
 	if number == 0 {
 		if why != nil {
-			return fmt.Errorf("infuse: circuit %q was %s for this process alone: the storage is unavailable: %w", b.name, what, why)
+			return fmt.Errorf("infuse: circuit %q was %s in this process only, the storage is unavailable: %w", b.name, done, why)
 		}
 		return nil
 	}
 	select {
-	case <-done:
+	case <-acknowledged:
 	case <-ctx.Done():
 		why = context.Cause(ctx)
 	}
@@ -118,21 +120,21 @@ func (b *Breaker) manual(ctx context.Context, change Change, what string) error 
 	if confirmed {
 		return nil
 	}
-	return fmt.Errorf("infuse: the storage has not confirmed that circuit %q was %s, and may still receive it: %w", b.name, what, why)
+	return fmt.Errorf("infuse: circuit %q was %s in this process; the storage has not confirmed the change, and may still apply it: %w", b.name, done, why)
 }
 
-// Announce sets the state of a service's circuit, on behalf of the service: when
-// it has started, it announces StateHalfOpen (or StateClosed), and its callers try
-// it at once instead of waiting for their ResetTimeout. circuit is the name that
-// the callers use for the service. StateOpen rejects their calls for the default
-// ResetTimeout.
+// Announce sets the state of the circuit of a service, on behalf of the service: after
+// its start it announces StateHalfOpen or StateClosed, and its callers send requests at
+// once instead of waiting for their ResetTimeout. circuit is the name that the callers
+// use for the service. StateOpen rejects their calls for the default ResetTimeout.
 //
-// It does one or two round trips to the storage, and waits for them until ctx is
-// done. The error is the storage's, or describes an invalid name or state. If
-// callers share no storage with the service, it has no effect.
+// Announce does one or two round trips to the storage, and waits for them until ctx is
+// done. It returns an error of the storage, or for an invalid name or state, or if ctx is
+// done before the storage has confirmed the change. It has no effect on
+// callers that use another storage.
 func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	if isNil(s) {
-		return errors.New("infuse: Announce needs a storage that the callers share, not nil")
+		return errors.New("infuse: Announce: the storage is nil: it must be the storage of the callers")
 	}
 	if err := CheckName(circuit); err != nil {
 		return err
@@ -151,6 +153,6 @@ func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	case a := <-done:
 		return a.err
 	case <-ctx.Done():
-		return fmt.Errorf("infuse: Announce: the storage has not confirmed it: %w", context.Cause(ctx))
+		return fmt.Errorf("infuse: Announce: the storage has not confirmed the change of circuit %q: %w", circuit, context.Cause(ctx))
 	}
 }

@@ -7,37 +7,38 @@ import (
 	"sync/atomic"
 )
 
-// This file has the permits of Breaker.Acquire.
+// This file has Acquire, the form of Call for calls that are no func.
 
-// Permit is the right to make one call, from Acquire. It is a value: copies
-// are the same permit. The zero Permit is settled.
+// Permit is the right to make one call, from Acquire. A copy of it is the same permit. The
+// zero Permit is settled. All methods are safe for concurrent use.
 type Permit struct {
 	ticket *ticket
 	number uint64
 	trial  bool
 }
 
-// ticket settles a permit once without an allocation for each: it is used
-// again for the next permit, under the next number. It holds what the permit
-// stands for, so that a permit is small enough to be handed around.
+// ticket has the contents of a permit, which keeps the permit itself small. It is used
+// again for other permits, under another number: so a permit is settled once, without an
+// allocation.
 type ticket struct {
 	number    atomic.Uint64
 	breaker   *Breaker
 	ctx       context.Context
-	view      *view     // that let the call in by itself; nil if it did not
-	admission admission // if there is no view
-	_         [64]byte  // keeps another processor's ticket off its cache line
+	view      *view     // that admitted the call by itself; nil: there is an admission
+	admission admission
+	_         [64]byte  // no two tickets share a cache line
 }
 
 var tickets = sync.Pool{New: func() any { return new(ticket) }}
 
-// Acquire is the first half of Call, for a call that a func cannot hold. The
-// error is an *OpenError, and the permit is then the zero Permit. ctx is the
-// call's: Done classifies by it.
+// Acquire admits a call as Call does, for a call that does not fit into a func. If the
+// call is rejected, the error is an *OpenError, and the permit is the zero Permit. ctx is
+// the context of the call: its result is classified by it. Acquire waits for the storage
+// only as Call does before it runs a func.
 //
-// Settle each permit with Done, Settle or Panicked when its call has ended. A permit
-// that is never settled is not counted. If it is that of a trial, its slot is free
-// after Config.TrialTimeout; any other has no effect.
+// Settle each permit with Done, Settle or Panicked when its call has ended. A permit that
+// is never settled is not counted. If it is the permit of a trial, the trial slot is free
+// after Config.TrialTimeout; otherwise it has no effect.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	v := b.view.Load()
 	if v.rejects != nil {
@@ -62,15 +63,15 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 	return Permit{t, t.number.Load(), a.trial != ""}, nil
 }
 
-// Trial reports whether the call is the trial of a circuit that was open: its outcome
-// decides. It is false once the permit is settled.
+// Trial reports whether the call is a trial, whose outcome can close or reopen the
+// circuit. It is false when the permit is settled.
 func (p Permit) Trial() bool {
 	return p.trial && p.ticket.number.Load() == p.number
 }
 
-// Done classifies the call's error and counts its outcome; a failure before
-// it returns, as Call. Once a permit is settled, Done, Settle and Panicked
-// do nothing.
+// Done classifies the error of the call, and counts its outcome before it returns, as
+// Call does; it waits for the storage as Call does. If the permit is settled already,
+// Done, Settle and Panicked do nothing.
 func (p Permit) Done(err error) {
 	t := p.take()
 	if t == nil {
@@ -88,8 +89,8 @@ func (t *ticket) done(err error) {
 	b.finish(ctx, &a, err)
 }
 
-// Settle is Done for a caller with a verdict of its own, in place of
-// Config.Classify: for a call whose outcome is no error.
+// Settle is Done with an outcome in place of an error: the caller has classified the call
+// itself, and Config.Classify is not called.
 func (p Permit) Settle(o Outcome) {
 	r := result{outcome: o}
 	if o == OutcomeFailure {
@@ -98,10 +99,10 @@ func (p Permit) Settle(o Outcome) {
 	p.settle(func(context.Context) result { return r })
 }
 
-// Panicked settles the permit of a call that did not return, as Call does. A panic
-// is a failure, and value, which recover returned, is its cause. With a nil value
-// the goroutine ended (runtime.Goexit), and the call is not counted. Panicked does
-// not panic: pass the value on yourself.
+// Panicked settles the permit of a call that did not return. value is the result of
+// recover. A panic counts as a failure with the value as its cause. A nil value means
+// that the goroutine ended (runtime.Goexit), and the call is ignored. Panicked does not
+// panic: panic again with the value yourself.
 func (p Permit) Panicked(value any) {
 	p.settle(func(ctx context.Context) result { return unwoundResult(ctx, value) })
 }
@@ -118,7 +119,7 @@ func (p Permit) settle(of func(context.Context) result) {
 
 var errSettled = errors.New("infuse: settled as a failure")
 
-// take returns the ticket, once.
+// take returns the ticket for the first caller, and nil for others.
 // R3.
 func (p Permit) take() *ticket {
 	if t := p.ticket; t != nil && t.number.CompareAndSwap(p.number, p.number+1) {
@@ -127,7 +128,7 @@ func (p Permit) take() *ticket {
 	return nil
 }
 
-// settled returns what the ticket held, and frees it.
+// settled returns the contents of the ticket, and frees it.
 func (t *ticket) settled() (b *Breaker, ctx context.Context, a admission) {
 	if b, ctx = t.breaker, t.ctx; t.view != nil {
 		a = t.view.admission()
@@ -138,7 +139,7 @@ func (t *ticket) settled() (b *Breaker, ctx context.Context, a admission) {
 	return b, ctx, a
 }
 
-// free has the ticket used again. The pool is not to keep anybody's request alive.
+// free returns the ticket to the pool, which must not keep a request alive.
 func (t *ticket) free() {
 	t.breaker, t.ctx, t.view = nil, nil, nil
 	tickets.Put(t)

@@ -112,12 +112,12 @@ func TestAnOverrideIsChecked(t *testing.T) {
 	b := startBreaker(t, "prices", infuse.Config{})
 	for want, o := range map[string]infuse.Override{
 		"Override.State is half-open: must be open or closed": {State: infuse.StateHalfOpen},
-		"which is over":                   {State: infuse.StateOpen, Until: time.Now().Add(-time.Second)},
-		"ahead, or zero":                  {State: infuse.StateOpen, Until: time.Now().AddDate(2, 0, 0)},
-		"Override.Reason is empty":        {State: infuse.StateOpen, By: "ann"},
-		"Reason is empty: must say why":   {}, // it closed the circuit for the whole fleet, for good, without an error
-		"Reason is empty: must":           {State: infuse.StateClosed, Reason: " \n"},
-		"Reason is longer than 200 bytes": {State: infuse.StateOpen, Reason: strings.Repeat("x", 201)},
+		"which is in the past":                                {State: infuse.StateOpen, Until: time.Now().Add(-time.Second)},
+		"ahead, or zero":                                      {State: infuse.StateOpen, Until: time.Now().AddDate(2, 0, 0)},
+		"Override.Reason is empty":                            {State: infuse.StateOpen, By: "ann"},
+		"Override.Reason is empty: it is required":            {}, // it closed the circuit for the whole fleet, for good, without an error
+		"Reason is empty: it":                                 {State: infuse.StateClosed, Reason: " \n"},
+		"Reason has more than 200 bytes":                      {State: infuse.StateOpen, Reason: strings.Repeat("x", 201)},
 	} {
 		require.ErrorContains(t, b.Override(t.Context(), o), want)
 	}
@@ -126,7 +126,7 @@ func TestAnOverrideIsChecked(t *testing.T) {
 	require.Equal(t, "<b> ", requireRejected(t, b).Reason)
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorContains(t, b.ClearOverride(cancelled, "ann"), "nothing was done")
+	require.ErrorContains(t, b.ClearOverride(cancelled, "ann"), "was not freed of its override: context canceled")
 	requireState(t, infuse.StateOpen, b)
 }
 
@@ -273,7 +273,7 @@ func TestAnOverrideIsClearedForThisProcessDuringAnOutage(t *testing.T) {
 				time.Sleep(time.Second)
 				err = release(t.Context(), b)
 				t.Log(err)
-				require.ErrorContains(t, err, "for this process alone")
+				require.ErrorContains(t, err, "in this process only")
 				require.NoError(t, callOf(b, false), "for this process")
 			})
 		})

@@ -141,8 +141,8 @@ func TestNeverMoreTrialsThanMaxTrials(t *testing.T) {
 	})
 }
 
-// A move whose context had ended said that the storage was not told, and moved
-// the fleet's circuit; one that was not answered in time said so, too.
+// A manual change whose context was done reported that nothing was sent, and changed
+// the shared circuit; so did a change without an answer in time.
 // R34.
 func TestAManualChangeReportsItsResult(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
@@ -152,14 +152,14 @@ func TestAManualChangeReportsItsResult(t *testing.T) {
 		cancel()
 		err := b.SetState(done, infuse.StateOpen)
 		require.ErrorIs(t, err, context.Canceled)
-		require.ErrorContains(t, err, "nothing was done")
+		require.ErrorContains(t, err, `circuit "prices" was not set to open`)
 		time.Sleep(time.Second)
 		requireState(t, infuse.StateClosed, b)
 		require.Equal(t, infuse.Record{}, recordOf(t, b))
 
 		w.between(slow(2*storageTimeout), nil)
 		err = b.SetState(t.Context(), infuse.StateOpen)
-		require.ErrorContains(t, err, "may still receive it")
+		require.ErrorContains(t, err, "may still apply it")
 		requireState(t, infuse.StateOpen, b)
 		time.Sleep(time.Second)
 		r, err := w.Storage.Load(t.Context(), "prices")
@@ -219,7 +219,7 @@ func TestAGenerationHasOneState(t *testing.T) {
 		w.between(isLost, nil)
 		_, err := a.Record(t.Context())
 		require.Error(t, err)
-		require.Error(t, a.SetState(t.Context(), infuse.StateHalfOpen), "for this process alone")
+		require.Error(t, a.SetState(t.Context(), infuse.StateHalfOpen), "in this process only")
 		see()
 		w.mu.Lock()
 		w.Storage = lost // restarted empty

@@ -9,36 +9,34 @@ import (
 	"time"
 
 	"github.com/infuse-go/infuse/internal/clock"
-	"github.com/infuse-go/infuse/internal/striped"
 )
 
-// Breaker is a circuit breaker for one circuit: the calls to one service. A call
-// runs only if the local and the shared circuit both allow it. All breakers of
-// that name on one Storage share the latter. It rejects a call only if the last
-// call of this process failed, or if it was opened manually.
+// Breaker is a circuit breaker for one circuit: the calls to one service. A call runs
+// only if the local and the shared circuit both allow it. All breakers with the same name
+// and Storage have the same shared circuit. A process rejects a call only if its own last
+// call failed, or if the circuit was opened manually; see docs/concepts.md for the rules.
 //
-// A Breaker decides from a snapshot of both, which is updated in the background.
-// A call in a closed circuit that succeeds does no I/O, takes no lock, reads no
-// clock and allocates nothing, unless a Listener or a Classify is called for each
-// call, there is a SlowCall, or the circuit is on its Ramp. Nor does a rejection.
-// No call waits longer for the storage than Config.StorageTimeout, and no error
-// of the storage ever reaches the caller of Call, Do or Acquire.
+// A Breaker decides from a snapshot of both circuits, which is updated in the background.
+// A success in a closed circuit does no I/O, takes no lock, reads no clock and allocates
+// nothing; nor does a rejection. Exceptions: a Listener or Classify that is called for
+// each call, SlowCall, Strict, and a Ramp. No call waits longer for the storage than
+// Config.StorageTimeout, and Call, Do and Acquire never return an error of the storage.
 //
-// Most callers want Call, or Do for a call with a value. All methods are safe
-// for concurrent use. Make a Breaker with New. A Breaker that becomes unreachable
-// is stopped eventually.
+// Most callers use Call, or Do for a call that returns a value. Make a Breaker with New.
+// All methods are safe for concurrent use. A Breaker that becomes unreachable is stopped
+// eventually.
 type Breaker struct {
-	view    atomic.Pointer[view] // what calls meet; the circuit stores it under its lock
-	cleanup runtime.Cleanup      // ends the watching where nobody calls Stop
+	view    atomic.Pointer[view] // the snapshot; stored under the lock of the circuit
+	cleanup runtime.Cleanup      // stops an unreachable Breaker
 	circuit
 }
 
-// New returns a breaker for the named circuit. With a Storage it reads the
-// circuit's record, which is one round trip, and waits at most
-// Config.StorageTimeout for it. The breaker watches its circuit until Stop.
+// New returns a breaker for the named circuit. With a Storage it reads the record of the
+// circuit in one round trip, and waits at most Config.StorageTimeout for it. The breaker
+// receives changes of other processes until Stop.
 //
-// The error describes an invalid name or field of the Config. An unavailable
-// storage is not an error.
+// New returns an error for an invalid name, and for each invalid field of the Config. An
+// unavailable storage is not an error.
 func New(name string, cfg Config) (*Breaker, error) {
 	s, err := newSettings(cfg)
 	if err != nil {
@@ -62,32 +60,33 @@ func newBreaker(name string, s *settings, l *link) *Breaker {
 	return b
 }
 
-// Name returns the circuit's name.
+// Name returns the name of the circuit.
 func (b *Breaker) Name() string { return b.name }
 
-// Call runs fn, if the circuit allows it, and counts its outcome. It returns
-// fn's error unchanged, or an *OpenError if fn did not run.
+// Call runs fn if the circuit allows it, and counts the outcome. It returns the error of
+// fn unchanged, or an *OpenError if fn did not run. With a Storage, a call may wait for
+// it: after a failure and around a trial, at most Config.StorageTimeout altogether.
 //
-// A failure is counted before Call returns. A panic of fn, or of
-// Config.Classify, counts as a failure and goes on to the caller; if fn ends
-// the goroutine (runtime.Goexit), the outcome is ignored.
+// The outcome is counted before Call returns. A panic of fn or of Config.Classify counts
+// as a failure and continues to the caller. If fn ends the goroutine (runtime.Goexit), the
+// call is ignored.
 func (b *Breaker) Call(ctx context.Context, fn func(context.Context) error) (err error) {
-	// Just small enough to be inlined: a rejection is a load and a branch. The
-	// view holds the error as an interface, so that none is made here.
+	// Just small enough to be inlined: a rejection is a load and a branch. The view
+	// has the error as an interface already.
 	if err = b.view.Load().rejects; err != nil {
 		return err
 	}
 	return b.run(ctx, fn)
 }
 
-// run is the hot path: it loads the view before and after fn. If the view is the
-// same and fast, a success need not be counted.
+// run is the hot path: it loads the view before and after fn. A success with the same
+// fast view need not be counted (R44).
 func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error {
 	v := b.view.Load()
 	if !v.fast || ctx.Err() != nil {
 		return b.runCounted(ctx, v, fn)
 	}
-	returned := false // and not recover() == nil, which a Goexit has too
+	returned := false // recover() == nil is also true after a Goexit
 	defer func() {
 		if !returned {
 			b.panicked(ctx, v, recover())
@@ -105,8 +104,8 @@ func (b *Breaker) run(ctx context.Context, fn func(context.Context) error) error
 	return err
 }
 
-// returned ends a call of run about which there is more to do. It is not inlined:
-// with the defer, run keeps all its variables in memory, and is faster with few.
+// returned ends a call of run whose outcome must be counted. It is not inlined: because of
+// the defer, run keeps all its variables in memory, and is faster with few.
 //
 //go:noinline
 func (b *Breaker) returned(ctx context.Context, v *view, err error) {
@@ -122,8 +121,8 @@ func (b *Breaker) panicked(ctx context.Context, v *view, value any) {
 	b.unwound(ctx, &a, value)
 }
 
-// runCounted is run for a call that has more to do than to run, or that the
-// view cannot admit by itself.
+// runCounted is run for all other calls: the view does not admit the call by itself, or
+// the call must be counted.
 func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Context) error) error {
 	if v.onlyCounts {
 		v.counts.Add(rejectedCalls)
@@ -149,8 +148,8 @@ func (b *Breaker) runCounted(ctx context.Context, v *view, fn func(context.Conte
 	return err
 }
 
-// Do is Call for a function that returns a value. A rejected call returns the
-// zero value.
+// Do is Call for a func that returns a value. A rejected call returns the zero value and
+// an *OpenError.
 func Do[T any](ctx context.Context, b *Breaker, fn func(context.Context) (T, error)) (T, error) {
 	var value T
 	err := b.Call(ctx, func(ctx context.Context) (err error) {
@@ -160,28 +159,29 @@ func Do[T any](ctx context.Context, b *Breaker, fn func(context.Context) (T, err
 	return value, err
 }
 
-// State returns the state that a call of this process meets now: open if the
-// local circuit is open, or if the shared circuit is open and rejects this
-// process. If the shared circuit is open and the last call of this process
-// succeeded, it is closed; Record returns the shared state.
+// State returns the state that a call of this process meets now. It is open if the
+// local circuit is open, or if the shared circuit is open and rejects this process. If the
+// shared circuit is open and the last call of this process succeeded, State returns closed;
+// Record returns the shared state. While the storage is unavailable, Config.StorageDown
+// decides.
 //
-// It does no I/O and changes nothing: an open circuit stays open until a call
-// becomes its trial. While the storage is unavailable, Config.StorageDown decides.
+// State does no I/O and changes nothing: an open circuit stays open until a call becomes
+// its trial.
 func (b *Breaker) State() State { return b.view.Load().state }
 
-// Ready reports whether a call would run now, or could become the trial. It does no
-// I/O, and uses up nothing: another call may be faster. While it is false, a consumer
-// can stop taking work (see Wait). A service must not become unready by it: without
-// calls there is no trial.
+// Ready reports whether a call would run now, or could become the trial. It does no I/O,
+// and reserves nothing: another call may become the trial first. A consumer can stop
+// taking work while Ready is false (see Wait). Do not connect it to the readiness of a
+// service: without calls there is no trial.
 func (b *Breaker) Ready() bool {
 	v := b.view.Load()
 	return v.ready() && v.readyIn() <= 0
 }
 
-// Wait waits until the breaker is Ready, or until ctx is done, and returns the error
-// of ctx then. It does no I/O. Each waiter is woken once: of those that wait for one
-// trial, one gets it, and the calls of the others are rejected. On a Ramp it does not
-// wait: the share of calls decides.
+// Wait waits until the breaker is Ready, or until ctx is done: then it returns the error of
+// ctx. It does no I/O. If several callers wait for one trial, all are woken; the call of
+// one becomes the trial, and the calls of the others are rejected. During a Ramp, Wait
+// returns at once, and calls may still be rejected.
 func (b *Breaker) Wait(ctx context.Context) error {
 	if !b.view.Load().ready() {
 		select {
@@ -201,43 +201,8 @@ func (b *Breaker) Wait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Stats is the last known state of a breaker. Fields may be added.
-type Stats struct {
-	State      State     // as Breaker.State: the state that a call of this process meets
-	DueAt      time.Time // while State is open: when a trial may run; in the past: ready for one. Zero if that is unknown
-	DryRun     bool      // Config.DryRun: calls run whatever State is
-	Local      CircuitStats
-	Shared     CircuitStats // zero without a storage
-	Override   *Override    // nil: none
-	Calls      CallCounts   // if Config.CountCalls
-	StorageErr error        // why the shared circuit does not apply; nil while it does
-}
-
-// CircuitStats is the last known state of one circuit, the local or the shared one.
-type CircuitStats struct {
-	State    State
-	Suspect  bool                          // only the shared circuit: closed, and collecting evidence
-	Failures int                           // consecutive failures; while open, as many as it took; 0 while the circuit collects evidence
-	Window   struct{ Calls, Failures int } // in Config.Window, if there is a Config.FailureRate and there were failures
-	Since    time.Time                     // when this process saw State begin
-	DueAt    time.Time                     // while open: when a trial may run
-	By       string                        // the instance that opened it, or reported the last failure
-	Cause    string                        // of the opening
-}
-
-// CallCounts are the numbers of calls by their outcome, since the breaker was made.
-type CallCounts struct {
-	Success, Failure, Ignored, Rejected uint64
-	WouldReject                         uint64 // ran only because of Config.DryRun; in no other count
-}
-
-// These kinds of calls are counted beside those that have an Outcome.
-const (
-	rejectedCalls    = striped.Kinds - 2
-	wouldRejectCalls = striped.Kinds - 1
-)
-
-// Stats returns the last known state of the breaker. It does no I/O.
+// Stats returns the last known state of the breaker. It does no I/O, but takes a lock: do
+// not call it for each call.
 func (b *Breaker) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -257,34 +222,20 @@ func (b *Breaker) Stats() Stats {
 		s.DueAt = r.nextTrialAt(now)
 	}
 	if o := r.override(now); o != nil {
-		held := *o
-		s.Override = &held
+		override := *o
+		s.Override = &override
 	}
 	return s
 }
 
-// stats returns what users see of a record.
-func (r *Record) stats(state State, since time.Time, l *Limits, now time.Time) CircuitStats {
-	c := CircuitStats{State: state, Suspect: r.suspect(), Since: since, By: r.By, Cause: r.Cause}
-	if !r.hasEvidence() {
-		c.Failures = r.Failures
-	}
-	calls := sum(r.Window.last(l.Window, now))
-	c.Window.Calls, c.Window.Failures = calls.Calls, calls.Failures
-	if state == StateOpen && r.State == StateOpen {
-		c.DueAt = r.dueAt(l)
-	}
-	return c
-}
-
-// Record reads the shared record of the circuit from the storage, in one round
-// trip, and waits at most Config.StorageTimeout for it. Without a storage it
-// returns the local record, without I/O.
+// Record reads the shared record of the circuit from the storage, in one round trip, and
+// waits at most Config.StorageTimeout for it. It returns the error of the storage, or of
+// ctx. Without a storage it returns the local record, without I/O.
 func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	if b.link == nil {
-		var own Record
-		b.inspect(func(r *replica) { own = r.local.At(time.Now()).clone() })
-		return own, nil
+		var local Record
+		b.inspect(func(r *replica) { local = r.local.At(time.Now()).clone() })
+		return local, nil
 	}
 	ctx, cancel := b.withTimeout(ctx, time.Now())
 	defer cancel()
@@ -295,11 +246,11 @@ func (b *Breaker) Record(ctx context.Context) (Record, error) {
 	return r, nil
 }
 
-// Configure replaces all settings, those that cfg leaves out by their defaults,
-// and keeps the state. A circuit that is open stays open until the time that was
-// set when it opened, as far as the new settings allow. The Storage cannot be
-// changed: it must be nil or the same. It does no I/O. If a field is invalid, the
-// error names it, and nothing changes.
+// Configure replaces all settings; omitted fields get their defaults. It keeps the state.
+// An open circuit stays open until the time that was set when it opened, limited by the
+// new settings. The Storage cannot be changed: it must be nil or the same. Configure does
+// no I/O. If a field is invalid, it returns an error that names the field, and changes
+// nothing.
 func (b *Breaker) Configure(cfg Config) error {
 	s, err := newSettings(cfg)
 	if err != nil {
@@ -312,13 +263,13 @@ func (b *Breaker) Configure(cfg Config) error {
 	return nil
 }
 
-// Stop ends the watching: the breaker receives no more changes of other
-// processes. It changes no state. It waits for the reports in flight, for
-// Config.StorageTimeout at most. Further calls of Stop have no effect.
+// Stop stops the breaker: it receives no more changes of other processes. Stop changes no
+// state. It waits until the storage has received all reports, and Listeners all events, at
+// most Config.StorageTimeout. Further calls of Stop have no effect.
 //
-// A stopped breaker still works, with the last known state, and still reports its
-// calls to the storage, also those in flight. When a report fails, it stops
-// reporting, and uses its local circuit from then on.
+// A stopped breaker still runs calls, with the last known state, and reports them to the
+// storage. When a report fails, it stops reporting, and uses its local circuit from then
+// on.
 func (b *Breaker) Stop() {
 	b.stop()
 	b.cleanup.Stop()
@@ -328,12 +279,12 @@ func (b *Breaker) settings() *settings { return b.view.Load().settings }
 
 // Admission and outcome.
 
-// admission is what lets in a call that the view alone decides on.
+// admission returns the admission of a call that the view admits by itself.
 func (v *view) admission() admission {
 	return admission{view: v, local: v.localSince, shared: v.sharedSince}
 }
 
-// enter admits a call, as a says then, or rejects it.
+// enter admits a call, and sets a, or rejects it.
 func (b *Breaker) enter(ctx context.Context, a *admission) (rejected *OpenError) {
 	late := isLate(ctx)
 	if v := b.view.Load(); v.plain {
@@ -345,17 +296,17 @@ func (b *Breaker) enter(ctx context.Context, a *admission) (rejected *OpenError)
 	return rejected
 }
 
-// isLate reports whether the deadline of a call has passed: before it begins,
-// that is no fault of the service.
+// isLate reports whether the deadline of a call has passed. Before the call begins, this is
+// no failure of the service (R1).
 func isLate(ctx context.Context) bool { return ctx.Err() == context.DeadlineExceeded }
 
-// admit decides on a call that the view cannot admit by itself.
-// R9.
+// admit decides on a call that the view does not admit by itself, and calls the listeners.
+// With DryRun every call runs (R9).
 func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 	a, rejected := b.decide(ctx)
-	told := false
+	notified := false
 	defer func() {
-		if !told && rejected == nil { // a listener has ended the goroutine
+		if !notified && rejected == nil { // a listener has ended the goroutine
 			b.settle(ctx, &a, &result{outcome: OutcomeIgnored})
 		}
 	}()
@@ -374,10 +325,11 @@ func (b *Breaker) admit(ctx context.Context) (admission, *OpenError) {
 		v.countCall(rejectedCalls)
 		notifyRejected(ctx, v.settings.Listeners, b, rejected)
 	}
-	told = true
+	notified = true
 	return a, rejected
 }
 
+// decide admits or rejects a call, by the view or by the replica.
 func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 	v := b.view.Load()
 	var began time.Time
@@ -387,7 +339,7 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		ctx, cancel = b.withTimeout(ctx, began)
 		defer cancel()
 	}
-	reads := v.settings.Strict && (v.admits != admitsSome || v.state == StateClosed) // what asks for a trial is answered with what there is
+	reads := v.settings.Strict && (v.admits != admitsSome || v.state == StateClosed) // the answer to a request for a trial has the record
 	for tries := 1; ; tries++ {
 		if reads {
 			v = b.refreshed(ctx)
@@ -407,13 +359,12 @@ func (b *Breaker) decide(ctx context.Context) (admission, *OpenError) {
 		case v.state == StateClosed || !v.settings.Strict || !b.attached() || tries == maxTries:
 			return a, b.rejection()
 		}
-		reads = true // the circuit has moved since it was asked, or another call was asking
+		reads = true // the record has changed meanwhile, or another call has requested the trial
 	}
 }
 
-// refreshed returns the view after a read of the shared record. A caller whose
-// context has ended does not wait, and gets the view as it is.
-// R45.
+// refreshed returns the view after a read of the shared record (R45), or the present view
+// if ctx is done.
 func (b *Breaker) refreshed(ctx context.Context) *view {
 	if b.attached() && ctx.Err() == nil {
 		b.read(ctx)
@@ -421,15 +372,14 @@ func (b *Breaker) refreshed(ctx context.Context) *view {
 	return b.view.Load()
 }
 
-// maxTries bounds how often a Strict call asks anew. The storage's clock may be
-// behind this process's for a moment, and then it says the same again.
+// maxTries is how often a Strict call tries. If the storage's clock is behind the clock of
+// this process, the answer may be the same each time.
 const maxTries = 3
 
-// rejection is what a call is told that was not admitted.
-// R8.
+// rejection returns the error of a call that was not admitted (R8).
 func (b *Breaker) rejection() *OpenError {
 	v := b.view.Load()
-	if v.admits == admitsAll { // it was open or half-open a moment ago
+	if v.admits == admitsAll { // the circuit has closed meanwhile
 		return &OpenError{Circuit: b.Name(), State: StateHalfOpen}
 	}
 	return v.rejection
@@ -450,18 +400,17 @@ func (b *Breaker) finish(ctx context.Context, a *admission, err error) {
 	b.settle(ctx, a, &result{outcome: outcome, err: err})
 }
 
-// isSlow reports whether the call takes longer than Config.SlowCall allows.
-// R2.
+// isSlow reports whether the call has taken longer than Config.SlowCall (R2).
 func (a *admission) isSlow() bool {
 	return a.began != 0 && clock.Now()-a.began > a.view.settings.SlowCall
 }
 
-// slowResult is that of a call which is slow and would be a success otherwise.
+// slowResult returns the result of a slow call that would be a success otherwise.
 func (a *admission) slowResult() result {
 	return result{outcome: OutcomeFailure, err: slowError(a.view.settings.SlowCall)}
 }
 
-// isQuiet reports whether a success of the call need not be counted.
+// isQuiet reports whether a success of the call changes nothing in the replica.
 func (b *Breaker) isQuiet(a *admission) bool {
 	return a.view.quiet && a.trial == "" && b.view.Load() == a.view
 }
@@ -478,17 +427,16 @@ func (b *Breaker) classify(ctx context.Context, a *admission, err error) Outcome
 	return outcome
 }
 
-// settle counts the result of an admitted call.
-// R3.
+// settle counts the result of an admitted call (R3).
 func (b *Breaker) settle(ctx context.Context, a *admission, r *result) {
 	if a.dry {
 		return
 	}
 	if r.outcome > OutcomeIgnored {
-		r.outcome = OutcomeIgnored // no outcome that there is
+		r.outcome = OutcomeIgnored // an unknown outcome
 	}
 	if (r.outcome == OutcomeSuccess || r.outcome == OutcomeIgnored && isCancelled(ctx)) && a.isSlow() {
-		*r = a.slowResult() // a service that hangs is seen, although its callers give up
+		*r = a.slowResult() // also if the caller of a hanging service cancels
 	}
 	a.view.countCall(int(r.outcome))
 	if a.view.plain {
@@ -509,8 +457,8 @@ func (b *Breaker) count(a *admission, r *result) {
 	}
 }
 
-// unwound settles a call that did not return. The panic goes on with the stack
-// of where it began: it is still below this one.
+// unwound settles a call that did not return. A panic continues: its first stack is still
+// part of the trace.
 func (b *Breaker) unwound(ctx context.Context, a *admission, panicked any) {
 	r := unwoundResult(ctx, panicked)
 	b.settle(ctx, a, &r)
@@ -519,13 +467,12 @@ func (b *Breaker) unwound(ctx context.Context, a *admission, panicked any) {
 	}
 }
 
-// unwoundResult is that of a call that did not return: what recover returned
-// decides.
+// unwoundResult returns the result of a call that did not return, for the value of recover.
 func unwoundResult(ctx context.Context, panicked any) result {
 	switch {
 	case panicked == nil: // runtime.Goexit
 		return result{outcome: OutcomeIgnored}
-	case panicked == http.ErrAbortHandler && isCancelled(ctx): // httputil.ReverseProxy panics so when its client is gone
+	case panicked == http.ErrAbortHandler && isCancelled(ctx): // httputil.ReverseProxy panics with it when its client is gone
 		return result{outcome: OutcomeIgnored, err: http.ErrAbortHandler}
 	}
 	return result{outcome: OutcomeFailure, err: panicError{panicked}}

@@ -259,7 +259,7 @@ func Answered(err error) bool {
 	return true
 }
 
-// slowError is the cause where a call took longer than that.
+// slowError is the cause of a call that took longer than this duration.
 type slowError time.Duration
 
 func (e slowError) Error() string { return fmt.Sprintf("slower than %v", time.Duration(e)) }

@@ -24,9 +24,9 @@ type ticket struct {
 	number    atomic.Uint64
 	breaker   *Breaker
 	ctx       context.Context
-	view      *view     // that admitted the call by itself; nil: there is an admission
+	view      *view // that admitted the call by itself; nil: there is an admission
 	admission admission
-	_         [64]byte  // no two tickets share a cache line
+	_         [64]byte // no two tickets share a cache line
 }
 
 var tickets = sync.Pool{New: func() any { return new(ticket) }}
@@ -119,8 +119,7 @@ func (p Permit) settle(of func(context.Context) result) {
 
 var errSettled = errors.New("infuse: settled as a failure")
 
-// take returns the ticket for the first caller, and nil for others.
-// R3.
+// take returns the ticket for the first caller, and nil for others (R3).
 func (p Permit) take() *ticket {
 	if t := p.ticket; t != nil && t.number.CompareAndSwap(p.number, p.number+1) {
 		return t

@@ -219,3 +219,53 @@ func (r *replica) transitions(before states, now time.Time, add func(Transition)
 	transition(false, before.shared, after.shared, r.shared, r.shared.By)
 	transition(true, before.local, after.local, &r.local, r.settings.Instance)
 }
+
+// Stats is the last known state of a breaker. Fields may be added.
+type Stats struct {
+	State      State     // as Breaker.State: the state that a call of this process meets
+	DueAt      time.Time // while State is open: when a trial may run; in the past: a trial may run now. Zero: unknown
+	DryRun     bool      // Config.DryRun: every call runs, whatever State is
+	Local      CircuitStats
+	Shared     CircuitStats // zero without a storage
+	Override   *Override    // nil: none
+	Calls      CallCounts   // zero without Config.CountCalls
+	StorageErr error        // why the shared circuit does not apply; nil while it applies
+}
+
+// CircuitStats is the last known state of one circuit, the local or the shared one.
+type CircuitStats struct {
+	State    State
+	Suspect  bool                          // only the shared circuit: closed, while evidence is collected
+	Failures int                           // consecutive failures; while open, the failures that opened it; 0 while evidence is collected
+	Window   struct{ Calls, Failures int } // in Config.Window; 0 without Config.FailureRate, and without failures
+	Since    time.Time                     // when this process saw State begin
+	DueAt    time.Time                     // while open: when a trial may run
+	By       string                        // the instance that opened the circuit, or reported the last failure
+	Cause    string                        // the error that opened the circuit
+}
+
+// CallCounts are the numbers of calls by outcome, since the breaker was made.
+type CallCounts struct {
+	Success, Failure, Ignored, Rejected uint64
+	WouldReject                         uint64 // calls that ran only because of Config.DryRun; in no other count
+}
+
+// These kinds of calls are counted beside the three Outcomes.
+const (
+	rejectedCalls    = striped.Kinds - 2
+	wouldRejectCalls = striped.Kinds - 1
+)
+
+// stats returns the part of a record that users see.
+func (r *Record) stats(state State, since time.Time, l *Limits, now time.Time) CircuitStats {
+	c := CircuitStats{State: state, Suspect: r.suspect(), Since: since, By: r.By, Cause: r.Cause}
+	if !r.hasEvidence() {
+		c.Failures = r.Failures
+	}
+	calls := sum(r.Window.last(l.Window, now))
+	c.Window.Calls, c.Window.Failures = calls.Calls, calls.Failures
+	if state == StateOpen && r.State == StateOpen {
+		c.DueAt = r.dueAt(l)
+	}
+	return c
+}

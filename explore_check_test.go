@@ -130,8 +130,8 @@ func (w *world) check() *violation {
 			if pr.dead || !pr.replica.attached() {
 				continue
 			}
-			if known := pr.replica.shared.at(w.now); !pr.replica.isEnough(known, &kept) && (known.Generation != kept.Generation || !sameRecord(known, &kept) || !slices.EqualFunc(known.Trials, kept.Trials, func(a, b Trial) bool { return a.ID == b.ID && a.Stale == b.Stale })) {
-				return violates("I7", "all messages arrived, and %c has %s, not %s", 'a'+p, w.show(known), w.show(&kept))
+			if own := pr.replica.shared.at(w.now); !pr.replica.isEnough(own, &kept) && (own.Generation != kept.Generation || !sameRecord(own, &kept) || !slices.EqualFunc(own.Trials, kept.Trials, func(a, b Trial) bool { return a.ID == b.ID && a.Stale == b.Stale })) {
+				return violates("I7", "all messages arrived, and %c has %s, not %s", 'a'+p, w.show(own), w.show(&kept))
 			}
 		}
 	}
@@ -140,9 +140,9 @@ func (w *world) check() *violation {
 
 // isEnough reports whether a process need not read a closed record: it reports its next
 // success if the circuit is suspect (R15).
-func (r *replica) isEnough(known, kept *Record) bool {
-	return known.State == StateClosed && kept.State == StateClosed && known.Generation < kept.Generation && !known.hasEvidence() && !kept.Rated &&
-		known.Since == kept.Since && known.Manual == kept.Manual && (r.awaitsSuccess() || !kept.scored())
+func (r *replica) isEnough(own, kept *Record) bool {
+	return own.State == StateClosed && kept.State == StateClosed && own.Generation < kept.Generation && !own.hasEvidence() && !kept.Rated &&
+		own.Since == kept.Since && own.Manual == kept.Manual && (r.awaitsSuccess() || !kept.scored())
 }
 
 // rejectsRightly checks that a process rejects only if its own last call failed, or after

@@ -132,10 +132,10 @@ func (e *encoder) record(r *Record, now time.Time) {
 		e.time(o.Until, now, 1)
 	}
 	e.window(&r.Window, now)
-	e.heard(r.lastNumbers)
+	e.lastNumbers(r.lastNumbers)
 }
 
-func (e *encoder) heard(all []lastNumber) {
+func (e *encoder) lastNumbers(all []lastNumber) {
 	for p := range e.w.procs {
 		for _, h := range all {
 			if int(h.source[0]-'a') == e.order[p] {
@@ -323,7 +323,7 @@ func (e *encoder) key(order []int) uint64 {
 	now := w.storageNow()
 	kept := w.kept()
 	e.record(&kept, now)
-	e.heard(w.applied)
+	e.lastNumbers(w.applied)
 	e.int(int64(w.skew))
 	for _, p := range order {
 		e.byte(byte(w.supplied[p]))

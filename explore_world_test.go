@@ -166,13 +166,13 @@ func (w *world) follow(p int, before Record, do func() *request) (problem *viola
 		w.send(p, change)
 	}
 	r := &pr.replica
-	switch known := r.shared; {
+	switch own := r.shared; {
 	case sent > 0 && r.out.sentNumber() != sent && w.answers != sent:
 		return violates("I4", "%c drops a change that the storage has not answered", 'a'+p)
-	case known.Generation < before.Generation && !w.lost:
-		return violates("I5", "%c goes back from generation %d to %d", 'a'+p, before.Generation, known.Generation)
-	case known.Generation == before.Generation && !sameRecord(known, &before) && !w.lost:
-		return violates("I5", "%c takes another record of generation %d: %s, not %s", 'a'+p, known.Generation, w.show(known), w.show(&before))
+	case own.Generation < before.Generation && !w.lost:
+		return violates("I5", "%c goes back from generation %d to %d", 'a'+p, before.Generation, own.Generation)
+	case own.Generation == before.Generation && !sameRecord(own, &before) && !w.lost:
+		return violates("I5", "%c takes another record of generation %d: %s, not %s", 'a'+p, own.Generation, w.show(own), w.show(&before))
 	case len(r.leases) > w.kind.config.MaxTrials+2:
 		return violates("I7", "%c keeps %d leases", 'a'+p, len(r.leases))
 	}
@@ -299,7 +299,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	if problem := w.checkChange(&base, &next, &c, verdict, again, now); problem != nil {
 		return nil, problem
 	}
-	says := next.notice(&w.record)
+	notice := next.notice(&w.record)
 	if verdict != VerdictRefused {
 		if verdict == VerdictChanged {
 			w.replaced = w.record
@@ -313,7 +313,7 @@ func (w *world) arrive(m *message) (*Record, *violation) {
 	if verdict == VerdictChanged {
 		for p, pr := range w.procs {
 			if !pr.dead && !pr.replica.stopped {
-				w.change(p).pushes = append(slices.Clone(pr.pushes), push{says, &rec})
+				w.change(p).pushes = append(slices.Clone(pr.pushes), push{notice, &rec})
 			}
 		}
 	}

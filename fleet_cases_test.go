@@ -42,7 +42,7 @@ func TestARateOfOneProcessAloneNeverOpens(t *testing.T) {
 	t.Logf("openings: %s an hour; %d suspicions", perHour(sum.openings, sum.hours), sum.suspicions)
 	assert.NotZero(t, sum.suspicions)
 	assert.Zero(t, sum.openings)
-	assert.Zero(t, sum.healthyRejected+sum.healthyRejectedAlone)
+	assert.Zero(t, sum.healthyRejected+sum.healthyRejectedLocally)
 	assert.Empty(t, sum.wrong)
 }
 
@@ -211,7 +211,7 @@ var fleetTable = goflag.String("fleet.table", "", "the file to write the tables 
 //	cd bench && go run . -only simulation
 func TestFleetTables(t *testing.T) {
 	if *fleetTable == "" {
-		t.Skip("asks for -args -fleet.table=FILE")
+		t.Skip("needs -args -fleet.table=FILE")
 	}
 	file, err := os.Create(*fleetTable)
 	if err != nil {
@@ -309,7 +309,7 @@ An opening counts here if it rejects a call of a healthy process whose local cir
 		sum := simulateAll([]simSize{{2, 1}, {2, 20}, {5, 1}, {5, 20}, {20, 1}, {20, 20}, {20, 100}, {100, 1}, {100, 20}}, 100_000, 5, 1, func(f *simFleet) {
 			f.health = every(c.period, c.long, 0.001)
 		})
-		fmt.Fprintf(file, "| all calls fail for %v ms every %v s | %.0f | %s | %s of all calls, local %.2g %% | |\n", 1000*c.long, c.period, sum.hours, perHour(sum.openings, sum.hours), percentOf(float64(sum.rejected), sum.calls), 100*float64(sum.rejectedAlone)/sum.calls)
+		fmt.Fprintf(file, "| all calls fail for %v ms every %v s | %.0f | %s | %s of all calls, local %.2g %% | |\n", 1000*c.long, c.period, sum.hours, perHour(sum.openings, sum.hours), percentOf(float64(sum.rejected), sum.calls), 100*float64(sum.rejectedLocally)/sum.calls)
 	}
 	for _, share := range []float64{0.5, 0.6} {
 		for _, size := range []simSize{{2, 1}, {20, 1}, {20, 20}} {
@@ -320,7 +320,7 @@ An opening counts here if it rejects a call of a healthy process whose local cir
 			}
 			sum, local := run(false), run(true)
 			fmt.Fprintf(file, "| brownout of %v %%, %v, open for 10 s | %.1f | %s | shared %s, local %.2g %%; local breakers %.2g %% | |\n", 100*share, size, sum.hours, perHour(sum.openings, sum.hours),
-				percentOf(float64(sum.rejected), sum.calls), 100*float64(sum.rejectedAlone)/sum.calls, 100*float64(local.rejectedAlone)/local.calls)
+				percentOf(float64(sum.rejected), sum.calls), 100*float64(sum.rejectedLocally)/sum.calls, 100*float64(local.rejectedLocally)/local.calls)
 		}
 	}
 	for _, c := range []struct {

@@ -397,9 +397,9 @@ func (p *simProcess) reject() {
 	}
 	healthy := p.healthy()
 	if p.replica.local.State != StateClosed { // the shared circuit makes no difference
-		p.rejectedAlone++
+		p.rejectedLocally++
 		if healthy {
-			p.healthyRejectedAlone++
+			p.healthyRejectedLocally++
 		}
 		return
 	}

@@ -59,19 +59,19 @@ type simFaults struct {
 
 // simResult is the result of a simulation.
 type simResult struct {
-	openings, suspicions, messages, trials int
-	touching                               int // openings that rejected calls of a healthy process whose local circuit was closed
-	reached                                int // calls that ran after the onset, without trials
-	lastReached                            float64
-	healthyCalls                           float64 // expected
-	healthyRejected, healthyRejectedAlone  int     // by the shared circuit; by the local one
-	calls                                  float64 // expected, of all processes
-	rejected, rejectedAlone                int     // of all processes
-	openedAlone                            int
-	openAt                                 float64 // of the first opening after the onset
-	mostTrials                             int     // of the shared circuit, at a time
-	longest                                float64 // seconds for which the shared circuit rejected a healthy process
-	wrong                                  string  // a rejection after a successful call
+	openings, suspicions, messages, trials  int
+	touching                                int // openings that rejected calls of a healthy process whose local circuit was closed
+	reached                                 int // calls that ran after the onset, without trials
+	lastReached                             float64
+	healthyCalls                            float64 // expected
+	healthyRejected, healthyRejectedLocally int     // by the shared circuit; by the local one
+	calls                                   float64 // expected, of all processes
+	rejected, rejectedLocally               int     // of all processes
+	openedAlone                             int
+	openAt                                  float64 // of the first opening after the onset
+	mostTrials                              int     // of the shared circuit, at a time
+	longest                                 float64 // seconds for which the shared circuit rejected a healthy process
+	wrong                                   string  // a rejection after a successful call
 }
 
 type simulation struct {

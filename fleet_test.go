@@ -31,9 +31,9 @@ func (s *simSum) add(f *simFleet, r simResult) {
 	s.calls += r.calls
 	s.healthyCalls += r.healthyCalls
 	s.healthyRejected += r.healthyRejected
-	s.healthyRejectedAlone += r.healthyRejectedAlone
+	s.healthyRejectedLocally += r.healthyRejectedLocally
 	s.rejected += r.rejected
-	s.rejectedAlone += r.rejectedAlone
+	s.rejectedLocally += r.rejectedLocally
 	s.openedAlone += r.openedAlone
 	s.longest = max(s.longest, r.longest)
 	s.mostTrials = max(s.mostTrials, r.mostTrials)
@@ -201,7 +201,7 @@ func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 			f.crashes = first(2)
 			f.configs = func(i int) *Config { return map[int]*Config{0: &absurd}[i] }
 		},
-		"everybody in bursts":   func(f *simFleet) { f.traffic = of(simBursts, 5) },
+		"all in bursts":         func(f *simFleet) { f.traffic = of(simBursts, 5) },
 		"failure rate":          func(f *simFleet) { f.config.FailureRate = 0.5 },
 		"failure rate, crashes": func(f *simFleet) { f.config.FailureRate, f.crashes = 0.5, first(25) },
 	}
@@ -220,7 +220,7 @@ func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 					change(&f)
 					got := simulate(f, 1)
 					what := fmt.Sprintf("%s, %v calls/s, beside %d x %v/s: %+v", name, unhealthy, healthy, rate, got)
-					assert.Zero(t, got.healthyRejected+got.healthyRejectedAlone, what)
+					assert.Zero(t, got.healthyRejected+got.healthyRejectedLocally, what)
 					assert.Zero(t, got.openings, what)
 					assert.Empty(t, got.wrong, what)
 					all.add(&f, got)
@@ -265,7 +265,7 @@ func TestAfterAnOutageOneUnhealthyProcessCostsOneOpenDuration(t *testing.T) {
 		for seed := range seeds {
 			got := simulate(f, uint64(seed))
 			// It is open for at most 60 s after the suspicion began; 30 s of these are the outage.
-			rejected = append(rejected, float64(got.healthyRejected+got.healthyRejectedAlone)/(c.rate*float64(c.processes-1)))
+			rejected = append(rejected, float64(got.healthyRejected+got.healthyRejectedLocally)/(c.rate*float64(c.processes-1)))
 			assert.LessOrEqual(t, got.mostTrials, 1)
 			assert.Empty(t, got.wrong)
 		}
@@ -386,7 +386,7 @@ func TestBlips(t *testing.T) {
 			f.health = every(c.period, c.long, 0.001)
 		})
 		rejected := float64(sum.rejected) / sum.calls
-		t.Logf("%v ms each %v s: %.2g %% of the calls rejected by the shared circuit, %.2g %% by local ones; %d openings in %.1f h", 1000*c.long, c.period, 100*rejected, 100*float64(sum.rejectedAlone)/sum.calls, sum.openings, sum.hours)
+		t.Logf("%v ms each %v s: %.2g %% of the calls rejected by the shared circuit, %.2g %% by local ones; %d openings in %.1f h", 1000*c.long, c.period, 100*rejected, 100*float64(sum.rejectedLocally)/sum.calls, sum.openings, sum.hours)
 		assert.LessOrEqual(t, rejected, c.most)
 		assert.Empty(t, sum.wrong)
 	}
@@ -400,11 +400,11 @@ func TestBrownoutsAndFlapping(t *testing.T) {
 					f.health, f.local, f.config.ResetTimeout = health, local, 10*time.Second
 				})
 				assert.Empty(t, sum.wrong)
-				return 100 * float64(sum.rejected) / sum.calls, 100 * float64(sum.rejectedAlone) / sum.calls
+				return 100 * float64(sum.rejected) / sum.calls, 100 * float64(sum.rejectedLocally) / sum.calls
 			}
 			shared, own := run(false)
 			_, local := run(true)
-			t.Logf("%s, %v: rejected by the shared circuit %.0f %%, by local ones %.0f %%; local breakers alone %.0f %%", name, size, shared, own, local)
+			t.Logf("%s, %v: rejected by the shared circuit %.0f %%, by local ones %.0f %%; local breakers only %.0f %%", name, size, shared, own, local)
 		}
 	}
 }
@@ -432,7 +432,7 @@ func TestWhatAStorageDoesWrongRejectsNobodyHealthy(t *testing.T) {
 			f.health, f.storage, f.traffic = partitioned(1, 0), c.faults, ofTheFirst(1, simBursts, 5)
 		})
 		t.Logf("%s, one unhealthy process: %v", c.name, &one)
-		assert.Zero(t, one.healthyRejected+one.healthyRejectedAlone, c.name)
+		assert.Zero(t, one.healthyRejected+one.healthyRejectedLocally, c.name)
 		assert.Empty(t, one.wrong)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// This file is the reports of a replica: what it sends, when, and what the storage
-// has acknowledged. Like replica.go it is pure.
+// This file is the reports of a replica: pending, in flight and acknowledged. Like
+// replica.go it is pure.
 
 // request is a change to send, or a read if its Number is 0. It never changes.
 type request struct {
@@ -27,7 +27,7 @@ type outbox struct {
 	suspicion  int64     // the generation of a suspicion that it was notified of and has not read (R15); 0: none
 }
 
-// draft has what the next change reports.
+// draft is the content of the next change.
 type draft struct {
 	Settled      []Settlement
 	Calls        Calls

@@ -21,8 +21,8 @@ import (
 //	go test -run TestState -update .
 //
 // A command ends with its time, for example "at 10ms", if that differs from the time of
-// the command before. The senders are a, b, c…; each has seen the present record, unless
-// "seen" says otherwise.
+// the command before. The senders are a, b, c…; without "seen", each has received the
+// present record.
 //
 //	limits [SENDER] FailMax=5 Suspicion=50ms …  of this sender; of all without one
 //	apply SENDER fffs [open=2m]                 outcomes, oldest first: f failed, s succeeded

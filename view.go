@@ -42,7 +42,7 @@ func (v *view) readyIn() time.Duration {
 	return time.Until(v.readyAt)
 }
 
-// gate is what a view does with a call.
+// gate is the answer of a view to a call.
 type gate uint8
 
 const (
@@ -166,7 +166,7 @@ func (s *settings) shareView() {
 }
 
 // same reports whether v and w admit and reject the same calls. It ignores readyAt
-// and what setQuiet sets.
+// and the fields of setQuiet.
 func (v *view) same(w *view) bool {
 	return v.plain == w.plain && v.tallies == w.tallies && v.forced == w.forced && v.admits == w.admits && v.trialRequested == w.trialRequested &&
 		v.localSince == w.localSince && v.sharedSince == w.sharedSince &&

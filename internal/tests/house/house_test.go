@@ -3,15 +3,20 @@
 package house
 
 import (
+	"bytes"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"go/types"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -84,6 +89,113 @@ func isNamed(o types.Object, pkg *types.Package) bool {
 		return true
 	}
 	return o.Parent() == pkg.Scope()
+}
+
+// TestTheRootIsSmall: the files of the root show the architecture.
+func TestTheRootIsSmall(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(root, "*.go"))
+	require.NoError(t, err)
+	tests := 0
+	for _, file := range files {
+		if name := filepath.Base(file); strings.HasSuffix(name, "_test.go") {
+			tests++
+		} else {
+			require.Contains(t, layers, name, "a file without a layer")
+		}
+	}
+	require.LessOrEqual(t, len(layers), 24, "source files in the root")
+	require.LessOrEqual(t, tests, 24, "test files in the root")
+}
+
+// maxLines is the maximum number of lines of a Go file, except those in long.
+const maxLines = 500
+
+var long = map[string]string{
+	"state.go":   "the rules of a record, which a reader must compare",
+	"replica.go": "every decision of a process",
+}
+
+func TestFilesAreShort(t *testing.T) {
+	found := 0
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name := entry.Name(); entry.IsDir() && path != root && (strings.HasPrefix(name, ".") || name == "node_modules") {
+			return fs.SkipDir
+		}
+		if filepath.Ext(path) != ".go" {
+			return nil
+		}
+		found++
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		lines := bytes.Count(text, []byte("\n"))
+		if _, mayBeLong := long[filepath.ToSlash(name)]; mayBeLong {
+			assert.Greater(t, lines, maxLines, "%s need not be an exception", name)
+		} else {
+			assert.LessOrEqual(t, lines, maxLines, "lines of %s", name)
+		}
+		return err
+	})
+	require.NoError(t, err)
+	require.Greater(t, found, 200, "Go files")
+}
+
+// TestExportedNames: users of the root meet few names. Those that doc.go lists for
+// authors of a Storage do not count.
+func TestExportedNames(t *testing.T) {
+	docs, err := os.ReadFile(filepath.Join(root, "doc.go"))
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(docs), "\n// # For authors of a Storage\n")
+	require.True(t, found)
+	forAuthors := make(map[string]bool)
+	for _, name := range regexp.MustCompile(`\[(\w+)\]`).FindAllStringSubmatch(section, -1) {
+		forAuthors[name[1]] = true
+	}
+	var forUsers []string
+	files := token.NewFileSet()
+	for _, name := range layers {
+		f, err := parser.ParseFile(files, filepath.Join(root, name), nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		for _, name := range declared(f) {
+			if ast.IsExported(name) && !forAuthors[name] {
+				forUsers = append(forUsers, name)
+			}
+			delete(forAuthors, name)
+		}
+	}
+	slices.Sort(forUsers)
+	t.Log(len(forUsers), forUsers)
+	require.LessOrEqual(t, len(forUsers), 45, "%s", forUsers)
+	require.Empty(t, forAuthors, "doc.go lists names that the package does not have")
+}
+
+// declared returns the names that a file declares in the package block.
+func declared(f *ast.File) (names []string) {
+	for _, d := range f.Decls {
+		switch d := d.(type) {
+		case *ast.FuncDecl:
+			if d.Recv == nil {
+				names = append(names, d.Name.Name)
+			}
+		case *ast.GenDecl:
+			for _, spec := range d.Specs {
+				switch spec := spec.(type) {
+				case *ast.TypeSpec:
+					names = append(names, spec.Name.Name)
+				case *ast.ValueSpec:
+					for _, name := range spec.Names {
+						names = append(names, name.Name)
+					}
+				}
+			}
+		}
+	}
+	return names
 }
 
 type empty struct{}

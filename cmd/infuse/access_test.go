@@ -68,7 +68,7 @@ func TestClusterIsDetected(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, _, code := whole.exec("show", "new")
 		return code == exitDone
-	}, 10*time.Second, 10*time.Millisecond)
+	}, patience, 10*time.Millisecond)
 	whole.mustRun("override", "new", "open", "-reason", "x", "-until", "1h")
 	_, errs, code := whole.exec("list", "-prefix", "wrong:")
 	require.Equal(t, exitFailed, code)

@@ -90,12 +90,12 @@ func TestOverrideAndRemove(t *testing.T) {
 		b := d.watched("prices")
 		out := d.mustRun("override", "prices", "open", "-reason", "database upgrade", "-until", "2h", "-by", "ann")
 		require.Regexp(t, `^circuit prices: forced open by ann until [-\d: ]+ \(2h\): database upgrade\n$`, out)
-		require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return b.State() == infuse.StateOpen }, patience, time.Millisecond)
 		err := b.Call(t.Context(), func(context.Context) error { return nil })
 		require.ErrorContains(t, err, "database upgrade")
 
 		require.Equal(t, "circuit prices: override removed, the state is closed\n", d.mustRun("remove-override", "prices", "-by", "bob"))
-		require.Eventually(t, func() bool { return b.State() == infuse.StateClosed }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return b.State() == infuse.StateClosed }, patience, time.Millisecond)
 		require.Equal(t, "circuit prices: no override to remove\n", d.mustRun("remove-override", "prices"))
 
 		var c circuit
@@ -207,7 +207,7 @@ func TestTimeout(t *testing.T) {
 		code := run(t.Context(), append([]string{"-redis", server.Addr(), "-timeout", "300ms"}, args...), &stdout, &stderr)
 		require.Equal(t, exitFailed, code)
 		require.Contains(t, stderr.String(), "300ms", args)
-		require.Less(t, time.Since(began), 3*time.Second, args)
+		require.Less(t, time.Since(began), 10*time.Second, args) // time for a busy machine
 	}
 }
 

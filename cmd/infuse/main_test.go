@@ -41,7 +41,7 @@ func failOn(addr string) {
 	defer client.Close()
 	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{})
 	defer storage.Close()
-	cfg := infuse.Config{Storage: storage, Instance: "elsewhere"}
+	cfg := infuse.Config{Storage: storage, Instance: "elsewhere", StorageTimeout: patience}
 	var fleet []*infuse.Breaker
 	for range 2 { // one process alone does not open the shared circuit
 		b, err := infuse.New("prices", cfg)
@@ -156,7 +156,7 @@ func (d *cli) watched(name string) *infuse.Breaker {
 		require.Eventually(d.t, func() bool {
 			n, err := d.survey.processes(d.t.Context(), name)
 			return err == nil && n > 0
-		}, 10*time.Second, time.Millisecond)
+		}, patience, time.Millisecond)
 	}
 	return b
 }

@@ -284,8 +284,8 @@ func TestPlanAgreesWithRedis(t *testing.T) {
 		calls: 40, processes: 10, circuits: 1, errors: 0.05, failMax: 5, minCalls: 20, window: 10 * time.Second,
 		resetTimeout: 4 * time.Second, suspicion: 50 * time.Millisecond, pollInterval: 400 * time.Millisecond,
 	}
-	plan := p.estimate()
-	var errorRate atomic.Uint64
+	var errorRate, calls atomic.Uint64
+	pause := float64(time.Second) / p.calls
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for i := range p.processes {
@@ -297,7 +297,8 @@ func TestPlanAgreesWithRedis(t *testing.T) {
 		go func() {
 			roll := rand.New(rand.NewPCG(uint64(i), 4))
 			for ctx.Err() == nil {
-				time.Sleep(time.Duration(roll.ExpFloat64() / p.calls * float64(time.Second)))
+				time.Sleep(time.Duration(roll.ExpFloat64() * pause))
+				calls.Add(1)
 				_ = b.Call(ctx, func(context.Context) error {
 					if roll.Float64() < math.Float64frombits(errorRate.Load()) {
 						return errors.New("503")
@@ -307,28 +308,43 @@ func TestPlanAgreesWithRedis(t *testing.T) {
 			}
 		}()
 	}
-	measure := func(rate float64, wait, lasts time.Duration) float64 {
-		errorRate.Store(math.Float64bits(rate))
-		time.Sleep(wait)
-		before := commandsOf(t, server)
-		began := time.Now()
-		time.Sleep(lasts)
-		return float64(commandsOf(t, server)-before) / time.Since(began).Seconds()
-	}
 	for _, phase := range []struct {
 		name             string
-		rate, want       float64
+		rate             float64
+		want             func(*estimate) float64
 		wait, lasts      time.Duration
 		toleranceInTimes float64
 	}{
-		{"healthy", 0, plan.Healthy, 3 * time.Second, 6 * time.Second, 1.5},
-		{"baseline", p.errors, plan.Baseline, time.Second, 6 * time.Second, 1.4},
-		{"outage", 1, plan.Outage, time.Second, 8 * time.Second, 1.6},
+		{"healthy", 0, func(e *estimate) float64 { return e.Healthy }, 3 * time.Second, 6 * time.Second, 1.5},
+		{"baseline", p.errors, func(e *estimate) float64 { return e.Baseline }, time.Second, 6 * time.Second, 1.4},
+		{"outage", 1, func(e *estimate) float64 { return e.Outage }, time.Second, 8 * time.Second, 1.6},
 	} {
-		got := measure(phase.rate, phase.wait, phase.lasts)
-		t.Logf("%s: %.1f commands a second, planned %.1f", phase.name, got, phase.want)
-		require.InDelta(t, 0, math.Log(got/phase.want), math.Log(phase.toleranceInTimes), phase.name)
+		errorRate.Store(math.Float64bits(phase.rate))
+		requireAgreement(t, phase.name, phase.toleranceInTimes, func() (got, want float64) {
+			time.Sleep(phase.wait)
+			before, called, began := commandsOf(t, server), calls.Load(), time.Now()
+			time.Sleep(phase.lasts)
+			lasted := time.Since(began).Seconds()
+			actual := p
+			actual.calls = float64(calls.Load()-called) / lasted / float64(p.processes*p.circuits) // a busy machine makes fewer
+			return float64(commandsOf(t, server)-before) / lasted, phase.want(actual.estimate())
+		})
 	}
+}
+
+// requireAgreement fails unless one of three measurements agrees with the formula: on a
+// busy machine one may not, and if the formula is wrong, none does.
+func requireAgreement(t *testing.T, name string, toleranceInTimes float64, measure func() (got, want float64)) {
+	t.Helper()
+	var got, want float64
+	for range 3 {
+		got, want = measure()
+		t.Logf("%s: %.1f commands/s, by the formula %.1f", name, got, want)
+		if math.Abs(math.Log(got/want)) <= math.Log(toleranceInTimes) {
+			return
+		}
+	}
+	require.FailNow(t, "the formula is wrong", "%s: %.1f commands/s, by the formula %.1f", name, got, want)
 }
 
 // commandsOf counts the commands that breakers send.

@@ -3,7 +3,6 @@ package main
 // This file tests the commands in docs/operations.md.
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -58,10 +57,10 @@ func TestRunbook(t *testing.T) {
 	}
 }
 
-// shell runs a line. It stops endless commands after half a second.
+// shell runs a line. It stops endless commands after their first output.
 func (d *cli) shell(line, path string) string {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(d.t.Context(), 2*patience)
 	defer cancel()
 	endless := line == "infuse watch" || strings.Contains(line, "SUBSCRIBE")
 	if endless {
@@ -69,11 +68,11 @@ func (d *cli) shell(line, path string) string {
 	}
 	c := exec.CommandContext(ctx, "sh", "-c", line)
 	c.Env = append(os.Environ(), "INFUSE_REDIS="+d.args[1], "PATH="+path+string(os.PathListSeparator)+os.Getenv("PATH"))
-	var stdout, stderr bytes.Buffer
+	var stdout, stderr output
 	c.Stdout, c.Stderr = &stdout, &stderr
 	require.NoError(d.t, c.Start())
 	if endless {
-		time.Sleep(500 * time.Millisecond)
+		require.Eventually(d.t, func() bool { return stdout.String()+stderr.String() != "" }, patience, time.Millisecond, line)
 		require.NoError(d.t, c.Process.Signal(syscall.SIGTERM))
 		_ = c.Wait()
 		return stdout.String()

@@ -42,7 +42,7 @@ func (d *cli) watches(args ...string) *watching {
 	}()
 	w.stop = func() int { cancel(); return <-ended }
 	d.t.Cleanup(cancel)
-	require.Eventually(d.t, func() bool { return strings.Contains(w.stderr.String(), "watching") }, 10*time.Second, time.Millisecond, "watch does not start")
+	require.Eventually(d.t, func() bool { return strings.Contains(w.stderr.String(), "watching") }, patience, time.Millisecond, "watch does not start")
 	return w
 }
 
@@ -50,7 +50,7 @@ func (d *cli) watches(args ...string) *watching {
 func (w *watching) expect(line string) {
 	w.t.Helper()
 	is := regexp.MustCompile("(?m)" + line)
-	require.Eventually(w.t, func() bool { return is.MatchString(w.stdout.String()) }, 60*time.Second, 5*time.Millisecond, "no %s", line)
+	require.Eventually(w.t, func() bool { return is.MatchString(w.stdout.String()) }, 2*patience, 5*time.Millisecond, "no %s", line)
 }
 
 const anyTime = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d  `
@@ -104,9 +104,9 @@ func TestWatchReportsExpiredOverrides(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, d *cli) {
 		w := d.watches("-interval", "50ms")
-		d.mustRun("override", "-force", "ends", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
-		d.mustRun("override", "-force", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "600ms")
+		d.mustRun("override", "-force", "cleared", "open", "-by", "ann", "-reason", "x", "-until", "3s")
 		d.mustRun("remove-override", "cleared", "-by", "bob")
+		d.mustRun("override", "-force", "ends", "open", "-by", "ann", "-reason", "x", "-until", "3s") // later than the other
 		w.expect(anyTime + `ends +override expired +by ann$`)
 		d.mustRun("set-state", "-force", "ends", "open", "-by", "ann")
 		w.expect(anyTime + `ends +set to open +by ann$`)
@@ -143,7 +143,7 @@ func TestWatchContinuesWhileRedisIsUnavailable(t *testing.T) {
 	w := d.watches("-interval", "50ms")
 	server.Kill()
 	requireStderr := func(text string) {
-		require.Eventually(t, func() bool { return strings.Contains(w.stderr.String(), text) }, 15*time.Second, 5*time.Millisecond, "no %s", text)
+		require.Eventually(t, func() bool { return strings.Contains(w.stderr.String(), text) }, patience, 5*time.Millisecond, "no %s", text)
 	}
 	requireStderr("Redis is unavailable: ")
 	require.NoError(t, server.Restart())
@@ -171,7 +171,7 @@ func TestWatchEndsWithItsOutput(t *testing.T) {
 		p := program{stdout, &stderr, func(context.Context, *options, func(string)) (store, func(), error) { return storage, func() {}, nil }}
 		ended := make(chan int, 1)
 		go func() { ended <- p.run(t.Context(), []string{"watch", "a"}) }()
-		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), "watching") }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return strings.Contains(stderr.String(), "watching") }, patience, time.Millisecond)
 		b, err := infuse.New("a", infuse.Config{Storage: storage})
 		require.NoError(t, err)
 		require.NoError(t, b.SetState(t.Context(), infuse.StateOpen))
@@ -230,7 +230,7 @@ func TestProgram(t *testing.T) {
 	go func() { _ = w.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("watch does not end after its output is closed")
 	}
 }
@@ -260,20 +260,23 @@ func TestClusterAndSentinel(t *testing.T) {
 	}
 }
 
-// A thousand circuits are listed and watched in time.
+// A thousand circuits are listed and watched in time, although each reply of Redis takes
+// 40 ms: one after the other they would take longer than -timeout.
 func TestManyCircuits(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	d := cliAt(t, "redis://"+server.Addr())
+	proxy := redistest.StartProxy(t, server.Addr())
+	d := cliAt(t, "redis://"+proxy.Addr(), "-timeout", "40s")
 	storage := infuse.NewRedisStorage(server.Client(func(o *redis.Options) { o.PoolSize = 32 }), infuse.RedisOptions{})
 	require.NoError(t, each(1000, func(i int) error {
 		_, _, err := storage.Apply(t.Context(), fmt.Sprint("circuit", i), infuse.Change{By: "web-1", Limits: infuse.Limits{ResetTimeout: time.Hour}, Manual: &infuse.ManualState{To: infuse.StateOpen}})
 		return err
 	}))
+	proxy.SetDelay(40 * time.Millisecond)
 	began := time.Now()
 	require.Equal(t, 1001, strings.Count(d.mustRun("list"), "\n"))
 	t.Log("listed after", time.Since(began))
-	require.Less(t, time.Since(began), 4*time.Second)
+	proxy.SetDelay(0)
 	w := d.watches("-interval", "50ms")
 	d.mustRun("set-state", "-force", "circuit7", "closed")
 	d.mustRun("set-state", "-force", "another", "closed")
@@ -291,9 +294,11 @@ func TestWatchWithoutPermission(t *testing.T) {
 	require.Regexp(t, `(?m)^prices +open .*the history cannot be read`, d.mustRun("list"))
 	require.Regexp(t, `(?m)^error +the history cannot be read: `, d.mustRun("show", "prices"))
 	w := d.watches("-interval", "20ms")
+	unavailable := func() int { return strings.Count(w.stderr.String(), "Redis is unavailable") }
+	require.Eventually(t, func() bool { return unavailable() > 0 }, patience, time.Millisecond)
 	time.Sleep(300 * time.Millisecond)
 	require.Zero(t, w.stop())
-	require.Equal(t, 1, strings.Count(w.stderr.String(), "Redis is unavailable"), w.stderr.String())
+	require.Equal(t, 1, unavailable(), w.stderr.String())
 	require.NotContains(t, w.stderr.String(), "again")
 }
 

@@ -157,24 +157,22 @@ func TestAClockSetBackProlongsNothing(t *testing.T) {
 	}
 	const soon = 400 * time.Millisecond
 	a, b := start(soon), start(soon)
-	admittedWithin := func(most time.Duration, breaker *infuse.Breaker) infuse.Permit {
+	admitted := func(breaker *infuse.Breaker) infuse.Permit { // within patience, which is far less than an hour
 		t.Helper()
-		from := time.Now()
 		var p infuse.Permit
 		require.Eventually(t, func() bool {
 			var err error
 			p, err = breaker.Acquire(t.Context())
 			return err == nil
 		}, patience, pace)
-		require.Less(t, time.Since(from), most)
 		return p
 	}
 	require.NoError(t, a.SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, b)
 	clock(-time.Hour)
-	admittedWithin(2*time.Second, a) // and never settled
+	admitted(a) // and never settled
 	clock(-2 * time.Hour)
-	admittedWithin(2*time.Second, b).Done(nil)
+	admitted(b).Done(nil)
 	eventuallyState(t, infuse.StateClosed, a, b)
 }
 
@@ -234,9 +232,10 @@ func TestADeadCircuitCostsNothing(t *testing.T) {
 	require.NoError(t, breakers[0].SetState(t.Context(), infuse.StateOpen))
 	eventuallyState(t, infuse.StateOpen, breakers...)
 	due := recordOf(t, breakers[0]).DueAt
+	most := time.Until(due) + time.Hour + 10*time.Millisecond // in whole milliseconds
 	life := s.Client().PTTL(t.Context(), pricesKey).Val()
 	require.Positive(t, life)
-	require.LessOrEqual(t, life, time.Until(due)+time.Hour+10*time.Millisecond) // in whole milliseconds
+	require.LessOrEqual(t, life, most)
 	time.Sleep(time.Until(due) + 50*time.Millisecond)
 	require.NoError(t, s.Client().PExpire(t.Context(), pricesKey, time.Millisecond).Err()) // as in an hour
 

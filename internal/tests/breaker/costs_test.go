@@ -230,8 +230,10 @@ func TestManyFailuresAtOnceShareTheirReports(t *testing.T) {
 	b := startQuietBreaker(t, server, infuse.Config{FailMax: 1000})
 	cost := costOf(t, server, func() {
 		server.Pause()
+		var failed atomic.Int64
 		done := make(chan int, 1)
-		go func() { done <- failAtOnce(b, 500) }()
+		go func() { done <- failAtOnce(b, 500, func(context.Context) error { failed.Add(1); return errUnhealthy }) }()
+		require.Eventually(t, func() bool { return failed.Load() == 500 }, patience, pace)
 		require.Never(t, func() bool { return len(done) > 0 }, 100*time.Millisecond, pace,
 			"a failing call returns when its failure is counted")
 		server.Resume()
@@ -252,7 +254,7 @@ func TestTheSuccessThatEndsAStreakDoesNotWait(t *testing.T) {
 	server.Pause()
 	began := time.Now()
 	require.NoError(t, b.Call(t.Context(), succeeds))
-	require.Less(t, time.Since(began), time.Second, "it is not to wait for Redis, which hangs")
+	require.Less(t, time.Since(began), patience/2, "it is not to wait for Redis, which hangs")
 	server.Resume()
 	require.Eventually(t, func() bool { return recordOf(t, b).Failures == 0 }, patience, pace)
 	require.Eventually(t, func() bool { return failuresOf(b) == 0 }, patience, pace)
@@ -335,32 +337,8 @@ func TestTheHotPathsDoNotAllocate(t *testing.T) {
 	}
 }
 
-// The cost of failures grows no faster than their number: nothing that one does
-// grows with the number of the others that wait for the storage.
-func TestManyFailuresAtOnceAreLinear(t *testing.T) {
-	const few, many, times = 2000, 16_000, 3
-	check := func(name string, storage infuse.Storage) {
-		b := startBreaker(t, "prices", patiently(infuse.Config{FailMax: 1 << 30, Storage: storage}))
-		least := map[int]time.Duration{few: math.MaxInt64, many: math.MaxInt64} // other programs only add to it
-		for range times {
-			for calls := range least {
-				began := time.Now()
-				require.Equal(t, calls, failAtOnce(b, calls))
-				least[calls] = min(least[calls], time.Since(began)/time.Duration(calls))
-			}
-		}
-		t.Logf("%s: each of %d failures %v, of %d %v", name, few, least[few], many, least[many])
-		require.LessOrEqual(t, least[many], 5*least[few], "%s: if each cost by their number, it would be 8 times", name)
-		require.Equal(t, times*(few+many), failuresOf(b), name)
-	}
-	check("no storage", nil)
-	for name, storage := range storages(t) {
-		check(name, storage)
-	}
-}
-
 // failAtOnce makes so many calls that fail, all at once, and returns how many ran.
-func failAtOnce(b *infuse.Breaker, calls int) int {
+func failAtOnce(b *infuse.Breaker, calls int, fails func(context.Context) error) int {
 	var ran atomic.Int64
 	var all sync.WaitGroup
 	start := make(chan struct{})

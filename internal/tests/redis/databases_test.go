@@ -22,8 +22,13 @@ import (
 // inDatabase returns the breaker of one process whose records live in a database.
 func inDatabase(t *testing.T, server *redistest.Server, number int) (*infuse.Breaker, *redis.Client) {
 	t.Helper()
+	return pollingDatabase(t, server, number, time.Second)
+}
+
+func pollingDatabase(t *testing.T, server *redistest.Server, number int, poll time.Duration) (*infuse.Breaker, *redis.Client) {
+	t.Helper()
 	client := server.Client(func(o *redis.Options) { o.DB = number })
-	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: time.Second})
+	storage := infuse.NewRedisStorage(client, infuse.RedisOptions{PollInterval: poll})
 	b, err := infuse.New("inventory.internal", infuse.Config{Storage: storage, StorageTimeout: time.Minute, Instance: fmt.Sprint("database ", number)})
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Stop(); require.NoError(t, storage.Close()) })
@@ -101,7 +106,7 @@ func TestADatabaseOpensNoCircuitOfAnother(t *testing.T) {
 func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	production, client := inDatabase(t, server, 0)
+	production, client := pollingDatabase(t, server, 0, time.Hour) // it does not find the change by a poll
 	staging, _ := inDatabase(t, server, 1)
 	stop := make(chan struct{})
 	defer close(stop)
@@ -119,11 +124,9 @@ func TestADatabaseReceivesItsOwnMessagesBesideThoseOfAnother(t *testing.T) {
 	t.Cleanup(func() { _ = other.Close() })
 	to := infuse.StateOpen
 	for range 10 {
-		began := time.Now()
 		_, _, err := other.Apply(t.Context(), "inventory.internal", infuse.Change{Limits: hourLimits, Manual: &infuse.ManualState{To: to}})
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return production.State() == to }, 10*time.Second, time.Millisecond)
-		require.Less(t, time.Since(began), 450*time.Millisecond, "the poll found it")
+		require.Eventually(t, func() bool { return production.State() == to }, 30*time.Second, time.Millisecond)
 		to = infuse.StateOpen - to
 	}
 }

@@ -156,7 +156,7 @@ func TestManyAtOnceUnderAllSettings(t *testing.T) {
 					}
 				}
 				return true
-			}, 5*time.Second, 10*time.Millisecond)
+			}, 30*time.Second, 10*time.Millisecond)
 			time.Sleep(3 * time.Second)
 			for i, b := range all {
 				b.mu.Lock()
@@ -262,7 +262,7 @@ func TestManyAtOnceUnderAllSettingsOnRedis(t *testing.T) {
 			}
 		}
 		return true
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 	time.Sleep(3 * time.Second)
 	for i, b := range all {
 		b.mu.Lock()
@@ -305,7 +305,7 @@ func TestARedisCircuitStopsSettingTimers(t *testing.T) {
 		}
 	}
 	t.Logf("state %v; %d timers set, the last after %v", other.State(), wakes, ended)
-	require.Less(t, ended, 2*time.Second)
+	require.Less(t, ended, 7*time.Second)
 }
 
 // A probe chose a circuit that was just starting, which had no view yet, and the

@@ -153,7 +153,7 @@ func TestUnhealthyBackendDoesNotBlockOthers(t *testing.T) {
 	var callers sync.WaitGroup
 	for range 4 {
 		callers.Go(func() {
-			for time.Since(began) < 4*open || served.Load() <= 100 && s.ctx.Err() == nil { // more time on a busy machine
+			for time.Since(began) < 4*open || (served.Load() <= 100 || bad.calls.Load()-before < 3+2) && s.ctx.Err() == nil { // more time on a busy machine
 				if err := s.call(); err != nil {
 					failed.Add(1)
 				} else {
@@ -303,18 +303,25 @@ func TestFailingStreamsOpenTheCircuitOfTheirBackend(t *testing.T) {
 	require.Equal(t, infuse.StateOpen, s.breaker(bad).State())
 }
 
-// slowStorage replies late if late is set.
+// slowStorage replies late if late is set: when released.
 type slowStorage struct {
 	infuse.Storage
-	late atomic.Bool
+	late    atomic.Bool
+	asked   chan struct{}
+	release chan struct{}
 }
 
 func (s *slowStorage) wait(ctx context.Context) {
-	if s.late.Load() {
-		select {
-		case <-ctx.Done():
-		case <-time.After(2 * time.Second):
-		}
+	if !s.late.Load() {
+		return
+	}
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	select {
+	case <-ctx.Done():
+	case <-s.release:
 	}
 }
 
@@ -330,35 +337,25 @@ func (s *slowStorage) Load(ctx context.Context, circuit string) (infuse.Record, 
 
 // The storage takes long to grant the trial of one backend. Only one call waits for it.
 func TestCallsDoNotWaitForOtherTrials(t *testing.T) {
-	storage := &slowStorage{Storage: infuse.NewMemoryStorage()}
-	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour, Storage: storage, StorageTimeout: time.Second}, "")
+	storage := &slowStorage{Storage: infuse.NewMemoryStorage(), asked: make(chan struct{}, 1), release: make(chan struct{})}
+	s := startSeveral(t, infuse.Config{ResetTimeout: time.Hour, Storage: storage, StorageTimeout: patience}, "")
 	s.setState(s.backends[0], infuse.StateHalfOpen)
 	storage.late.Store(true)
-	first := make(chan time.Duration, 3)
+	first := make(chan error, 3)
 	for range 3 { // one has its turn at the backend
-		go func() {
-			began := time.Now()
-			_ = s.call()
-			first <- time.Since(began)
-		}()
+		go func() { first <- s.call() }()
 	}
-	time.Sleep(soon)
-	var slow int
+	<-storage.asked
+	began := time.Now()
 	for range 30 {
-		began := time.Now()
 		require.NoError(t, s.call())
-		if time.Since(began) > 500*time.Millisecond {
-			slow++
-		}
 	}
-	require.Zero(t, slow)
-	var waited int
-	for range 3 {
-		if <-first > 500*time.Millisecond {
-			waited++
-		}
+	for range 2 {
+		require.NoError(t, <-first)
 	}
-	require.LessOrEqual(t, waited, 1)
+	require.Less(t, time.Since(began), patience/2, "a call waited for the storage")
+	close(storage.release)
+	<-first
 }
 
 func TestPolicyRequiresItsInterceptors(t *testing.T) {

@@ -51,6 +51,11 @@ func (c cost) String() string {
 	return fmt.Sprintf("%d commands, %v of CPU time, %.1f MB allocated, %.1f MB in use, %.1f MB written", c.commands, c.cpu.Round(time.Millisecond), float64(c.allocated)/1e6, float64(c.heap)/1e6, float64(c.written)/1e6)
 }
 
+func (c cost) atMostTwice(one cost) bool {
+	return c.commands <= 2*one.commands && c.cpu <= 2*one.cpu && c.heap <= 2*one.heap &&
+		(underRace || c.allocated <= 2*one.allocated) // the race detector allocates for each write to a viewer
+}
+
 func cpuTime(t testing.TB) time.Duration {
 	var usage syscall.Rusage
 	require.NoError(t, syscall.Getrusage(syscall.RUSAGE_SELF, &usage))
@@ -132,20 +137,20 @@ func TestQueriesShareTheCost(t *testing.T) {
 		"circuits": func(i int) string { return "circuit=" + url.QueryEscape(names[i]) },
 	} {
 		t.Run(kind, func(t *testing.T) {
-			one := measure([]string{"limit=1000"})
 			var queries []string
 			for i := range 100 {
 				queries = append(queries, query(i))
 			}
-			many := measure(queries)
-			t.Logf("1 viewer:    %v", one)
-			t.Logf("100 viewers: %v", many)
-			require.LessOrEqual(t, many.commands, 2*one.commands)
-			require.LessOrEqual(t, many.cpu, 2*one.cpu)
-			if !underRace { // which allocates for each write to a viewer
-				require.LessOrEqual(t, many.allocated, 2*one.allocated)
+			var one, many cost
+			for range 3 { // a busy machine may spoil a measurement
+				one, many = measure([]string{"limit=1000"}), measure(queries)
+				t.Logf("1 viewer:    %v", one)
+				t.Logf("100 viewers: %v", many)
+				if many.atMostTwice(one) {
+					return
+				}
 			}
-			require.LessOrEqual(t, many.heap, 2*one.heap)
+			require.FailNow(t, "viewers do not share the cost", "1 viewer: %v\n100 viewers: %v", one, many)
 		})
 	}
 }

@@ -120,8 +120,8 @@ func (s service) waitFor(t *testing.T, state infuse.State) {
 
 func TestLivePythonOpensAndGoCloses(t *testing.T) {
 	server := redistest.Start(t)
-	python := startPeer(t, server, "orders", 3, time.Second)
-	service := startService(t, server, "orders", infuse.Config{FailMax: 3, ResetTimeout: time.Second})
+	python := startPeer(t, server, "orders", 3, 5*time.Second)
+	service := startService(t, server, "orders", infuse.Config{FailMax: 3, ResetTimeout: 5 * time.Second})
 	require.Equal(t, "ok", service.do(t, "success"))
 	for range 2 {
 		require.Equal(t, "error", python.do("failure"))

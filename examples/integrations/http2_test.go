@@ -60,7 +60,7 @@ func TestUploadsThroughXNetHTTP2(t *testing.T) {
 			if test.dial != nil {
 				base.DialTLSContext = func(context.Context, string, string, *tls.Config) (net.Conn, error) { return nil, test.dial }
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+test.path, test.body())
 			require.NoError(t, err)

@@ -118,7 +118,7 @@ func TestCapacityAgreesWithRedis(t *testing.T) {
 	}{{0, 4 * time.Second}, {0.01, 4 * time.Second}, {0.1, 10 * time.Second}, {0.5, 4 * time.Second}, {1, 5 * time.Second}} {
 		c.errors = phase.errors
 		share.Store(math.Float64bits(c.errors))
-		requireAgreement(t, fmt.Sprintf("%.0f %% errors", 100*c.errors), 2, func() (got, want float64) {
+		requireAgreement(t, server, fmt.Sprintf("%.0f %% errors", 100*c.errors), 2, func() (got, want float64) {
 			time.Sleep(2500 * time.Millisecond)
 			before, called, began := received(), calls.Load(), time.Now()
 			time.Sleep(phase.lasts)

@@ -76,8 +76,12 @@ func TestEveryFailureCountsOnceThroughABadNetwork(t *testing.T) {
 				proxies = append(proxies, proxy)
 				storage := infuse.NewRedisStorage(s.Client(through(proxy)), infuse.RedisOptions{})
 				t.Cleanup(func() { _ = storage.Close() })
-				b := startBreaker(t, "prices", infuse.Config{FailMax: 1 << 30, Storage: storage})
-				breakers = append(breakers, b)
+				breakers = append(breakers, startBreaker(t, "prices", infuse.Config{FailMax: 1 << 30, Storage: storage}))
+			}
+			for _, b := range breakers { // what fails before a process has received the record is not reported
+				require.Eventually(t, func() bool { return b.Stats().StorageErr == nil }, patience, pace)
+			}
+			for _, b := range breakers {
 				for range 4 {
 					calls.Go(func() {
 						for ctx.Err() == nil {

@@ -266,7 +266,7 @@ func TestManyCircuits(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	proxy := redistest.StartProxy(t, server.Addr())
-	d := cliAt(t, "redis://"+proxy.Addr(), "-timeout", "40s")
+	d := cliAt(t, "redis://"+proxy.Addr(), "-timeout", "1m")
 	storage := infuse.NewRedisStorage(server.Client(func(o *redis.Options) { o.PoolSize = 32 }), infuse.RedisOptions{})
 	require.NoError(t, each(1000, func(i int) error {
 		_, _, err := storage.Apply(t.Context(), fmt.Sprint("circuit", i), infuse.Change{By: "web-1", Limits: infuse.Limits{ResetTimeout: time.Hour}, Manual: &infuse.ManualState{To: infuse.StateOpen}})

@@ -27,8 +27,8 @@
 // the rate it becomes suspect: calls still run, and every process reports its
 // results. It opens if failures of more than one process confirm it
 // ([Config.Suspicion]). Then it rejects the calls of each process whose own last
-// call failed. So a process that reaches the service is never rejected because of
-// the failures of others, but only by a manual change.
+// call failed. So the calls of a process that reaches the service are not rejected
+// because others fail. Manual changes and [Config.Ramp] apply to all processes.
 //
 // Failures, trials and state changes are reported to the storage; successes are
 // reported only after recent failures. Each process decides from the last known
@@ -44,7 +44,7 @@
 //
 // # For authors of a Storage
 //
-// Users of a breaker need none of these names, and the doc of each says so:
+// Users of a breaker need none of these names, and the doc of each repeats that:
 // [Storage], [Record] with its methods, [Change], [Calls], [Window], [Bucket],
 // [Settlement], [ManualState], [Limits], [Trial], [Verdict], [AppendRecord],
 // [ParseRecord], [RecordError], [CheckName], [CheckSource]. Package storagetest has

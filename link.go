@@ -50,7 +50,7 @@ const (
 	maxHung      = 16               // probes that hang, before the pauses grow with each of them
 	reasonWithin = 3 * time.Second  // how long listeners wait for a more specific error than a timeout: go-redis first tries again itself
 	provenAfter  = time.Second      // how long a storage answers before listeners are notified, unless it has stored a change
-	stableAfter  = 10 * time.Second // an available storage is stable after this time: the pauses of probes begin anew
+	stableAfter  = 10 * time.Second // an available storage is stable after this time: the pauses of probes start again with the shortest
 )
 
 // links has the link of each storage in use. All breakers whose storages compare equal
@@ -191,7 +191,7 @@ func (l *link) request(c *Breaker, q *Change, down <-chan struct{}, begins func(
 		free()
 	default:
 		timer := time.AfterFunc(c.linkTimeout(), func() { late(errStorageTimeout) })
-		ask(l.storage, c.name, q, func(a answer) {
+		callStorage(l.storage, c.name, q, func(a answer) {
 			defer free()
 			timer.Stop()
 			done(a)

@@ -77,8 +77,8 @@ func (o *Override) check(now time.Time) error {
 	return nil
 }
 
-// handle makes a manual change, for StorageTimeout at most. done is what the change does
-// to the circuit, in the errors.
+// handle makes a manual change, and waits for StorageTimeout at most. Errors describe the
+// change by done, such as "set to open".
 func (b *Breaker) handle(ctx context.Context, c Change, done string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("infuse: circuit %q was not %s: %w", b.name, done, err)
@@ -129,9 +129,9 @@ func (b *Breaker) manual(ctx context.Context, c Change, done string) error {
 // use for the service. StateOpen rejects their calls for the default ResetTimeout.
 //
 // Announce does one or two round trips to the storage, and waits for them until ctx is
-// done. It returns an error of the storage, or for an invalid name or state, or if ctx is
-// done before the storage has confirmed the change. It has no effect on
-// callers that use another storage.
+// done. It returns an error of the storage, or for an invalid name or state. If ctx is done
+// before the storage has confirmed the change, it returns an error, and the change may
+// still be applied. It has no effect on callers that use another storage.
 func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	if isNil(s) {
 		return errors.New("infuse: Announce: the storage is nil: it must be the storage of the callers")
@@ -148,7 +148,7 @@ func Announce(ctx context.Context, s Storage, circuit string, to State) error {
 	}
 	change := Change{Source: newSource(), Number: 1, Limits: defaults.limits, By: defaults.Instance, Manual: &ManualState{to}}
 	done := make(chan answer, 1)
-	go ask(s, circuit, &change, func(a answer) { done <- a })
+	go callStorage(s, circuit, &change, func(a answer) { done <- a })
 	select {
 	case a := <-done:
 		return a.err

@@ -63,9 +63,9 @@ func (s slots) take(down <-chan struct{}) (free func(), taken bool) {
 	}, true
 }
 
-// ask sends a change to the storage, or a read if the change has no number, and passes
-// the answer to done. A panic, or the end of the goroutine, becomes an error.
-func ask(s Storage, circuit string, q *Change, done func(answer)) {
+// callStorage sends a change to the storage, or a read if the change has no number, and
+// passes the answer to done. A panic, or the end of the goroutine, becomes an error.
+func callStorage(s Storage, circuit string, q *Change, done func(answer)) {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
 	defer cancel()
 	a := answer{err: errors.New("infuse: the storage ended the goroutine")}
@@ -89,7 +89,7 @@ func ask(s Storage, circuit string, q *Change, done func(answer)) {
 // calls done with the answer, also a late one.
 func tryRead(s Storage, circuit string, timeout time.Duration, done func(answer)) error {
 	answered := make(chan error, 1)
-	go ask(s, circuit, &Change{}, func(a answer) {
+	go callStorage(s, circuit, &Change{}, func(a answer) {
 		done(a)
 		answered <- a.err
 	})

@@ -26,7 +26,7 @@ type RedisOptions struct {
 	// Default 2 s, minimum 1 ms. If Pub/Sub is not permitted, or its connection was
 	// closed, a process receives a change within 1.5 intervals while Redis answers. A
 	// connection that died silently is detected within 4 s more. If Redis lost a circuit
-	// that rejects calls, or an override, it is restored within 1.5 intervals (R39).
+	// that rejects calls, or an override, it is restored within 1.5 intervals.
 	//
 	// All other circuits are read too, because a message can be lost: one interval after
 	// a change, then less often, and at least every 15 intervals.
@@ -37,7 +37,7 @@ type RedisOptions struct {
 // Cluster), database and Prefix. Make it with NewRedisStorage. All methods are safe for
 // concurrent use.
 //
-// To count a failure takes one round trip. A transition takes one if this process has
+// A failure is counted in one round trip. A state change takes one if this process has
 // the current record, otherwise two. A Pub/Sub message makes the other processes read a
 // record whose state has changed.
 //
@@ -46,10 +46,10 @@ type RedisOptions struct {
 //
 // The record of a circuit is the hash <Prefix>{<circuit>}, with the name in the form of
 // url.QueryEscape. It expires one hour after its last deadline. All times are those of
-// Redis's clock (R40).
+// Redis's clock.
 //
 // Clients that may write these keys can change the state of circuits. A message cannot:
-// at most it makes a process read the record, or report its next success (R42).
+// at most it makes a process read the record, or report its next success.
 type RedisStorage struct {
 	client  redis.UniversalClient
 	prefix  string

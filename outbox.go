@@ -140,8 +140,8 @@ func (r *replica) sendsRate() bool {
 }
 
 // awaitsSuccess reports whether a success is evidence: there is a score, or there are
-// consecutive failures on record or in pending reports (R10). After the notice of a
-// suspicion there may be.
+// consecutive failures on record or in pending reports, or a notice of a suspicion
+// (R10).
 func (r *replica) awaitsSuccess() bool {
 	return r.shared.scored() || r.shared.State == StateClosed && r.settings.streakCounts() &&
 		(r.shared.Failures > 0 || r.out.suspicion > 0 || r.out.next.Calls.Failures > 0 || r.out.sentCalls().Failures > 0)

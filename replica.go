@@ -417,10 +417,10 @@ func (r *replica) arrived(now time.Time) (admission, decision) {
 
 // sharesTrial reports whether a trial of the local circuit is a shared one, too.
 //
-// While the shared circuit is half-open, it is: otherwise a success of this process
-// in the shared circuit could outlast its failure in the local one. While the shared
-// circuit is suspect and ready for a trial, it is too: if all local circuits opened
-// early, nobody else reports (R18).
+// It is if the shared circuit is half-open: otherwise a success of this process in the
+// shared circuit could outlast its failure in the local one. It is also if the shared
+// circuit is suspect and ready for a trial: if all local circuits opened early, no
+// process reports (R18).
 func (r *replica) sharesTrial(shared *Record, now time.Time) bool {
 	return shared.State == StateHalfOpen || shared.suspect() && !now.Before(shared.dueAt(&r.settings.limits))
 }
@@ -667,8 +667,7 @@ func (r *replica) noticed(n notice) (reads bool) {
 	return false
 }
 
-// lateAfter is the time after which an older record is no late one: the storage lost
-// data.
+// lateAfter is the time after which an older record means that the storage lost data.
 const lateAfter = 100 * time.Millisecond
 
 // checkDue reports whether a change must be sent now to find lost data.
@@ -679,14 +678,14 @@ func (r *replica) checkDue(now time.Time) bool {
 // hasRead is an input: the record was read. received is the number of records
 // received before the request. If more arrived since, the counts of this record may
 // be old.
-func (r *replica) hasRead(rec Record, news uint64, now time.Time) {
+func (r *replica) hasRead(rec Record, received uint64, now time.Time) {
 	switch {
-	case news != r.received || rec.Generation > r.shared.Generation:
+	case received != r.received || rec.Generation > r.shared.Generation:
 		r.notified(rec, now)
 	case rec.Generation == r.shared.Generation:
 		r.receive(rec, now)
 	default:
-		r.out.checkAt = now // no read is late: the storage lost data
+		r.out.checkAt = now // a read is never late: the storage lost data
 	}
 	if r.out.sent == nil && !r.out.inFlight && r.linkUp {
 		r.attach(now)
@@ -700,7 +699,7 @@ func (r *replica) answered(q *request, rec Record, now time.Time) {
 	case q.Number == 0:
 		r.hasRead(rec, q.received, now)
 	case rec.Generation > r.shared.Generation, mine && rec.Generation == r.shared.Generation,
-		// The record is older: the storage lost data, and did not accept Seen.
+		// An older record: the storage lost data, and did not restore Seen.
 		mine && q.received == r.received:
 		r.receive(rec, now)
 	}
@@ -778,24 +777,24 @@ func (r *replica) receive(rec Record, now time.Time) {
 // not reported: it may have reported them before a restart. When others dismiss the
 // failures on record, it drops them (R12).
 func (r *replica) limitEvidence(first bool) {
-	joined := (first || r.inherited) && (r.shared.hasEvidence() || r.shared.Failures > 0)
-	if first && joined { // its own failures may be among them
+	inherited := (first || r.inherited) && (r.shared.hasEvidence() || r.shared.Failures > 0)
+	if first && inherited { // its own failures may be among them
 		r.out.next.Calls, r.out.next.OpenFor = Calls{Successes: r.out.next.Calls.Successes}, 0
 	}
 	pending := r.out.sentCalls().Failures + r.out.next.Calls.Failures
-	if level := r.shared.count() + pending; first || r.supplied > level {
-		r.supplied = level
+	if most := r.shared.count() + pending; first || r.supplied > most {
+		r.supplied = most
 	}
 	switch {
 	case first:
 		r.formerSource = r.shared.Witness
-		if joined && r.local.State == StateClosed && r.settings.streakCounts() {
+		if inherited && r.local.State == StateClosed && r.settings.streakCounts() {
 			r.local.Failures = max(r.local.Failures, min(r.supplied, r.settings.FailMax-1))
 		}
-	case r.inherited && !joined:
+	case r.inherited && !inherited:
 		r.clearLocal()
 	}
-	r.inherited = joined
+	r.inherited = inherited
 	if r.shared.Rated && r.hasSuppliedAll(r.shared) {
 		r.out.counted.dropFailures()
 	}
@@ -846,7 +845,7 @@ func (r *replica) detach(why error, now time.Time) {
 		}
 		return
 	}
-	r.storageErr, r.detachedAt, r.attempts = why, now, 0
+	r.storageErr, r.detachedAt = why, now
 	if manual, some := r.out.manual(); some { // it applies to this process (R34)
 		r.out.next.Manual, r.out.next.Override = nil, nil
 		r.changeLocally(manual, now)
@@ -859,7 +858,7 @@ func (r *replica) detach(why error, now time.Time) {
 // rejects calls (R37).
 func (r *replica) adopt(now time.Time) {
 	if rec := *r.predicted(now); r.rejectsBy(&rec) {
-		rec.Override, rec.lastNumbers = nil, nil
+		rec.Override = nil
 		r.adopted = &rec
 	}
 }

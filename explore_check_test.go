@@ -63,7 +63,7 @@ func (w *world) checkChange(base, next *Record, c *Change, verdict Verdict, agai
 	before := base.At(now)
 	restored := base.Generation < c.Seen.Generation
 	switch {
-	case verdict == VerdictRefused && again, verdict == VerdictRefused && c.counts() && base.State == StateClosed && c.Seen.Generation >= base.Since && !c.acts():
+	case verdict == VerdictRefused && again, verdict == VerdictRefused && (c.Calls.Failures > 0 || len(c.Counted) > 0 || c.Calls.Successes > 0 && base.count() > 0) && base.State == StateClosed && c.Seen.Generation >= base.Since && !c.acts():
 		return violates("I4", "the storage drops outcomes of %s: %s at %s", c.Source, w.showChange(c), w.show(base))
 	case verdict == VerdictRefused:
 		return nil

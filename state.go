@@ -429,10 +429,14 @@ func (r *Record) clampTo(seen *Record) {
 	}
 }
 
-// count adds the outcomes of calls. It does not evaluate them.
+// addCalls adds the outcomes of calls. It does not evaluate them. Successes without
+// failures on record change nothing, so they need not be saved.
 // R4.
 func (r *Record) addCalls(c *Calls, counted []Bucket, t *terms, now time.Time) bool {
 	if r.State != StateClosed && !r.hasEvidence() || t.generation < r.Since {
+		return false
+	}
+	if c.Failures == 0 && len(counted) == 0 && r.count() == 0 {
 		return false
 	}
 	if len(counted) > 0 {

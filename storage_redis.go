@@ -289,6 +289,9 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 	base := a.known.record.At(a.now)
 	base.restore(&c.Seen, a.now)
 	step := base.step(&c.Calls, &c.Limits, a.now)
+	if c.Calls.Failures == 0 && len(c.Counted) == 0 { // successes: see Record.addCalls
+		step.lower = max(step.lower, 0)
+	}
 	a.validUntil = step.until
 	a.next, a.verdict = a.known.record.applied(&c, a.recorded, a.now)
 	switch {
@@ -312,9 +315,9 @@ func (a *redisChange) try(ctx context.Context) (done bool, err error) {
 func (a *redisChange) generation() string { return strconv.FormatInt(a.known.record.Generation, 10) }
 
 // nothingToWrite reports whether the change does not affect the record, and has nothing
-// whose sequence number must be recorded. Successes without failures on record have not.
+// whose sequence number must be recorded.
 func (a *redisChange) nothingToWrite(base Record) bool {
-	reports := len(a.Settled) > 0 || a.counts() && (a.Calls.Failures > 0 || len(a.Counted) > 0 || base.count() > 0) || a.Manual != nil || a.Override != nil
+	reports := len(a.Settled) > 0 || a.counts() || a.Manual != nil || a.Override != nil
 	return !reports && a.next.Generation == a.known.record.Generation && !base.waitsLess(a.known.record.At(a.now)) &&
 		bytes.Equal(AppendRecord(nil, base, a.now), AppendRecord(nil, a.next.withoutNumbers(), a.now))
 }

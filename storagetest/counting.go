@@ -38,6 +38,10 @@ func testStreaks(t *testing.T, s infuse.Storage) {
 		equal(t, test.state, r.State, test.calls)
 		equal(t, test.count, r.Failures, test.calls)
 	}
+	c := newCircuit(t, s)
+	equal(t, infuse.VerdictRefused, c.calls("s"), "a success without failures on record changes nothing")
+	c.calls("f")
+	equal(t, infuse.VerdictApplied, c.calls("s"), "a success that ends a streak")
 }
 
 // suspect returns a circuit that stays suspect during the test.

@@ -118,7 +118,7 @@ func kinds() (all []*kind) {
 // TestPathsThatTheExplorerFound replays paths to past violations. After each, all
 // processes must heal, and must reject a dead service.
 func TestPathsThatTheExplorerFound(t *testing.T) {
-	for _, found := range []struct{ what, kind, path string }{
+	for _, found := range []struct{ problem, kind, path string }{
 		{"the state of a circuit changes without its timer, when its witness may run a trial", "witness-211-crash", "b crash; b start; b call; time; b failure"},
 		{"the same while a trial runs", "open-211-detached", "time; a wakes; a call; time; a call; a request; a answer; a resumes; a failure; a request lost; @1100ms; @2200ms; @3200ms"},
 		{"a detached process continues to reject after a success", "two-211-detached", "time; time; a wakes; time; b failure; time; b request; b push; b answer late; b link down; b unanswered; a push; b answer; a success; b success"},
@@ -126,7 +126,7 @@ func TestPathsThatTheExplorerFound(t *testing.T) {
 		{"a process that was detached drops its half-open local circuit", "open-211-detached", "time; a wakes; time; time; a call; b wakes; time; a request late; a request; a push; a unanswered; a answer; a resumes; a failure"},
 		{"a process that restarts and succeeds once confirms its own failure rate", "rate-mixed", "a crash; a start; a call; a success; a call; a failure; a call; a failure; time; a wakes; a request; a answer; @350ms"},
 	} {
-		t.Run(found.what, func(t *testing.T) {
+		t.Run(found.problem, func(t *testing.T) {
 			for _, k := range kinds() {
 				if k.name == found.kind {
 					k.replay(t, found.path)

@@ -265,12 +265,12 @@ An opening counts here if it rejects a call of a healthy process whose local cir
 `)
 	fmt.Fprintln(file, "| what is wrong | hours | openings an hour that touch a healthy process | healthy calls rejected by the shared circuit | longest |")
 	fmt.Fprintln(file, "|---|--:|--:|--:|--:|")
-	row := func(what string, calls, hours float64, sizes []simSize, change func(f *simFleet)) {
+	row := func(name string, calls, hours float64, sizes []simSize, change func(f *simFleet)) {
 		sum := simulateAll(sizes, calls, hours, 1, change)
 		if sum.wrong != "" {
 			t.Error(sum.wrong)
 		}
-		fmt.Fprintf(file, "| %s | %.0f | %s | %s | %s |\n", what, sum.hours, perHour(sum.touching, sum.hours), percentOf(float64(sum.healthyRejected), sum.healthyCalls), fmt.Sprintf("%.1f s", sum.longest))
+		fmt.Fprintf(file, "| %s | %.0f | %s | %s | %s |\n", name, sum.hours, perHour(sum.touching, sum.hours), percentOf(float64(sum.healthyRejected), sum.healthyCalls), fmt.Sprintf("%.1f s", sum.longest))
 	}
 	for _, errors := range []float64{0.01, 0.05, 0.1, 0.2, 0.3, 0.4} {
 		row(fmt.Sprintf("%v %% random errors", 100*errors), min(3e6, 40_000/errors), 200, simSizes, func(f *simFleet) { f.health = atRandom(errors) })
@@ -324,14 +324,14 @@ An opening counts here if it rejects a call of a healthy process whose local cir
 		}
 	}
 	for _, c := range []struct {
-		what   string
+		name   string
 		change func(f *simFleet)
 	}{
 		{"one in bursts of 80, others 1 %", func(f *simFleet) { f.health, f.traffic = partitioned(1, 0.01), ofTheFirst(1, simBursts, 80) }},
 		{"30 % random errors", func(f *simFleet) { f.health = atRandom(0.3) }},
 		{"40 % random errors", func(f *simFleet) { f.health = atRandom(0.4) }},
 	} {
-		row("FailureRate 50 %: "+c.what, 60_000, 5, []simSize{{3, 1}, {5, 0.1}, {20, 1}, {20, 5}, {100, 1}}, func(f *simFleet) {
+		row("FailureRate 50 %: "+c.name, 60_000, 5, []simSize{{3, 1}, {5, 0.1}, {20, 1}, {20, 5}, {100, 1}}, func(f *simFleet) {
 			f.config = halfOfTheCalls
 			c.change(f)
 		})

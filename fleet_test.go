@@ -219,10 +219,10 @@ func TestOneUnhealthyProcessRejectsNobodyElse(t *testing.T) {
 					}
 					change(&f)
 					got := simulate(f, 1)
-					what := fmt.Sprintf("%s, %v calls/s, beside %d x %v/s: %+v", name, unhealthy, healthy, rate, got)
-					assert.Zero(t, got.healthyRejected+got.healthyRejectedLocally, what)
-					assert.Zero(t, got.openings, what)
-					assert.Empty(t, got.wrong, what)
+					text := fmt.Sprintf("%s, %v calls/s, beside %d x %v/s: %+v", name, unhealthy, healthy, rate, got)
+					assert.Zero(t, got.healthyRejected+got.healthyRejectedLocally, text)
+					assert.Zero(t, got.openings, text)
+					assert.Empty(t, got.wrong, text)
 					all.add(&f, got)
 				}
 			}
@@ -320,11 +320,11 @@ func TestAnOutageCostsWhatIsPromised(t *testing.T) {
 			// Calls before the circuit may open, with two round trips.
 			promised := 12.5 + n + 0.055*n*size.rate
 			slack := 3 * math.Sqrt(promised) * (1 - share) * 10 // for calls that succeed by chance
-			what := fmt.Sprintf("%v, %v %%: %d calls [%d-%d] until %.1f s, promised %.0f, local breakers %d", size, 100*share, shared[half], shared[0], shared[len(shared)-1], last[half], promised, local[half])
-			t.Log(what)
-			assert.LessOrEqual(t, float64(shared[len(shared)-1]), promised+slack+3*math.Sqrt(promised), what)
-			assert.LessOrEqual(t, float64(shared[half]), promised*(1+0.1*(1-share)*10), what)
-			assert.LessOrEqual(t, shared[half], local[half], what)
+			text := fmt.Sprintf("%v, %v %%: %d calls [%d-%d] until %.1f s, promised %.0f, local breakers %d", size, 100*share, shared[half], shared[0], shared[len(shared)-1], last[half], promised, local[half])
+			t.Log(text)
+			assert.LessOrEqual(t, float64(shared[len(shared)-1]), promised+slack+3*math.Sqrt(promised), text)
+			assert.LessOrEqual(t, float64(shared[half]), promised*(1+0.1*(1-share)*10), text)
+			assert.LessOrEqual(t, shared[half], local[half], text)
 			assert.Empty(t, wrong)
 		}
 	}

@@ -145,9 +145,9 @@ func (v *view) succeeded() {
 }
 
 // countCall counts a call for Stats.Calls.
-func (v *view) countCall(what int) {
+func (v *view) countCall(kind int) {
 	if v.counts != nil {
-		v.counts.Add(what)
+		v.counts.Add(kind)
 	}
 }
 

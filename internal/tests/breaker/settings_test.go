@@ -108,7 +108,7 @@ func TestAResetTimeoutOf250MillisecondsIsThat(t *testing.T) {
 		slices.Sort(took)
 		t.Logf("open for %v: min %v, p50 %v, max %v", resetTimeout, took[0], took[len(took)/2], took[len(took)-1])
 		require.GreaterOrEqual(t, took[0], resetTimeout-time.Millisecond)
-		require.Less(t, took[len(took)/2], 2*resetTimeout)
+		require.Less(t, took[len(took)/2], 3*resetTimeout) // less than a second
 	})
 }
 

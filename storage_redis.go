@@ -73,13 +73,13 @@ type RedisStorage struct {
 //	w          the window, which replaces the window in the record
 //	s:<source> the last sequence number of this source, and the time of its last use
 var (
-	//go:embed read.lua
+	//go:embed lua/read.lua
 	readSource string
-	//go:embed write.lua
+	//go:embed lua/write.lua
 	writeSource string
-	//go:embed count.lua
+	//go:embed lua/count.lua
 	countSource string
-	//go:embed swap.lua
+	//go:embed lua/swap.lua
 	swapSource string
 
 	readScript = redis.NewScript(readSource + `

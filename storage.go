@@ -224,7 +224,7 @@ func (e *storageError) Error() string        { return e.text }
 func (e *storageError) Is(target error) bool { return errors.Is(e.err, target) }
 func (e *storageError) As(target any) bool   { return errors.As(e.err, target) }
 
-// isTrouble reports whether the storage failed, and not only the record of one circuit.
+// isStorageError reports whether the storage failed, and not only the record of one circuit.
 // It calls no method of the error.
 func isStorageError(err error) bool {
 	switch e := err.(type) {

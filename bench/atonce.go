@@ -75,7 +75,7 @@ func failAtOnce(s subject, calls int) (time.Duration, error) {
 	fail := func() error {
 		inside.Add(1)
 		<-release
-		return errSick
+		return errUnhealthy
 	}
 	call := b.call(work{
 		plain: fail,

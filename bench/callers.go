@@ -13,7 +13,7 @@ import (
 // weather is what the members of a fleet meet.
 type weather struct {
 	Rate   float64       // calls a second of each member
-	Errors float64       // the share of calls that fail in health
+	Errors float64       // the share of calls that fail while the service is healthy
 	For    time.Duration // in all
 	Onset  time.Duration // from then on all calls fail; 0: never
 	Seed   uint64
@@ -28,10 +28,10 @@ func (w weather) String() string {
 
 // fails tells whether a call fails, by a random number from 0 up to 1.
 func (w weather) fails(roll float64, at time.Duration) bool {
-	return roll < w.Errors || w.ill(at)
+	return roll < w.Errors || w.unhealthy(at)
 }
 
-func (w weather) ill(at time.Duration) bool { return w.Onset > 0 && at >= w.Onset }
+func (w weather) unhealthy(at time.Duration) bool { return w.Onset > 0 && at >= w.Onset }
 
 // until returns the time to the next of so many members' calls.
 func (w weather) until(random *rand.Rand, members int) time.Duration {
@@ -51,7 +51,7 @@ type caller struct {
 
 	verdicts                 [broke + 1]atomic.Int64
 	openedAlone, openedByAll atomic.Int64
-	ill                      atomic.Int64 // calls that reached the service from the onset on
+	unhealthy                atomic.Int64 // calls that reached the service from the onset on
 	last                     atomic.Int64 // when the last of them did, since the onset
 }
 
@@ -69,12 +69,12 @@ func (c *caller) settings() fleetSettings {
 func (c *caller) call(roll float64) {
 	err := c.member.call(func() error {
 		at := time.Since(c.begin)
-		if c.weather.ill(at) {
-			c.ill.Add(1)
+		if c.weather.unhealthy(at) {
+			c.unhealthy.Add(1)
 			c.last.Store(int64(at - c.Onset))
 		}
 		if c.fails(roll, at) {
-			return errSick
+			return errUnhealthy
 		}
 		return nil
 	})
@@ -85,7 +85,7 @@ func (c *caller) call(roll float64) {
 type tally struct {
 	Ran, RejectedAlone, RejectedByAll, Broke int64
 	OpenedAlone, OpenedByAll                 int64 // as the members saw it
-	Ill                                      int64
+	Unhealthy                                int64
 	Last                                     time.Duration
 }
 
@@ -93,7 +93,7 @@ func (c *caller) tally() tally {
 	return tally{
 		Ran: c.verdicts[ran].Load(), RejectedAlone: c.verdicts[rejectedAlone].Load(), RejectedByAll: c.verdicts[rejectedByAll].Load(), Broke: c.verdicts[broke].Load(),
 		OpenedAlone: c.openedAlone.Load(), OpenedByAll: c.openedByAll.Load(),
-		Ill: c.ill.Load(), Last: time.Duration(c.last.Load()),
+		Unhealthy: c.unhealthy.Load(), Last: time.Duration(c.last.Load()),
 	}
 }
 
@@ -101,14 +101,14 @@ func (t tally) plus(u tally) tally {
 	return tally{
 		Ran: t.Ran + u.Ran, RejectedAlone: t.RejectedAlone + u.RejectedAlone, RejectedByAll: t.RejectedByAll + u.RejectedByAll, Broke: t.Broke + u.Broke,
 		OpenedAlone: t.OpenedAlone + u.OpenedAlone, OpenedByAll: t.OpenedByAll + u.OpenedByAll,
-		Ill: t.Ill + u.Ill, Last: max(t.Last, u.Last),
+		Unhealthy: t.Unhealthy + u.Unhealthy, Last: max(t.Last, u.Last),
 	}
 }
 
 func (t tally) calls() int64 { return t.Ran + t.RejectedAlone + t.RejectedByAll + t.Broke }
 
 // told corrects how often the fleet's circuit opened, by what a member found that
-// makes no calls: in a fleet of Infuse all are told of each opening.
+// makes no calls: in a fleet of Infuse all are notified of each opening.
 func (t *tally) told(kind fleetKind, bystander tally) {
 	if kind.name == infuseFleet.name {
 		t.OpenedByAll = bystander.OpenedByAll

@@ -133,7 +133,7 @@ func measureLost(kind fleetKind, size, each int) (lost, error) {
 			for range each {
 				_ = m.call(func() error {
 					made.Add(1)
-					return errSick
+					return errUnhealthy
 				})
 				if time.Now().After(deadline) {
 					return
@@ -176,14 +176,14 @@ func measureSpread(size, trips int) (spread, error) {
 			openedAt[i].Store(0)
 		}
 		for _, m := range f.members { // each needs a failed call of its own
-			_ = m.call(func() error { return errSick })
+			_ = m.call(func() error { return errUnhealthy })
 		}
 		time.Sleep(2 * suspicionTime)
 		var last time.Duration
 		for i := range fewFailures {
 			_ = f.members[(trip+i)%size].call(func() error {
 				last = time.Since(start)
-				return errSick
+				return errUnhealthy
 			})
 		}
 		for i := range openedAt {
@@ -243,7 +243,7 @@ func measureOutage(kind fleetKind, size int, health, failure time.Duration) (out
 		}
 		time.Sleep(requestTime)
 		if failing.Load() {
-			return errSick
+			return errUnhealthy
 		}
 		return nil
 	}

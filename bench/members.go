@@ -32,8 +32,8 @@ type fleetSettings struct {
 // member is one breaker of a fleet.
 type member struct {
 	call     func(work func() error) error
-	failures func() (int, error) // in a row, as Redis has it
-	close    func() error        // the circuit, by hand
+	failures func() (int, error) // consecutive, as Redis has it
+	close    func() error        // the circuit, manually
 	closed   func() bool         // as the member knows it without asking; nil if it never does
 	stop     func()
 }
@@ -149,7 +149,7 @@ func joinNothing(*redis.Client, fleetSettings) (member, error) {
 func (k fleetKind) verdictOf(err error) verdict {
 	var rejected *infuse.OpenError
 	switch {
-	case err == nil || errors.Is(err, errSick):
+	case err == nil || errors.Is(err, errUnhealthy):
 		return ran
 	case errors.As(err, &rejected) && rejected.Local:
 		return rejectedAlone

@@ -111,7 +111,7 @@ func measureKeyspace(circuits int) ([]keyspace, error) {
 	return found, nil
 }
 
-// moveAll moves every circuit by hand. Those that open are due after a second.
+// moveAll sets the state of every circuit. Those that open are ready for a trial after 1 s.
 func moveAll(storage infuse.Storage, circuits int, to infuse.State, number uint64) error {
 	const workers = 8
 	limits := infuse.Limits{FailMax: fewFailures, ResetTimeout: time.Second, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: time.Second}

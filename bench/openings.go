@@ -46,7 +46,7 @@ func arenas(size sizes) (real, simulated arena) {
 	}
 	return real, arena{
 		name: "simulated processes", live: virtually, sizes: size.simulated,
-		text: fmt.Sprintf("Simulated: each process has a real breaker. Time is virtual (testing/synctest), and the storage is memory, %v away one way; its notifications reach all at once. "+
+		text: fmt.Sprintf("Simulated: each process has a real breaker. Time is virtual (testing/synctest), and the storage is memory, at a distance of %v one way; its notifications reach all at once. "+
 			"gobreaker's lock and store take no time here, so no update is lost: a real Redis cannot do that. All three get the same calls.", oneWay),
 		outage: "Simulated as above: gobreaker's lock and store take no time.",
 	}
@@ -192,7 +192,7 @@ type reach struct {
 func reached(rounds []besides, of func(besides) tally) reach {
 	return reach{
 		last:  time.Duration(medianOf(rounds, func(b besides) float64 { return float64(of(b).Last) })),
-		calls: medianOf(rounds, func(b besides) float64 { return float64(of(b).Ill) }),
+		calls: medianOf(rounds, func(b besides) float64 { return float64(of(b).Unhealthy) }),
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/infuse-go/infuse/internal/redistest"
 )
 
-func TestAFleetOfProcessesRejectsWhenTheServiceIsIll(t *testing.T) {
+func TestAFleetOfProcessesRejectsWhenTheServiceIsUnhealthy(t *testing.T) {
 	redistest.Require(t)
 	w := weather{Rate: 50, Onset: 200 * time.Millisecond, For: 1500 * time.Millisecond, Seed: 1}
 	found, err := liveInProcesses(infuseFleet, 4, w)
@@ -25,7 +25,7 @@ func TestAFleetOfProcessesRejectsWhenTheServiceIsIll(t *testing.T) {
 	require.EqualValues(t, 1, ours.OpenedByAll)
 	require.Positive(t, ours.RejectedByAll)
 	require.EqualValues(t, 4, local.OpenedAlone)
-	require.EqualValues(t, 4*fewFailures, local.Ill)
+	require.EqualValues(t, 4*fewFailures, local.Unhealthy)
 
 	found, err = liveInProcesses(gobreakerFleet, 4, w)
 	require.NoError(t, err)

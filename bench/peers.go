@@ -63,9 +63,9 @@ func workThat(err error) work {
 }
 
 var (
-	errSick = errors.New("sick")
-	healthy = workThat(nil)
-	sick    = workThat(errSick)
+	errUnhealthy = errors.New("unhealthy")
+	healthy      = workThat(nil)
+	unhealthy    = workThat(errUnhealthy)
 )
 
 // ctx is what callers have anyway: made once, so that it costs no subject anything.
@@ -124,7 +124,7 @@ func startBare(int) (breaker, error) {
 	}, nil
 }
 
-// quietLogger formats what it logs, and throws it away.
+// quietLogger formats its records, and discards them.
 var quietLogger = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func startInfuse(storage infuse.Storage, listeners ...*infuse.Listener) func(int) (breaker, error) {
@@ -304,7 +304,7 @@ func startHystrix(failMax int) (breaker, error) {
 	}, nil
 }
 
-// The numbers of failures in a row that open: as pybreaker has it, and one
+// The numbers of consecutive failures that open: as pybreaker has it, and one
 // that half the calls failing never reach.
 const (
 	fewFailures  = 5
@@ -314,7 +314,7 @@ const (
 // trip makes calls fail until the breaker rejects. One that counts aside, or
 // rejects at random, takes a while.
 func trip(b breaker) error {
-	call := b.call(sick)
+	call := b.call(unhealthy)
 	deadline := time.Now().Add(10 * time.Second)
 	for rejected := 0; rejected < 20; {
 		if isRejection(call()) {
@@ -329,7 +329,7 @@ func trip(b breaker) error {
 	return nil
 }
 
-func isRejection(err error) bool { return err != nil && err != errSick }
+func isRejection(err error) bool { return err != nil && err != errUnhealthy }
 
 var names int
 

@@ -27,7 +27,7 @@ const (
 var scenarios = []scenario{
 	{name: closedName, failMax: fewFailures, even: healthy, odd: healthy},
 	{name: openName, failMax: fewFailures, open: true, even: healthy, odd: healthy},
-	{name: halfName, failMax: manyFailures, even: healthy, odd: sick},
+	{name: halfName, failMax: manyFailures, even: healthy, odd: unhealthy},
 }
 
 // has tells that a bare call is never rejected.

@@ -29,13 +29,13 @@ var loads = []load{
 	{infuseName + ": a failure while it is suspect", startChanges(suspectLimits, suspectCalls, fails)},
 	{infuseName + ": a success while it is suspect", startChanges(suspectLimits, suspectCalls, succeeds)},
 	{infuseName + ": a transition, with its history", startChanges(fewLimits, infuse.Calls{}, moves)},
-	{gobreakerFleet.name + ": a call that fails", startCalls(errSick)},
+	{gobreakerFleet.name + ": a call that fails", startCalls(errUnhealthy)},
 	{gobreakerFleet.name + ": a call that succeeds", startCalls(nil)},
 }
 
 // What the senders of changes are set to. No limit is reached but where the
 // circuit is to be suspect, and then it stays so: neither those failures that are
-// measured open it early, nor the successes refute it.
+// measured open it early, nor the successes dismiss it.
 var (
 	fewLimits     = infuse.Limits{FailMax: 1_000_000, ResetTimeout: openTime, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: openTime}
 	rateLimits    = infuse.Limits{FailMax: 1_000_000, ResetTimeout: openTime, SuccessThreshold: 1, MaxTrials: 1, TrialTimeout: openTime, FailureRate: 0.5, Window: 10 * time.Second, MinCalls: 1_000_000}

@@ -121,7 +121,7 @@ func (s memoryStore) Unlock(string) error                    { return nil }
 func (s memoryStore) GetData(name string) ([]byte, error)    { return s[name], nil }
 func (s memoryStore) SetData(name string, data []byte) error { s[name] = data; return nil }
 
-// distant is a storage in memory that is oneWay away, also for its news. It
+// distant is a storage in memory at the distance oneWay, also for its notifications. It
 // knows one circuit.
 type distant struct {
 	memory  *infuse.MemoryStorage

@@ -45,14 +45,14 @@ func TestASimulatedOutageEndsWhenAllReject(t *testing.T) {
 	require.EqualValues(t, 1, ours.OpenedByAll)
 	require.Less(t, ours.Last, time.Second, "each needs one failed call of its own")
 	require.Greater(t, ours.Last, 40*time.Millisecond)
-	require.InDelta(t, 130, ours.Ill, 70)
+	require.InDelta(t, 130, ours.Unhealthy, 70)
 
 	shared := simulate(t, gobreakerFleet, 100, w)
 	require.EqualValues(t, 1, shared.OpenedByAll)
-	require.EqualValues(t, fewFailures, shared.Ill)
+	require.EqualValues(t, fewFailures, shared.Unhealthy)
 
 	local := simulate(t, localFleet, 100, w)
 	require.EqualValues(t, 100, local.OpenedAlone)
-	require.EqualValues(t, 100*fewFailures, local.Ill)
+	require.EqualValues(t, 100*fewFailures, local.Unhealthy)
 	require.Greater(t, local.Last, ours.Last)
 }

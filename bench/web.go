@@ -29,12 +29,12 @@ func webSubjects() []subject {
 	}
 }
 
-// memoryTransport is a service within the process. It is ill under /sick.
+// memoryTransport is a service within the process. It is unhealthy under /unhealthy.
 type memoryTransport struct{}
 
 func (memoryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	status := http.StatusOK
-	if r.URL.Path == "/sick" {
+	if r.URL.Path == "/unhealthy" {
 		status = http.StatusInternalServerError
 	}
 	return &http.Response{
@@ -49,7 +49,7 @@ func overHTTP(transport http.RoundTripper) breaker {
 		call: func(w work) func() error {
 			url := "http://service.example/well"
 			if w.plain() != nil {
-				url = "http://service.example/sick"
+				url = "http://service.example/unhealthy"
 			}
 			request, err := http.NewRequest(http.MethodGet, url, nil)
 			return func() error {
@@ -71,7 +71,7 @@ func roundTrip(transport http.RoundTripper, request *http.Request) error {
 	_, err = io.Copy(io.Discard, response.Body)
 	_ = response.Body.Close()
 	if err == nil && response.StatusCode >= http.StatusInternalServerError {
-		return errSick
+		return errUnhealthy
 	}
 	return err
 }

@@ -33,10 +33,6 @@ var banned = []struct{ pattern, why string }{
 	{`mend(s|ed)?`, "repair or fix"},
 }
 
-// notSwept are the folders whose texts are not all brought to these words yet. It
-// must become empty.
-var notSwept = []string{"", "bench"}
-
 // TestWords keeps words out of all texts but CHANGELOG.md and recorded data.
 func TestWords(t *testing.T) {
 	t.Parallel()
@@ -46,7 +42,6 @@ func TestWords(t *testing.T) {
 		all = append(all, "("+b.pattern+")")
 	}
 	pattern := regexp.MustCompile(`(?i)\b(?:` + strings.Join(all, "|") + `)\b`)
-	left := make(map[string]int)
 	require.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -59,13 +54,8 @@ func TestWords(t *testing.T) {
 		}
 		text, err := os.ReadFile(path)
 		require.NoError(t, err)
-		folder := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(path)), ".")
 		words := humps.ReplaceAllString(string(text), "$1 $2")
 		for _, at := range pattern.FindAllStringIndex(words, -1) {
-			left[folder]++
-			if slices.Contains(notSwept, folder) && (folder != "" || !strings.HasSuffix(path, "_test.go")) {
-				continue
-			}
 			why := slices.IndexFunc(banned, func(b struct{ pattern, why string }) bool {
 				return regexp.MustCompile(`(?i)^(?:` + b.pattern + `)$`).MatchString(words[at[0]:at[1]])
 			})
@@ -73,9 +63,4 @@ func TestWords(t *testing.T) {
 		}
 		return nil
 	}))
-	for _, folder := range notSwept {
-		if left[folder] == 0 {
-			t.Logf("%q is swept: it need not be in the list any more", folder)
-		}
-	}
 }

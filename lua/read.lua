@@ -31,11 +31,16 @@ local function short(s) return string.sub(s or '0', 1, 20) end
 -- WRONGTYPE for a key that is not a hash.
 local function version() return short(problem or old[1] or (redis.call('HLEN', key) == 0 and '0' or 'none')) end
 
--- record returns the record as it was read.
+-- record returns the record as it was read. Without one of its pieces, the rest could
+-- still be JSON: then it returns what is none.
 local function record()
   if (old[6] or '') ~= '' then return old[6] end
   local text = ''
-  for i = 1, #pieces do text = text .. (old[7 + i] or '') end
+  for i = 1, #pieces do
+    local piece = old[7 + i] or ''
+    if piece ~= '' and #text ~= (i - 1) * width then return 'incomplete' end
+    text = text .. piece
+  end
   return text
 end
 

@@ -240,7 +240,7 @@ func costs(size sizes, r *report) error {
 	}
 	r.intro = fmt.Sprintf("Commands and processor time of Redis for 1,000 calls of a fleet, at a share of calls that fail at random. Real processes of the operating system, with a Redis client and a breaker each, on one circuit: %g calls/s each at random times (Poisson), default settings. "+
 		"The kinds take turns: each in %d phases for each share, of %s; half as long for gobreaker, whose cost does not depend on errors. The calls of a phase have the same times and outcomes for Infuse and the second version (the commit cf206a2, before the rule of evidence). Figures are medians of the phases. "+
-		"A command is one that a process sends, as Redis reads it. Both versions of Infuse send a PING after 2 s of silence: %.0f for 1,000 calls of this rate. The processor time is that of Redis's main thread (INFO cpu); Redis's own housekeeping is in it, which weighs most where there are few calls.",
+		"A command is one that a process sends, as Redis reads it. Both versions of Infuse send a PING after 2 s of silence: %.0f for 1,000 calls of this rate. The processor time is that of Redis's main thread (INFO cpu); Redis's own housekeeping is in it, which weighs most where there are few calls. With few errors both versions send two commands for each failing call: the failure, and the success that ends the streak. In large fleets with frequent errors the shared circuit is often suspect, and then all processes report their results: that costs more than in the second version, which opened without evidence, and the more the later messages arrive on a busy machine.",
 		size.rate, size.costRounds, strings.Join(times, ", "), 500/size.rate)
 	head := func(unit string) []string {
 		all := []string{"processes", "errors"}

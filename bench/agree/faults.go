@@ -200,7 +200,7 @@ func faultTable(w io.Writer, untilOnset time.Duration, seed uint64) (wrong int, 
 	for _, n := range wrongs {
 		wrong += n
 	}
-	fmt.Fprintf(w, "## Faults during a suspicion\n\n%d healthy processes make 1 call a second in one circuit and 10 in another; an unhealthy one makes bursts of %d in both, and is killed and started again every %v. ResetTimeout is %v. Whenever a bystander finds a circuit suspect, the fault happens. After %v all calls fail. Promised: no rejection and no opening before that, and then all processes reject. All faults are tested at a time, each with its own Redis. Failovers of Sentinel and Cluster are tested by internal/fleettest.\n\n", faultSize, failMax, crashEvery, reset, untilOnset)
+	fmt.Fprintf(w, "## Faults during a suspicion\n\n%d healthy processes make 1 call a second in one circuit and 10 in another; an unhealthy one makes bursts of %d in both, and is killed and started again every %v. ResetTimeout is %v. Whenever a bystander finds a circuit suspect, the fault happens. After %v all calls fail. Promised: no rejection and no opening before that, and then all processes reject. All faults are tested at a time, each with its own Redis. If Redis is stopped for 2 s or more, fewer suspicions begin: a process that starts takes the failures on record for its own, and reports none until a healthy process fails or reads the record. Failovers of Sentinel and Cluster are tested by internal/fleettest.\n\n", faultSize, failMax, crashEvery, reset, untilOnset)
 	table(w, []string{"fault", "times", "suspicions", "healthy calls", "rejected", "openings", "outage: all reject after, ms"}, rows)
 	return wrong, nil
 }

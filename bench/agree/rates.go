@@ -81,7 +81,7 @@ func rateTable(w io.Writer, length time.Duration, seed uint64) error {
 		}
 		return err
 	})
-	fmt.Fprintf(w, "## Failure rates of real processes\n\nFailureRate 0.5, MinCalls 20, Window 10 s, no FailMax. The service fails fewer calls than half at random, or all calls of one process; the columns count the calls of the other processes, in %v. gobreaker (as a local breaker) has the same rule and the same calls. All fleets run at a time, each with its own Redis. After a zero comes its upper 95 %% bound: 3/calls, or 3/hours.\n\n", length)
+	fmt.Fprintf(w, "## Failure rates of real processes\n\nFailureRate 0.5, MinCalls 20, Window 10 s, no FailMax. The service fails fewer calls than half at random, or all calls of one process; the columns count the calls of the other processes, in %v. gobreaker (as a local breaker) has the same rule and the same calls. A window of Infuse begins with a failure, so a young one has a higher rate, and local circuits open more often than those breakers. All fleets run at a time, each with its own Redis. After a zero comes its upper 95 %% bound: 3/calls, or 3/hours.\n\n", length)
 	table(w, []string{"fleet", "healthy calls", "suspicions", "openings of the shared circuit", "rejected by it", "rejected by local circuits", "rejected by local breakers"}, rows)
 	return err
 }

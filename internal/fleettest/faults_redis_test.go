@@ -116,37 +116,21 @@ func TestRedisForgetsItsScripts(t *testing.T) {
 func TestRedisIsOutOfMemory(t *testing.T) {
 	s, clients, newcomer := startFault(t)
 	admin := s.Client()
-	endureOnce(t, clients, newcomer, func(tr *traffic) {
+	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		require.NoError(t, admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
 		tr.awaitOutage()
 		time.Sleep(2 * time.Second)
 		require.NoError(t, admin.ConfigSet(t.Context(), "maxmemory", "0").Err())
 	})
+	tr.requireRefusedOnce()
 }
 
-// endureOnce is endure for faults that are one outage, in which Redis answers reads. It
-// tries three times: if a busy machine delays the next change that Redis refuses after
-// a read, that is another outage. The failing circuit may come back with a read, and be
-// on its own again when it asks for its next trial.
-func endureOnce(t *testing.T, clients [2]redis.UniversalClient, newcomer redis.UniversalClient, during func(tr *traffic)) {
-	t.Helper()
-	var outages []int32
-	for range 3 {
-		tr := endure(t, clients, newcomer, during)
-		outages = nil
-		for _, p := range tr.fleet {
-			for b, heard := range p.edges {
-				if b != p.failing {
-					outages = append(outages, heard.Unavailable.Load())
-				}
-			}
-			p.stop()
-		}
-		if slices.Max(outages) == 1 && slices.Min(outages) == 1 {
-			return
-		}
-	}
-	require.FailNow(t, "not one outage", "each circuit reported %v", outages)
+// requireRefusedOnce is for faults that are one outage, in which Redis answers
+// reads. The failing circuit may come back with one, and be on its own again when it
+// asks for its next trial.
+func (tr *traffic) requireRefusedOnce() {
+	tr.t.Helper()
+	tr.requireTold(1, func(p *process, b *infuse.Breaker) bool { return b != p.failing })
 }
 
 // After a failover, a client may go on talking to what has become a replica. Its
@@ -157,7 +141,7 @@ func TestRedisIsReadOnly(t *testing.T) {
 	master := redistest.Start(t)
 	master.Kill()
 	admin := s.Client()
-	endureOnce(t, clients, newcomer, func(tr *traffic) {
+	tr := endure(t, clients, newcomer, func(tr *traffic) {
 		host, port, err := net.SplitHostPort(master.Addr())
 		require.NoError(t, err)
 		require.NoError(t, admin.ReplicaOf(t.Context(), host, port).Err())
@@ -165,6 +149,7 @@ func TestRedisIsReadOnly(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		require.NoError(t, admin.ReplicaOf(t.Context(), "NO", "ONE").Err())
 	})
+	tr.requireRefusedOnce()
 }
 
 // The password is changed, and all are thrown out; then it is changed back.

@@ -90,12 +90,6 @@ func startProcess(t *testing.T, client redis.UniversalClient) *process {
 	return p
 }
 
-func (p *process) stop() {
-	for b := range p.edges {
-		b.Stop()
-	}
-}
-
 // openHeld opens what is to be held. While Redis is unavailable each process can do
 // that only for itself.
 func (tr *traffic) openHeld() error {

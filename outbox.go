@@ -42,9 +42,7 @@ func (d *draft) change() Change {
 }
 
 // acts reports whether the draft has more than outcomes of calls.
-func (d *draft) acts() bool {
-	return len(d.Settled) > 0 || d.Manual != nil || d.Override != nil || d.RequestTrial != ""
-}
+func (d *draft) acts() bool { return acts(d.Settled, d.Manual, d.Override, d.RequestTrial) }
 
 // empty reports whether there is nothing to report and no answer to wait for.
 func (o *outbox) empty() bool {

@@ -305,8 +305,10 @@ func (r *Record) tally(c *Calls, counted []Bucket, t *terms, now time.Time) {
 func (c *Change) counts() bool { return c.Calls != (Calls{}) || len(c.Counted) > 0 }
 
 // acts reports whether the change has more than outcomes of calls.
-func (c *Change) acts() bool {
-	return len(c.Settled) > 0 || c.Manual != nil || c.Override != nil || c.RequestTrial != ""
+func (c *Change) acts() bool { return acts(c.Settled, c.Manual, c.Override, c.RequestTrial) }
+
+func acts(settled []Settlement, manual *ManualState, override *Override, requestTrial string) bool {
+	return len(settled) > 0 || manual != nil || override != nil || requestTrial != ""
 }
 
 // terms are the parts of a change that its steps need for evaluation.
@@ -917,7 +919,7 @@ func (l *Limits) width() time.Duration {
 	return (l.Window / windowBuckets).Truncate(time.Millisecond)
 }
 
-// Bounds of what a record holds, whoever wrote it.
+// Bounds of the fields of a record, which may be forged.
 const (
 	maxTextLength   = 200 // of By, Cause and Reason, in bytes
 	maxSourceLength = 64  // of a source, and of the ID of a trial

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/infuse-go/infuse"
+	"github.com/infuse-go/infuse/internal/breakertest"
 )
 
 var errFailing = errors.New("failing")
@@ -19,20 +20,10 @@ var errFailing = errors.New("failing")
 func succeeds(context.Context) error { return nil }
 func fails(context.Context) error    { return errFailing }
 
-func newGroup(tb testing.TB, cfg infuse.Config) *infuse.Group {
-	tb.Helper()
-	group, err := infuse.NewGroup(cfg)
-	require.NoError(tb, err)
-	tb.Cleanup(group.Stop)
-	return group
-}
-
-func breakerOf(tb testing.TB, group *infuse.Group, name string) *infuse.Breaker {
-	tb.Helper()
-	b, err := group.Breaker(name)
-	require.NoError(tb, err)
-	return b
-}
+var (
+	newGroup  = breakertest.Group
+	breakerOf = breakertest.Of
+)
 
 // trip fails calls until the circuit is open.
 func trip(tb testing.TB, b *infuse.Breaker) {

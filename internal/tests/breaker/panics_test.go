@@ -19,8 +19,7 @@ import (
 //go:noinline
 func explodes(value any) { panic(value) }
 
-// unwind runs do and returns what it panicked with, and the stack as whoever
-// recovers sees it.
+// unwind runs do. It returns the value of its panic, and the stack at the recover.
 func unwind(do func()) (value any, stack string) {
 	defer func() {
 		value, stack = recover(), string(debug.Stack())
